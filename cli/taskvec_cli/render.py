@@ -1,0 +1,163 @@
+"""Answers as text: sizes, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from taskvec import TaskVector
+    from taskvec.demo.run import Demo
+    from taskvec.overlap import Overlap
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.2 MB (powers of ten, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table; columns after the first are aligned to the right. In a pipe it is as wide as it needs to be."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.measure(table).maximum, 1))
+    console.print(table)
+
+
+def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
+    """What `inspect --json` says of one file."""
+    entries = sum(spec.entries for spec in vector.specs.values())
+    return {
+        "path": path,
+        "kind": "vector",
+        "entries": entries,
+        "eligible": vector.eligible,
+        "density": entries / vector.eligible if vector.eligible else 0.0,
+        "bytes": file_size,
+        "bits_per_entry": 8 * file_size / entries if entries else None,
+        "base": {"name": vector.base.name, "fingerprint": vector.base.fingerprint},
+        "provenance": vector.provenance,
+        "tensors": [
+            {
+                "name": spec.name,
+                "shape": list(spec.shape),
+                "dtype": spec.dtype.name,
+                "entries": spec.entries,
+                "density": spec.entries / spec.size if spec.size else 0.0,
+            }
+            for spec in vector.specs.values()
+        ],
+    }
+
+
+def overlap_summary(labels: Sequence[str], pair: Overlap) -> dict[str, Any]:
+    """What `inspect --json` says of one pair."""
+    return {
+        "a": labels[pair.a],
+        "b": labels[pair.b],
+        "intersection": pair.total.intersection,
+        "union": pair.total.union,
+        "jaccard": pair.total.jaccard,
+        "expected_jaccard": pair.expected_jaccard,
+        "sign_conflicts": pair.total.sign_conflicts,
+        "cosine": pair.cosine,
+    }
+
+
+def print_file(summary: dict[str, Any]) -> None:
+    """One file: a line of totals, where it comes from, and a table by module."""
+    from taskvec.names import layer_and_module
+
+    bits = summary["bits_per_entry"]
+    typer.echo(
+        f"{summary['path']}: {summary['kind']}, {summary['entries']:,} entries of {summary['eligible']:,} "
+        f"eligible weights (density {summary['density']:.2%}), {size(summary['bytes'])}"
+        + (f", {bits:.1f} bits an entry" if bits else "")
+    )
+    typer.echo(f"base: {summary['base']['name']} ({summary['base']['fingerprint'][:12]})")
+    provenance = {key: value for key, value in summary["provenance"].items() if not isinstance(value, (list, dict))}
+    if provenance:
+        typer.echo("made by: " + ", ".join(f"{key} {value}" for key, value in provenance.items() if value is not None))
+    modules: dict[str, list[int]] = {}
+    for tensor in summary["tensors"]:
+        _, module = layer_and_module(tensor["name"])
+        row = modules.setdefault(module, [0, 0, 0])
+        row[0] += 1
+        row[1] += tensor["entries"]
+        row[2] += _product(tensor["shape"])
+    print_table(
+        ("module", "tensors", "entries", "density"),
+        [
+            (module, str(count), f"{entries:,}", f"{entries / total:.2%}" if total else "-")
+            for module, (count, entries, total) in sorted(modules.items())
+        ],
+    )
+
+
+def print_overlap(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of pairs."""
+    print_table(
+        ("pair", "intersection", "Jaccard", "by chance", "sign conflicts", "cosine"),
+        [
+            (
+                f"{row['a']} × {row['b']}",
+                f"{row['intersection']:,}",
+                f"{row['jaccard']:.2%}",
+                f"{row['expected_jaccard']:.2%}",
+                f"{row['sign_conflicts']:,}",
+                f"{row['cosine']:+.3f}",
+            )
+            for row in rows
+        ],
+        title="Overlap of the masks",
+    )
+
+
+def print_demo(demo: Demo) -> None:
+    """The demo's closing table, the overlap, the picture and the merged model's answers."""
+    tasks = list(demo.scores["base"])
+    dense = demo.sizes["dense checkpoint"]
+    rows = []
+    for model, scores in demo.scores.items():
+        on_disk = dense if model == "base" else demo.sizes[f"{model}.lota"]
+        ratio = "" if model == "base" else f"{dense / on_disk:.1f}×"
+        figures = [text for task in tasks for text in (f"{scores[task].loss:.3f}", f"{scores[task].exact_match:.0%}")]
+        name = {"base": "base", "merged": f"merged ({demo.method})"}.get(model, f"{model} ticket")
+        rows.append((name, *figures, size(on_disk), ratio))
+    columns = [column for task in tasks for column in (f"{task} loss", f"{task} exact")]
+    print_table(("model", *columns, "on disk", "smaller"), rows, title="Held-out loss and exact match")
+    print_overlap([overlap_summary(tasks, demo.overlap)])
+    typer.echo(f"merged by {demo.method}: {demo.reason}")
+    typer.echo(f"picture: {demo.picture}")
+    typer.echo(f"merged model: {demo.folder / 'merged'}")
+    for question, answer in demo.samples:
+        typer.echo(f"\n> {question}")
+        typer.echo("\n".join(f"  {line}" for line in answer.splitlines()))
+
+
+def _product(shape: Sequence[int]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product

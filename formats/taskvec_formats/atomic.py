@@ -1,0 +1,77 @@
+"""Outputs that appear under their final name complete and synced, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _default_mode(kind: int) -> int:
+    # mkstemp and mkdtemp create private entries; an output gets what open() and mkdir() would have given it
+    umask = os.umask(0)
+    os.umask(umask)
+    return kind & ~umask
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and rename it over `path`, on any error remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, _default_mode(0o666))
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success sync its files and rename it to `path`.
+
+    A folder already at `path` is replaced only once the new one is complete; on any error it stays as it was.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    retired: Path | None = None
+    try:
+        yield temporary
+        os.chmod(temporary, _default_mode(0o777))
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _sync(temporary)
+        if path.exists():
+            # rename() cannot replace a folder with content, so the old one steps aside first
+            retired = temporary.with_suffix(".old")
+            os.rename(path, retired)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except BaseException:
+        if retired is not None and not path.exists():
+            os.rename(retired, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if retired is not None:
+            if retired.is_dir() and not retired.is_symlink():
+                shutil.rmtree(retired, ignore_errors=True)
+            else:
+                retired.unlink(missing_ok=True)

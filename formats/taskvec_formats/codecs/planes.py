@@ -1,0 +1,61 @@
+"""Values as byte planes under zstd: all lowest bytes, then all second bytes, and so on.
+
+Bytes of one significance resemble each other (the exponents of task-vector values span a few powers of two), those of
+different significance do not, so each plane is a zstd frame of its own: stream = planes from the lowest byte up, each
+as a u64 length and a zstd frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from ..dtypes import BitArray
+from ..errors import StreamError
+
+_LEVEL = 3  # higher levels gain under 0.1 % on mantissa bytes and cost several times the time
+_LENGTH = struct.Struct("<Q")
+
+
+class Planes:
+    """The `planes` value codec."""
+
+    name = "planes"
+
+    def encode(self, values: BitArray) -> bytes:
+        compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True)
+        planes = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.itemsize)
+        stream = bytearray()
+        for plane in range(values.itemsize):
+            frame = compressor.compress(planes[:, plane].tobytes())
+            stream += _LENGTH.pack(len(frame)) + frame
+        return bytes(stream)
+
+    def decode(self, data: memoryview, count: int, dtype: np.dtype[Any]) -> BitArray:
+        planes = np.empty((count, dtype.itemsize), np.uint8)
+        for plane in range(dtype.itemsize):
+            if len(data) < _LENGTH.size:
+                raise StreamError(f"byte plane {plane} of {dtype.itemsize} is missing")
+            (length,) = _LENGTH.unpack_from(data)
+            data = data[_LENGTH.size :]
+            if length > len(data):
+                raise StreamError(f"byte plane {plane} claims {length} bytes where {len(data)} are left")
+            planes[:, plane] = np.frombuffer(_decompress(data[:length], count, plane), np.uint8)
+            data = data[length:]
+        if len(data):
+            raise StreamError(f"{len(data)} bytes follow the last byte plane")
+        return planes.reshape(-1).view(dtype)
+
+
+def _decompress(frame: memoryview, count: int, plane: int) -> bytes:
+    try:
+        # the size in a frame is a claim: compare before anything is allocated for it
+        claimed = zstandard.frame_content_size(frame)
+        if claimed != count:
+            raise StreamError(f"byte plane {plane} claims {claimed} values where {count} are declared")
+        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=count, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise StreamError(f"byte plane {plane} is damaged ({error})") from None

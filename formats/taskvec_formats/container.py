@@ -1,0 +1,120 @@
+"""A safetensors file as named byte ranges, mapped, never read whole.
+
+The layout (https://github.com/huggingface/safetensors#format): 8 bytes, the little-endian length n of the header; n
+bytes of JSON; the data, which the tensors cover without gap or overlap. The safetensors library, a hardened parser,
+checks all of that first. It does not say where a tensor lies, and it takes the last of two equal keys, so the JSON is
+then read here.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from .dtypes import DTYPES, BitArray, DType
+from .errors import FormatError, HeaderError, NotSafetensorsError
+
+METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a safetensors file: dtype, shape, and the byte range [start, stop) from the file's first byte."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
+            raise HeaderError(f"the key {key!r} occurs twice")
+        keys[key] = value
+    return keys
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Parse JSON; HeaderError where it is malformed, has a key twice, or nests too deep."""
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"not valid JSON: {error}") from None
+
+
+class SafetensorsFile:
+    """A safetensors file opened for reading.
+
+    path: where it is.
+    header: its first bytes, length prefix included, up to the data.
+    metadata: the free-form strings of `__metadata__`.
+    tensors: name -> TensorInfo, in the order in which the data lie.
+
+    Raises NotSafetensorsError where the file is not one, HeaderError for a repeated key or an unknown dtype.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise NotSafetensorsError(f"{path} is not a safetensors file ({error})") from None
+        except OSError as error:
+            raise NotSafetensorsError(f"{path} cannot be read ({error.strerror or error})") from None
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        (length,) = struct.unpack_from("<Q", self._map)
+        self.header = self._map[: 8 + length]
+        try:
+            entries = strict_json(self.header[8:])
+            self.metadata: dict[str, str] = entries.pop(METADATA, None) or {}
+            self.tensors = dict(
+                sorted(
+                    ((name, self._info(name, entry)) for name, entry in entries.items()),
+                    key=lambda item: (item[1].start, item[1].stop),
+                )
+            )
+        except FormatError as error:
+            raise type(error)(f"{path}: {error}") from None
+
+    def _info(self, name: str, entry: dict[str, Any]) -> TensorInfo:
+        if entry["dtype"] not in DTYPES:
+            raise HeaderError(f"tensor {name!r} has dtype {entry['dtype']}, which is not supported")
+        start, stop = entry["data_offsets"]
+        offset = len(self.header)
+        return TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]), offset + start, offset + stop)
+
+    def bytes(self, name: str) -> memoryview:
+        """The raw bytes of a tensor, mapped: pages are read when touched."""
+        info = self.tensors[name]
+        return memoryview(self._map)[info.start : info.stop]
+
+    def bits(self, name: str) -> BitArray:
+        """The tensor as a flat read-only array of its carrier: unsigned integers of its item size, [size]."""
+        return np.frombuffer(self.bytes(name), self.tensors[name].dtype.carrier)
+
+
+def encode_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:
+    """The first bytes of a safetensors file, length prefix included.
+
+    tensors: name -> (dtype name, shape, bytes), in the order in which the data will follow.
+    The JSON is padded with spaces so that the data begin on a multiple of 8, as the safetensors library does.
+    """
+    entries: dict[str, Any] = {METADATA: metadata} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, size) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

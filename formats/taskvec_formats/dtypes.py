@@ -1,0 +1,85 @@
+"""safetensors dtype names, and the numpy types that carry their bits and their values.
+
+A tensor travels as unsigned integers of its item size, its *carrier*, so that no conversion can touch a NaN payload or
+the sign of a zero. Only where arithmetic is wanted are the same bytes viewed as floats (`ml_dtypes` supplies bf16 and
+fp8, which numpy lacks).
+
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BitArray = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class DType:
+    """One safetensors dtype.
+
+    name: as safetensors spells it, e.g. "BF16".
+    itemsize: bytes an element.
+    float_name: the numpy or `ml_dtypes` type that gives the bits a real value, or None where a difference of two
+        values is not a meaningful update (integers, booleans, complex numbers, bare exponents).
+    """
+
+    name: str
+    itemsize: int
+    float_name: str | None = None
+
+    @property
+    def additive(self) -> bool:
+        """True where tuned − base is a number that may be stored, scaled and added."""
+        return self.float_name is not None
+
+    @property
+    def carrier(self) -> np.dtype[Any]:
+        """The unsigned little-endian integer type of this item size."""
+        return np.dtype(f"<u{self.itemsize}")
+
+    @cached_property
+    def real(self) -> np.dtype[Any]:
+        """The floating type behind the bits; TypeError where `additive` is False."""
+        if self.float_name is None:
+            raise TypeError(f"{self.name} values are not real numbers that can be added")
+        if self.float_name.startswith("<f"):
+            return np.dtype(self.float_name)
+        import ml_dtypes  # 0.1 s to import, and most models need it only for bf16
+
+        real: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.float_name))
+        return real
+
+    @property
+    def compute(self) -> np.dtype[Any]:
+        """The type in which base + delta is formed before it is rounded to `real`: f64 for F64, else f32."""
+        return np.dtype(np.float64 if self.name == "F64" else np.float32)
+
+
+DTYPES: dict[str, DType] = {
+    d.name: d
+    for d in (
+        DType("F64", 8, "<f8"),
+        DType("F32", 4, "<f4"),
+        DType("F16", 2, "<f2"),
+        DType("BF16", 2, "bfloat16"),
+        DType("F8_E4M3", 1, "float8_e4m3fn"),
+        DType("F8_E5M2", 1, "float8_e5m2"),
+        DType("F8_E8M0", 1),
+        DType("C64", 8),
+        DType("I64", 8),
+        DType("U64", 8),
+        DType("I32", 4),
+        DType("U32", 4),
+        DType("I16", 2),
+        DType("U16", 2),
+        DType("I8", 1),
+        DType("U8", 1),
+        DType("BOOL", 1),
+    )
+}

@@ -1,0 +1,30 @@
+"""taskvec: train, store, merge and apply sparse task vectors (Lottery Ticket Adaptation, arXiv 2406.16797).
+
+Importing this package loads neither torch nor transformers; training and live models do, when they are called.
+"""
+
+from taskvec_formats import Checkpoint, FormatError, SparseTensor
+
+from .apply import apply, check_base, check_result
+from .diff import diff
+from .errors import TaskvecError
+from .files import open_checkpoint
+from .merging import merge
+from .overlap import overlap
+from .vector import TaskVector
+
+__version__ = "0.1.0"
+__all__ = [
+    "Checkpoint",
+    "FormatError",
+    "SparseTensor",
+    "TaskVector",
+    "TaskvecError",
+    "apply",
+    "check_base",
+    "check_result",
+    "diff",
+    "merge",
+    "open_checkpoint",
+    "overlap",
+]

@@ -1,0 +1,156 @@
+"""Train two sparse task vectors, store them, merge them, see where they collide, and ask the merged model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taskvec_formats import Checkpoint
+from taskvec_formats.atomic import atomic_file
+
+from ..apply import apply
+from ..merging import merge
+from ..overlap import Overlap, overlap
+from ..progress import Progress, silent
+from ..vector import TaskVector
+from .smollm2 import write_base
+from .tasks import TASKS, write_task
+
+TRAIN_ITEMS, TEST_ITEMS = 400, 32
+SPARSITY = 0.9
+# chosen for a good ticket within two minutes on two cores; the data never repeat within a phase
+RECIPE: dict[str, Any] = {
+    "sparsity": SPARSITY,
+    "calibration_steps": 8,
+    "steps": 16,
+    "lr": 2e-4,
+    "calibration_lr": 2e-5,
+    "schedule": "linear",
+    "warmup_steps": 3,
+    "batch_size": 8,
+}
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Held-out loss (nats a token) and exact match (share) of one model on one task."""
+
+    loss: float
+    exact_match: float
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    scores: model name ("base", the tasks, "merged") -> task -> TaskScore. sizes: file or folder -> bytes.
+    method, reason: how the vectors were merged. question, answer: asked of the merged model, task by task.
+    """
+
+    folder: Path
+    scores: dict[str, dict[str, TaskScore]]
+    sizes: dict[str, int]
+    overlap: Overlap
+    picture: Path
+    method: str
+    reason: str
+    samples: list[tuple[str, str]]
+
+
+def run(folder: Path, progress: Progress = silent) -> Demo:
+    """Run the demo in `folder`; whatever an earlier run finished there is used again.
+
+    Raises UsageError where the model or a package for it is missing, and the errors of training and merging.
+    """
+    base_folder, picture = folder / "base", folder / "overlap.png"
+    tickets = {task: folder / f"{task}.lota" for task in TASKS}
+    data = {task: write_task(task, folder / "data", TRAIN_ITEMS, TEST_ITEMS) for task in TASKS}
+    if not base_folder.exists():
+        progress("preparing SmolLM2-135M", 0, 1, "")
+        write_base(base_folder)
+        progress("preparing SmolLM2-135M", 1, 1, "")
+    base = Checkpoint(base_folder, name="SmolLM2-135M-Instruct")
+    for task, ticket in tickets.items():
+        if not ticket.exists():
+            _train(task, base, data[task][0], ticket, progress)
+
+    vectors = [TaskVector.open(ticket) for ticket in tickets.values()]
+    merged = merge(vectors, progress=progress)
+    merged_file, merged_folder = folder / "merged.lota", folder / "merged"
+    if _outdated(merged_file, *tickets.values()):
+        merged.save(merged_file, progress)
+    if _outdated(merged_folder, merged_file):
+        apply(TaskVector.open(merged_file), base, merged_folder, progress)
+    pair = overlap(vectors, progress)[0]
+    if _outdated(picture, *tickets.values()):
+        from ..plotting import plot_overlap
+
+        plot_overlap(list(tickets), [pair], picture)
+
+    scores, samples = _scores(folder, base, tickets, {task: paths[1] for task, paths in data.items()}, progress)
+    sizes = {path.name: path.stat().st_size for path in (*tickets.values(), merged_file)}
+    sizes["dense checkpoint"] = sum(shard.path.stat().st_size for shard in base.shards)
+    provenance = merged.provenance
+    return Demo(folder, scores, sizes, pair, picture, provenance["method"], provenance["reason"], samples)
+
+
+def _outdated(target: Path, *sources: Path) -> bool:
+    """Whether `target` is missing or older than what it is made from."""
+    return not target.exists() or any(source.stat().st_mtime > target.stat().st_mtime for source in sources)
+
+
+def _train(task: str, base: Checkpoint, data: Path, ticket: Path, progress: Progress) -> None:
+    from ..training.lota import Options, train
+
+    def labelled(stage: str, done: int, total: int, note: str) -> None:
+        progress(f"{task}: {stage}", done, total, note)
+
+    train(base.path, base, data, Options(**RECIPE), labelled).vector.save(ticket, labelled)
+
+
+def _scores(
+    folder: Path, base: Checkpoint, tickets: dict[str, Path], tests: dict[str, Path], progress: Progress
+) -> tuple[dict[str, dict[str, TaskScore]], list[tuple[str, str]]]:
+    """Score base, tickets and merged model on every task, one model in memory, or read what an earlier run scored."""
+    report = folder / "scores.json"
+    # scores belong to the tickets that were scored
+    models = {**tickets, "merged": folder / "merged.lota"}
+    fingerprints = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in models.items()}
+    if report.exists():
+        saved = json.loads(report.read_text(encoding="utf-8"))
+        if saved["vectors"] == fingerprints:
+            scores = {
+                model: {task: TaskScore(**score) for task, score in row.items()}
+                for model, row in saved["scores"].items()
+            }
+            return scores, [(question, answer) for question, answer in saved["samples"]]
+
+    from ..live import applied
+    from ..training.data import read_examples
+    from ..training.evaluate import evaluate
+    from ..training.models import load_model
+
+    model, tokenizer = load_model(base.path)
+    examples = {task: read_examples(path) for task, path in tests.items()}
+    scores, samples = {}, []
+    for name in ("base", *models):
+        worn = nullcontext() if name == "base" else applied(model, TaskVector.open(models[name]), base)
+        scores[name] = {}
+        with worn:
+            for task, held_out in examples.items():
+                score = evaluate(model, tokenizer, held_out, stage=f"evaluating {name} on {task}", progress=progress)
+                scores[name][task] = TaskScore(score.loss, score.exact_match)
+                if name == "merged":
+                    samples.append((held_out[0].messages[0]["content"], score.answers[0]))
+    document = {
+        "vectors": fingerprints,
+        "scores": {name: {task: asdict(score) for task, score in row.items()} for name, row in scores.items()},
+        "samples": samples,
+    }
+    with atomic_file(report) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return scores, samples

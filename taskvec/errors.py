@@ -1,0 +1,37 @@
+"""What can go wrong in the library, typed. The command line turns each into one sentence and an exit code."""
+
+
+class TaskvecError(Exception):
+    """Root of the library's own errors. The message is one sentence for a person; exit code 1."""
+
+
+class UsageError(TaskvecError):
+    """A request that cannot be meant: a sparsity outside (0, 1), a path that is not there; exit code 2."""
+
+
+class OutputExistsError(UsageError):
+    """The output is already there and `force` was not given."""
+
+
+class BaseMismatchError(TaskvecError):
+    """A vector meets a checkpoint, or another vector, that does not share its base."""
+
+
+class DiffError(TaskvecError):
+    """Base and tuned are not two states of one model."""
+
+
+class MaskError(TaskvecError):
+    """A mask of exactly k entries cannot be drawn."""
+
+
+class MergeError(TaskvecError):
+    """The vectors cannot be merged by the method asked for."""
+
+
+class DataError(TaskvecError):
+    """A training or evaluation file has a bad line; file and line number are named."""
+
+
+class TrainingError(TaskvecError):
+    """A model cannot be trained as asked."""

@@ -1,0 +1,48 @@
+"""Task vectors on a live model: put on, taken off, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from taskvec_formats import Checkpoint
+
+from .apply import check_base
+from .errors import TrainingError
+from .tensor import apply_tensor
+from .training.models import values_of
+from .vector import TaskVector
+
+
+@contextmanager
+def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[None]:
+    """Within the `with` block the model, loaded from `base`, has the vector's weights; afterwards its own bits again.
+
+    Only the elements that the vector touches are kept aside, so that nothing dense is copied.
+    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter.
+    """
+    check_base(vector, base)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    try:
+        for name, spec in vector.specs.items():
+            candidates = (name, prefix + name, name.removeprefix(prefix))
+            found = next((candidate for candidate in candidates if candidate in parameters), None)
+            if found is None:
+                raise TrainingError(f"the model has no parameter for tensor {name!r}")
+            delta, exceptions = vector[name], vector.exceptions(name)
+            touched = np.union1d(delta.indices, exceptions.indices)
+            tuned = apply_tensor(spec.dtype, base.bits(name), delta, exceptions)[touched]
+            flat = parameters[found].detach().view(-1)
+            indices = torch.from_numpy(touched).to(flat.device)
+            kept.append((flat, indices, flat[indices]))
+            flat[indices] = torch.from_numpy(values_of(spec.dtype, tuned)).to(flat)
+        yield
+    finally:
+        for flat, indices, values in kept:
+            flat[indices] = values

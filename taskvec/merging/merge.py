@@ -1,0 +1,128 @@
+"""Merging task vectors, tensor by tensor, in the space of their entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from taskvec_formats import SparseTensor, TensorSpec
+
+from ..errors import BaseMismatchError, MergeError, UsageError
+from ..overlap import meet
+from ..progress import Progress, silent
+from ..vector import TaskVector, no_exceptions
+from .registry import METHODS, MergeFunction
+
+AUTO = "auto"
+
+
+def merge(
+    vectors: Sequence[TaskVector],
+    method: str = AUTO,
+    weights: Sequence[float] | None = None,
+    progress: Progress = silent,
+) -> TaskVector:
+    """Merge vectors of one base into a lazy vector; nothing is computed until a tensor is read or the result is saved.
+
+    method: a name in METHODS, or "auto": `disjoint` where no two masks share a position, else `ties`. Which one was
+        taken, and why, stands in the result's provenance under "method" and "reason".
+    weights: one finite factor a vector, 1 each where left out.
+    The result is a sum of f32 deltas; exceptions, which make a packed vector exact to the bit, belong to one pair of
+    checkpoints and do not travel.
+    Raises UsageError for an unknown method or unfit weights, BaseMismatchError where the bases differ, MergeError for
+    changes that cannot be added (integer or boolean tensors).
+    """
+    weights = _checked(vectors, method, weights)
+    provenance: dict[str, Any] = {
+        "made_by": "merge",
+        "weights": list(weights),
+        "parents": [{"name": vector.name, **vector.provenance} for vector in vectors],
+    }
+    specs = _common_specs(vectors)
+    if method == AUTO:
+        shared = _first_meeting(vectors, specs, progress)
+        method = "disjoint" if shared is None else "ties"
+        reason = "no two masks share a position" if shared is None else f"the masks meet, first in {shared}"
+    else:
+        reason = "asked for"
+    provenance |= {"method": method, "reason": reason}
+    source = _Merge(vectors, METHODS[method].function, weights, specs)
+    return TaskVector(vectors[0].base, specs.values(), source, provenance)
+
+
+class _Merge:
+    """The Source of a merged vector."""
+
+    def __init__(
+        self,
+        vectors: Sequence[TaskVector],
+        function: MergeFunction,
+        weights: Sequence[float],
+        specs: dict[str, TensorSpec],
+    ) -> None:
+        self._vectors = vectors
+        self._function = function
+        self._weights = weights
+        self._specs = specs
+
+    def delta(self, name: str) -> SparseTensor:
+        pairs = zip(self._vectors, self._weights, strict=True)
+        held = [(vector[name], weight) for vector, weight in pairs if name in vector.specs]
+        try:
+            return self._function([tensor for tensor, _ in held], [weight for _, weight in held])
+        except MergeError as error:
+            raise MergeError(f"tensor {name!r}: {error}") from None
+
+    def exceptions(self, name: str) -> SparseTensor:
+        return no_exceptions(self._specs[name])
+
+
+def _checked(vectors: Sequence[TaskVector], method: str, weights: Sequence[float] | None) -> Sequence[float]:
+    if not vectors:
+        raise UsageError("nothing to merge: give at least one vector")
+    if method not in METHODS and method != AUTO:
+        raise UsageError(f"no merge method {method!r}; there are {', '.join([AUTO, *METHODS])}")
+    if weights is None:
+        return [1.0] * len(vectors)
+    if len(weights) != len(vectors):
+        raise UsageError(f"{len(weights)} weights for {len(vectors)} vectors")
+    for weight in weights:
+        if not abs(weight) < float("inf"):
+            raise UsageError(f"a weight must be a finite number, found {weight}")
+    return [float(weight) for weight in weights]
+
+
+def _common_specs(vectors: Sequence[TaskVector]) -> dict[str, TensorSpec]:
+    first = vectors[0].base
+    specs: dict[str, TensorSpec] = {}
+    for vector in vectors:
+        if vector.base.fingerprint != first.fingerprint:
+            raise BaseMismatchError(
+                f"the vectors have different bases: {first.name} ({first.fingerprint[:12]}) and "
+                f"{vector.base.name} ({vector.base.fingerprint[:12]})"
+            )
+        for name, spec in vector.specs.items():
+            if not spec.dtype.additive and len(vector.exceptions(name)):
+                raise MergeError(f"tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
+            known = specs.get(name, spec)
+            if (known.dtype, known.shape) != (spec.dtype, spec.shape):
+                raise BaseMismatchError(
+                    f"tensor {name!r} is {known.dtype.name} {list(known.shape)} in one vector and "
+                    f"{spec.dtype.name} {list(spec.shape)} in another"
+                )
+            eligible = known.eligible or spec.eligible
+            specs[name] = replace(known, eligible=eligible, tuned=None, delta=None, exceptions=None)
+    return dict(sorted(specs.items()))
+
+
+def _first_meeting(vectors: Sequence[TaskVector], specs: dict[str, TensorSpec], progress: Progress) -> str | None:
+    """The first tensor in which two masks share a position, or None."""
+    for done, name in enumerate(specs):
+        progress("comparing masks", done, len(specs), name)
+        tensors = [vector[name] for vector in vectors if name in vector.specs]
+        if any(meet(a, b) for a, b in combinations(tensors, 2)):
+            return name
+    progress("comparing masks", len(specs), len(specs), "")
+    return None

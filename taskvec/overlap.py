@@ -1,0 +1,125 @@
+"""Where task vectors collide: shared positions, what chance would give, opposite signs, the angle between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from taskvec_formats import SparseTensor
+from taskvec_formats.sparse import Indices
+
+from .names import layer_and_module
+from .progress import Progress, silent
+from .vector import TaskVector
+
+Place = tuple[int | None, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Entries of one tensor, or of several added up: of a, of b, at the same position, with opposite signs there."""
+
+    a: int = 0
+    b: int = 0
+    intersection: int = 0
+    sign_conflicts: int = 0
+
+    def __add__(self, other: Cell) -> Cell:
+        return Cell(
+            self.a + other.a,
+            self.b + other.b,
+            self.intersection + other.intersection,
+            self.sign_conflicts + other.sign_conflicts,
+        )
+
+    @property
+    def union(self) -> int:
+        """Positions that a or b holds."""
+        return self.a + self.b - self.intersection
+
+    @property
+    def jaccard(self) -> float:
+        """intersection / union; 0 where both are empty."""
+        return self.intersection / self.union if self.union else 0.0
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How two vectors overlap.
+
+    a, b: their numbers in the list given. total: over all tensors.
+    expected_jaccard: that of two independent uniformly random masks of the same sizes over the same eligible weights,
+        from the expected intersection |a|·|b|/N.
+    cosine: of the two delta vectors, every position outside a mask counting as 0.
+    places: (layer, module) -> Cell; layer None for tensors outside the transformer blocks.
+    """
+
+    a: int
+    b: int
+    total: Cell
+    expected_jaccard: float
+    cosine: float
+    places: dict[Place, Cell]
+
+
+def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
+    """Where two strictly increasing arrays agree: their places in a and in b, in O(|a| log |b|) with a the shorter."""
+    if len(a) > len(b):
+        in_b, in_a = common(b, a)
+        return in_a, in_b
+    if not len(a):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    place = np.minimum(np.searchsorted(b, a), len(b) - 1)
+    in_a = np.flatnonzero(b[place] == a)
+    return in_a, place[in_a]
+
+
+def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[Overlap]:
+    """Compare every pair of vectors, tensor by tensor. Masks are compared, so an explicit zero is a held position."""
+    pairs = list(combinations(range(len(vectors)), 2))
+    places: dict[tuple[int, int], dict[Place, Cell]] = {pair: {} for pair in pairs}
+    dots = np.zeros((len(vectors), len(vectors)))
+    names = sorted({name for vector in vectors for name in vector.specs})
+    for done, name in enumerate(names):
+        progress("comparing", done, len(names), name)
+        tensors = {i: vector[name] for i, vector in enumerate(vectors) if name in vector.specs}
+        for i, tensor in tensors.items():
+            dots[i, i] += _dot(tensor.values, tensor.values)
+        for a, b in pairs:
+            cell = Cell(len(tensors.get(a, ())), len(tensors.get(b, ())))
+            if a in tensors and b in tensors:
+                in_a, in_b = common(tensors[a].indices, tensors[b].indices)
+                left, right = tensors[a].values[in_a], tensors[b].values[in_b]
+                conflicts = int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
+                cell = Cell(cell.a, cell.b, len(in_a), conflicts)
+                dots[a, b] += _dot(left, right)
+            place = layer_and_module(name)
+            places[a, b][place] = places[a, b].get(place, Cell()) + cell
+    progress("comparing", len(names), len(names), "")
+    return [
+        _pair(vectors, a, b, places[a, b], dots[a, b] / (math.sqrt(dots[a, a] * dots[b, b]) or math.inf))
+        for a, b in pairs
+    ]
+
+
+def meet(a: SparseTensor, b: SparseTensor) -> bool:
+    """Whether two tensors hold a position in common."""
+    return bool(len(common(a.indices, b.indices)[0]))
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> float:
+    return float(np.dot(left.astype(np.float64), right.astype(np.float64)))
+
+
+def _pair(vectors: Sequence[TaskVector], a: int, b: int, places: dict[Place, Cell], cosine: float) -> Overlap:
+    total = sum(places.values(), Cell())
+    # the weights either mask could have chosen from; both name the same ones when both come from training
+    sizes = {spec.name: spec.size for i in (a, b) for spec in vectors[i].specs.values() if spec.eligible}
+    eligible = sum(sizes.values())
+    chance = total.a * total.b / eligible if eligible else 0.0
+    union = total.a + total.b - chance
+    return Overlap(a, b, total, chance / union if union else 0.0, cosine, places)

@@ -1,0 +1,117 @@
+"""Pictures of masks: blocks × modules heat maps, drawn with matplotlib (extra `plot`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec_formats.atomic import atomic_file
+
+from .errors import UsageError
+from .names import layer_and_module
+from .overlap import Overlap, Place
+from .vector import TaskVector
+
+_FORMATS = (".png", ".svg", ".pdf")
+
+
+def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path) -> None:
+    """Draw one heat map a pair: the Jaccard index of the two masks in each module of each block.
+
+    labels: one a vector. One colour scale serves all panels; a mark on it shows what independent random masks would
+    give. Raises UsageError for a file type that matplotlib does not write here, or where matplotlib is missing.
+    """
+    panels = [
+        (
+            f"{labels[pair.a]} and {labels[pair.b]}: {pair.total.intersection:,} shared positions, "
+            f"Jaccard {pair.total.jaccard:.1%}, by chance {pair.expected_jaccard:.1%}",
+            {place: cell.jaccard for place, cell in pair.places.items()},
+        )
+        for pair in pairs
+    ]
+    chance = [pair.expected_jaccard for pair in pairs]
+    _draw(panels, "Jaccard index of the masks", path, chance[0] if len(set(chance)) == 1 else None)
+
+
+def plot_density(label: str, vector: TaskVector, path: Path) -> None:
+    """Draw where a vector's entries are: the density in each module of each block. Raises as `plot_overlap`."""
+    entries: dict[Place, tuple[int, int]] = {}
+    for name, spec in vector.specs.items():
+        place = layer_and_module(name)
+        count, size = entries.get(place, (0, 0))
+        entries[place] = (count + spec.entries, size + spec.size)
+    total = sum(count for count, _ in entries.values())
+    share = total / vector.eligible if vector.eligible else 0.0
+    density = {place: count / size if size else 0.0 for place, (count, size) in entries.items()}
+    _draw([(f"{label}: {total:,} entries, density {share:.2%}", density)], "density", path, share)
+
+
+def check_picture(path: Path) -> None:
+    """Raise UsageError where a picture cannot be written to `path`: an unknown file type, or no matplotlib."""
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError(f"{path}: a picture is one of {', '.join(_FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("pictures need matplotlib: pip install 'taskvec[plot]'") from None
+
+
+def _draw(panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: Path, mark: float | None) -> None:
+    check_picture(path)
+    from matplotlib.figure import Figure  # the object API: no display, no global state
+    from matplotlib.ticker import PercentFormatter
+
+    places = [place for _, values in panels for place in values]
+    layers = sorted({layer for layer, _ in places if layer is not None})
+    modules = sorted({module for layer, module in places if layer is not None})
+    outside = sorted({module for layer, module in places if layer is None})
+    rows = [*modules, *outside]
+    columns = max(len(layers), 1)
+
+    width = max(6.0, 2.6 + 0.3 * columns)
+    figure = Figure(figsize=(width, (0.34 * max(len(rows), 1) + 1.1) * len(panels)), layout="constrained")
+    top = max((value for _, values in panels for value in values.values()), default=0.0) or 1.0
+    image: Any = None
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        grid = np.full((max(len(rows), 1), columns), np.nan)
+        for (layer, module), value in values.items():
+            # what lies outside the blocks belongs to no column and fills its row
+            column = slice(None) if layer is None else layers.index(layer)
+            grid[rows.index(module), column] = value
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
+        axis.set_yticks(range(len(rows)), rows, fontsize=8)
+        step = max(1, len(layers) // 15)
+        axis.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]], fontsize=8)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_xticks(np.arange(-0.5, columns), minor=True)
+        axis.set_yticks(np.arange(-0.5, max(len(rows), 1)), minor=True)
+        axis.grid(which="minor", color="white", linewidth=0.6)
+        axis.tick_params(which="minor", length=0)
+    axes[-1].set_xlabel("transformer block", fontsize=9)
+    bar = figure.colorbar(image, ax=list(axes), format=PercentFormatter(1, decimals=0 if top > 0.1 else 1), pad=0.01)
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    if mark is not None and 0 < mark < top:
+        bar.ax.axhline(mark, color="white", linewidth=1.5)
+        bar.ax.annotate(
+            "chance" if "Jaccard" in unit else "mean",
+            (0.5, mark),
+            xytext=(0, 2),
+            textcoords="offset points",
+            color="white",
+            fontsize=6,
+            ha="center",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        # a fixed date and no software stamp: the same masks give the same bytes
+        metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        kind = path.suffix.lower()
+        figure.savefig(temporary, format=kind[1:], dpi=150, metadata=metadata[kind])

@@ -1,0 +1,143 @@
+"""Training and evaluation data: JSON lines in, token ids and labels out, the loss on the completion only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DataError, UsageError
+
+IGNORED = -100  # the label that transformers' losses skip
+_FORMS = '{"prompt", "completion"}, {"messages": [...]} or {"text"}'
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line of data.
+
+    messages: the conversation up to the completion, as chat templates take it; empty for plain text.
+    completion: what the model should say; for plain text all of it.
+    where: "file:line", for messages.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    completion: str
+    where: str
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read a JSON-lines file. Blank lines at the very end are allowed, anywhere else they are errors.
+
+    Raises UsageError where the file is missing, DataError, naming file and line, for a line that is not one of the
+    three forms or has nothing to learn from.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from None
+    # not splitlines(): JSON strings may hold U+2028 and its like as they are
+    lines = text.rstrip().split("\n")
+    if lines == [""]:
+        raise DataError(f"{path}: the file is empty")
+    return [_example(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _example(line: str, where: str) -> Example:
+    if not line.strip():
+        raise DataError(f"{where}: empty line")
+    try:
+        item = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(item, dict):
+        raise DataError(f"{where}: expected {_FORMS}, found {type(item).__name__}")
+    if "messages" in item:
+        messages = item["messages"]
+        fits = isinstance(messages, list) and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        )
+        if not fits or not messages or messages[-1]["role"] != "assistant":
+            raise DataError(f'{where}: "messages" must be {{"role", "content"}} objects, the last by the assistant')
+        *prompt, answer = ({"role": m["role"], "content": m["content"]} for m in messages)
+        example = Example(tuple(prompt), answer["content"], where)
+    elif isinstance(item.get("prompt"), str) and isinstance(item.get("completion"), str):
+        example = Example(({"role": "user", "content": item["prompt"]},), item["completion"], where)
+    elif isinstance(item.get("text"), str):
+        example = Example((), item["text"], where)
+    else:
+        raise DataError(f"{where}: expected {_FORMS}, found the keys {sorted(item)}")
+    if not example.completion.strip():
+        raise DataError(f"{where}: the completion is empty")
+    return example
+
+
+def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
+    """Token ids of everything before the completion, through the chat template where the tokenizer has one."""
+    if not example.messages:
+        return []
+    if not tokenizer.chat_template:
+        text = "\n".join(message["content"] for message in example.messages)
+        ids: list[int] = tokenizer(text)["input_ids"]
+        # encoder-style tokenizers close every sequence; a prompt goes on
+        while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+            ids.pop()
+        return ids
+    try:
+        text = tokenizer.apply_chat_template(list(example.messages), tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates are programs of the model's author and raise what they like
+        raise DataError(f"{example.where}: the chat template refuses these messages ({error})") from None
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_completion(example: Example, tokenizer: Any) -> list[int]:
+    """Token ids of the completion and of the end-of-sequence token, which the model must learn to say."""
+    ids: list[int] = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+
+
+def encode(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[int]]:
+    """{"input_ids", "labels"}, each [length ≤ max_length]; labels are IGNORED outside the completion.
+
+    A prompt that is too long loses its beginning, a completion longer than max_length its end.
+    """
+    completion = encode_completion(example, tokenizer)[:max_length]
+    prompt = encode_prompt(example, tokenizer)
+    prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
+    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
+def collate(batch: Sequence[dict[str, list[int]]], pad_id: int, accepts: frozenset[str]) -> dict[str, Any]:
+    """Pad a batch on the left to one length L.
+
+    accepts: names of the arguments that the model's forward takes.
+    Returns input_ids, attention_mask and position_ids, int64 [batch, L], and labels. Completions then end in the same
+    column, so a model that can (`logits_to_keep`) computes logits for the last columns only; labels are cut to match.
+    """
+    length = max(len(row["input_ids"]) for row in batch)
+    ids = torch.full((len(batch), length), pad_id)
+    labels = torch.full((len(batch), length), IGNORED)
+    mask = torch.zeros((len(batch), length), dtype=torch.long)
+    for i, row in enumerate(batch):
+        start = length - len(row["input_ids"])
+        ids[i, start:] = torch.tensor(row["input_ids"])
+        labels[i, start:] = torch.tensor(row["labels"])
+        mask[i, start:] = 1
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in accepts:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepts:
+        # the first label of the window is predicted from the column before it
+        first = int((labels != IGNORED).any(0).nonzero()[0])
+        keep = min(length, length - first + 1)
+        inputs["logits_to_keep"] = keep
+        labels = labels[:, -keep:]
+    inputs["labels"] = labels
+    return inputs
