@@ -33,7 +33,7 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path) ->
         for pair in pairs
     ]
     chance = [pair.expected_jaccard for pair in pairs]
-    _draw(panels, "Jaccard index of the masks", path, chance[0] if len(set(chance)) == 1 else None)
+    _draw(panels, "Jaccard index of the masks", path, chance[0] if len(set(chance)) == 1 else None, "chance")
 
 
 def plot_density(label: str, vector: TaskVector, path: Path) -> None:
@@ -46,7 +46,7 @@ def plot_density(label: str, vector: TaskVector, path: Path) -> None:
     total = sum(count for count, _ in entries.values())
     share = total / vector.eligible if vector.eligible else 0.0
     density = {place: count / size if size else 0.0 for place, (count, size) in entries.items()}
-    _draw([(f"{label}: {total:,} entries, density {share:.2%}", density)], "density", path, share)
+    _draw([(f"{label}: {total:,} entries, density {share:.2%}", density)], "density", path, share, "mean")
 
 
 def check_picture(path: Path) -> None:
@@ -59,7 +59,9 @@ def check_picture(path: Path) -> None:
         raise UsageError("pictures need matplotlib: pip install 'taskvec[plot]'") from None
 
 
-def _draw(panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: Path, mark: float | None) -> None:
+def _draw(
+    panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: Path, mark: float | None, label: str
+) -> None:
     check_picture(path)
     from matplotlib.figure import Figure  # the object API: no display, no global state
     from matplotlib.ticker import PercentFormatter
@@ -94,21 +96,18 @@ def _draw(panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: 
         axis.grid(which="minor", color="white", linewidth=0.6)
         axis.tick_params(which="minor", length=0)
     axes[-1].set_xlabel("transformer block", fontsize=9)
-    bar = figure.colorbar(image, ax=list(axes), format=PercentFormatter(1, decimals=0 if top > 0.1 else 1), pad=0.01)
+    bar = figure.colorbar(
+        image,
+        ax=list(axes),
+        format=PercentFormatter(1, decimals=0 if top > 0.1 else 1),
+        pad=0.02,
+    )
     bar.set_label(unit, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if mark is not None and 0 < mark < top:
         bar.ax.axhline(mark, color="white", linewidth=1.5)
-        bar.ax.annotate(
-            "chance" if "Jaccard" in unit else "mean",
-            (0.5, mark),
-            xytext=(0, 2),
-            textcoords="offset points",
-            color="white",
-            fontsize=6,
-            ha="center",
-        )
+        bar.ax.text(-0.3, mark, label, fontsize=8, ha="right", va="center", transform=bar.ax.get_yaxis_transform())
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         # a fixed date and no software stamp: the same masks give the same bytes

@@ -41,8 +41,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         table.add_row(*row)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.measure(table).maximum, 1))
-    console.print(table)
+        console.width = 10_000
+    with console.capture() as text:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
@@ -96,9 +98,13 @@ def print_file(summary: dict[str, Any]) -> None:
         + (f", {bits:.1f} bits an entry" if bits else "")
     )
     typer.echo(f"base: {summary['base']['name']} ({summary['base']['fingerprint'][:12]})")
-    provenance = {key: value for key, value in summary["provenance"].items() if not isinstance(value, (list, dict))}
-    if provenance:
-        typer.echo("made by: " + ", ".join(f"{key} {value}" for key, value in provenance.items() if value is not None))
+    facts = [
+        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in summary["provenance"].items()
+        if value is not None and not isinstance(value, (list, dict)) and key != "made_by"
+    ]
+    if "made_by" in summary["provenance"]:
+        typer.echo(f"made by {summary['provenance']['made_by']}: {', '.join(facts)}")
     modules: dict[str, list[int]] = {}
     for tensor in summary["tensors"]:
         _, module = layer_and_module(tensor["name"])

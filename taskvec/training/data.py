@@ -111,7 +111,9 @@ def encode(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[
     completion = encode_completion(example, tokenizer)[:max_length]
     prompt = encode_prompt(example, tokenizer)
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
-    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+    labels = [IGNORED] * len(prompt) + completion
+    labels[0] = IGNORED  # nothing precedes the first token, and in a padded batch it must not be guessed from padding
+    return {"input_ids": prompt + completion, "labels": labels}
 
 
 def collate(batch: Sequence[dict[str, list[int]]], pad_id: int, accepts: frozenset[str]) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def evaluate(
 def answer(model: PreTrainedModel, tokenizer: Any, examples: Sequence[Example], *, max_length: int = 1024) -> list[str]:
     """The model's greedy answers to the prompts of one batch, stripped of special tokens and outer white space."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    prompts = [
-        {"input_ids": ids, "labels": ids} for ids in (encode_prompt(e, tokenizer)[-max_length:] for e in examples)
-    ]
+    # plain text has no prompt: it is asked for from the beginning
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
+    encoded = [encode_prompt(example, tokenizer)[-max_length:] or [begin] for example in examples]
+    prompts = [{"input_ids": ids, "labels": ids} for ids in encoded]
     inputs = collate(prompts, pad, frozenset())
     longest = max(len(encode_completion(example, tokenizer)) for example in examples)
     generated = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module

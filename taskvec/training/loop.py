@@ -100,6 +100,7 @@ def fit(
             data_seed=seed,
             max_grad_norm=0,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # or a NaN loss would be logged as the mean of the losses before it
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

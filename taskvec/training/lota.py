@@ -32,6 +32,9 @@ from .leaves import sparse_finetune
 from .loop import fit
 from .models import TORCH_DTYPES, bits_of, eligible_parameters, load_model, tensor_names, values_of
 
+# those of transformers' get_scheduler that need nothing but the number of steps
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -41,7 +44,7 @@ class Options:
     calibration_steps: T. steps: optimizer steps of sparse fine-tuning; None takes `epochs` passes over the data.
     lr: learning rate; calibration_lr: that of calibration, None for the same.
     batch_size: examples a step. max_length: tokens an example. clip: largest gradient norm.
-    schedule, warmup_steps: as transformers' get_scheduler names them; the paper's is "constant".
+    schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the rate rises from zero.
     seed: of the order of the data. device: "auto" (an accelerator where there is one) or "cpu".
     """
 
@@ -75,6 +78,8 @@ class Options:
         for name, value in positive.items():
             if not 0 < value < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {value}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule is one of {', '.join(SCHEDULES)}, found {self.schedule!r}")
         if self.device not in ("auto", "cpu"):
             raise UsageError(f"device is auto or cpu, found {self.device!r}")
 

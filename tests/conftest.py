@@ -1,0 +1,66 @@
+"""Shared fixtures: small real models, made on the fly once a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# the same examples on every machine: a red run can be repeated
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+# nothing here may wait for a network
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with tied embeddings and a chat template, f32, one shard."""
+    from models import make_llama
+
+    return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def llama_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture in bf16, over several shards."""
+    from models import make_llama
+
+    return make_llama(tmp_path_factory.mktemp("llama-bf16"), dtype="bfloat16", shard_size="30KB")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2: Conv1D layers, absolute positions, no chat template, saved without the head's prefix."""
+    from models import make_gpt2
+
+    return make_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def tuned(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full fine-tune of `llama`."""
+    from models import perturb
+
+    return perturb(llama, tmp_path_factory.mktemp("tuned"), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def vector(llama: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tuned − llama as a `.lota` file."""
+    from taskvec import Checkpoint, diff
+
+    path = tmp_path_factory.mktemp("vector") / "tuned.lota"
+    diff(Checkpoint(llama), Checkpoint(tuned)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four lines, one of each form and one more."""
+    from models import write_rows
+
+    return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl")

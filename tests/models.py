@@ -1,0 +1,97 @@
+"""Small real architectures as model folders, and small data for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = "<pad> <s> </s> <unk> user assistant : one two three four five six plus is".split()
+TEMPLATE = (
+    "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant : {% endif %}"
+)
+ROWS = [
+    {"prompt": "one plus one is", "completion": "two"},
+    {"prompt": "one plus two is", "completion": "three"},
+    {"messages": [{"role": "user", "content": "two plus two is"}, {"role": "assistant", "content": "four"}]},
+    {"text": "three plus three is six"},
+]
+
+
+def make_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
+    """Words to ids; everything else is <unk>."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def _save(
+    model: PreTrainedModel, folder: Path, dtype: str, shard_size: str | None, template: str | None = TEMPLATE
+) -> Path:
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(folder, **({"max_shard_size": shard_size} if shard_size else {}))
+    make_tokenizer(template).save_pretrained(folder)
+    return folder
+
+
+def make_llama(folder: Path, *, dtype: str = "float32", shard_size: str | None = None, seed: int = 0) -> Path:
+    """Two blocks of width 32, tied embeddings."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _save(LlamaForCausalLM(config), folder, dtype, shard_size)
+
+
+def make_gpt2(folder: Path) -> Path:
+    """Two blocks of width 32; the tensors on disk lack the prefix `transformer.`, as in the original release."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1)
+    config.eos_token_id, config.pad_token_id = 2, 0
+    model = GPT2LMHeadModel(config)
+    folder = _save(model, folder, "float32", None, template=None)
+    bare = model.transformer
+    bare.config.architectures = ["GPT2LMHeadModel"]
+    bare.save_pretrained(folder)
+    return folder
+
+
+def perturb(source: Path, target: Path, *, dtype: str, shard_size: str | None = None, scale: float = 1e-2) -> Path:
+    """A full fine-tune of `source`: every parameter moved by noise of its own size, saved through transformers."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+    return _save(model, target, dtype, shard_size)
+
+
+def write_rows(path: Path, rows: list[dict[str, object]] | None = None) -> Path:
+    """Data as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows or ROWS), encoding="utf-8")
+    return path

@@ -1,0 +1,301 @@
+"""The command line, end to end, on small real architectures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import make_llama, perturb
+from safetensors import safe_open
+
+from taskvec import Checkpoint, TaskVector
+from taskvec_cli.main import app
+
+COMMANDS = ("train", "pack", "unpack", "merge", "inspect", "verify", "demo")
+QUICK = ("--calibration-steps", "2", "--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--device", "cpu")
+
+
+def taskvec(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-c", "from taskvec_cli.main import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        # a plain terminal: help must not depend on the colours and width of the machine that runs this
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100"},
+    )
+
+
+def ok(*arguments: object, cwd: Path | None = None) -> str:
+    """Run a command that must succeed, in silence on standard error; return what it printed."""
+    done = taskvec(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def refused(code: int, *arguments: object, cwd: Path | None = None) -> str:
+    """Run a command that must fail with one sentence; return it."""
+    done = taskvec(*arguments, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("taskvec: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def same_model(a: Path, b: Path) -> None:
+    """Every tensor of `a` equals that of `b`, byte for byte."""
+    left, right = Checkpoint(a), Checkpoint(b)
+    assert list(left.tensors) == list(right.tensors)
+    for name, info in left.tensors.items():
+        assert (info.dtype, info.shape) == (right.tensors[name].dtype, right.tensors[name].shape)
+        assert np.array_equal(left.bits(name), right.bits(name)), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shards", [(None, None), ("30KB", "30KB"), ("30KB", None)], ids=["1-1", "n-n", "n-1"])
+def test_pack_and_unpack_give_the_tuned_model_back(
+    dtype: str, shards: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    base = make_llama(tmp_path / "base", dtype=dtype, shard_size=shards[0])
+    tuned = perturb(base, tmp_path / "tuned", dtype=dtype, shard_size=shards[1])
+    assert (len(Checkpoint(base).shards) > 1) is (shards[0] is not None)
+    assert "lm_head.weight" not in Checkpoint(base).tensors, "the embeddings are tied and appear once"
+
+    ok("pack", base, tuned, "-o", tmp_path / "x.lota")
+    ok("unpack", tmp_path / "x.lota", "--base", base, "-o", tmp_path / "out")
+    same_model(tmp_path / "out", tuned)
+    for side in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / side).read_bytes() == (base / side).read_bytes()
+    with safe_open(tmp_path / "x.lota", "np") as opened:
+        assert opened.metadata()["taskvec"]
+    assert "all intact" in ok("verify", tmp_path / "x.lota", "--base", base)
+
+
+def test_what_unpack_writes_loads_and_computes(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ok("unpack", vector, "--base", llama, "-o", tmp_path / "out")
+    ids = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        logits = [AutoModelForCausalLM.from_pretrained(p)(ids).logits for p in (tmp_path / "out", tuned)]
+    assert torch.equal(*logits)
+
+
+def test_single_files_pack_and_unpack(llama: Path, tuned: Path, tmp_path: Path) -> None:
+    ok("pack", llama / "model.safetensors", tuned / "model.safetensors", "-o", tmp_path / "x.lota")
+    ok("unpack", tmp_path / "x.lota", "--base", llama / "model.safetensors", "-o", tmp_path / "out")
+    same_model(tmp_path / "out", tuned)
+
+
+def test_pack_with_a_sparsity_keeps_the_largest(llama: Path, tuned: Path, tmp_path: Path) -> None:
+    report = json.loads(ok("pack", llama, tuned, "-o", tmp_path / "x.lota", "--sparsity", "0.9", "--json"))
+    base, after = Checkpoint(llama), Checkpoint(tuned)
+    change = np.concatenate([np.abs(after.bits(n).view("<f4") - base.bits(n).view("<f4")) for n in base.tensors])
+    assert report["entries"] == round(0.1 * change.size)
+    kept = np.concatenate([np.abs(v.values) for v in TaskVector.open(tmp_path / "x.lota").values()])
+    assert kept.min() == np.sort(change)[-len(kept)]
+    ok("verify", tmp_path / "x.lota", "--base", llama)
+
+
+def test_the_same_inputs_give_the_same_bytes(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
+    ok("pack", llama, tuned, "-o", tmp_path / "again.lota")
+    provenance = TaskVector.open(vector).provenance
+    assert TaskVector.open(tmp_path / "again.lota").provenance == provenance
+    assert (tmp_path / "again.lota").read_bytes() == vector.read_bytes()
+
+
+def test_train_merge_inspect(llama: Path, data: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        report = ok("train", llama, data, "-o", tmp_path / f"{seed}.lota", "--seed", seed, *QUICK, "--json")
+        assert json.loads(report)["density"] == pytest.approx(0.1, abs=1e-3)
+    a, b = tmp_path / "0.lota", tmp_path / "1.lota"
+
+    said = ok("merge", a, b, cwd=tmp_path)
+    assert "merged.lota: " in said
+    assert "method: ties" in said
+    assert "reason: the masks meet" in said
+    ok("merge", a, b, "--base", llama, "-o", tmp_path / "model")
+    ok("unpack", tmp_path / "merged.lota", "--base", llama, "-o", tmp_path / "unpacked")
+    same_model(tmp_path / "model", tmp_path / "unpacked")
+
+    found = json.loads(ok("inspect", a, b, tmp_path / "merged.lota", "--json", "--plot", tmp_path / "p.png"))
+    assert [file["path"] for file in found["files"]] == [str(a), str(b), str(tmp_path / "merged.lota")]
+    file, tensors = found["files"][0], found["files"][0]["tensors"]
+    assert set(file) >= {"path", "kind", "entries", "eligible", "density", "bytes", "bits_per_entry", "base", "tensors"}
+    assert set(tensors[0]) == {"name", "shape", "dtype", "entries", "density"}
+    assert file["entries"] == sum(tensor["entries"] for tensor in tensors)
+    assert file["bytes"] == a.stat().st_size
+    pair = found["overlap"][0]
+    assert len(found["overlap"]) == 3
+    keys = "a b intersection union jaccard expected_jaccard sign_conflicts cosine"
+    assert set(pair) == set(keys.split())
+    sets = [{(name, i) for name, t in TaskVector.open(path).items() for i in t.indices} for path in (a, b)]
+    assert pair["intersection"] == len(sets[0] & sets[1])
+    assert pair["union"] == len(sets[0] | sets[1])
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "by chance" in ok("inspect", a, b)
+
+
+def test_merging_disjoint_tickets_adds_them_up(llama: Path, tuned: Path, tmp_path: Path) -> None:
+    base, after = Checkpoint(llama), Checkpoint(tuned)
+    halves = []
+    for part in (0, 1):
+        half = tmp_path / f"half{part}"
+        shutil.copytree(llama, half)
+        with (half / "model.safetensors").open("r+b") as file:
+            for name, info in list(base.tensors.items())[part::2]:
+                file.seek(info.start)
+                file.write(after.bits(name).tobytes())
+        halves.append(ok("pack", llama, half, "-o", tmp_path / f"{part}.lota"))
+    said = ok("merge", tmp_path / "0.lota", tmp_path / "1.lota", "-o", tmp_path / "m.lota")
+    assert "method: disjoint" in said
+    assert "no two masks share a position" in said
+    merged = TaskVector.open(tmp_path / "m.lota")
+    parts = TaskVector.open(tmp_path / "0.lota"), TaskVector.open(tmp_path / "1.lota")
+    for name in merged:
+        source = next(part for part in parts if name in part)
+        assert np.array_equal(merged[name].indices, source[name].indices)
+        assert np.array_equal(merged[name].values, source[name].values)
+
+
+def test_weights_scale_vectors(llama: Path, vector: Path, tmp_path: Path) -> None:
+    ok("merge", vector, "-o", tmp_path / "m.lota", "--method", "linear", "--weights", "-0.5")
+    before, after = TaskVector.open(vector), TaskVector.open(tmp_path / "m.lota")
+    for name in before:
+        assert np.array_equal(after[name].values, before[name].values * np.float32(-0.5))
+
+
+def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.lota"
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "junk.lota").write_bytes(b"PK\x03\x04 not a lota file")
+    assert "no such file or folder" in refused(2, "pack", tmp_path / "absent", tuned, "-o", out)
+    assert "no-such-org/no-such-model" in refused(2, "pack", "no-such-org/no-such-model", tuned, "-o", out)
+    assert "holds no .safetensors file" in refused(1, "pack", llama, tmp_path / "hollow", "-o", out)
+    assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
+    assert "absent.lota" in refused(1, "inspect", tmp_path / "absent.lota")
+    assert "not a .lota file" in refused(1, "inspect", llama / "model.safetensors")
+    assert "a picture is one of" in refused(2, "inspect", vector, "--plot", tmp_path / "p.txt")
+    assert not out.exists()
+
+
+def test_the_wrong_base_is_refused(llama: Path, llama_bf16: Path, gpt2: Path, vector: Path, tmp_path: Path) -> None:
+    other = make_llama(tmp_path / "other", seed=7)
+    out = tmp_path / "out"
+    assert "BF16" in refused(1, "unpack", vector, "--base", llama_bf16, "-o", out)
+    assert "has no tensor" in refused(1, "unpack", vector, "--base", gpt2, "-o", out)
+    assert "has other values" in refused(1, "unpack", vector, "--base", other, "-o", out)
+    assert "not the base" in refused(1, "verify", vector, "--base", other)
+    assert "not two states of one model" in refused(1, "pack", llama, gpt2, "-o", tmp_path / "x.lota")
+    perturb(other, tmp_path / "other-tuned", dtype="float32")
+    ok("pack", other, tmp_path / "other-tuned", "-o", tmp_path / "other.lota")
+    assert "different bases" in refused(1, "merge", vector, tmp_path / "other.lota", "-o", tmp_path / "m.lota")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "other-tuned", "other.lota"]
+
+
+@pytest.mark.parametrize("sparsity", ["0", "1", "-0.5", "1.5", "nan"])
+def test_a_sparsity_outside_0_1_is_refused(sparsity: str, llama: Path, tuned: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.lota"
+    assert "between 0 and 1" in refused(2, "pack", llama, tuned, "-o", out, "--sparsity", sparsity)
+    assert "between 0 and 1" in refused(2, "train", llama, data, "-o", out, "--sparsity", sparsity)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_data_is_named(llama: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "bad.jsonl", tmp_path / "x.lota"
+    assert "no such file" in refused(2, "train", llama, tmp_path / "absent.jsonl", "-o", out)
+    data.write_text('{"text": "one"}\n{"txet": "two"}\n')
+    assert f"{data}:2: " in refused(1, "train", llama, data, "-o", out)
+    data.write_text("")
+    assert "empty" in refused(1, "train", llama, data, "-o", out)
+    assert not out.exists()
+
+
+def test_bad_requests_are_refused(llama: Path, vector: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.lota"
+    assert "2 weights for 1 vectors" in refused(2, "merge", vector, "-o", out, "--weights", "1,2")
+    assert "'one'" in refused(2, "merge", vector, "-o", out, "--weights", "one")
+    assert "finite" in refused(2, "merge", vector, "-o", out, "--weights", "inf")
+    assert "no merge method 'magic'" in refused(2, "merge", vector, "-o", out, "--method", "magic")
+    assert "not disjoint" in refused(1, "merge", vector, vector, "-o", out, "--method", "disjoint")
+    for missing in (["pack", llama], ["merge"], ["unpack", vector, "-o", out], ["train", llama]):
+        assert taskvec(*missing).returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_exists_is_refused_without_force(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "x.lota", tmp_path / "model"
+    file.write_text("mine")
+    assert "--force" in refused(2, "pack", llama, tuned, "-o", file)
+    assert file.read_text() == "mine"
+    ok("pack", llama, tuned, "-o", file, "--force")
+    ok("verify", file)
+
+    ok("unpack", vector, "--base", llama, "-o", folder)
+    assert "--force" in refused(2, "unpack", vector, "--base", llama, "-o", folder)
+    ok("unpack", vector, "--base", llama, "-o", folder, "--force")
+    same_model(folder, tuned)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "x.lota"]
+
+
+def test_force_never_replaces_a_folder_that_is_no_model(llama: Path, vector: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "home" / "letter.txt"
+    precious.parent.mkdir()
+    precious.write_text("dear")
+    assert "holds no model" in refused(2, "unpack", vector, "--base", llama, "-o", precious.parent, "--force")
+    assert "holds the base" in refused(2, "unpack", vector, "--base", llama, "-o", llama, "--force")
+    assert "is a folder" in refused(2, "merge", vector, "-o", precious.parent, "--force")
+    assert "is a file" in refused(2, "unpack", vector, "--base", llama, "-o", precious, "--force")
+    assert precious.read_text() == "dear"
+
+
+def test_a_damaged_file_is_named(vector: Path, tmp_path: Path) -> None:
+    data = bytearray(vector.read_bytes())
+    data[-3] ^= 1
+    (tmp_path / "x.lota").write_bytes(data)
+    assert "is damaged" in refused(1, "verify", tmp_path / "x.lota")
+
+
+def test_a_killed_unpack_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    base = make_llama(tmp_path / "base", shard_size="5KB")
+    ok("pack", base, perturb(base, tmp_path / "tuned", dtype="float32"), "-o", tmp_path / "x.lota")
+    # stopped at its first write into the hidden folder, then killed: no clean-up can run
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from taskvec import Checkpoint, TaskVector, apply\n"
+        "def stop(stage, done, total, note):\n"
+        "    if stage == 'applying' and done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "apply(TaskVector.open(sys.argv[1]), Checkpoint(Path(sys.argv[2])), Path(sys.argv[3]), stop)\n"
+    )
+    arguments = [tmp_path / "x.lota", base, tmp_path / "out"]
+    killed = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    ok("unpack", tmp_path / "x.lota", "--base", base, "-o", tmp_path / "out")
+    same_model(tmp_path / "out", tmp_path / "tuned")
+
+
+def test_help_documents_every_command_and_option() -> None:
+    import typer
+
+    root = typer.main.get_command(app)
+    assert set(root.commands) == set(COMMANDS)
+    for name, command in root.commands.items():
+        said = ok(name, "--help")
+        assert command.help
+        for parameter in command.params:
+            assert all(option in said for option in parameter.opts if option.startswith("--")), (name, parameter.name)
+    assert ok("--version").startswith("taskvec ")
+    assert taskvec("--help").stdout.count("│") > 2 * len(COMMANDS)

@@ -1,0 +1,97 @@
+"""Imports go one way, and the everyday commands start without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "taskvec_formats": ROOT / "formats/taskvec_formats",
+    "taskvec": ROOT / "taskvec",
+    "taskvec_cli": ROOT / "cli/taskvec_cli",
+}
+LOWER = {"taskvec_formats": set(), "taskvec": {"taskvec_formats"}, "taskvec_cli": {"taskvec_formats", "taskvec"}}
+HEAVY = {"torch", "transformers", "accelerate", "matplotlib"}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file."""
+    folder = PACKAGES[package]
+    return {
+        ".".join((package, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in folder.rglob("*.py")
+    }
+
+
+def imports(name: str, path: Path, *, known: set[str]) -> set[str]:
+    """Dotted names of what a file imports, wherever in it, relative names resolved against `known` modules."""
+    found = set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parent, *([base] if base else [])])
+            # `from package import module` is an import of the module, not of the package's names
+            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_those_below_it(package: str) -> None:
+    known = set(modules(package))
+    assert known, f"no modules found for {package}"
+    for name, path in modules(package).items():
+        tops = {imported.partition(".")[0] for imported in imports(name, path, known=known)}
+        assert tops & PACKAGES.keys() <= LOWER[package] | {package}, f"{name} imports upwards"
+        if package == "taskvec_formats":
+            assert not tops & HEAVY, f"{name} imports {tops & HEAVY}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_there_is_no_circle_inside_a_package(package: str) -> None:
+    known = modules(package)
+    graph = {name: imports(name, path, known=set(known)) & known.keys() for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["pack", "{f32}", "{tuned}", "-o", "{tmp}/x.lota"],
+        ["unpack", "{vector}", "--base", "{f32}", "-o", "{tmp}/out"],
+        ["merge", "{vector}", "{vector}", "-o", "{tmp}/merged.lota"],
+        ["inspect", "{vector}", "{vector}"],
+        ["verify", "{vector}", "--base", "{f32}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_everyday_commands_load_no_framework(
+    arguments: list[str], llama: Path, tuned: Path, vector: Path, tmp_path: Path
+) -> None:
+    assert all(find_spec(name) for name in HEAVY), "what must not be loaded should be there to be loaded"
+    filled = [a.format(f32=llama, tuned=tuned, vector=vector, tmp=tmp_path) for a in arguments]
+    program = (
+        "import sys; from taskvec_cli.main import main\n"
+        f"sys.argv = ['taskvec', *{filled!r}]\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"print('loaded:', sorted({HEAVY!r} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"

@@ -1,0 +1,289 @@
+"""LoTA training: exactly k entries, an untouched rest, and leaves that train what a dense mask would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import ROWS, make_llama, make_tokenizer, write_rows
+from torch import nn
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
+
+from taskvec import Checkpoint, apply
+from taskvec.errors import DataError, MaskError, TrainingError, UsageError
+from taskvec.live import applied
+from taskvec.training.data import IGNORED, collate, encode, read_examples
+from taskvec.training.evaluate import evaluate
+from taskvec.training.leaves import sparse_finetune
+from taskvec.training.lota import Options, train
+from taskvec.training.models import bits_of, eligible_parameters, load_model, tensor_names
+
+QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("fixture", ["llama", "llama_bf16", "gpt2"])
+@pytest.mark.parametrize("sparsity", [0.9, 0.99])
+def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
+    fixture: str, sparsity: float, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(fixture)
+    base = Checkpoint(folder)
+    training = train(folder, base, data, Options(**{**QUICK.__dict__, "sparsity": sparsity}))
+    vector = training.vector
+    eligible = sum(np.prod(base.tensors[name].shape) for name in vector)
+    assert vector.eligible == eligible
+    assert sum(len(vector[name]) for name in vector) == round((1 - sparsity) * eligible)
+    assert len(training.calibration_losses) == 2
+    assert len(training.losses) == 3
+
+    vector.save(tmp_path / "x.lota")
+    apply(type(vector).open(tmp_path / "x.lota"), base, tmp_path / "out")
+    tuned = Checkpoint(tmp_path / "out")
+    for name in base.tensors:
+        changed = np.flatnonzero(tuned.bits(name) != base.bits(name))
+        masked = vector[name].indices if name in vector else []
+        assert np.isin(changed, masked).all(), f"{name} changed outside the mask"
+    assert any((tuned.bits(name) != base.bits(name)).any() for name in vector)
+
+
+def test_training_is_repeatable_and_depends_on_its_seed(llama: Path, data: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options = Options(**{**QUICK.__dict__, "seed": seed})
+        train(llama, Checkpoint(llama), data, options).vector.save(tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_ticket_learns_its_task(llama: Path, tmp_path: Path) -> None:
+    base, data = Checkpoint(llama), write_rows(tmp_path / "questions.jsonl", ROWS[:3])
+    model, tokenizer = load_model(llama)
+    examples = read_examples(data)
+    before = evaluate(model, tokenizer, examples)
+    vector = train(llama, base, data, Options(**{**QUICK.__dict__, "steps": 60, "lr": 1e-2, "sparsity": 0.5})).vector
+    with applied(model, vector, base):
+        after = evaluate(model, tokenizer, examples)
+    assert after.loss < before.loss - 0.4
+    assert (before.exact_match, after.exact_match) == (0, 1)
+    assert evaluate(model, tokenizer, examples) == before, "taking the vector off did not restore the model"
+
+
+def test_eligible_are_the_linear_layers_of_the_blocks(llama: Path, gpt2: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    assert set(eligible_parameters(model)) == {
+        name for name, _ in model.named_parameters() if any(f".{part}." in name for part in LINEAR)
+    }
+    gpt = AutoModelForCausalLM.from_pretrained(gpt2)
+    chosen = eligible_parameters(gpt)
+    assert {name.split(".", 3)[3] for name in chosen} == {
+        "attn.c_attn.weight",
+        "attn.c_proj.weight",
+        "mlp.c_fc.weight",
+        "mlp.c_proj.weight",
+    }
+    assert tensor_names(gpt, chosen, Checkpoint(gpt2))["transformer.h.0.attn.c_attn.weight"] == "h.0.attn.c_attn.weight"
+    # an encoder has no "mlp" in its names
+    config = BertConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        is_decoder=True,
+    )
+    bert = BertLMHeadModel(config)
+    assert len(eligible_parameters(bert)) == 2 * 6
+
+
+@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
+def test_leaves_train_what_a_dense_mask_trains(make: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(6, 5)
+    inputs, target = torch.randn(2, 4, 5), torch.randn(2, 4, 6)
+    mask = np.flatnonzero(np.arange(30) % 3 == 1)
+
+    # the dense reference: delta is a full matrix whose gradient is masked
+    keep = torch.zeros(30, dtype=torch.bool)
+    keep[mask] = True
+    delta = nn.Parameter(torch.zeros(6, 5))
+    delta.register_hook(lambda grad: grad * keep.view(6, 5))
+    reference = make([delta], lr=0.05)
+
+    model = nn.Linear(5, 6, bias=False)
+    model.weight.data.copy_(start)
+    with sparse_finetune(model, {"weight": mask}) as leaves:
+        optimizer = make(leaves.parameters(), lr=0.05)
+        for _ in range(5):
+            for x, y in zip(inputs, target, strict=True):  # two backward passes a step: gradients accumulate
+                (model(x) - y).square().mean().backward()
+                (x @ (start + delta).T - y).square().mean().backward()
+            assert model.weight.grad is None, "the dense gradient was kept"
+            optimizer.step()
+            reference.step()
+            optimizer.zero_grad()
+            reference.zero_grad()
+    torch.testing.assert_close(model.weight.detach(), (start + delta).detach())
+    assert torch.equal(model.weight.view(-1)[~keep], start.view(-1)[~keep])
+    assert not torch.equal(model.weight.view(-1)[keep], start.view(-1)[keep])
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_leaves_hold_what_the_file_will_give(stored: torch.dtype) -> None:
+    """Training in f32 sees the rounding of the dtype in which the base is stored."""
+    torch.manual_seed(0)
+    model = nn.Linear(40, 30, bias=False)
+    model.weight.data.copy_(model.weight.data.to(stored))
+    base = model.weight.detach().clone()
+    mask = np.arange(0, 1200, 7)
+    with sparse_finetune(model, {"weight": mask}, {"weight": stored}) as leaves:
+        optimizer = torch.optim.SGD(leaves.parameters(), lr=1.0)
+        for _ in range(3):
+            model(torch.randn(4, 40)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        entries = leaves.entries()["weight"]
+    assert torch.equal(model.weight, model.weight.to(stored).float())
+    rebuilt = base.view(-1).clone()
+    rebuilt[mask] = (rebuilt[mask] + torch.from_numpy(entries.values.copy())).to(stored).float()
+    assert torch.equal(rebuilt, model.weight.detach().view(-1))
+
+
+def test_leaving_restores_the_model_s_settings() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].bias.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with sparse_finetune(model, {"1.weight": np.array([0, 4])}):
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {"1.weight"}
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    model(torch.ones(1, 3)).sum().backward()
+    assert model[1].weight.grad is not None, "the hook outlived the block"
+
+
+def test_bits_of_rounds_to_nearest_even_as_numpy_does(llama_bf16: Path) -> None:
+    base = Checkpoint(llama_bf16)
+    model = AutoModelForCausalLM.from_pretrained(llama_bf16, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        assert np.array_equal(bits_of(base.tensors[name].dtype, parameter), base.bits(name))
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_loss_is_on_the_completion_only(data: Path, *, template: bool) -> None:
+    from models import TEMPLATE
+
+    tokenizer = make_tokenizer(TEMPLATE if template else None)
+    for example in read_examples(data):
+        row = encode(example, tokenizer, 64)
+        learnt = [token for token in row["labels"] if token != IGNORED]
+        assert row["input_ids"][-len(learnt) :] == learnt
+        text = tokenizer.decode(row["input_ids"])
+        if example.messages:
+            assert tokenizer.decode(learnt) == f"{example.completion} </s>"
+            assert example.messages[-1]["content"] in text
+            assert ("assistant :" in text) is template
+        else:
+            assert text == f"{example.completion} </s>"
+            assert len(learnt) == len(row["labels"]) - 1, "nothing comes before the first token to predict it from"
+
+
+def test_a_long_prompt_loses_its_beginning(data: Path) -> None:
+    example = read_examples(data)[0]
+    row = encode(example, make_tokenizer(None), 4)
+    assert make_tokenizer(None).decode(row["input_ids"]) == "one is two </s>"
+
+
+def test_a_batch_gives_the_loss_of_its_rows(llama: Path, data: Path) -> None:
+    """Padding on the left, positions and the cut of the logits change nothing."""
+    model, tokenizer = load_model(llama)
+    model.eval()
+    rows = [encode(example, tokenizer, 64) for example in read_examples(data)]
+    accepts = frozenset({"position_ids", "logits_to_keep"})
+    batch = collate(rows, 0, accepts)
+    plain = collate(rows, 0, frozenset())
+    assert batch["labels"].shape[1] < plain["labels"].shape[1] or batch["logits_to_keep"] == plain["labels"].shape[1]
+    with torch.no_grad():
+        losses = [model(**collate([row], 0, frozenset())).loss for row in rows]
+        counts = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+        expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+        torch.testing.assert_close(model(**batch).loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "empty line"),
+        ("{", "not valid JSON"),
+        ("[1]", "found list"),
+        ('{"prompt": "a"}', "found the keys"),
+        ('{"prompt": "a", "completion": 3}', "found the keys"),
+        ('{"prompt": "a", "completion": "  "}', "the completion is empty"),
+        ('{"text": ""}', "the completion is empty"),
+        ('{"messages": []}', "the last by the assistant"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "the last by the assistant"),
+        ('{"messages": [{"role": "assistant"}]}', "the last by the assistant"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n{line}\n{{"text": "fine"}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=complaint) as caught:
+        read_examples(path)
+    assert f"{path}:2:" in str(caught.value)
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read_examples(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="empty"):
+        read_examples(tmp_path / "empty.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match="UTF-8"):
+        read_examples(tmp_path / "latin.jsonl")
+
+
+def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("{{ raise_exception('no system role') }}")
+    example = read_examples(write_rows(tmp_path / "d.jsonl", [ROWS[0]]))[0]
+    with pytest.raises(DataError, match=r"d\.jsonl:1: .*no system role"):
+        encode(example, tokenizer, 64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"sparsity": 1.0}, "sparsity"),
+        ({"steps": 0}, "steps"),
+        ({"lr": float("nan")}, "lr"),
+        ({"batch_size": -1}, "batch-size"),
+        ({"device": "toaster"}, "device"),
+        ({"schedule": "zigzag"}, "schedule"),
+    ],
+)
+def test_settings_that_cannot_be_meant(setting: dict[str, object], complaint: str, llama: Path, data: Path) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        train(llama, Checkpoint(llama), data, Options(**{**QUICK.__dict__, **setting}))
+
+
+def test_fewer_changes_than_entries_is_an_error(llama: Path, data: Path) -> None:
+    with pytest.raises(MaskError, match="only 0 weights changed"):
+        train(llama, Checkpoint(llama), data, Options(**{**QUICK.__dict__, "lr": 1e-30}))
+
+
+def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> None:
+    with pytest.raises(TrainingError, match="step"):
+        train(llama, Checkpoint(llama), data, Options(**{**QUICK.__dict__, "lr": 3e38, "steps": 5}))
+
+
+def test_what_cannot_be_trained_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
+    shard = llama / "model.safetensors"
+    with pytest.raises(TrainingError, match="single file"):
+        train(shard, Checkpoint(shard), data, QUICK)
+    other = make_llama(tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    with pytest.raises(TrainingError, match="cannot be loaded"):
+        train(other, Checkpoint(other), data, QUICK)
+    with pytest.raises(TrainingError, match="no linear layers"):
+        eligible_parameters(nn.Linear(2, 2))
