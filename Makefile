@@ -40,8 +40,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/smollm2
-	$(BIN)/python benchmarks/everyday.py
+bench: demo
+	$(BIN)/python benchmarks/everyday.py $(DEMO)
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +12,7 @@ from taskvec_formats import Checkpoint
 
 from .apply import check_base
 from .errors import TrainingError
+from .positions import union
 from .tensor import apply_tensor
 from .training.models import values_of
 from .vector import TaskVector
@@ -36,7 +36,7 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
             if found is None:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
             delta, exceptions = vector[name], vector.exceptions(name)
-            touched = np.union1d(delta.indices, exceptions.indices)
+            touched = union([delta.indices, exceptions.indices])
             tuned = apply_tensor(spec.dtype, base.bits(name), delta, exceptions)[touched]
             flat = parameters[found].detach().view(-1)
             indices = torch.from_numpy(touched).to(flat.device)

@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 
 from taskvec_formats import SparseTensor
-from taskvec_formats.sparse import Indices
 
 from .names import layer_and_module
+from .positions import common
 from .progress import Progress, silent
 from .vector import TaskVector
 
@@ -64,18 +64,6 @@ class Overlap:
     expected_jaccard: float
     cosine: float
     places: dict[Place, Cell]
-
-
-def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
-    """Where two strictly increasing arrays agree: their places in a and in b, in O(|a| log |b|) with a the shorter."""
-    if len(a) > len(b):
-        in_b, in_a = common(b, a)
-        return in_a, in_b
-    if not len(a):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    place = np.minimum(np.searchsorted(b, a), len(b) - 1)
-    in_a = np.flatnonzero(b[place] == a)
-    return in_a, place[in_a]
 
 
 def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[Overlap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
 ) -> None:
     folder = request.getfixturevalue(fixture)
     base = Checkpoint(folder)
-    training = train(folder, base, data, Options(**{**QUICK.__dict__, "sparsity": sparsity}))
+    training = train(base, data, replace(QUICK, sparsity=sparsity))
     vector = training.vector
     eligible = sum(np.prod(base.tensors[name].shape) for name in vector)
     assert vector.eligible == eligible
@@ -51,8 +52,8 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
 
 def test_training_is_repeatable_and_depends_on_its_seed(llama: Path, data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        options = Options(**{**QUICK.__dict__, "seed": seed})
-        train(llama, Checkpoint(llama), data, options).vector.save(tmp_path / name)
+        options = replace(QUICK, seed=seed)
+        train(Checkpoint(llama), data, options).vector.save(tmp_path / name)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
     assert a != c
@@ -63,7 +64,7 @@ def test_a_ticket_learns_its_task(llama: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(llama)
     examples = read_examples(data)
     before = evaluate(model, tokenizer, examples)
-    vector = train(llama, base, data, Options(**{**QUICK.__dict__, "steps": 60, "lr": 1e-2, "sparsity": 0.5})).vector
+    vector = train(base, data, replace(QUICK, steps=60, lr=1e-2, sparsity=0.5)).vector
     with applied(model, vector, base):
         after = evaluate(model, tokenizer, examples)
     assert after.loss < before.loss - 0.4
@@ -264,26 +265,26 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_meant(setting: dict[str, object], complaint: str, llama: Path, data: Path) -> None:
     with pytest.raises(UsageError, match=complaint):
-        train(llama, Checkpoint(llama), data, Options(**{**QUICK.__dict__, **setting}))
+        train(Checkpoint(llama), data, replace(QUICK, **setting))
 
 
 def test_fewer_changes_than_entries_is_an_error(llama: Path, data: Path) -> None:
     with pytest.raises(MaskError, match="only 0 weights changed"):
-        train(llama, Checkpoint(llama), data, Options(**{**QUICK.__dict__, "lr": 1e-30}))
+        train(Checkpoint(llama), data, replace(QUICK, lr=1e-30))
 
 
 def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> None:
     with pytest.raises(TrainingError, match="step"):
-        train(llama, Checkpoint(llama), data, Options(**{**QUICK.__dict__, "lr": 3e38, "steps": 5}))
+        train(Checkpoint(llama), data, replace(QUICK, lr=3e38, steps=5))
 
 
 def test_what_cannot_be_trained_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
     shard = llama / "model.safetensors"
     with pytest.raises(TrainingError, match="single file"):
-        train(shard, Checkpoint(shard), data, QUICK)
+        train(Checkpoint(shard), data, QUICK)
     other = make_llama(tmp_path / "other")
     (other / "config.json").write_text("{}")
     with pytest.raises(TrainingError, match="cannot be loaded"):
-        train(other, Checkpoint(other), data, QUICK)
+        train(Checkpoint(other), data, QUICK)
     with pytest.raises(TrainingError, match="no linear layers"):
         eligible_parameters(nn.Linear(2, 2))

@@ -60,16 +60,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a sparse task vector on DATA: calibrate, keep the largest changes as a mask, reset, train only those."""
-    from taskvec import Checkpoint
-    from taskvec.files import check_output, local_model
+    from taskvec import open_checkpoint
+    from taskvec.files import check_output
     from taskvec.masks import check_sparsity
 
     check_sparsity(sparsity)
     check_output(output, force=force)
     if not data.is_file():
         raise _usage(f"{data}: no such file")
-    path = local_model(base)
-    checkpoint = Checkpoint(path, name=None if Path(base).exists() else base)
+    checkpoint = open_checkpoint(base)
     with progress_bars() as progress:
         from taskvec.training.lota import Options, train
 
@@ -88,7 +87,7 @@ def train(
             seed=seed,
             device=device,
         )
-        trained = train(path, checkpoint, data, options, progress)
+        trained = train(checkpoint, data, options, progress)
         trained.vector.save(output, progress)
     _report(output, as_json, first_loss=trained.losses[0], final_loss=trained.losses[-1])
 

@@ -109,7 +109,7 @@ def _train(task: str, base: Checkpoint, data: Path, ticket: Path, progress: Prog
     def labelled(stage: str, done: int, total: int, note: str) -> None:
         progress(f"{task}: {stage}", done, total, note)
 
-    train(base.path, base, data, Options(**RECIPE), labelled).vector.save(ticket, labelled)
+    train(base, data, Options(**RECIPE), labelled).vector.save(ticket, labelled)
 
 
 def _scores(

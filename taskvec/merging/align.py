@@ -11,6 +11,8 @@ import numpy.typing as npt
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from ..positions import union
+
 Values = npt.NDArray[np.float64]
 
 
@@ -44,7 +46,7 @@ class Aligned:
 
 def align(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> Aligned:
     """Weigh and align; O(entries · log) time, O(entries) memory, whatever the dense size."""
-    indices = np.unique(np.concatenate([tensor.indices for tensor in tensors]))
+    indices = union([tensor.indices for tensor in tensors])
     parts = [
         (np.searchsorted(indices, tensor.indices), tensor.values.astype(np.float64) * weight)
         for tensor, weight in zip(tensors, weights, strict=True)

@@ -93,10 +93,10 @@ class Training:
     losses: list[float]
 
 
-def train(path: Path, base: Checkpoint, data: Path, options: Options, progress: Progress = silent) -> Training:
+def train(base: Checkpoint, data: Path, options: Options, progress: Progress = silent) -> Training:
     """Train a sparse task vector.
 
-    path: the model folder; base: the checkpoint in it. data: JSON lines (data.py).
+    base: the checkpoint of a model folder. data: JSON lines (data.py).
     The vector has exactly k entries; every other weight of the trained model had the base's bits at the end, and
     applying the vector to the base gives the trained weights to the last bit: both are checked here, tensor by tensor.
     Raises UsageError, DataError, MaskError, TrainingError.
@@ -104,7 +104,7 @@ def train(path: Path, base: Checkpoint, data: Path, options: Options, progress: 
     options.check()
     examples = read_examples(data)
     progress("loading", 0, 1, base.name)
-    model, tokenizer = load_model(path)
+    model, tokenizer = load_model(base.path)
     rows = [encode(example, tokenizer, options.max_length) for example in examples]
     progress("loading", 1, 1, "")
     steps = options.steps or max(1, round(options.epochs * len(rows) / options.batch_size))
