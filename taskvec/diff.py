@@ -114,5 +114,7 @@ class _Sparsified:
 
     def exceptions(self, name: str) -> SparseTensor:
         full = self._source.exceptions(name)
+        if self._selection is None:
+            return full
         kept = np.isin(full.indices, self.delta(name).indices, assume_unique=True)
         return SparseTensor(full.shape, full.indices[kept], full.values[kept])

@@ -82,8 +82,6 @@ def top_k(deltas: Deltas, k: int) -> TopK:
     for _, delta in deltas():
         bits = _magnitude_bits(delta)
         low += np.bincount(bits[bits >> 16 == bucket] & 0xFFFF, minlength=1 << 16)
-    if bucket == 0:
-        low[0] = 0
     value, above_in_bucket = _bucket(low, k - above)
     threshold = np.uint32(bucket << 16 | value)
 

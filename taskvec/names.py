@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_EXPERT = re.compile(r"(?<=\.)\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def layer_and_module(name: str) -> tuple[int | None, str]:

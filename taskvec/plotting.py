@@ -42,7 +42,7 @@ def plot_density(label: str, vector: TaskVector, path: Path) -> None:
     for name, spec in vector.specs.items():
         place = layer_and_module(name)
         count, size = entries.get(place, (0, 0))
-        entries[place] = (count + spec.entries, size + spec.size)
+        entries[place] = (count + (spec.entries or len(vector[name])), size + spec.size)
     total = sum(count for count, _ in entries.values())
     share = total / vector.eligible if vector.eligible else 0.0
     density = {place: count / size if size else 0.0 for place, (count, size) in entries.items()}
@@ -63,6 +63,7 @@ def _draw(
     panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: Path, mark: float | None, label: str
 ) -> None:
     check_picture(path)
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # the object API: no display, no global state
     from matplotlib.ticker import PercentFormatter
 
@@ -113,4 +114,5 @@ def _draw(
         # a fixed date and no software stamp: the same masks give the same bytes
         metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         kind = path.suffix.lower()
-        figure.savefig(temporary, format=kind[1:], dpi=150, metadata=metadata[kind])
+        with rc_context({"svg.hashsalt": "taskvec"}):
+            figure.savefig(temporary, format=kind[1:], dpi=150, metadata=metadata[kind])

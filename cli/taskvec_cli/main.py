@@ -261,20 +261,7 @@ def demo(
     with progress_bars() as progress:
         result = run(folder, progress)
     if as_json:
-        from dataclasses import asdict
-
-        tasks = list(result.scores["base"])
-        render.print_json(
-            {
-                "folder": str(result.folder),
-                "scores": {m: {t: asdict(s) for t, s in row.items()} for m, row in result.scores.items()},
-                "sizes": result.sizes,
-                "overlap": render.overlap_summary(tasks, result.overlap),
-                "picture": str(result.picture),
-                "method": result.method,
-                "samples": [{"question": question, "answer": answer} for question, answer in result.samples],
-            }
-        )
+        render.print_json(render.demo_summary(result))
     else:
         render.print_demo(result)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -87,6 +89,20 @@ def overlap_summary(labels: Sequence[str], pair: Overlap) -> dict[str, Any]:
     }
 
 
+def demo_summary(demo: Demo) -> dict[str, Any]:
+    """What `demo --json` prints."""
+    return {
+        "folder": str(demo.folder),
+        "scores": {model: {task: asdict(score) for task, score in row.items()} for model, row in demo.scores.items()},
+        "sizes": demo.sizes,
+        "overlap": overlap_summary(list(demo.scores["base"]), demo.overlap),
+        "picture": str(demo.picture),
+        "method": demo.method,
+        "reason": demo.reason,
+        "samples": [{"question": question, "answer": answer} for question, answer in demo.samples],
+    }
+
+
 def print_file(summary: dict[str, Any]) -> None:
     """One file: a line of totals, where it comes from, and a table by module."""
     from taskvec.names import layer_and_module
@@ -111,7 +127,7 @@ def print_file(summary: dict[str, Any]) -> None:
         row = modules.setdefault(module, [0, 0, 0])
         row[0] += 1
         row[1] += tensor["entries"]
-        row[2] += _product(tensor["shape"])
+        row[2] += math.prod(tensor["shape"])
     print_table(
         ("module", "tensors", "entries", "density"),
         [
@@ -160,10 +176,3 @@ def print_demo(demo: Demo) -> None:
     for question, answer in demo.samples:
         typer.echo(f"\n> {question}")
         typer.echo("\n".join(f"  {line}" for line in answer.splitlines()))
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product

@@ -44,12 +44,13 @@ class Checkpoint:
         self.name = name or path.resolve().name
         self.side_files: list[Path] = []
         if path.is_dir():
-            names = _shards(path)
+            names, listed = _shards(path)
             self.side_files = sorted(
                 file for file in path.iterdir() if file.is_file() and file.suffix not in _OTHER_WEIGHTS
             )
         elif path.is_file():
             path, names = path.parent, [path.name]
+            listed = {}
         else:
             raise CheckpointError(f"{path}: no such file or folder")
         self.shards = [SafetensorsFile(path / shard) for shard in names]
@@ -61,6 +62,11 @@ class Checkpoint:
                         f"{self.path}: tensor {tensor!r} is in both {owners[tensor].path.name} and {shard.path.name}"
                     )
                 owners[tensor] = shard
+        for tensor, shard_name in listed.items():
+            if tensor not in owners or owners[tensor].path.name != shard_name:
+                raise CheckpointError(
+                    f"{self.path}: the index places tensor {tensor!r} in {shard_name}, which lacks it"
+                )
         self._owners = owners
         self.tensors: dict[str, TensorInfo] = {name: owners[name].tensors[name] for name in sorted(owners)}
 
@@ -98,22 +104,26 @@ def fingerprint(digests: dict[str, Any]) -> str:
     return hashlib.sha256("".join(f"{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
-def _shards(folder: Path) -> list[str]:
-    """File names of the shards of a model folder, sorted; the index is believed where there is one."""
+def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """File names of the shards of a model folder, sorted, and where the index, if there is one, places each tensor."""
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(set(strict_json(index.read_bytes())["weight_map"].values()))
-        except (HeaderError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index} is not a shard index: expected JSON with a weight_map") from None
+            document = strict_json(index.read_bytes())
+        except HeaderError as error:
+            raise CheckpointError(f"{index} is not a shard index: {error}") from None
+        listed = document.get("weight_map") if isinstance(document, dict) else None
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise CheckpointError(f"{index} is not a shard index: expected a weight_map of file names")
+        names = sorted(set(listed.values()))
         for name in names:
             # an index from a stranger must not lead out of its folder
-            if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            if Path(name).name != name or not (folder / name).is_file():
                 raise CheckpointError(f"{index} names the shard {name!r}, which is not in the folder")
-        return names
+        return names, listed
     if (folder / SINGLE).is_file():
-        return [SINGLE]
+        return [SINGLE], {}
     names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
         raise CheckpointError(f"{folder} holds no .safetensors file")
-    return names
+    return names, {}

@@ -9,6 +9,7 @@ then read here.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -43,10 +44,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return keys
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise HeaderError(f"{text} is not a number that JSON can hold")
+    return number
+
+
 def strict_json(text: str | bytes) -> Any:
-    """Parse JSON; HeaderError where it is malformed, has a key twice, or nests too deep."""
+    """Parse JSON; HeaderError where it is malformed, has a key twice or a number beyond f64, or nests too deep."""
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"not valid JSON: {error}") from None
 

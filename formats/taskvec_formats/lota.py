@@ -56,6 +56,8 @@ class LotaWriter:
         """
         if self._specs and spec.name <= self._specs[-1].name:
             raise HeaderError(f"tensor {spec.name!r} must not follow {self._specs[-1].name!r}")
+        if len(delta) and not spec.dtype.additive:
+            raise StreamError(f"tensor {spec.name!r}: additive entries in a tensor of {spec.dtype.name}")
         parts = {"delta": (delta, _DELTA), "exceptions": (exceptions, spec.dtype.carrier)}
         for part, (sparse, dtype) in parts.items():
             if sparse is not None and (sparse.shape != spec.shape or sparse.values.dtype != dtype):
@@ -87,9 +89,10 @@ class LotaWriter:
     ) -> None:
         with self._spool:
             if kind is None:
-                header = Header(self._base, tuple(self._specs), self._provenance)
+                metadata = encode(Header(self._base, tuple(self._specs), self._provenance))
+                parse(metadata)  # nothing is written that a reader would refuse
                 with atomic_file(self._path) as temporary, open(temporary, "wb") as out:
-                    out.write(encode_header(self._streams, encode(header)))
+                    out.write(encode_header(self._streams, metadata))
                     self._spool.seek(0)
                     shutil.copyfileobj(self._spool, out, 1 << 20)
 

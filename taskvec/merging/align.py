@@ -11,6 +11,7 @@ import numpy.typing as npt
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from ..errors import MergeError
 from ..positions import union
 
 Values = npt.NDArray[np.float64]
@@ -40,8 +41,12 @@ class Aligned:
         return total
 
     def result(self, values: Values, kept: npt.NDArray[np.bool_]) -> SparseTensor:
-        """The entries that are kept, rounded once to f32."""
-        return SparseTensor(self.shape, self.indices[kept], values[kept].astype(np.float32))
+        """The entries that are kept, rounded once to f32. Raises MergeError where one leaves its range."""
+        with np.errstate(over="ignore"):
+            rounded = values[kept].astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise MergeError("a weighted sum leaves the range of f32")
+        return SparseTensor(self.shape, self.indices[kept], rounded)
 
 
 def align(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> Aligned:

@@ -123,6 +123,7 @@ def _first_meeting(vectors: Sequence[TaskVector], specs: dict[str, TensorSpec], 
         progress("comparing masks", done, len(specs), name)
         tensors = [vector[name] for vector in vectors if name in vector.specs]
         if any(meet(a, b) for a, b in combinations(tensors, 2)):
+            progress("comparing masks", len(specs), len(specs), "")
             return name
     progress("comparing masks", len(specs), len(specs), "")
     return None

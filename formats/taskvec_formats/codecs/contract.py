@@ -13,8 +13,8 @@ from ..sparse import Indices
 class PositionCodec(Protocol):
     """Strictly increasing positions to bytes and back, without loss.
 
-    The same positions give the same bytes on every machine. `decode` raises StreamError for bytes that `encode` cannot
-    have written for this count and size, and allocates no more than the count justifies.
+    The same positions give the same bytes on every machine. `decode` raises StreamError for bytes that do not
+    hold `count` positions, and allocates no more than the count justifies.
     """
 
     name: str

@@ -17,6 +17,7 @@ from ..dtypes import BitArray
 from ..errors import StreamError
 
 _LEVEL = 3  # higher levels gain under 0.1 % on mantissa bytes and cost several times the time
+_MOST_A_BYTE = 1 << 15  # a zstd block yields at most 128 KiB and takes at least 4 bytes (RFC 8878, section 3.1.1.2)
 _LENGTH = struct.Struct("<Q")
 
 
@@ -35,7 +36,7 @@ class Planes:
         return bytes(stream)
 
     def decode(self, data: memoryview, count: int, dtype: np.dtype[Any]) -> BitArray:
-        planes = np.empty((count, dtype.itemsize), np.uint8)
+        frames = []
         for plane in range(dtype.itemsize):
             if len(data) < _LENGTH.size:
                 raise StreamError(f"byte plane {plane} of {dtype.itemsize} is missing")
@@ -43,19 +44,28 @@ class Planes:
             data = data[_LENGTH.size :]
             if length > len(data):
                 raise StreamError(f"byte plane {plane} claims {length} bytes where {len(data)} are left")
-            planes[:, plane] = np.frombuffer(_decompress(data[:length], count, plane), np.uint8)
+            frames.append(data[:length])
             data = data[length:]
         if len(data):
             raise StreamError(f"{len(data)} bytes follow the last byte plane")
-        return planes.reshape(-1).view(dtype)
+        try:
+            return _join(frames, count, dtype)
+        except zstandard.ZstdError as error:
+            raise StreamError(f"a byte plane is damaged ({error})") from None
 
 
-def _decompress(frame: memoryview, count: int, plane: int) -> bytes:
-    try:
-        # the size in a frame is a claim: compare before anything is allocated for it
+def _join(frames: list[memoryview], count: int, dtype: np.dtype[Any]) -> BitArray:
+    # the size in a frame is a claim, and so is the count: they must agree before memory is taken for either
+    for plane, frame in enumerate(frames):
         claimed = zstandard.frame_content_size(frame)
         if claimed != count:
             raise StreamError(f"byte plane {plane} claims {claimed} values where {count} are declared")
-        return zstandard.ZstdDecompressor().decompress(frame, max_output_size=count, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise StreamError(f"byte plane {plane} is damaged ({error})") from None
+        if claimed > len(frame) * _MOST_A_BYTE:
+            raise StreamError(f"byte plane {plane} claims {claimed} values in {len(frame)} bytes")
+    decompressor = zstandard.ZstdDecompressor()
+    planes = np.empty((count, dtype.itemsize), np.uint8)
+    for plane, frame in enumerate(frames):
+        # without the flag bytes after the frame would be ignored
+        values = decompressor.decompress(frame, max_output_size=count, allow_extra_data=False)
+        planes[:, plane] = np.frombuffer(values, np.uint8)
+    return planes.reshape(-1).view(dtype)

@@ -1,0 +1,144 @@
+"""Naive answers to compare with, and inputs to compare on: dense loops and full sorts, slow and obvious on purpose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+
+from taskvec_formats import SparseTensor
+from taskvec_formats.dtypes import BitArray, DType
+
+Strategy = st.SearchStrategy[Any]
+F32_VALUES = nps.from_dtype(np.dtype(np.float32), allow_nan=False, allow_infinity=False)
+
+
+def shapes() -> Strategy:
+    """Small shapes, scalars and empty tensors included."""
+    return nps.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
+
+
+def bit_patterns(dtype: DType) -> Strategy:
+    """Carriers as integers: any, and often what goes wrong: ±0, the smallest subnormals, ±inf, NaN."""
+    sign = 1 << 8 * dtype.itemsize - 1
+    corners = {0, 1, sign, sign + 1, sign - 1, 2 * sign - 1}
+    if dtype.additive:
+        with np.errstate(all="ignore"):
+            reals = np.array([1, -1, np.inf, -np.inf, np.nan]).astype(dtype.real)
+        corners |= set(reals.view(dtype.carrier).tolist())
+    return st.sampled_from(sorted(corners)) | st.integers(0, 2 * sign - 1)
+
+
+def carriers(dtype: DType, size: int) -> Strategy:
+    """Arrays of carriers, [size]."""
+    return nps.arrays(dtype.carrier, size, elements=bit_patterns(dtype))
+
+
+@st.composite
+def sparse_tensors(
+    draw: st.DrawFn, values: Strategy = F32_VALUES, dtype: Any = np.float32, shape: Strategy | None = None
+) -> SparseTensor:
+    """A tensor of any small shape with entries at any subset of its positions."""
+    drawn = draw(shapes() if shape is None else shape)
+    indices = np.flatnonzero(draw(nps.arrays(np.bool_, math.prod(drawn))))
+    return SparseTensor(drawn, indices, draw(nps.arrays(dtype, len(indices), elements=values)))
+
+
+def exact(tensor: SparseTensor) -> tuple[Any, ...]:
+    """All that a sparse tensor is, comparable with == down to the bits of its values."""
+    return tensor.shape, tensor.indices.tolist(), tensor.values.dtype.str, tensor.values.tobytes().hex()
+
+
+def entries(tensor: SparseTensor) -> dict[int, float]:
+    """Position -> value."""
+    return dict(zip(tensor.indices.tolist(), tensor.values.tolist(), strict=True))
+
+
+def value(dtype: DType, bits: int) -> float:
+    """The real number behind a bit pattern."""
+    return float(np.array([bits], dtype.carrier).view(dtype.real).astype(np.float64)[0])
+
+
+def rounded(dtype: DType, number: float) -> int:
+    """The bit pattern of a number rounded to f32, then to `dtype`; F64 keeps it as it is."""
+    with np.errstate(all="ignore"):
+        wide = np.array([number]).astype(dtype.compute)
+        return int(wide.astype(dtype.real).view(dtype.carrier)[0])
+
+
+def difference(dtype: DType, base: BitArray, tuned: BitArray) -> tuple[dict[int, float], dict[int, int]]:
+    """(position -> f32 delta, position -> tuned bits where rounding base + delta does not give them)."""
+    deltas: dict[int, float] = {}
+    exceptions: dict[int, int] = {}
+    for position, (before, after) in enumerate(zip(base.tolist(), tuned.tolist(), strict=True)):
+        if before == after:
+            continue
+        exceptions[position] = after
+        if not dtype.additive:
+            continue
+        with np.errstate(all="ignore"):
+            delta = float(np.float32(value(dtype, after) - value(dtype, before)))
+        if math.isfinite(delta) and delta != 0:
+            deltas[position] = delta
+            if rounded(dtype, value(dtype, before) + delta) == after:
+                del exceptions[position]
+    return deltas, exceptions
+
+
+def top_k(deltas: Sequence[tuple[str, Any]], k: int) -> dict[str, list[int]]:
+    """Tensor name -> positions of its share of the k largest magnitudes; ties to the earlier tensor and position."""
+    ranked = sorted(
+        (-abs(float(number)), tensor, position)
+        for tensor, (_, delta) in enumerate(deltas)
+        for position, number in enumerate(delta)
+        if number != 0
+    )
+    chosen: dict[str, list[int]] = {name: [] for name, _ in deltas}
+    for _, tensor, position in ranked[:k]:
+        chosen[deltas[tensor][0]].append(position)
+    return {name: sorted(positions) for name, positions in chosen.items()}
+
+
+def _weighted(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> dict[int, list[float]]:
+    """Position -> the weighted values held there, in the order of the tensors."""
+    held: dict[int, list[float]] = {}
+    for tensor, weight in zip(tensors, weights, strict=True):
+        for position, number in entries(tensor).items():
+            held.setdefault(position, []).append(number * weight)
+    return dict(sorted(held.items()))
+
+
+def _sum(numbers: Sequence[float]) -> float:
+    total = 0.0
+    for number in numbers:  # not sum(): newer Pythons compensate its rounding
+        total += number
+    return total
+
+
+def linear(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> dict[int, float]:
+    """Σ wᵢ·τᵢ in f64, rounded to f32 once; exact cancellation drops the entry."""
+    sums = {position: _sum(numbers) for position, numbers in _weighted(tensors, weights).items()}
+    return {position: float(np.float32(total)) for position, total in sums.items() if total != 0}
+
+
+def disjoint(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> dict[int, float] | None:
+    """Every weighted entry, zeros too; None where two tensors hold one position."""
+    held = _weighted(tensors, weights)
+    if any(len(numbers) > 1 for numbers in held.values()):
+        return None
+    return {position: float(np.float32(numbers[0])) for position, numbers in held.items()}
+
+
+def ties(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> dict[int, float]:
+    """The mean of the weighted values that have the sign of their sum; no entry where the sum is zero."""
+    merged = {}
+    for position, numbers in _weighted(tensors, weights).items():
+        mass = _sum(numbers)
+        if mass != 0:
+            agreeing = [number for number in numbers if (number > 0) == (mass > 0) and number != 0]
+            merged[position] = float(np.float32(_sum(agreeing) / len(agreeing)))
+    return merged
