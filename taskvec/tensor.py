@@ -15,7 +15,7 @@ def diff_tensor(
 
     base, tuned: carriers [size] of one dtype. Returns (delta, exceptions): delta has f32 values, one entry for each
     element whose bits differ and whose difference is a finite, non-zero number; exceptions carry the tuned bits
-    wherever rounding (base + delta) does not give them: about 0.2 % of f32 elements, NaN, ±inf, a changed sign of
+    wherever rounding (base + delta) does not give them: a few f32 elements, NaN, ±inf, a changed sign of
     zero, and every changed element of a dtype that cannot be added.
     """
     changed = np.flatnonzero(base != tuned)

@@ -20,7 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Argument(help="Model folder, .safetensors file or Hub id.", show_default=False)]
+_MODEL = "Model folder, .safetensors file or Hub id."
+Base = Annotated[str, typer.Argument(metavar="BASE", help=_MODEL, show_default=False)]
+Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=_MODEL, show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -36,8 +38,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def train(
-    base: Model,
-    data: Annotated[Path, typer.Argument(help="JSON lines: prompt + completion, messages, or text.")],
+    base: Base,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
     sparsity: Annotated[float, typer.Option(help="Share of eligible weights that stay at the base, in (0, 1).")] = 0.9,
     calibration_steps: Annotated[int, typer.Option(help="Steps of full fine-tuning that choose the mask.")] = 20,
@@ -51,7 +53,7 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
     max_length: Annotated[int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.")] = 1024,
-    schedule: Annotated[str, typer.Option(help="Learning-rate schedule: constant, linear, cosine, ...")] = "constant",
+    schedule: Annotated[str, typer.Option(help="constant, constant_with_warmup, linear or cosine.")] = "constant",
     warmup_steps: Annotated[int, typer.Option(help="Steps over which the learning rate rises from zero.")] = 0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
@@ -94,8 +96,8 @@ def train(
 
 @app.command()
 def pack(
-    base: Model,
-    tuned: Model,
+    base: Base,
+    tuned: Tuned,
     output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
     sparsity: Annotated[
         float | None,
@@ -118,7 +120,7 @@ def pack(
 
 @app.command()
 def unpack(
-    vector: Annotated[Path, typer.Argument(metavar="IN.lota", help="The .lota file.", show_default=False)],
+    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.", show_default=False)],
     force: Force = False,
@@ -137,7 +139,9 @@ def unpack(
 
 @app.command()
 def merge(
-    vectors: Annotated[list[Path], typer.Argument(metavar="A.lota B.lota ...", show_default=False)],
+    vectors: Annotated[
+        list[Path], typer.Argument(metavar="VECTORS", help="Two or more .lota files.", show_default=False)
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -182,7 +186,9 @@ def merge(
 
 @app.command()
 def inspect(
-    vectors: Annotated[list[Path], typer.Argument(metavar="A.lota [B.lota ...]", show_default=False)],
+    vectors: Annotated[
+        list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
+    ],
     as_json: Json = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False)
@@ -224,7 +230,7 @@ def inspect(
 
 @app.command()
 def verify(
-    vector: Annotated[Path, typer.Argument(metavar="IN.lota", help="The .lota file.", show_default=False)],
+    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[
         str | None, typer.Option("--base", help="Also apply it to this base, in memory.", show_default=False)
     ] = None,
@@ -250,7 +256,7 @@ def verify(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to keep everything.")] = Path("taskvec-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to keep everything.")] = Path("taskvec-demo"),
     as_json: Json = False,
 ) -> None:
     """Do all of it on a real model: train two tickets, merge them, compare, and ask the merged model."""

@@ -34,7 +34,7 @@ def load_model(path: Path) -> tuple[PreTrainedModel, Any]:
     """The causal language model of a folder, in f32, and its tokenizer.
 
     f32 whatever the folder holds: calibration adds updates far below the resolution of bf16, and a CPU without bf16
-    instructions multiplies bf16 matrices thirty times slower. What is trained is rounded to the folder's dtype as it is
+    instructions multiplies bf16 matrices many times slower. What is trained is rounded to the folder's dtype as it is
     written back (leaves.py). Raises TrainingError where transformers cannot load the folder.
     """
     if not path.is_dir():
