@@ -287,6 +287,21 @@ def test_a_killed_unpack_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
     same_model(tmp_path / "out", tmp_path / "tuned")
 
 
+def test_a_full_disk_is_said_and_leaves_nothing(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
+    """The limit on a file's size stands in for the disk: a write fails halfway."""
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "from taskvec_cli.main import main; main()"
+    )
+    out = tmp_path / "out"
+    for command in (["pack", llama, tuned, "-o", out], ["unpack", vector, "--base", llama, "-o", out]):
+        arguments = [sys.executable, "-c", program, *map(str, command)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr == f"taskvec: {out}: File too large\n"
+        assert not list(tmp_path.iterdir())
+
+
 def test_help_documents_every_command_and_option() -> None:
     import typer
 

@@ -18,6 +18,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path` into an OSError that names no file, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def _default_mode(kind: int) -> int:
     # mkstemp and mkdtemp create private entries; an output gets what open() and mkdir() would have given it
     umask = os.umask(0)
@@ -33,9 +44,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        os.chmod(temporary, _default_mode(0o666))
-        _sync(temporary)
+        with naming(path):
+            yield temporary
+            os.chmod(temporary, _default_mode(0o666))
+            _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
@@ -53,11 +65,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     retired: Path | None = None
     try:
-        yield temporary
-        os.chmod(temporary, _default_mode(0o777))
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
+        with naming(path):
+            yield temporary
+            os.chmod(temporary, _default_mode(0o777))
+            for file in temporary.rglob("*"):
+                _sync(file)
+            _sync(temporary)
         if path.exists():
             # rename() cannot replace a folder with content, so the old one steps aside first
             retired = temporary.with_suffix(".old")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import atomic_file
+from .atomic import atomic_file, naming
 from .codecs import POSITION_CODECS, VALUE_CODECS
 from .container import SafetensorsFile, encode_header
 from .errors import ChecksumError, FormatError, HeaderError, StreamError
@@ -79,7 +79,8 @@ class LotaWriter:
         )
         streams = []
         for name, (codec, data) in zip(stream_names(tensor, part), encoded, strict=True):
-            self._spool.write(data)
+            with naming(self._path):
+                self._spool.write(data)
             self._streams[name] = ("U8", (len(data),), len(data))
             streams.append(Stream(codec, _crc32(data)))
         return Entries(len(sparse), *streams)
@@ -87,7 +88,8 @@ class LotaWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._spool:
+        # closing the spool may be what finds the disk full
+        with naming(self._path), self._spool:
             if kind is None:
                 metadata = encode(Header(self._base, tuple(self._specs), self._provenance))
                 parse(metadata)  # nothing is written that a reader would refuse

@@ -116,15 +116,23 @@ def encode(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[
     return {"input_ids": prompt + completion, "labels": labels}
 
 
-def collate(batch: Sequence[dict[str, list[int]]], pad_id: int, accepts: frozenset[str]) -> dict[str, Any]:
+def pad_id(tokenizer: Any) -> int:
+    """The id to pad with: whatever it is, attention and loss leave it out."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def collate(batch: Sequence[dict[str, list[int]]], padding: int, accepts: frozenset[str]) -> dict[str, Any]:
     """Pad a batch on the left to one length L.
 
-    accepts: names of the arguments that the model's forward takes.
+    padding: the token id to fill up with. accepts: names of the arguments that the model's forward takes.
     Returns input_ids, attention_mask and position_ids, int64 [batch, L], and labels. Completions then end in the same
     column, so a model that can (`logits_to_keep`) computes logits for the last columns only; labels are cut to match.
     """
     length = max(len(row["input_ids"]) for row in batch)
-    ids = torch.full((len(batch), length), pad_id)
+    ids = torch.full((len(batch), length), padding)
     labels = torch.full((len(batch), length), IGNORED)
     mask = torch.zeros((len(batch), length), dtype=torch.long)
     for i, row in enumerate(batch):

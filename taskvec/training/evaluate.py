@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..progress import Progress, silent
-from .data import Example, collate, encode, encode_completion, encode_prompt
+from .data import Example, collate, encode, encode_completion, encode_prompt, pad_id
 from .loop import accepted_arguments
 
 
@@ -38,7 +38,7 @@ def evaluate(
     An answer may be 8 tokens longer than the longest completion of its batch before it is cut off.
     """
     model.eval()
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    pad = pad_id(tokenizer)
     accepts = accepted_arguments(model)
     losses, tokens, answers = 0.0, 0, []
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def evaluate(
 
 def answer(model: PreTrainedModel, tokenizer: Any, examples: Sequence[Example], *, max_length: int = 1024) -> list[str]:
     """The model's greedy answers to the prompts of one batch, stripped of special tokens and outer white space."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    pad = pad_id(tokenizer)
     # plain text has no prompt: it is asked for from the beginning
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
     encoded = [encode_prompt(example, tokenizer)[-max_length:] or [begin] for example in examples]

@@ -70,7 +70,7 @@ def fit(
     clip: float,
     schedule: str,
     warmup_steps: int,
-    pad_id: int,
+    padding: int,
     device: str,
     progress: Progress,
 ) -> list[float]:
@@ -112,7 +112,7 @@ def fit(
             model=model,
             args=arguments,
             train_dataset=rows,
-            data_collator=partial(collate, pad_id=pad_id, accepts=accepted_arguments(model)),
+            data_collator=partial(collate, padding=padding, accepts=accepted_arguments(model)),
             optimizers=(optimizer, get_scheduler(schedule, optimizer, warmup_steps, steps)),
             callbacks=[report],
         )

@@ -27,7 +27,7 @@ from ..masks import FloatArray, check_sparsity, entries_for, top_k
 from ..progress import Progress, silent
 from ..tensor import apply_tensor, as_bytes
 from ..vector import Memory, TaskVector, no_exceptions
-from .data import encode, read_examples
+from .data import encode, pad_id, read_examples
 from .leaves import sparse_finetune
 from .loop import fit
 from .models import TORCH_DTYPES, bits_of, eligible_parameters, load_model, tensor_names, values_of
@@ -129,7 +129,7 @@ def train(base: Checkpoint, data: Path, options: Options, progress: Progress = s
             clip=options.clip,
             schedule=options.schedule,
             warmup_steps=min(options.warmup_steps, count),
-            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0,
+            padding=pad_id(tokenizer),
             device=options.device,
             progress=progress,
         )
