@@ -91,16 +91,6 @@ class Header:
     provenance: dict[str, Any] = field(default_factory=dict)
     kind: str = "vector"
 
-    @property
-    def entries(self) -> int:
-        """Additive entries of all tensors."""
-        return sum(tensor.entries for tensor in self.tensors)
-
-    @property
-    def eligible(self) -> int:
-        """Elements of all eligible tensors, the N of k = round((1 − s)·N)."""
-        return sum(tensor.size for tensor in self.tensors if tensor.eligible)
-
 
 def stream_names(tensor: str, part: str) -> tuple[str, str]:
     """Names of the position and value streams of `part` ("delta" or "exceptions") in the container."""

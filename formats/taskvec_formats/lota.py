@@ -134,11 +134,6 @@ class LotaReader:
             if info.dtype.name != "U8" or len(info.shape) != 1:
                 raise HeaderError(f"stream {name!r} must be U8 [n], found {info.dtype.name} {list(info.shape)}")
 
-    @property
-    def size(self) -> int:
-        """Size of the file in bytes."""
-        return self.path.stat().st_size
-
     def delta(self, name: str) -> SparseTensor:
         """The additive entries of a tensor, values f32; empty where it has none. Raises ChecksumError, StreamError."""
         spec = self.specs[name]
