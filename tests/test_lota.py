@@ -108,10 +108,6 @@ def test_verify_reports_every_tensor(small: Path) -> None:
     assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_size_is_that_of_the_file(small: Path) -> None:
-    assert LotaReader(small).size == len(small.read_bytes())
-
-
 def test_every_flipped_bit_is_detected(small: Path) -> None:
     good = small.read_bytes()
     with open(small, "r+b", buffering=0) as file:
