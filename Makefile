@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO ?= taskvec-demo
+PAIRS ?= bench-pairs
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench bench-format clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
+	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
 	@echo "make clean   remove what make made"
 
 # the stamps depend on the packaging only: the install is editable, so the code needs no new one
@@ -43,6 +45,11 @@ format: $(VENV)/installed
 bench: demo
 	$(BIN)/python benchmarks/everyday.py $(DEMO)
 
+# about five minutes: the pairs are made by real training, once
+bench-format: $(VENV)/smollm2
+	$(BIN)/python benchmarks/pairs.py $(PAIRS)
+	$(BIN)/python benchmarks/format.py $(PAIRS)
+
 clean:
-	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(PAIRS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

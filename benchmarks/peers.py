@@ -1,0 +1,121 @@
+"""How sparse weight changes are shipped elsewhere, as whole programs over one pair of checkpoints.
+
+Usage: python benchmarks/peers.py LAYOUT pack BASE TUNED FILE
+       python benchmarks/peers.py LAYOUT unpack FILE BASE TUNED
+
+BASE and TUNED are single `.safetensors` files with the same tensors. Layouts:
+
+coo    int32 positions and new values as plain safetensors, as TRL and vLLM transfer them
+gaps   gaps between positions in u8 or u16, whichever holds them, and new values, together under zstd, as in slime
+xor    base XOR tuned, whole tensors, under zstd
+
+Each gives the tuned bytes back. None checks that the base is the right one.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from taskvec_formats.container import SafetensorsFile, encode_header
+
+Bits = np.ndarray
+_ZSTD = zstandard.ZstdCompressor(level=3)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """encode: base and tuned carriers of a tensor to bytes; decode: base carriers and those bytes to tuned carriers."""
+
+    encode: Callable[[Bits, Bits], bytes]
+    decode: Callable[[Bits, bytes], Bits]
+
+
+def _coo_encode(base: Bits, tuned: Bits) -> bytes:
+    changed = np.flatnonzero(base != tuned)
+    return changed.astype(np.int32).tobytes() + tuned[changed].tobytes()
+
+
+def _coo_decode(base: Bits, data: bytes) -> Bits:
+    count = len(data) // (4 + base.itemsize)
+    tuned = base.copy()
+    tuned[np.frombuffer(data, np.int32, count)] = np.frombuffer(data, base.dtype, count, 4 * count)
+    return tuned
+
+
+def _gaps_encode(base: Bits, tuned: Bits) -> bytes:
+    changed = np.flatnonzero(base != tuned)
+    gaps = np.diff(changed, prepend=-1) - 1
+    width = next(w for w in (1, 2, 4) if gaps.max(initial=0) < 1 << 8 * w)
+    plain = gaps.astype(f"<u{width}").tobytes() + tuned[changed].tobytes()
+    return bytes([width]) + _ZSTD.compress(plain)
+
+
+def _gaps_decode(base: Bits, data: bytes) -> Bits:
+    width, plain = data[0], zstandard.decompress(data[1:])
+    count = len(plain) // (width + base.itemsize)
+    gaps = np.frombuffer(plain, f"<u{width}", count).astype(np.int64)
+    tuned = base.copy()
+    tuned[np.cumsum(gaps + 1) - 1] = np.frombuffer(plain, base.dtype, count, width * count)
+    return tuned
+
+
+def _xor_encode(base: Bits, tuned: Bits) -> bytes:
+    return _ZSTD.compress((base ^ tuned).tobytes())
+
+
+def _xor_decode(base: Bits, data: bytes) -> Bits:
+    return base ^ np.frombuffer(zstandard.decompress(data), base.dtype)
+
+
+LAYOUTS = {
+    "coo": Layout(_coo_encode, _coo_decode),
+    "gaps": Layout(_gaps_encode, _gaps_decode),
+    "xor": Layout(_xor_encode, _xor_decode),
+}
+
+
+def pack(layout: Layout, base: Path, tuned: Path, out: Path) -> None:
+    """Write the changed tensors: a line of JSON with their lengths, then their bytes."""
+    before, after = SafetensorsFile(base), SafetensorsFile(tuned)
+    blobs = {}
+    for name in before.tensors:
+        if before.bytes(name) != after.bytes(name):
+            blobs[name] = layout.encode(before.bits(name), after.bits(name))
+    index = json.dumps({name: len(blob) for name, blob in blobs.items()}).encode()
+    with open(out, "wb") as file:
+        file.write(struct.pack("<Q", len(index)) + index)
+        file.writelines(blobs.values())
+
+
+def unpack(layout: Layout, packed: Path, base: Path, out: Path) -> None:
+    """Write the tuned checkpoint."""
+    before, data = SafetensorsFile(base), packed.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    at, blobs = 8 + length, {}
+    for name, size in json.loads(data[8:at]).items():
+        blobs[name] = data[at : at + size]
+        at += size
+    tensors = {name: (info.dtype.name, info.shape, info.stop - info.start) for name, info in before.tensors.items()}
+    with open(out, "wb") as file:
+        file.write(encode_header(tensors, before.metadata))
+        for name in tensors:
+            bits = before.bits(name)
+            file.write((layout.decode(bits, blobs[name]) if name in blobs else bits).tobytes())
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case [layout, "pack", *paths] if layout in LAYOUTS and len(paths) == 3:
+            pack(LAYOUTS[layout], *map(Path, paths))
+        case [layout, "unpack", *paths] if layout in LAYOUTS and len(paths) == 3:
+            unpack(LAYOUTS[layout], *map(Path, paths))
+        case _:
+            sys.exit(__doc__)
