@@ -23,6 +23,6 @@ def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
 
 def union(lists: Sequence[Indices]) -> Indices:
     """Every position that any list holds, once, increasing."""
-    # numpy's stable sort finds the runs and merges them; np.unique hashes, which took eight times as long
+    # numpy's stable sort finds the runs and merges them; np.unique would hash them, which is slower
     merged = np.sort(np.concatenate(lists), kind="stable")
     return merged[np.append(True, merged[1:] != merged[:-1])] if len(merged) else merged

@@ -278,6 +278,21 @@ def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> 
         train(Checkpoint(llama), data, replace(QUICK, lr=3e38, steps=5))
 
 
+@pytest.mark.parametrize("phase", ["calibration", "training"])
+def test_a_last_step_that_diverges_is_not_stored(phase: str, llama: Path, data: Path) -> None:
+    """No later loss shows it."""
+    rates = {"calibration": (3e38, 1e-3), "training": (1e-3, 3e38)}
+    calibration_lr, lr = rates[phase]
+    options = replace(QUICK, calibration_steps=1, steps=1, calibration_lr=calibration_lr, lr=lr)
+    with pytest.raises(TrainingError, match=f"{phase} ended in weights that are not numbers"):
+        train(Checkpoint(llama), data, options)
+
+
+def test_a_line_that_leaves_nothing_to_learn_is_named(data: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.jsonl:1: no token of the completion"):
+        encode(read_examples(data)[0], make_tokenizer(None), 1)
+
+
 def test_what_cannot_be_trained_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
     shard = llama / "model.safetensors"
     with pytest.raises(TrainingError, match="single file"):

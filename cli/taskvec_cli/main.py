@@ -140,7 +140,7 @@ def unpack(
 @app.command()
 def merge(
     vectors: Annotated[
-        list[Path], typer.Argument(metavar="VECTORS", help="Two or more .lota files.", show_default=False)
+        list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False)
     ],
     output: Annotated[
         Path | None,

@@ -107,12 +107,16 @@ def encode(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[
     """{"input_ids", "labels"}, each [length ≤ max_length]; labels are IGNORED outside the completion.
 
     A prompt that is too long loses its beginning, a completion longer than max_length its end.
+    Raises DataError, naming the line, where nothing is left to learn.
     """
     completion = encode_completion(example, tokenizer)[:max_length]
     prompt = encode_prompt(example, tokenizer)
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
+    # nothing precedes the first token, and in a padded batch it must not be guessed from padding
     labels = [IGNORED] * len(prompt) + completion
-    labels[0] = IGNORED  # nothing precedes the first token, and in a padded batch it must not be guessed from padding
+    labels[:1] = [IGNORED]
+    if all(label == IGNORED for label in labels):
+        raise DataError(f"{example.where}: no token of the completion can be learnt within {max_length} tokens")
     return {"input_ids": prompt + completion, "labels": labels}
 
 

@@ -183,6 +183,7 @@ def _masks(weights: dict[str, nn.Parameter], base: Checkpoint, k: int, progress:
         values = values_of(base.tensors[name].dtype, base.bits(name))
         tuned = weights[name].detach().cpu().numpy().reshape(-1)
         change: FloatArray = (tuned - values).astype(np.float32)
+        _check_finite(name, change, "calibration")
         return change
 
     passes = count()
@@ -197,6 +198,12 @@ def _masks(weights: dict[str, nn.Parameter], base: Checkpoint, k: int, progress:
     masks = {name: selection.indices(name, values) for name, values in deltas()}
     progress("choosing the mask", 4 * len(weights), 4 * len(weights), "")
     return masks
+
+
+def _check_finite(name: str, change: FloatArray, stage: str) -> None:
+    # the loss shows a step that diverged only at the next step, and the last one has none
+    if not np.isfinite(change).all():
+        raise TrainingError(f"tensor {name!r}: {stage} ended in weights that are not numbers; try a lower --lr")
 
 
 def _vector(
@@ -214,6 +221,7 @@ def _vector(
         info = base.tensors[name]
         spec = TensorSpec(name, info.dtype, info.shape, base=digests[name])
         delta = deltas.get(name) or SparseTensor.empty(info.shape)
+        _check_finite(name, delta.values, "training")
         tuned = apply_tensor(info.dtype, base.bits(name), delta, no_exceptions(spec))
         if not np.array_equal(tuned, bits_of(info.dtype, weight)):
             raise TrainingError(f"tensor {name!r}: base + vector is not what was trained; please report this")

@@ -16,7 +16,7 @@ import zstandard
 from ..dtypes import BitArray
 from ..errors import StreamError
 
-_LEVEL = 1  # what helps here is the entropy coder; looking harder for matches finds none worth their offsets
+_LEVEL = 1  # the entropy coder does the work; higher levels look for matches, which weights hardly have
 _MOST_A_BYTE = 1 << 15  # a zstd block yields at most 128 KiB and takes at least 4 bytes (RFC 8878, section 3.1.1.2)
 _LENGTH = struct.Struct("<Q")
 
