@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO ?= taskvec-demo
 PAIRS ?= bench-pairs
+FUZZ ?= 100000 0
 
-.PHONY: help demo test check format bench bench-format clean
+.PHONY: help demo test fuzz check format bench bench-format clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
+	@echo "make fuzz    damage 100,000 files and read them (about ten minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
@@ -33,6 +35,9 @@ demo: $(VENV)/smollm2
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
 
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz.py $(FUZZ)
+
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -45,8 +50,15 @@ format: $(VENV)/installed
 bench: demo
 	$(BIN)/python benchmarks/everyday.py $(DEMO)
 
-# about five minutes: the pairs are made by real training, once
-bench-format: $(VENV)/smollm2
+# peers are optional: some build from source
+$(VENV)/peers: $(VENV)/installed
+	-$(PIP) weightscope
+	-$(PIP) reminis
+	-$(PIP) zipnn
+	@touch $@
+
+# some twenty minutes, the first of which go into the pairs: they are made by real training, once
+bench-format: $(VENV)/smollm2 $(VENV)/peers
 	$(BIN)/python benchmarks/pairs.py $(PAIRS)
 	$(BIN)/python benchmarks/format.py $(PAIRS)
 

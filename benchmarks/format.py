@@ -1,7 +1,8 @@
 """Size, time and memory of `.lota` files beside other layouts, on real pairs, in one run.
 
 Usage: python benchmarks/format.py FOLDER. FOLDER is what `benchmarks/pairs.py` made.
-Every figure is of whole processes and whole files. After each round trip the result is compared with the tuned tensors.
+Every figure is of whole processes and whole files, the better of two runs. After each round trip the result is compared
+with the tuned tensors. Peers that are not installed are left out and named.
 """
 
 from __future__ import annotations
@@ -10,40 +11,68 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from entropy import report
 from pairs import PAIRS
-from peers import LAYOUTS
 from processes import measure
 
 from taskvec_formats import Checkpoint
 from taskvec_formats.checkpoint import SINGLE
 
+PEERS = ("coo", "coo-torch", "gaps", "xor", "zipnn", "weightscope", "reminis")
+TOOLS = ("zipnn", "weightscope", "reminis")
 HEAD = ("pair", "changed", "layout", "bits a changed weight", "pack s", "peak MB", "unpack s", "peak MB")
+RUNS = 2
+
+
+def program(name: str) -> str:
+    """A command that is installed beside this Python."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def commands(layout: str, base: Path, tuned: Path, work: Path) -> tuple[list[str], list[str], Path, Path]:
     """The commands that pack and unpack a pair, the packed file, and where the model comes out."""
-    packed, out = work / f"packed.{layout}", work / "out"
-    if layout == "lota":
-        taskvec = str(Path(sys.executable).with_name("taskvec"))
-        return (
-            [taskvec, "pack", str(base), str(tuned), "-o", str(packed)],
-            [taskvec, "unpack", str(packed), "--base", str(base), "-o", str(out)],
-            packed,
-            out,
-        )
-    peer = [sys.executable, str(Path(__file__).with_name("peers.py")), layout]
-    out = work / SINGLE
-    return (
-        [*peer, "pack", str(base / SINGLE), str(tuned / SINGLE), str(packed)],
-        [*peer, "unpack", str(packed), str(base / SINGLE), str(out)],
-        packed,
-        out,
-    )
+    packed, out = work / "packed.lota", work / SINGLE
+    match layout:
+        case "vector" | "patch":
+            pack = [program("taskvec"), "pack", str(base), str(tuned), "-o", str(packed), "--kind", layout, "--force"]
+            out = work / "out"
+            unpack = [program("taskvec"), "unpack", str(packed), "--base", str(base), "-o", str(out), "--force"]
+        case "weightscope":
+            packed = work / "packed.wsp"
+            pack = [program(layout), "export", str(base), str(tuned), "-o", str(packed), "--threshold", "0"]
+            unpack = [program(layout), "apply", str(packed), str(base), "-o", str(out)]
+        case "reminis":
+            # it knows databases only; their making is left out of its times, and its result is a database
+            packed, out = work / "packed.db", work / "out.db"
+            for model, database in ((base, "base.db"), (tuned, "tuned.db")):
+                measure([program(layout), "convert", "-q", str(model / SINGLE), "-o", str(work / database)])
+            pack = [program(layout), "diff", "-q", str(work / "base.db"), str(work / "tuned.db"), "-o", str(packed)]
+            unpack = [program(layout), "apply", "-q", str(work / "base.db"), str(packed), "-o", str(out)]
+        case _:
+            peer = [sys.executable, str(Path(__file__).with_name("peers.py")), layout]
+            pack = [*peer, "pack", str(base / SINGLE), str(tuned / SINGLE), str(packed)]
+            unpack = [*peer, "unpack", str(packed), str(base / SINGLE), str(out)]
+    return pack, unpack, packed, out
+
+
+def exported(layout: str, out: Path) -> Path:
+    """The result as safetensors."""
+    if layout != "reminis":
+        return out
+    result = out.with_name(SINGLE)
+    measure([program(layout), "export", "-q", str(out), "-o", str(result)])
+    return result
+
+
+def best(command: list[str]) -> tuple[float, float]:
+    """Least seconds, and the peak MB of that run."""
+    return min(measure(command) for _ in range(RUNS))
 
 
 def count_changed(base: Path, tuned: Path) -> int:
@@ -57,30 +86,43 @@ def same(a: Path, b: Path) -> bool:
     return Checkpoint(a).digests() == Checkpoint(b).digests()
 
 
-def apart(function: Callable[[Path, Path], Any], a: Path, b: Path) -> Any:
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a process of its own: a child's peak memory is never reported below what its parent held."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, a, b).result()
+        return pool.submit(function, *arguments).result()
 
 
 def main(folder: Path) -> None:
-    """Print the table."""
+    """Print the tables."""
+    missing = [tool for tool in TOOLS if find_spec(tool) is None]
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)}\n")
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
+    streams = []
     for pair, (base, tuned) in PAIRS.items():
         changed = apart(count_changed, folder / base, folder / tuned)
-        for layout in ("lota", *LAYOUTS):
+        ours = "patch" if pair.startswith("bf16") else "vector"
+        for layout in (ours, *(peer for peer in PEERS if peer not in missing)):
             work = folder / "bench-work"
             work.mkdir()
             try:
                 pack, unpack, packed, out = commands(layout, folder / base, folder / tuned, work)
-                times = [*measure(pack), *measure(unpack)]
+                times = [*best(pack), *best(unpack)]
                 bits = 8 * packed.stat().st_size / changed
-                if not apart(same, out, folder / tuned):
-                    sys.exit(f"{layout} did not give {tuned} back")
+                faithful = apart(same, exported(layout, out), folder / tuned)
+                if layout == ours:
+                    if not faithful:
+                        sys.exit(f"{layout} did not give {tuned} back")
+                    streams.append((pair, apart(report, packed, folder / base, folder / tuned)))
             finally:
                 shutil.rmtree(work)
+            name = f"`.lota` {layout}" if layout == ours else layout if faithful else f"{layout} (not exact)"
             figures = f"{bits:.1f} | {times[0]:.1f} | {times[1]:.0f} | {times[2]:.1f} | {times[3]:.0f}"
-            print(f"| {pair} | {changed:,} | {layout} | {figures} |", flush=True)
+            print(f"| {pair} | {changed:,} | {name} | {figures} |", flush=True)
+    print("\nBits a changed weight in the `.lota` files, and the empirical entropies of the same data:\n")
+    print("| pair | " + " | ".join(streams[0][1]) + " |\n" + "|---" * (1 + len(streams[0][1])) + "|")
+    for pair, row in streams:
+        print(f"| {pair} | " + " | ".join(f"{bits:.2f}" for bits in row.values()) + " |")
 
 
 if __name__ == "__main__":

@@ -3,24 +3,26 @@
 Usage: python benchmarks/pairs.py FOLDER. Makes, in FOLDER, what is not there yet:
 
 base32, base16        SmolLM2-135M-Instruct in f32 and bf16
-tuned32               base32 after 40 RMSprop steps on the source of Python's standard library, linear layers only
-f32-90, f32-99        base32 with the top 10 % and 1 % of that change
+tuned32               base32 after 40 RMSprop steps on the source of Python's standard library
+f32-90, f32-99        base32 with the top 10 % and 1 % of that change over all attention and MLP weights
 bf16-90, bf16-99      base16 with those weights rounded to bf16
-bf16-step             base16 after one small step of the linear layers
+bf16-step             base16 after one small step
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_dtypes import bfloat16
 
-from taskvec import Checkpoint, apply, diff
+from taskvec import Checkpoint
 from taskvec.demo.smollm2 import write_base
+from taskvec.masks import TopK, entries_for, top_k
 from taskvec_formats.atomic import atomic_directory
 from taskvec_formats.checkpoint import SINGLE
 from taskvec_formats.container import encode_header
@@ -38,29 +40,24 @@ PAIRS = {
 
 
 def finetune(base: Path, out: Path) -> None:
-    """Write `out`: the linear layers of `base` trained on text that every machine with Python has."""
+    """Write `out`: `base` trained on text that every machine with Python has."""
     import torch  # here, so that whoever only wants the names of the pairs stays small
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from taskvec.training.models import eligible_parameters
-
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:150]
-    text = "\n".join(source.read_text(encoding="utf-8", errors="ignore")[:4000] for source in sources)
+    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    random.Random(0).shuffle(sources)
+    text = "\n".join(source.read_text(encoding="utf-8", errors="ignore")[:4000] for source in sources[:150])
     ids = torch.tensor(tokenizer(text)["input_ids"])
     torch.manual_seed(0)
-    model.requires_grad_(False)
-    weights = list(eligible_parameters(model).values())
-    for weight in weights:
-        weight.requires_grad_(True)
-    optimizer = torch.optim.RMSprop(weights, lr=LEARNING_RATE)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=LEARNING_RATE)
     for step in range(STEPS):
         starts = torch.randint(0, len(ids) - LENGTH, (BATCH,))
         batch = torch.stack([ids[start : start + LENGTH] for start in starts])
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         print(f"step {step + 1} of {STEPS}, loss {loss.item():.3f}", file=sys.stderr)
@@ -107,9 +104,26 @@ def main(folder: Path) -> None:
     if missing("tuned32"):
         finetune(made["base32"], made["tuned32"])
     tuned, base16 = Checkpoint(made["tuned32"]), Checkpoint(made["base16"])
+    eligible = [name for name in base.tensors if ("mlp" in name or "attn" in name) and name.endswith("weight")]
+
+    def change(name: str) -> np.ndarray:
+        return values(tuned, name) - values(base, name)
+
+    def changes() -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, change(name)) for name in eligible)
+
     for percent, sparsity in (("90", 0.9), ("99", 0.99)):
         if missing(f"f32-{percent}"):
-            apply(diff(base, tuned, sparsity), base, made[f"f32-{percent}"])
+            largest = top_k(changes, entries_for(sparsity, sum(base.tensors[name].form.size for name in eligible)))
+
+            def kept(name: str, largest: TopK = largest) -> BitArray:
+                bits = base.bits(name).copy()
+                if name in eligible:
+                    chosen = largest.indices(name, change(name))
+                    bits[chosen] = tuned.bits(name)[chosen]
+                return bits
+
+            rewrite(made["base32"], made[f"f32-{percent}"], "F32", kept)
         sparse = Checkpoint(made[f"f32-{percent}"])
 
         def masked(name: str, sparse: Checkpoint = sparse) -> BitArray:
@@ -126,7 +140,7 @@ def main(folder: Path) -> None:
         start = base16.bits(name).view(bfloat16).astype(np.float32)
         unit = np.ldexp(np.float32(1), np.frexp(start)[1] - 8)
         master = start + (dice.random(start.size, np.float32) - np.float32(0.5)) * unit * np.float32(0.999)
-        return to_bf16(master + np.float32(0.02) * (values(tuned, name) - values(base, name)))
+        return to_bf16(master + np.float32(0.02) * change(name))
 
     if missing("bf16-step"):
         rewrite(made["base32"], made["bf16-step"], "BF16", stepped)

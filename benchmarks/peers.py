@@ -5,9 +5,11 @@ Usage: python benchmarks/peers.py LAYOUT pack BASE TUNED FILE
 
 BASE and TUNED are single `.safetensors` files with the same tensors. Layouts:
 
-coo    int32 positions and new values as plain safetensors, as TRL and vLLM transfer them
-gaps   gaps between positions in u8 or u16, whichever holds them, and new values, together under zstd, as in slime
-xor    base XOR tuned, whole tensors, under zstd
+coo        int32 positions and new values, as TRL and vLLM transfer them, with no more than numpy
+coo-torch  the same in torch and safetensors, which is what they are written in
+gaps       gaps between positions in u8 or u16, whichever holds them, and new values, together under zstd, as in slime
+xor        base XOR tuned, whole tensors, under zstd
+zipnn      base XOR tuned, whole tensors, under ZipNN, where that is installed
 
 Each gives the tuned bytes back. None checks that the base is the right one.
 """
@@ -20,6 +22,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -75,10 +78,25 @@ def _xor_decode(base: Bits, data: bytes) -> Bits:
     return base ^ np.frombuffer(zstandard.decompress(data), base.dtype)
 
 
+def _zipnn(dtype: np.dtype) -> Any:
+    from zipnn import ZipNN  # an optional peer
+
+    return ZipNN(bytearray_dtype={2: "bfloat16", 4: "float32"}[dtype.itemsize], threads=2)
+
+
+def _zipnn_encode(base: Bits, tuned: Bits) -> bytes:
+    return bytes(_zipnn(base.dtype).compress((base ^ tuned).tobytes()))
+
+
+def _zipnn_decode(base: Bits, data: bytes) -> Bits:
+    return base ^ np.frombuffer(_zipnn(base.dtype).decompress(data), base.dtype)
+
+
 LAYOUTS = {
     "coo": Layout(_coo_encode, _coo_decode),
     "gaps": Layout(_gaps_encode, _gaps_decode),
     "xor": Layout(_xor_encode, _xor_decode),
+    "zipnn": Layout(_zipnn_encode, _zipnn_decode),
 }
 
 
@@ -111,8 +129,37 @@ def unpack(layout: Layout, packed: Path, base: Path, out: Path) -> None:
             file.write((layout.decode(bits, blobs[name]) if name in blobs else bits).tobytes())
 
 
+def pack_torch(base: Path, tuned: Path, out: Path) -> None:
+    """coo with torch and safetensors."""
+    from safetensors.torch import load_file, save_file
+
+    before, after = load_file(base), load_file(tuned)
+    sparse = {}
+    for name in before:
+        changed = (before[name] != after[name]).flatten().nonzero().flatten()
+        if len(changed):
+            sparse[f"{name}.indices"] = changed.int()
+            sparse[f"{name}.values"] = after[name].flatten()[changed]
+    save_file(sparse, out)
+
+
+def unpack_torch(packed: Path, base: Path, out: Path) -> None:
+    """The tuned checkpoint from it."""
+    from safetensors.torch import load_file, save_file
+
+    tensors, sparse = load_file(base), load_file(packed)
+    for name, tensor in tensors.items():
+        if f"{name}.indices" in sparse:
+            tensor.view(-1)[sparse[f"{name}.indices"].long()] = sparse[f"{name}.values"]
+    save_file(tensors, out, {"format": "pt"})
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
+        case ["coo-torch", "pack", *paths] if len(paths) == 3:
+            pack_torch(*map(Path, paths))
+        case ["coo-torch", "unpack", *paths] if len(paths) == 3:
+            unpack_torch(*map(Path, paths))
         case [layout, "pack", *paths] if layout in LAYOUTS and len(paths) == 3:
             pack(LAYOUTS[layout], *map(Path, paths))
         case [layout, "unpack", *paths] if layout in LAYOUTS and len(paths) == 3:

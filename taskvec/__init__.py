@@ -5,7 +5,7 @@ Importing this package loads neither torch nor transformers; training and live m
 
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
-from .apply import apply, check_base, check_result
+from .apply import Applied, apply, check_base, check_result
 from .diff import diff
 from .errors import TaskvecError
 from .files import open_checkpoint
@@ -15,6 +15,7 @@ from .vector import TaskVector
 
 __version__ = "0.1.0"
 __all__ = [
+    "Applied",
     "Checkpoint",
     "FormatError",
     "SparseTensor",

@@ -1,20 +1,32 @@
-"""base + tuned -> task vector."""
+"""base + tuned -> task vector, or patch."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
+from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, SparseTensor, TensorSpec
+from taskvec_formats.checkpoint import INDEX, SINGLE, short
+from taskvec_formats.dtypes import BitArray
 
-from taskvec_formats import Base, Checkpoint, SparseTensor, TensorSpec
-from taskvec_formats.checkpoint import tensor_digest
-
-from .errors import DiffError
-from .masks import FloatArray, check_sparsity, entries_for, top_k
+from .errors import DiffError, UsageError
+from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
-from .tensor import apply_tensor, as_bytes, diff_tensor
-from .vector import TaskVector
+from .tensor import BaseBits, diff_range, replace_range
+from .vector import Entries, TaskVector
+
+KINDS = ("vector", "patch")
+
+
+def check_kind(kind: str, sparsity: float | None) -> None:
+    """Raise UsageError for another kind, for a sparsity outside (0, 1) and for a sparse patch."""
+    if kind not in KINDS:
+        raise UsageError(f"kind is one of {', '.join(KINDS)}, found {kind!r}")
+    if sparsity is not None:
+        check_sparsity(sparsity)
+        if kind != "vector":
+            raise UsageError("a patch keeps every change; --sparsity needs --kind vector")
 
 
 def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:
@@ -24,97 +36,134 @@ def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:
         raise DiffError(f"tensor {name!r} is in {owner.name} but not in {other.name}: not two states of one model")
     for name, info in base.tensors.items():
         found = tuned.tensors[name]
-        if (found.dtype, found.shape) != (info.dtype, info.shape):
-            raise DiffError(
-                f"tensor {name!r} is {info.dtype.name} {list(info.shape)} in {base.name} "
-                f"but {found.dtype.name} {list(found.shape)} in {tuned.name}"
-            )
+        if found.form != info.form:
+            raise DiffError(f"tensor {name!r} is {info.form} in {base.name} but {found.form} in {tuned.name}")
 
 
-def diff(base: Checkpoint, tuned: Checkpoint, sparsity: float | None = None, progress: Progress = silent) -> TaskVector:
-    """The task vector tuned − base, computed tensor by tensor when it is read or saved.
+def diff(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    sparsity: float | None = None,
+    progress: Progress = silent,
+    kind: str = "vector",
+) -> TaskVector:
+    """What turns base into tuned, computed block by block when it is read or saved.
 
-    sparsity: None keeps every change, so that applying the vector gives `tuned` back to the last bit. A number s keeps
-        the k = round((1 − s)·N) changes of largest magnitude, N being the elements of the tensors that can be added and
-        that tuning changed at all, or every change where there are fewer; ties by position.
+    kind: "vector", tuned − base as deltas that can be merged; "patch", the new bits relative to the base, smaller.
+    sparsity: None keeps every change, so that applying gives `tuned` back to the last bit: tensors added, removed,
+        resized and retyped, shards and side files included. A number s keeps the k = round((1 − s)·N) changes of
+        largest magnitude, N being the elements of the tensors that can be added and that tuning changed at all, or
+        every change where there are fewer; ties by position.
     Eligible are the tensors that changed at all: a checkpoint does not say which others were frozen.
-    Raises DiffError where the two are not states of one model, UsageError for a sparsity outside (0, 1).
+    Raises the UsageError of check_kind, and DiffError where the two have no tensor in common or, with a sparsity, are
+    not two states of one model.
     """
+    check_kind(kind, sparsity)
     if sparsity is not None:
-        check_sparsity(sparsity)
-    check_same_model(base, tuned)
+        check_same_model(base, tuned)
+    elif not base.tensors.keys() & tuned.tensors.keys():
+        raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
     before = base.digests(lambda done, total: progress("hashing base", done, total, ""))
     after = tuned.digests(lambda done, total: progress("hashing tuned", done, total, ""))
-    specs = {
-        name: TensorSpec(name, info.dtype, info.shape, base=before[name], tuned=after[name])
-        for name, info in base.tensors.items()
-        if before[name] != after[name]
-    }
-    source = _Pair(base, tuned)
-    provenance = {"made_by": "pack", "tuned": tuned.name}
-    identity = Base(base.name, base.fingerprint)
+    specs = [_spec(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
+    header = Header(
+        kind,
+        Identity(base.name, base.fingerprint),
+        Identity(tuned.name, tuned.fingerprint),
+        tensors=(),
+        removed=tuple(sorted(base.tensors.keys() - tuned.tensors.keys())),
+        provenance={"made_by": "pack"},
+    )
+    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind)
     if sparsity is None:
-        return TaskVector(identity, specs.values(), source, provenance)
+        return TaskVector(header, specs, source, checkpoint=base)
 
-    specs = {name: spec for name, spec in specs.items() if spec.dtype.additive}
+    specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
-    for done, (name, spec) in enumerate(specs.items()):
-        progress("digesting", done, len(specs), name)
-        data = as_bytes(apply_tensor(spec.dtype, base.bits(name), sparse.delta(name), sparse.exceptions(name)))
-        specs[name] = replace(spec, tuned=tensor_digest(name, spec.dtype, spec.shape, data))
-    return TaskVector(identity, specs.values(), sparse, {**provenance, "sparsity": sparsity})
+    provenance = {**header.provenance, "tuned": tuned.name, "sparsity": sparsity}
+    header = Header(kind, header.base, None, tensors=(), provenance=provenance)
+    return TaskVector(header, specs, sparse, checkpoint=base)
+
+
+def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str]) -> TensorSpec:
+    form, origin = tuned.tensors[name].form, base.tensors[name].form if name in base.tensors else None
+    digest = short(digests[name]) if origin else None
+    return TensorSpec(name, form.dtype, form.shape, origin, base=digest)
 
 
 class _Pair:
-    """Entries from two checkpoints. The last tensor is kept: delta and exceptions are asked for one after the other."""
+    """What two checkpoints differ in."""
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint) -> None:
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: str) -> None:
         self._base = base
         self._tuned = tuned
-        self._last: tuple[str, SparseTensor, SparseTensor] | None = None
-
-    def _diff(self, name: str) -> tuple[str, SparseTensor, SparseTensor]:
-        if self._last is None or self._last[0] != name:
-            self._last = None  # free it before the next is made
-            info = self._base.tensors[name]
-            self._last = (name, *diff_tensor(info.dtype, info.shape, self._base.bits(name), self._tuned.bits(name)))
-        return self._last
-
-    def delta(self, name: str) -> SparseTensor:
-        return self._diff(name)[1]
-
-    def exceptions(self, name: str) -> SparseTensor:
-        return self._diff(name)[2]
-
-
-class _Sparsified:
-    """The k largest entries of another source, with the exceptions at their positions."""
-
-    def __init__(self, source: _Pair, specs: dict[str, TensorSpec], sparsity: float, progress: Progress) -> None:
-        self._source = source
         self._specs = specs
+        self._kind = kind
+        self._bits = BaseBits(base)
+
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        spec = self._specs[name]
+        before = (self._bits(spec) if base is None else base)[start:stop]
+        after = self._tuned.bits(name)[start:stop]
+        change = replace_range(before, after) if self._kind == "patch" else diff_range(spec.dtype, before, after)
+        self._tuned.release(name)
+        return change
+
+    def shards(self) -> dict[str, bytes] | None:
+        base = {shard.path.name: shard.header for shard in self._base.shards}
+        tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
+        if not self._tuned.path.is_dir():
+            # a lone file may have any name; loaders look for the base's, or for that of the only shard of a model
+            listed = any(file.name == INDEX for file in self._base.side_files)
+            name = min(base) if len(base) == 1 and not listed else SINGLE
+            tuned = {name: self._tuned.shards[0].header}
+        return None if base == tuned else tuned
+
+    def files(self) -> list[Companion] | None:
+        if not self._tuned.path.is_dir():
+            return None
+        base = {file.name: file.read_bytes() for file in self._base.side_files}
+        return [_companion(file, base.get(file.name)) for file in self._tuned.side_files]
+
+
+def _companion(file: Path, in_base: bytes | None) -> Companion:
+    content = file.read_bytes()
+    return Companion(file.name, hashlib.sha256(content).hexdigest(), None if content == in_base else content)
+
+
+class _Sparsified(Entries):
+    """The k largest entries of another source, with the replacements at their positions."""
+
+    def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
+        self._source = source
+        self._specs = {spec.name: spec for spec in specs}
         self._passes = 0
         self._progress = progress
-        wanted = entries_for(sparsity, sum(spec.size for spec in specs.values()))
-        changes = sum(len(delta) for _, delta in self._deltas())
+        wanted = entries_for(sparsity, sum(spec.size for spec in specs))
+        changes = sum(len(values) for _, values in self._deltas())
         self._selection = top_k(self._deltas, wanted) if wanted < changes else None
 
-    def _deltas(self) -> Iterator[tuple[str, FloatArray]]:
-        for done, name in enumerate(self._specs):
-            self._progress("selecting", self._passes * len(self._specs) + done, 4 * len(self._specs), name)
-            yield name, self._source.delta(name).values
+    def _deltas(self) -> Iterator[tuple[tuple[str, int], FloatArray]]:
+        for done, spec in enumerate(self._specs.values()):
+            self._progress("selecting", self._passes * len(self._specs) + done, 4 * len(self._specs), spec.name)
+            for start, stop in spec.form.blocks():
+                yield (spec.name, start), self._source.change(spec.name, start, stop).delta.values
         self._passes += 1
 
-    def delta(self, name: str) -> SparseTensor:
-        full = self._source.delta(name)
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         if self._selection is None:
-            return full
-        kept = self._selection.indices(name, full.values)
-        return SparseTensor(full.shape, full.indices[kept], full.values[kept])
+            return self._source.change(name, start, stop, base)
+        # ties were counted in whole blocks
+        spec = self._specs[name]
+        parts = [
+            (span[0], self._kept(self._selection, name, span, base))
+            for span in spec.form.blocks()
+            if span[0] < stop and start < span[1]
+        ]
+        return Change.joined(parts, start, stop, spec.dtype)
 
-    def exceptions(self, name: str) -> SparseTensor:
-        full = self._source.exceptions(name)
-        if self._selection is None:
-            return full
-        kept = np.isin(full.indices, self.delta(name).indices, assume_unique=True)
-        return SparseTensor(full.shape, full.indices[kept], full.values[kept])
+    def _kept(self, selection: TopK, name: str, span: tuple[int, int], base: BitArray | None) -> Change:
+        full = self._source.change(name, *span, base)
+        kept = selection.indices((name, span[0]), full.delta.values)
+        delta = SparseTensor(full.delta.shape, full.delta.indices[kept], full.delta.values[kept])
+        return Change(delta, full.replacements.at(delta.indices))

@@ -17,6 +17,14 @@ class BaseMismatchError(TaskvecError):
     """A vector meets a checkpoint, or another vector, that does not share its base."""
 
 
+class AlreadyAppliedError(BaseMismatchError):
+    """The checkpoint is not the base but already the result."""
+
+
+class KindError(TaskvecError):
+    """A patch where deltas are needed."""
+
+
 class DiffError(TaskvecError):
     """Base and tuned are not two states of one model."""
 

@@ -10,10 +10,8 @@ from torch import nn
 
 from taskvec_formats import Checkpoint
 
-from .apply import check_base
+from .apply import Application
 from .errors import TrainingError
-from .positions import union
-from .tensor import apply_tensor
 from .training.models import values_of
 from .vector import TaskVector
 
@@ -25,7 +23,7 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
     Only the elements that the vector touches are kept aside, so that nothing dense is copied.
     Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter.
     """
-    check_base(vector, base)
+    application = Application(vector, base)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -35,13 +33,16 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
             found = next((candidate for candidate in candidates if candidate in parameters), None)
             if found is None:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
-            delta, exceptions = vector[name], vector.exceptions(name)
-            touched = union([delta.indices, exceptions.indices])
-            tuned = apply_tensor(spec.dtype, base.bits(name), delta, exceptions)[touched]
             flat = parameters[found].detach().view(-1)
-            indices = torch.from_numpy(touched).to(flat.device)
-            kept.append((flat, indices, flat[indices]))
-            flat[indices] = torch.from_numpy(values_of(spec.dtype, tuned)).to(flat)
+            if flat.numel() != spec.size:
+                raise TrainingError(
+                    f"the model's {name!r} has {flat.numel()} elements where the vector has {spec.size}"
+                )
+            for number, (start, _) in enumerate(spec.form.blocks()):
+                touched, _, after = application.touched(spec, number)
+                indices = torch.from_numpy(touched + start).to(flat.device)
+                kept.append((flat, indices, flat[indices]))
+                flat[indices] = torch.from_numpy(values_of(spec.dtype, after)).to(flat)
         yield
     finally:
         for flat, indices, values in kept:

@@ -8,7 +8,7 @@ the order of non-negative floats, which is that of their bit patterns, is refine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from taskvec_formats.sparse import Indices
 from .errors import MaskError, UsageError
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Deltas = Callable[[], Iterable[tuple[str, FloatArray]]]
+Part = Hashable
+Deltas = Callable[[], Iterable[tuple[Part, FloatArray]]]
 _MAGNITUDE = np.uint32(0x7FFF_FFFF)
 
 
@@ -47,14 +48,15 @@ class TopK:
     """The outcome of a selection: which magnitudes are in, without holding the positions.
 
     threshold: bit pattern of the k-th largest magnitude; everything above it is in.
-    ties: tensor name -> how many of its magnitudes equal to the threshold are in, the first ones by position.
+    ties: part (a tensor, or a block of one) -> how many of its magnitudes equal to the threshold are in, the first
+        ones by position.
     """
 
     threshold: np.uint32
-    ties: dict[str, int]
+    ties: dict[Part, int]
 
-    def indices(self, name: str, delta: FloatArray) -> Indices:
-        """The chosen flat positions of one tensor, int64, increasing. delta: f32 [size], as in the selection."""
+    def indices(self, name: Part, delta: FloatArray) -> Indices:
+        """The chosen flat positions of one part, int64, increasing. delta: f32 [size], as in the selection."""
         bits = _magnitude_bits(delta)
         chosen = np.flatnonzero(bits >= self.threshold)
         tied = chosen[bits[chosen] == self.threshold]
@@ -65,8 +67,8 @@ class TopK:
 def top_k(deltas: Deltas, k: int) -> TopK:
     """Select the k entries of largest magnitude over all tensors: never more, never fewer.
 
-    deltas: called three times; yields (tensor name, f32 [size]) in the same order each time. Ties at the threshold go
-        to the earlier tensor and the earlier position. Zeros are never chosen; NaN counts as larger than anything.
+    deltas: called three times; yields (part, f32 [size]) in the same order each time. Ties at the threshold go
+        to the earlier part and the earlier position. Zeros are never chosen; NaN counts as larger than anything.
     Memory: one tensor and 256 KiB.
     Raises MaskError where fewer than k deltas are non-zero.
     """
@@ -86,7 +88,7 @@ def top_k(deltas: Deltas, k: int) -> TopK:
     threshold = np.uint32(bucket << 16 | value)
 
     wanted = k - above - above_in_bucket
-    ties: dict[str, int] = {}
+    ties: dict[Part, int] = {}
     for name, delta in deltas():
         ties[name] = min(wanted, int(np.count_nonzero(_magnitude_bits(delta) == threshold)))
         wanted -= ties[name]

@@ -1,36 +1,46 @@
-"""One tensor's arithmetic: the difference of two states, and a state from a difference. Exact to the last bit."""
+"""One range of a tensor: the difference of two states, and a state from a difference. Exact to the last bit."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
-from taskvec_formats import SparseTensor
+from taskvec_formats import Change, Checkpoint, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray, DType
+from taskvec_formats.forms import take_for
 
 
-def diff_tensor(
-    dtype: DType, shape: tuple[int, ...], base: BitArray, tuned: BitArray
-) -> tuple[SparseTensor, SparseTensor]:
-    """tuned − base as additive entries and the exceptions that make them exact.
+def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
+    """tuned − base as additive entries and the replacements that make them exact.
 
-    base, tuned: carriers [size] of one dtype. Returns (delta, exceptions): delta has f32 values, one entry for each
-    element whose bits differ and whose difference is a finite, non-zero number; exceptions carry the tuned bits
-    wherever rounding (base + delta) does not give them: a few f32 elements, NaN, ±inf, a changed sign of
-    zero, and every changed element of a dtype that cannot be added.
+    base, tuned: carriers [n] of one dtype. delta has f32 values, one entry for each element whose bits differ and whose
+    difference is a finite, non-zero number; replacements carry the tuned bits wherever rounding (base + delta) does not
+    give them: a few f32 elements, NaN, ±inf, a changed sign of zero, and every changed element of a dtype that cannot
+    be added.
     """
+    shape = (len(base),)
     changed = np.flatnonzero(base != tuned)
     before, after = base[changed], tuned[changed]
     if not dtype.additive:
-        return SparseTensor.empty(shape), SparseTensor(shape, changed, after)
-    with np.errstate(all="ignore"):  # overflow and NaN are expected: such elements become exceptions
+        return Change(SparseTensor.empty(shape), SparseTensor(shape, changed, after))
+    with np.errstate(all="ignore"):  # overflow and NaN are expected: such elements become replacements
         difference = after.view(dtype.real).astype(dtype.compute) - before.view(dtype.real).astype(dtype.compute)
         values = difference.astype(np.float32)
     is_entry = np.isfinite(values) & (values != 0)
-    exact = is_entry & (add(dtype, before, values) == after)
-    return (
-        SparseTensor(shape, changed[is_entry], values[is_entry]),
-        SparseTensor(shape, changed[~exact], after[~exact]),
+    inexact = np.flatnonzero(~is_entry | (add(dtype, before, values) != after))
+    entries = slice(None) if is_entry.all() else is_entry
+    return Change(
+        SparseTensor(shape, changed[entries], values[entries]),
+        SparseTensor(shape, changed[inexact], after[inexact]),
     )
+
+
+def replace_range(base: BitArray, tuned: BitArray) -> Change:
+    """The same as replacements alone: the tuned bits of every element whose bits differ."""
+    shape = (len(base),)
+    changed = np.flatnonzero(base != tuned)
+    return Change(SparseTensor.empty(shape), SparseTensor(shape, changed, tuned[changed]))
 
 
 def add(dtype: DType, bits: BitArray, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> BitArray:
@@ -41,15 +51,52 @@ def add(dtype: DType, bits: BitArray, values: np.ndarray[tuple[int], np.dtype[np
     return result
 
 
-def apply_tensor(dtype: DType, base: BitArray, delta: SparseTensor, exceptions: SparseTensor) -> BitArray:
-    """base with the entries added and the exceptions set: new carriers [size]; every other element keeps its bits."""
-    tuned: BitArray = base.copy()
+def touched_bits(dtype: DType, base: BitArray, change: Change) -> tuple[BitArray, BitArray]:
+    """The elements that a change touches, by position: their carriers in the base, and with the change applied."""
+    touched, delta, replacements = change.touched(), change.delta, change.replacements
+    before = base[touched]
+    if len(delta) and not len(replacements):
+        return before, add(dtype, before, delta.values)
+    after = before.copy()
     if len(delta):
-        tuned[delta.indices] = add(dtype, base[delta.indices], delta.values)
-    tuned[exceptions.indices] = exceptions.values
+        at = slice(None) if len(delta) == len(touched) else np.searchsorted(touched, delta.indices)
+        after[at] = add(dtype, before[at], delta.values)
+    after[np.searchsorted(touched, replacements.indices)] = replacements.values
+    return before, after
+
+
+def apply_range(dtype: DType, base: BitArray, change: Change) -> BitArray:
+    """base with the entries added and the replacements set: new carriers [n]; every other element keeps its bits."""
+    tuned: BitArray = base.copy()
+    tuned[change.touched()] = touched_bits(dtype, base, change)[1]
     return tuned
 
 
 def as_bytes(bits: BitArray) -> memoryview:
     """The bytes of a contiguous array of carriers, without a copy."""
     return memoryview(bits.view(np.uint8).data)
+
+
+class BaseBits:
+    """The base's tensors in the form that a vector's specs ask for (forms.take_for)."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        # a converted tensor serves all its blocks
+        self._convert = lru_cache(maxsize=1)(self._converted)
+
+    def __call__(self, spec: TensorSpec) -> BitArray:
+        """Carriers of the whole tensor, [size]; mapped, read-only, where base and tuned have one form."""
+        if spec.origin == spec.form:
+            return self._checkpoint.bits(spec.name)
+        return self._convert(spec)
+
+    def _converted(self, spec: TensorSpec) -> BitArray:
+        if spec.origin is None:
+            return np.zeros(spec.size, spec.dtype.carrier)
+        return take_for(self._checkpoint.bits(spec.name), spec.origin, spec.form)
+
+    def release(self, spec: TensorSpec) -> None:
+        """Give back the memory of a tensor's pages."""
+        if spec.origin is not None:
+            self._checkpoint.release(spec.name)

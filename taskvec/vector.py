@@ -6,88 +6,183 @@ Source of the notion and its arithmetic: Ilharco et al., "Editing Models with Ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from taskvec_formats import Base, LotaReader, LotaWriter, SparseTensor, TensorSpec
+from taskvec_formats import (
+    Change,
+    Checkpoint,
+    Companion,
+    Header,
+    Identity,
+    LotaReader,
+    LotaWriter,
+    SparseTensor,
+    TensorSpec,
+)
+from taskvec_formats.blocks import AUTO, CODECS, encode_block, touched_digest
+from taskvec_formats.dtypes import BitArray
+from taskvec_formats.header import Block
+from taskvec_formats.parallel import ordered_map
 
+from .errors import KindError, UsageError
 from .progress import Progress, silent
+from .tensor import BaseBits, touched_bits
 
 
 class Source(Protocol):
-    """Where a vector's entries come from: a file, two checkpoints, a merge."""
+    """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
 
-    def delta(self, name: str) -> SparseTensor:
-        """Additive entries of a tensor, values f32."""
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
 
-    def exceptions(self, name: str) -> SparseTensor:
-        """Bits of the exact results that base + delta does not give."""
+    def shards(self) -> dict[str, bytes] | None:
+        """The headers of the tuned shards by file name; None where the result is laid out as the base."""
+
+    def files(self) -> list[Companion] | None:
+        """The side files of the tuned checkpoint; None where they are the base's."""
 
 
-class Memory:
-    """A Source held in memory: tensor name -> entries."""
+class Entries:
+    """A Source of entries alone: the result is laid out as the base."""
+
+    def shards(self) -> dict[str, bytes] | None:
+        return None
+
+    def files(self) -> list[Companion] | None:
+        return None
+
+
+class Memory(Entries):
+    """A Source held in memory: tensor name -> deltas, flat or in the tensor's shape."""
 
     def __init__(self, deltas: Mapping[str, SparseTensor], specs: Mapping[str, TensorSpec]) -> None:
         self._deltas = deltas
         self._specs = specs
 
-    def delta(self, name: str) -> SparseTensor:
-        return self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
-
-    def exceptions(self, name: str) -> SparseTensor:
-        return no_exceptions(self._specs[name])
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        delta = self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
+        return Change(delta.within(start, stop), no_replacements(self._specs[name], stop - start))
 
 
-def no_exceptions(spec: TensorSpec) -> SparseTensor:
-    """An empty list of exceptions for a tensor."""
-    return SparseTensor.empty(spec.shape, spec.dtype.carrier)
+def no_replacements(spec: TensorSpec, size: int) -> SparseTensor:
+    """An empty list of replacements for a range of a tensor."""
+    return SparseTensor.empty((size,), spec.dtype.carrier)
+
+
+def check_codec(codec: str) -> None:
+    """Raise UsageError for a codec that a writer cannot be asked for."""
+    if codec not in CODECS:
+        raise UsageError(f"codec is one of {', '.join(CODECS)}, found {codec!r}")
 
 
 class TaskVector(Mapping[str, SparseTensor]):
     """A lazy mapping tensor name -> SparseTensor of f32 deltas, in the order of the names.
 
-    base: the checkpoint it was taken from. name: what to call it, the file name where it came from a file.
-    specs: tensor name -> TensorSpec: dtype, shape, eligibility, digests.
-    provenance: how it came about.
+    header: kind, base and tuned checkpoint, removed tensors, provenance. name: what to call it, the file name where it
+    came from a file. specs: tensor name -> TensorSpec: dtype, shape, eligibility, digests.
+    A patch has the same parts but no deltas: reading one raises KindError.
     """
 
     def __init__(
         self,
-        base: Base,
+        header: Header,
         specs: Iterable[TensorSpec],
         source: Source,
-        provenance: dict[str, Any] | None = None,
         name: str = "task vector",
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.base = base
+        """checkpoint: the base, where it is at hand; what is saved then vouches for the elements that it touches."""
+        self.header = header
         self.name = name
         self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
-        self.provenance = provenance or {}
         self._source = source
+        self._checkpoint = checkpoint
 
     @classmethod
     def open(cls, path: str | Path) -> TaskVector:
         """Open a `.lota` file; entries are decoded when a tensor is asked for. Raises FormatError."""
         reader = LotaReader(Path(path))
-        header = reader.header
-        return cls(header.base, header.tensors, reader, header.provenance, Path(path).name)
+        return cls(reader.header, reader.header.tensors, reader, Path(path).name)
 
-    def save(self, path: str | Path, progress: Progress = silent) -> None:
-        """Write a `.lota` file, one tensor in memory at a time, under its name only when complete."""
-        with LotaWriter(Path(path), self.base, self.provenance) as writer:
-            for done, (name, spec) in enumerate(self.specs.items()):
-                progress("writing", done, len(self.specs), name)
-                writer.add(spec, self[name], self.exceptions(name))
+    @property
+    def base(self) -> Identity:
+        """The checkpoint it was taken from."""
+        return self.header.base
+
+    @property
+    def kind(self) -> str:
+        """Whether it is a vector or a patch."""
+        return self.header.kind
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How it came about."""
+        return self.header.provenance
+
+    @property
+    def source(self) -> Source:
+        """Where the entries come from."""
+        return self._source
+
+    def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO) -> None:
+        """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
+
+        codec: "auto", the smallest; "paper64" or "plain" (docs/format.md). Raises UsageError for another.
+        """
+        check_codec(codec)
+        base_bits = BaseBits(self._checkpoint) if self._checkpoint else None
+
+        def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
+            spec, number = job
+            span = spec.form.blocks()[number]
+            base = base_bits(spec) if base_bits else None
+            change = self._source.change(spec.name, *span, base)
+            beside = None if base is None else base[slice(*span)]
+            block, data = encode_block(spec.form, change, beside if self.kind == "patch" else None, codec)
+            if block:
+                before, after = self._digests(spec, number, change, beside)
+                block = replace(block, before=before, after=after)
+            if base_bits:
+                base_bits.release(spec)
+            return block, data
+
+        header = replace(self.header, tensors=(), shards=None, files=None)
+        with LotaWriter(Path(path), header) as writer:
+            jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
+            blocks = ordered_map(encode, jobs)
+            for done, spec in enumerate(self.specs.values()):
+                progress("writing", done, len(self.specs), spec.name)
+                writer.add(spec, (next(blocks) for _ in spec.form.blocks()))
+            shards, files = self._source.shards(), self._source.files()
+            if shards is not None:
+                writer.add_shards(shards)
+            if files is not None:
+                writer.add_files(files)
         progress("writing", len(self.specs), len(self.specs), "")
+
+    def _digests(
+        self, spec: TensorSpec, number: int, change: Change, base: BitArray | None
+    ) -> tuple[str | None, str | None]:
+        if base is None:
+            # a file that is saved again keeps what it vouched for
+            known = spec.blocks[number] if spec.blocks else None
+            return (known.before, known.after) if known else (None, None)
+        start = spec.form.blocks()[number][0]
+        before, after = touched_bits(spec.dtype, base, change)
+        return touched_digest(spec, start, before), touched_digest(spec, start, after)
 
     def __getitem__(self, name: str) -> SparseTensor:
         if name not in self.specs:
             raise KeyError(name)
-        return self._source.delta(name)
+        return self.change(name).delta.reshaped(self.specs[name].shape)
 
-    def exceptions(self, name: str) -> SparseTensor:
-        """Positions of a tensor whose exact tuned value base + delta does not give, with that value's bits."""
-        return self._source.exceptions(name)
+    def change(self, name: str, start: int = 0, stop: int | None = None) -> Change:
+        """What happens to the elements [start, stop) of a tensor. Raises KindError for a patch, which needs a base."""
+        if self.kind != "vector":
+            raise KindError(f"{self.name} is a {self.kind}: it holds new bits, not deltas; pack a vector instead")
+        return self._source.change(name, start, self.specs[name].size if stop is None else stop)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 
 from taskvec import TaskVector
 from taskvec.vector import Memory
-from taskvec_formats import Base, Checkpoint, SparseTensor, TensorSpec
+from taskvec_formats import Checkpoint, Form, Header, Identity, SparseTensor, TensorSpec
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 
-BASE = Base("base", "ba5e" * 16)
+BASE = Identity("base", "ba5e" * 16)
 
 
 class Tensor(NamedTuple):
@@ -41,9 +42,13 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, s
     return path
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], shards: int = 1) -> Checkpoint:
-    """A model folder, its tensors dealt out to shards, with an index where there are several."""
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], shards: int = 1, files: Mapping[str, bytes] | None = None
+) -> Checkpoint:
+    """A model folder, its tensors dealt out to shards, with an index where there are several, and side files."""
     folder.mkdir()
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
     names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
     if shards == 1:
         names = ["model.safetensors"]
@@ -63,10 +68,15 @@ def contents(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], st
     }
 
 
-def vector_of(deltas: Mapping[str, SparseTensor], base: Base = BASE, name: str = "vector") -> TaskVector:
+def package(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256 of everything in a model folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def vector_of(deltas: Mapping[str, SparseTensor], base: Identity = BASE, name: str = "vector") -> TaskVector:
     """A vector of f32 tensors held in memory."""
-    specs = {tensor: TensorSpec(tensor, DTYPES["F32"], delta.shape) for tensor, delta in deltas.items()}
-    return TaskVector(base, specs.values(), Memory(deltas, specs), name=name)
+    specs = {tensor: TensorSpec.like(tensor, Form(DTYPES["F32"], delta.shape)) for tensor, delta in deltas.items()}
+    return TaskVector(Header("vector", base, None, tensors=()), specs.values(), Memory(deltas, specs), name=name)
 
 
 def sparse(shape: tuple[int, ...], entries: Mapping[int, float]) -> SparseTensor:

@@ -12,6 +12,9 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+# the models are so small that torch's threads would only wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # nothing here may wait for a network
 os.environ["HF_HUB_OFFLINE"] = "1"
 

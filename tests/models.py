@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -68,6 +73,43 @@ def make_llama(folder: Path, *, dtype: str = "float32", shard_size: str | None =
     return _save(LlamaForCausalLM(config), folder, dtype, shard_size)
 
 
+def make_mixtral(folder: Path, *, dtype: str = "float32") -> Path:
+    """Two blocks of width 16 with four experts each."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _save(MixtralForCausalLM(config), folder, dtype, None)
+
+
+def make_bert(folder: Path, *, dtype: str = "float32") -> Path:
+    """An encoder: two blocks of width 16, the head's weights tied to the embeddings."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+    )
+    return _save(BertForMaskedLM(config), folder, dtype, None)
+
+
+def make_architecture(name: str, folder: Path, *, dtype: str) -> Path:
+    """One of llama, mixtral and bert."""
+    return {"llama": make_llama, "mixtral": make_mixtral, "bert": make_bert}[name](folder, dtype=dtype)
+
+
 def make_gpt2(folder: Path) -> Path:
     """Two blocks of width 32; the tensors on disk lack the prefix `transformer.`, as in the original release."""
     torch.manual_seed(0)
@@ -84,7 +126,8 @@ def make_gpt2(folder: Path) -> Path:
 def perturb(source: Path, target: Path, *, dtype: str, shard_size: str | None = None, scale: float = 1e-2) -> Path:
     """A full fine-tune of `source`: every parameter moved by noise of its own size, saved through transformers."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    (architecture,) = AutoConfig.from_pretrained(source).architectures
+    model = getattr(transformers, architecture).from_pretrained(source, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * scale)

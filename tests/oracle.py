@@ -73,11 +73,11 @@ def rounded(dtype: DType, number: float) -> int:
 def difference(dtype: DType, base: BitArray, tuned: BitArray) -> tuple[dict[int, float], dict[int, int]]:
     """(position -> f32 delta, position -> tuned bits where rounding base + delta does not give them)."""
     deltas: dict[int, float] = {}
-    exceptions: dict[int, int] = {}
+    replacements: dict[int, int] = {}
     for position, (before, after) in enumerate(zip(base.tolist(), tuned.tolist(), strict=True)):
         if before == after:
             continue
-        exceptions[position] = after
+        replacements[position] = after
         if not dtype.additive:
             continue
         with np.errstate(all="ignore"):
@@ -85,8 +85,32 @@ def difference(dtype: DType, base: BitArray, tuned: BitArray) -> tuple[dict[int,
         if math.isfinite(delta) and delta != 0:
             deltas[position] = delta
             if rounded(dtype, value(dtype, before) + delta) == after:
-                del exceptions[position]
-    return deltas, exceptions
+                del replacements[position]
+    return deltas, replacements
+
+
+def changed(base: BitArray, tuned: BitArray) -> dict[int, int]:
+    """Position -> tuned bits, wherever they differ."""
+    pairs = zip(base.tolist(), tuned.tolist(), strict=True)
+    return {position: after for position, (before, after) in enumerate(pairs) if before != after}
+
+
+def applied(dtype: DType, base: BitArray, deltas: dict[int, float], replacements: dict[int, int]) -> list[int]:
+    """Bit patterns of base + deltas, rounded, then of the replacements; every other element as it was."""
+    bits = base.tolist()
+    for position, delta in deltas.items():
+        bits[position] = rounded(dtype, value(dtype, bits[position]) + delta)
+    for position, replacement in replacements.items():
+        bits[position] = replacement
+    return bits
+
+
+def taken(values: Any, shape: tuple[int, ...]) -> Any:
+    """A dense tensor cut or filled up with zeros to another shape of the same rank."""
+    result = np.zeros(shape, values.dtype)
+    for place in np.ndindex(*(min(pair) for pair in zip(values.shape, shape, strict=True))):
+        result[place] = values[place]
+    return result
 
 
 def top_k(deltas: Sequence[tuple[str, Any]], k: int) -> dict[str, list[int]]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import mmap
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from building import Tensor, contents, tensor, write_checkpoint, write_shard
 from safetensors.numpy import save_file
 
 from taskvec_formats import Checkpoint
-from taskvec_formats.checkpoint import INDEX, fingerprint
+from taskvec_formats.checkpoint import INDEX, begin_digest, fingerprint, short, tensor_digest
 from taskvec_formats.errors import CheckpointError, HeaderError, NotSafetensorsError
 
 TENSORS = {
@@ -78,13 +79,20 @@ def test_the_fingerprint_does_not_depend_on_shards_order_or_metadata(tmp_path: P
 def test_digest_and_fingerprint_are_those_of_the_documentation(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "model", TENSORS)
     lines = {
-        name: hashlib.sha256(f"{name} {t.dtype.name} {list(t.shape)}\n".encode() + t.bits.tobytes()).hexdigest()
+        name: blake3(f"{name} {t.dtype.name} {list(t.shape)}\n".encode() + t.bits.tobytes()).hexdigest()
         for name, t in TENSORS.items()
     }
     assert checkpoint.digests() == lines
     assert checkpoint.digest("c") == lines["c"]
+    data = checkpoint.bytes("c")
+    assert tensor_digest("c", checkpoint.tensors["c"].form, data) == lines["c"]
+    digest = begin_digest("c", checkpoint.tensors["c"].form)
+    for place in range(len(data)):  # in pieces
+        digest.update(data[place : place + 1])
+    assert digest.hexdigest() == lines["c"]
+    assert short(lines["c"]) == lines["c"][:16]
     text = "".join(f"{lines[name]}\n" for name in sorted(lines))
-    assert checkpoint.fingerprint == fingerprint(lines) == hashlib.sha256(text.encode()).hexdigest()
+    assert checkpoint.fingerprint == fingerprint(lines) == blake3(text.encode()).hexdigest()
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -113,6 +121,36 @@ def test_progress_counts_the_tensors(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     write_checkpoint(tmp_path / "model", TENSORS).digests(lambda done, total: seen.append((done, total)))
     assert seen == [(done + 1, len(TENSORS)) for done in range(len(TENSORS))]
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_digests_do_not_depend_on_the_number_of_threads(
+    threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKVEC_THREADS", threads)
+    checkpoint = write_checkpoint(tmp_path / "model", TENSORS, 2)
+    seen = list(checkpoint.digests())
+    assert seen == sorted(TENSORS)
+    assert checkpoint.digests() == {name: checkpoint.digest(name) for name in seen}
+
+
+def test_released_tensors_can_be_read_again(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", TENSORS)
+    for name in checkpoint.tensors:
+        checkpoint.release(name)
+    assert contents(checkpoint) == EXPECTED
+    assert bytes(checkpoint.bytes("a")) == TENSORS["a"].bits.tobytes()
+
+
+def test_an_empty_tensor_at_the_very_end_of_the_last_page_is_released(tmp_path: Path) -> None:
+    tensors = {"w": tensor("U8", np.zeros(mmap.PAGESIZE, np.uint8)), "z": tensor("F32", np.zeros((0, 3)))}
+    path = tmp_path / "model.safetensors"
+    for padding in range(8, 2 * mmap.PAGESIZE, 8):
+        write_shard(path, tensors, {"padding": "x" * padding})
+        if path.stat().st_size % mmap.PAGESIZE == 0:
+            break
+    assert path.stat().st_size % mmap.PAGESIZE == 0
+    assert sorted(Checkpoint(path).digests()) == ["w", "z"]
 
 
 def test_checkpoints_of_the_safetensors_library_are_read(tmp_path: Path) -> None:

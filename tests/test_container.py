@@ -13,7 +13,8 @@ from building import Tensor, tensor, write_shard
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from taskvec_formats.container import SafetensorsFile, TensorInfo, encode_header, strict_json
+from taskvec_formats import Form
+from taskvec_formats.container import SafetensorsFile, TensorInfo, encode_header, parse_header, strict_json
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import HeaderError, NotSafetensorsError
 
@@ -106,7 +107,7 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 def test_a_dtype_of_safetensors_that_is_not_supported_is_named(tmp_path: Path) -> None:
     header = encode_header({"w": ("F4", (2,), 1)}, {})
     (tmp_path / "a").write_bytes(header + b"x")
-    with pytest.raises(HeaderError, match="'w' has dtype F4"):
+    with pytest.raises(HeaderError, match="'w' has dtype 'F4', which is not supported"):
         SafetensorsFile(tmp_path / "a")
 
 
@@ -123,3 +124,69 @@ def test_what_is_not_strict_json_is_refused(text: str | bytes) -> None:
 def test_strict_json_is_json() -> None:
     value = {"a": [1, 2.5, None, True, {"a": "é"}]}
     assert strict_json(json.dumps(value)) == value
+
+
+def test_a_header_alone_says_what_its_file_says(tmp_path: Path) -> None:
+    tensors = {"b": tensor("F32", [[1, 2]]), "a": tensor("BF16", 1.0), "e": tensor("I64", [])}
+    file = SafetensorsFile(write_shard(tmp_path / "a", tensors, {"format": "pt"}))
+    assert parse_header(file.header) == (file.metadata, file.tensors)
+    assert file.tensors["b"].form == Form(DTYPES["F32"], (1, 2))
+
+
+def with_prefix(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def entry(**fields: Any) -> bytes:
+    """A header of one tensor of one byte, but for some fields; None for none."""
+    whole = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]} | fields
+    return with_prefix(json.dumps({"w": {key: value for key, value in whole.items() if value is not None}}))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"", "length of the header"),
+        (b"\0" * 7, "length of the header"),
+        (with_prefix("{}")[:-1], "length of the header"),
+        (with_prefix("{}") + b" ", "length of the header"),
+        (with_prefix("[]"), "not an object of tensors"),
+        (with_prefix("1"), "not an object of tensors"),
+        (with_prefix("{"), "not valid JSON"),
+        (with_prefix('{"__metadata__": {"a": 1}}'), "metadata that are strings"),
+        (with_prefix('{"__metadata__": ["a"]}'), "metadata that are strings"),
+        (with_prefix('{"w": 1}'), "tensor 'w' is described by 1"),
+        (entry(shape=None), "tensor 'w' is described by"),
+        (entry(surprise=1), "tensor 'w' is described by"),
+        (entry(dtype="F4"), "tensor 'w' has dtype 'F4'"),
+        (entry(dtype=["U8"]), "tensor 'w' has dtype"),
+        (entry(shape=1), "tensor 'w': expected a list of sizes"),
+        (entry(shape=[-1]), "tensor 'w': expected a list of sizes"),
+        (entry(shape=[True]), "tensor 'w': expected a list of sizes"),
+        (entry(data_offsets=[0.0, 1]), "tensor 'w': expected a list of sizes"),
+        (entry(data_offsets=[0]), r"tensor 'w' of U8 \[1\] lies at \[0\]"),
+        (entry(data_offsets=[1, 0]), "tensor 'w' of"),
+        (entry(shape=[2]), r"tensor 'w' of U8 \[2\] lies at"),
+        (entry(shape=[1 << 40, 1 << 40]), "tensor 'w' of"),
+        (entry(data_offsets=[1, 2]), "tensor 'w' begins at byte"),
+    ],
+)
+def test_a_header_that_describes_no_file_is_refused(header: bytes, message: str) -> None:
+    with pytest.raises(HeaderError, match=message):
+        parse_header(header)
+
+
+def test_tensors_that_overlap_or_leave_a_gap_are_refused() -> None:
+    for first in ([0, 1], [2, 3]):
+        one, two = ({"dtype": "U8", "shape": [1], "data_offsets": offsets} for offsets in ([0, 1], first))
+        with pytest.raises(HeaderError, match=r"begins at byte .* where the one before ends"):
+            parse_header(with_prefix(json.dumps({"a": one, "b": two})))
+
+
+def test_a_released_tensor_is_read_again(tmp_path: Path) -> None:
+    numbers = np.arange(5000, dtype=np.int64)
+    file = SafetensorsFile(write_shard(tmp_path / "a", {"w": tensor("I64", numbers), "e": tensor("F32", [])}))
+    for _ in range(2):
+        assert file.bits("w").tolist() == numbers.tolist()
+        file.release("w")
+        file.release("e")

@@ -73,6 +73,7 @@ def test_there_is_no_circle_inside_a_package(package: str) -> None:
     [
         ["--help"],
         ["pack", "{f32}", "{tuned}", "-o", "{tmp}/x.lota"],
+        ["pack", "{f32}", "{tuned}", "-o", "{tmp}/x.lota", "--kind", "patch"],
         ["unpack", "{vector}", "--base", "{f32}", "-o", "{tmp}/out"],
         ["merge", "{vector}", "{vector}", "-o", "{tmp}/merged.lota"],
         ["inspect", "{vector}", "{vector}"],

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from taskvec import TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, MergeError, UsageError
 from taskvec.merging import METHODS
-from taskvec_formats import Base, Checkpoint, SparseTensor
+from taskvec_formats import Checkpoint, Identity, SparseTensor
 
 SHAPE = (3, 4)
 # few distinct values, so that sums cancel, and some that do not add up exactly
@@ -59,7 +59,7 @@ def test_a_method_equals_its_dense_definition(method: str, weighted: Weighted) -
         return
     assert oracle.entries(merged["w"]) == expected
     assert (merged["w"].shape, merged["w"].values.dtype) == (SHAPE, np.float32)
-    assert len(merged.exceptions("w")) == 0
+    assert len(merged.change("w").replacements) == 0
 
 
 @given(separate())
@@ -150,7 +150,7 @@ def test_a_merge_of_packed_vectors_applies_to_their_base(tmp_path: Path) -> None
 
 def test_vectors_of_different_bases_are_refused() -> None:
     delta = {"w": sparse((2,), {0: 1})}
-    other = vector_of(delta, Base("other", "0" * 64))
+    other = vector_of(delta, Identity("other", "0" * 64))
     with pytest.raises(BaseMismatchError, match=r"different bases: base \(ba5e.*\) and other \(0000"):
         merge([vector_of(delta), other])
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from oracle import sparse_tensors
+from hypothesis import strategies as st
+from oracle import entries, exact, sparse_tensors
 
 from taskvec_formats import SparseTensor
 from taskvec_formats.errors import StreamError
@@ -66,3 +67,33 @@ def test_a_tensor_cannot_be_changed_after_it_was_checked() -> None:
         tensor.values[0] = 5
     with pytest.raises(FrozenInstanceError):
         tensor.shape = (1,)
+
+
+@given(sparse_tensors(), st.data())
+def test_a_range_holds_its_entries_counted_from_its_start(tensor: SparseTensor, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, tensor.size))
+    stop = data.draw(st.integers(start, tensor.size))
+    part = tensor.within(start, stop)
+    assert part.shape == (stop - start,)
+    assert entries(part) == {place - start: v for place, v in entries(tensor).items() if start <= place < stop}
+    assert part.values.dtype == tensor.values.dtype
+
+
+@given(sparse_tensors(), st.data())
+def test_the_entries_at_some_positions(tensor: SparseTensor, data: st.DataObject) -> None:
+    wanted = sorted(data.draw(st.sets(st.integers(0, max(0, tensor.size - 1)))))
+    kept = tensor.at(np.array(wanted, INT64))
+    assert kept.shape == tensor.shape
+    assert entries(kept) == {place: v for place, v in entries(tensor).items() if place in wanted}
+
+
+@given(sparse_tensors())
+def test_another_shape_of_the_same_size_holds_the_same_entries(tensor: SparseTensor) -> None:
+    flat = tensor.reshaped((tensor.size,))
+    assert flat.shape == (tensor.size,)
+    assert exact(flat.reshaped(tensor.shape)) == exact(tensor)
+
+
+def test_a_shape_too_small_is_refused() -> None:
+    with pytest.raises(StreamError, match="leave a tensor of 3"):
+        SparseTensor((4,), np.array([3]), np.ones(1)).reshaped((3,))

@@ -12,8 +12,8 @@ from models import ROWS, make_llama, make_tokenizer, write_rows
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
-from taskvec import Checkpoint, apply
-from taskvec.errors import DataError, MaskError, TrainingError, UsageError
+from taskvec import Applied, Checkpoint, TaskVector, apply, diff
+from taskvec.errors import AlreadyAppliedError, DataError, MaskError, TrainingError, UsageError
 from taskvec.live import applied
 from taskvec.training.data import IGNORED, collate, encode, read_examples
 from taskvec.training.evaluate import evaluate
@@ -41,8 +41,12 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
     assert len(training.losses) == 3
 
     vector.save(tmp_path / "x.lota")
-    apply(type(vector).open(tmp_path / "x.lota"), base, tmp_path / "out")
+    saved = TaskVector.open(tmp_path / "x.lota")
+    assert saved.header.tuned is None
+    assert apply(saved, base, tmp_path / "out") == Applied(None)
     tuned = Checkpoint(tmp_path / "out")
+    with pytest.raises(AlreadyAppliedError, match=r"x\.lota is applied to out already"):
+        apply(saved, tuned, tmp_path / "twice")
     for name in base.tensors:
         changed = np.flatnonzero(tuned.bits(name) != base.bits(name))
         masked = vector[name].indices if name in vector else []
@@ -70,6 +74,23 @@ def test_a_ticket_learns_its_task(llama: Path, tmp_path: Path) -> None:
     assert after.loss < before.loss - 0.4
     assert (before.exact_match, after.exact_match) == (0, 1)
     assert evaluate(model, tokenizer, examples) == before, "taking the vector off did not restore the model"
+
+
+@pytest.mark.parametrize("kind", ["vector", "patch"])
+def test_a_live_model_has_the_tuned_weights_and_then_its_own_again(kind: str, llama: Path, tuned: Path) -> None:
+    base, after = Checkpoint(llama), Checkpoint(tuned)
+    model, _ = load_model(llama)
+    parameters = dict(model.named_parameters())
+
+    def state() -> dict[str, bytes]:
+        return {name: bits_of(base.tensors[name].dtype, p).tobytes() for name, p in parameters.items()}
+
+    def on_disk(checkpoint: Checkpoint) -> dict[str, bytes]:
+        return {name: checkpoint.bits(name).tobytes() for name in parameters}
+
+    with applied(model, diff(base, after, kind=kind), base):
+        assert state() == on_disk(after)
+    assert state() == on_disk(base)
 
 
 def test_eligible_are_the_linear_layers_of_the_blocks(llama: Path, gpt2: Path) -> None:

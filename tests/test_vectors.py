@@ -5,60 +5,100 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from lota_files import read, write
+from lota_files import DEFECTS, Dense, Parts, applied, base_bits, read
+from vectors.make import OTHERS, PAIRS, write_all
 
-from taskvec_formats import LotaReader, errors
+from taskvec_formats import Checkpoint, LotaReader, SparseTensor, errors
+from taskvec_formats.blocks import touched_digest
+from taskvec_formats.codecs import POSITION_CODECS, VALUE_CODECS
+from taskvec_formats.container import SafetensorsFile
+from taskvec_formats.dtypes import DTYPES
 
-VALID = Path(__file__).parent / "vectors" / "valid"
-INVALID = Path(__file__).parent / "vectors" / "invalid"
-# the names stand here, so that a file that is lost is a test that fails
-VALID_NAMES = "bf16-merged every-dtype f32-exact gap-widths no-tensors shapes-and-names".split()
-INVALID_NAMES = """
-    ChecksumError-altered-description
-    ChecksumError-flipped-bit
-    HeaderError-duplicate-key
-    HeaderError-extra-stream
-    HeaderError-missing-stream
-    HeaderError-more-entries-than-elements
-    HeaderError-not-json
-    HeaderError-tensor-twice
-    HeaderError-unknown-codec
-    HeaderError-unknown-dtype
-    HeaderError-unknown-field
-    NotLotaError-plain-safetensors
-    NotSafetensorsError-bytes-after-the-end
-    NotSafetensorsError-empty
-    NotSafetensorsError-truncated
-    StreamError-gap-width-3
-    StreamError-huge-frame
-    StreamError-other-count
-    StreamError-position-beyond-the-end
-    StreamError-trailing-byte
-    VersionError-9.9
-""".split()
+FOLDER = Path(__file__).parent / "vectors"
+NAMES = [*PAIRS, *OTHERS]
 
 
-def test_every_file_is_tested() -> None:
-    assert sorted(path.name for path in VALID.glob("*.lota")) == [f"{name}.lota" for name in VALID_NAMES]
-    assert sorted(path.name for path in VALID.glob("*.json")) == [f"{name}.json" for name in VALID_NAMES]
-    assert sorted(path.name for path in INVALID.iterdir()) == [f"{name}.lota" for name in INVALID_NAMES]
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vectors")
+    write_all(folder)
+    return folder
 
 
-@pytest.mark.parametrize("name", VALID_NAMES)
+def base_of(name: str) -> Path | None:
+    return FOLDER / "valid" / f"{name}.base.safetensors" if name in PAIRS else None
+
+
+@pytest.mark.parametrize("part", ["valid", "invalid"])
+def test_what_is_written_today_is_what_was_written_byte_for_byte(part: str, written: Path) -> None:
+    golden, today = ({path.name: path.read_bytes() for path in (at / part).iterdir()} for at in (FOLDER, written))
+    assert sorted(golden) == sorted(today)
+    assert [name for name in golden if golden[name] != today[name]] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_valid_file_is_read_as_described(name: str) -> None:
-    assert read(VALID / f"{name}.lota") == json.loads((VALID / f"{name}.json").read_text(encoding="utf-8"))
+    path = FOLDER / "valid" / f"{name}.lota"
+    LotaReader(path).verify()
+    assert read(path, base_of(name)) == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", VALID_NAMES)
-def test_a_valid_file_is_written_byte_for_byte(name: str, tmp_path: Path) -> None:
-    write(tmp_path / "a.lota", json.loads((VALID / f"{name}.json").read_text(encoding="utf-8")))
-    assert (tmp_path / "a.lota").read_bytes() == (VALID / f"{name}.lota").read_bytes()
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_valid_file_gives_what_its_digests_say(name: str) -> None:
+    base = base_of(name)
+    assert base is not None
+    reader = LotaReader(FOLDER / "valid" / f"{name}.lota")
+    assert Checkpoint(base).fingerprint == reader.header.base.fingerprint
+    file = SafetensorsFile(base)
+    held = {name: Dense(info.form, file.bits(name)) for name, info in file.tensors.items()}
+    for spec in reader.specs.values():
+        before = base_bits(spec, held)
+        for block, (start, stop) in zip(spec.blocks, spec.form.blocks(), strict=True):
+            change = reader.change(spec.name, start, stop, before)
+            assert (block is None) == (len(change.touched()) == 0)
+            if block:
+                old, new = before[start:stop], applied(spec.dtype, before[start:stop], change)
+                touched = change.touched()
+                assert block.before == touched_digest(spec, start, old[touched])
+                assert block.after == touched_digest(spec, start, new[touched])
 
 
-@pytest.mark.parametrize("name", INVALID_NAMES)
+def test_the_valid_files_hold_every_codec_and_every_dtype_in_every_kind() -> None:
+    codecs, dtypes = set(), set()
+    for name in NAMES:
+        parts = Parts.of(FOLDER / "valid" / f"{name}.lota")
+        for tensor in parts.index["tensors"]:
+            dtypes.add((parts.description["kind"], tensor["dtype"]))
+            for block in filter(None, tensor["blocks"]):
+                codecs |= {codec for part in filter(None, block[3:]) for codec in (part[1], part[3])}
+    assert codecs == {*POSITION_CODECS, *VALUE_CODECS}
+    assert {name for kind, name in dtypes if kind == "patch"} == set(DTYPES)
+    assert {name for kind, name in dtypes if kind == "vector"} >= {d.name for d in DTYPES.values() if d.additive}
+
+
+def test_several_blocks_are_several() -> None:
+    for kind in ("vector", "patch"):
+        spec = LotaReader(FOLDER / "valid" / f"{kind}-blocks.lota").specs["w"]
+        assert [block is not None for block in spec.blocks] == [True, False, True, True]
+
+
+def test_explicit_zeros_keep_their_signs() -> None:
+    delta: SparseTensor = LotaReader(FOLDER / "valid" / "vector-merged.lota").change("a").delta
+    assert delta.values.view("<u4").tolist() == [0, 0x80000000, 0x3F000000]
+    assert np.array_equal(delta.values, [0, 0, 0.5])
+
+
+def test_every_invalid_file_has_its_error() -> None:
+    listed = json.loads((FOLDER / "invalid" / "errors.json").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(DEFECTS) == sorted(path.stem for path in (FOLDER / "invalid").glob("*.lota"))
+
+
+@pytest.mark.parametrize("name", DEFECTS)
 def test_an_invalid_file_is_refused_with_its_error(name: str) -> None:
-    path = INVALID / f"{name}.lota"
-    with pytest.raises(getattr(errors, name.split("-", maxsplit=1)[0]), match=str(path)) as caught:
+    listed = json.loads((FOLDER / "invalid" / "errors.json").read_text(encoding="utf-8"))
+    path = FOLDER / "invalid" / f"{name}.lota"
+    with pytest.raises(getattr(errors, listed[name]), match=str(path)) as caught:
         LotaReader(path).verify()
-    assert caught.type.__name__ == name.split("-", maxsplit=1)[0]
+    assert caught.type.__name__ == listed[name]

@@ -105,16 +105,27 @@ def pack(
             help="Keep only the top 1 − S of all weights that could change, by magnitude.", show_default=False
         ),
     ] = None,
+    kind: Annotated[
+        str, typer.Option(help="vector: deltas, standalone, to be merged. patch: new bits relative to BASE, smaller.")
+    ] = "vector",
+    codec: Annotated[
+        str, typer.Option(help="auto: the smallest. paper64: the paper's 64 bits an entry. plain: uncompressed.")
+    ] = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Store what fine-tuning changed: all of it, exact to the last bit, or with --sparsity its largest part."""
     from taskvec import diff, open_checkpoint
+    from taskvec.diff import check_kind
     from taskvec.files import check_output
+    from taskvec.vector import check_codec
 
+    check_kind(kind, sparsity)
+    check_codec(codec)
     check_output(output, force=force)
     with progress_bars() as progress:
-        diff(open_checkpoint(base), open_checkpoint(tuned), sparsity, progress).save(output, progress)
+        vector = diff(open_checkpoint(base), open_checkpoint(tuned), sparsity, progress, kind)
+        vector.save(output, progress, codec)
     _report(output, as_json)
 
 
@@ -130,11 +141,18 @@ def unpack(
     from taskvec import TaskVector, apply, open_checkpoint
     from taskvec.files import check_output_folder
 
+    from . import render
+
     opened, checkpoint = TaskVector.open(vector), open_checkpoint(base)
     check_output_folder(output, checkpoint, force=force)
     with progress_bars() as progress:
-        apply(opened, checkpoint, output, progress)
+        applied = apply(opened, checkpoint, output, progress)
+    if as_json:
+        _report_folder(output, as_json, exact=applied.exact, differences=applied.differences)
+        return
     _report_folder(output, as_json)
+    if applied.exact is not None:
+        typer.echo(render.exactness(applied))
 
 
 @app.command()

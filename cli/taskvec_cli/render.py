@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from taskvec import TaskVector
+    from taskvec import Applied, TaskVector
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
 
@@ -50,25 +50,32 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
-    """What `inspect --json` says of one file."""
-    entries = sum(spec.entries for spec in vector.specs.values())
+    """What `inspect --json` says of one file. The entries of a patch are the elements that it replaces."""
+    counts = {name: spec.replaced if vector.kind == "patch" else spec.entries for name, spec in vector.specs.items()}
+    entries = sum(counts.values())
+    tuned = vector.header.tuned
     return {
         "path": path,
-        "kind": "vector",
+        "kind": vector.kind,
         "entries": entries,
+        "replaced": sum(spec.replaced for spec in vector.specs.values()),
         "eligible": vector.eligible,
         "density": entries / vector.eligible if vector.eligible else 0.0,
         "bytes": file_size,
         "bits_per_entry": 8 * file_size / entries if entries else None,
         "base": {"name": vector.base.name, "fingerprint": vector.base.fingerprint},
+        "tuned": tuned and {"name": tuned.name, "fingerprint": tuned.fingerprint},
+        "removed": list(vector.header.removed),
+        "side_files": [file.name for file in vector.header.files or () if file.blob],
         "provenance": vector.provenance,
         "tensors": [
             {
                 "name": spec.name,
                 "shape": list(spec.shape),
                 "dtype": spec.dtype.name,
-                "entries": spec.entries,
-                "density": spec.entries / spec.size if spec.size else 0.0,
+                "origin": spec.origin and {"shape": list(spec.origin.shape), "dtype": spec.origin.dtype.name},
+                "entries": counts[spec.name],
+                "density": counts[spec.name] / spec.size if spec.size else 0.0,
             }
             for spec in vector.specs.values()
         ],
@@ -103,6 +110,17 @@ def demo_summary(demo: Demo) -> dict[str, Any]:
     }
 
 
+def _form(form: dict[str, Any]) -> str:
+    return f"{form['dtype']} {form['shape']}"
+
+
+def exactness(applied: Applied) -> str:
+    """Whether the result is the tuned checkpoint, and if not, why."""
+    if applied.exact:
+        return "the tuned checkpoint, byte for byte"
+    return f"not the tuned checkpoint byte for byte: {'; '.join(applied.differences)}"
+
+
 def print_file(summary: dict[str, Any]) -> None:
     """One file: a line of totals, where it comes from, and a table by module."""
     from taskvec.names import layer_and_module
@@ -113,7 +131,21 @@ def print_file(summary: dict[str, Any]) -> None:
         f"eligible weights (density {summary['density']:.2%}), {size(summary['bytes'])}"
         + (f", {bits:.1f} bits an entry" if bits else "")
     )
-    typer.echo(f"base: {summary['base']['name']} ({summary['base']['fingerprint'][:12]})")
+    for role in ("base", "tuned"):
+        if summary[role]:
+            typer.echo(f"{role}: {summary[role]['name']} ({summary[role]['fingerprint'][:12]})")
+    reformed = [
+        f"{tensor['name']} (added)" if tensor["origin"] is None else f"{tensor['name']} (was {_form(tensor['origin'])})"
+        for tensor in summary["tensors"]
+        if tensor["origin"] != {"shape": tensor["shape"], "dtype": tensor["dtype"]}
+    ]
+    for what, names in (
+        ("other form", reformed),
+        ("removed", summary["removed"]),
+        ("side files", summary["side_files"]),
+    ):
+        if names:
+            typer.echo(f"{what}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
     facts = [
         f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
         for key, value in summary["provenance"].items()

@@ -1,9 +1,23 @@
-"""The `.lota` file and the checkpoints it applies to. Needs numpy, safetensors and zstandard; never torch."""
+"""The `.lota` file and the checkpoints it applies to. Needs numpy, safetensors, zstandard and pcodec; never torch."""
 
+from .blocks import Change
 from .checkpoint import Checkpoint
 from .errors import FormatError
-from .header import Base, Header, TensorSpec
-from .lota import LotaReader, LotaWriter
+from .forms import Form
+from .header import Header, Identity, TensorSpec
+from .lota import Companion, LotaReader, LotaWriter
 from .sparse import SparseTensor
 
-__all__ = ["Base", "Checkpoint", "FormatError", "Header", "LotaReader", "LotaWriter", "SparseTensor", "TensorSpec"]
+__all__ = [
+    "Change",
+    "Checkpoint",
+    "Companion",
+    "Form",
+    "FormatError",
+    "Header",
+    "Identity",
+    "LotaReader",
+    "LotaWriter",
+    "SparseTensor",
+    "TensorSpec",
+]

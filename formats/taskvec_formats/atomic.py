@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +39,48 @@ def _default_mode(kind: int) -> int:
     return kind & ~umask
 
 
+_MINUTE = 60.0
+
+
+@contextmanager
+def _held(temporary: Path) -> Iterator[None]:
+    """Mark a temporary file or folder as in use, and remove those beside it whose writer was killed."""
+    if sys.platform == "win32":  # no locks on folders there
+        yield
+        return
+    import fcntl
+
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        name = temporary.name.rsplit(".", 2)[0]
+        for path in map(Path, glob.glob(f"{glob.escape(str(temporary.with_name(name)))}.*.part")):
+            _remove_if_abandoned(path)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    import fcntl
+
+    try:
+        # whoever has just made one may not have locked it yet
+        if time.time() - path.stat().st_mtime < _MINUTE:
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+    except OSError:
+        return  # in use, or gone
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it over `path`, on any error remove it."""
@@ -44,7 +89,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        with naming(path):
+        with naming(path), _held(temporary):
             yield temporary
             os.chmod(temporary, _default_mode(0o666))
             _sync(temporary)
@@ -65,7 +110,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     retired: Path | None = None
     try:
-        with naming(path):
+        with naming(path), _held(temporary):
             yield temporary
             os.chmod(temporary, _default_mode(0o777))
             for file in temporary.rglob("*"):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from .container import SafetensorsFile, TensorInfo, strict_json
-from .dtypes import BitArray, DType
+from .dtypes import BitArray
 from .errors import CheckpointError, HeaderError
+from .forms import Form
+from .parallel import ordered_map
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -20,11 +21,21 @@ SINGLE = "model.safetensors"
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".lota")
 
 
-def tensor_digest(name: str, dtype: DType, shape: tuple[int, ...], data: memoryview) -> str:
-    """SHA-256, in hex, of a tensor: a line of its name, dtype and shape, then its bytes in row-major order."""
-    digest = hashlib.sha256(f"{name} {dtype.name} {list(shape)}\n".encode())
+def begin_digest(name: str, form: Form) -> blake3:
+    """BLAKE3 of a tensor, begun: a line of its name, dtype and shape; its bytes in row-major order are to follow."""
+    return blake3(f"{name} {form}\n".encode())
+
+
+def tensor_digest(name: str, form: Form, data: bytes | memoryview) -> str:
+    """BLAKE3 of a tensor, in hex."""
+    digest = begin_digest(name, form)
     digest.update(data)
     return digest.hexdigest()
+
+
+def short(digest: str) -> str:
+    """The first 8 bytes of a digest, in hex: enough to tell one tensor from another."""
+    return digest[:16]
 
 
 class Checkpoint:
@@ -74,34 +85,42 @@ class Checkpoint:
         """A tensor as a flat read-only mapped array of carriers, [size]."""
         return self._owners[name].bits(name)
 
+    def bytes(self, name: str) -> memoryview:
+        """The raw bytes of a tensor, mapped."""
+        return self._owners[name].bytes(name)
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's pages; they are read again when touched."""
+        self._owners[name].release(name)
+
     def digest(self, name: str) -> str:
-        """SHA-256 of one tensor (tensor_digest)."""
-        info = self.tensors[name]
-        return tensor_digest(name, info.dtype, info.shape, self._owners[name].bytes(name))
+        """BLAKE3 of one tensor (tensor_digest)."""
+        digest = tensor_digest(name, self.tensors[name].form, self._owners[name].bytes(name))
+        self.release(name)
+        return digest
 
     def digests(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
-        """SHA-256 of every tensor; all bytes are read once, by as many threads as there are cores.
+        """BLAKE3 of every tensor; all bytes are read once, several tensors at a time.
 
         progress(tensors done, tensors).
         """
         if "_digests" not in self.__dict__:
             digests = {}
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for name, digest in zip(self.tensors, pool.map(self.digest, self.tensors), strict=True):
-                    digests[name] = digest
-                    progress(len(digests), len(self.tensors))
+            for name, digest in zip(self.tensors, ordered_map(self.digest, self.tensors), strict=True):
+                digests[name] = digest
+                progress(len(digests), len(self.tensors))
             self._digests = digests
         return self._digests
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the digests of all tensors in the order of their names: independent of how they are sharded."""
+        """BLAKE3 over the digests of all tensors in the order of their names: independent of how they are sharded."""
         return fingerprint(self.digests())
 
 
 def fingerprint(digests: dict[str, Any]) -> str:
     """The fingerprint of a checkpoint from the digests of its tensors."""
-    return hashlib.sha256("".join(f"{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+    return blake3("".join(f"{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
 def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:

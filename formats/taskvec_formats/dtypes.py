@@ -27,11 +27,13 @@ class DType:
     itemsize: bytes an element.
     float_name: the numpy or `ml_dtypes` type that gives the bits a real value, or None where a difference of two
         values is not a meaningful update (integers, booleans, complex numbers, bare exponents).
+    mantissa: stored mantissa bits of such a type; the exponent lies above them, the sign on top.
     """
 
     name: str
     itemsize: int
     float_name: str | None = None
+    mantissa: int | None = None
 
     @property
     def additive(self) -> bool:
@@ -64,12 +66,12 @@ class DType:
 DTYPES: dict[str, DType] = {
     d.name: d
     for d in (
-        DType("F64", 8, "<f8"),
-        DType("F32", 4, "<f4"),
-        DType("F16", 2, "<f2"),
-        DType("BF16", 2, "bfloat16"),
-        DType("F8_E4M3", 1, "float8_e4m3fn"),
-        DType("F8_E5M2", 1, "float8_e5m2"),
+        DType("F64", 8, "<f8", 52),
+        DType("F32", 4, "<f4", 23),
+        DType("F16", 2, "<f2", 10),
+        DType("BF16", 2, "bfloat16", 7),
+        DType("F8_E4M3", 1, "float8_e4m3fn", 3),
+        DType("F8_E5M2", 1, "float8_e5m2", 2),
         DType("F8_E8M0", 1),
         DType("C64", 8),
         DType("I64", 8),

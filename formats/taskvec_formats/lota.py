@@ -1,89 +1,98 @@
-"""Reading and writing `.lota` files: a safetensors container of U8 streams and the description in its metadata."""
+"""Reading and writing `.lota` files: a safetensors container of two U8 tensors, the index and the blocks."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
 
 from .atomic import atomic_file, naming
-from .codecs import POSITION_CODECS, VALUE_CODECS
+from .blobs import pack_blob, unpack_blob
+from .blocks import Change, check_block, decode_block
 from .container import SafetensorsFile, encode_header
+from .description import DIGEST_KEY, encode, parse
+from .dtypes import BitArray
 from .errors import ChecksumError, FormatError, HeaderError, StreamError
-from .header import Base, Entries, Header, Stream, TensorSpec, encode, parse, stream_names
-from .sparse import SparseTensor
+from .header import Blob, Block, Header, SideFile, TensorSpec, stored_digest
+from .parallel import ordered_map
 
-_DELTA = np.dtype("<f4")
-_PARTS = ("delta", "exceptions")
+INDEX, BLOCKS = "taskvec.index", "taskvec.blocks"
 
 
-def _crc32(data: bytes | memoryview) -> str:
-    return f"{zlib.crc32(data):08x}"
+@dataclass(frozen=True)
+class Companion:
+    """A side file of a checkpoint: name, SHA-256 of its content, and the content, None where the base has it."""
+
+    name: str
+    sha256: str
+    content: bytes | None
 
 
 class LotaWriter:
-    """Write a `.lota` file tensor by tensor; it appears at `path`, synced, when the `with` block ends without error.
+    """Write a `.lota` file block by block; it appears at `path`, synced, when the `with` block ends without error.
 
-    One tensor's entries are in memory at a time. The same calls give the same bytes.
+    header: what the file says of itself; its tensors, shards and files are filled in here.
+    The same calls give the same bytes. Memory: what a call is given.
     """
 
-    def __init__(self, path: Path, base: Base, provenance: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, header: Header) -> None:
         self._path = path
-        self._base = base
-        self._provenance = provenance or {}
-        self._specs: list[TensorSpec] = []
-        self._streams: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        self._header = header
+        self._tensors: list[TensorSpec] = []
+        self._shards: list[SideFile] | None = None
+        self._files: list[SideFile] | None = None
+        self._length = 0
 
     def __enter__(self) -> LotaWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # the header comes first and needs every length, so the streams wait in an unnamed file on the same disk
+        # the header comes first and needs every length, so the blocks wait in an unnamed file on the same disk
         self._spool = tempfile.TemporaryFile(dir=self._path.parent)
         return self
 
-    def add(self, spec: TensorSpec, delta: SparseTensor, exceptions: SparseTensor | None = None) -> None:
-        """Append one tensor.
+    def add(self, spec: TensorSpec, blocks: Iterable[tuple[Block | None, bytes]]) -> None:
+        """Append one tensor: its blocks and their bytes (encode_block), in order.
 
-        spec: its name, dtype, shape and digests; `delta` and `exceptions` in it are filled in here.
-        delta: f32 values. exceptions: carriers of the tensor's dtype.
-        Raises StreamError where shapes or dtypes do not fit the spec, HeaderError for a name out of order.
+        Raises HeaderError for a name out of order, and for blocks that are not those of its shape.
         """
-        if self._specs and spec.name <= self._specs[-1].name:
-            raise HeaderError(f"tensor {spec.name!r} must not follow {self._specs[-1].name!r}")
-        if len(delta) and not spec.dtype.additive:
-            raise StreamError(f"tensor {spec.name!r}: additive entries in a tensor of {spec.dtype.name}")
-        parts = {"delta": (delta, _DELTA), "exceptions": (exceptions, spec.dtype.carrier)}
-        for part, (sparse, dtype) in parts.items():
-            if sparse is not None and (sparse.shape != spec.shape or sparse.values.dtype != dtype):
-                raise StreamError(
-                    f"tensor {spec.name!r}: {part} must be {dtype} of shape {list(spec.shape)}, "
-                    f"found {sparse.values.dtype} of {list(sparse.shape)}"
-                )
-        stored = [self._store(spec.name, part, sparse) for part, (sparse, _) in parts.items()]
-        self._specs.append(replace(spec, delta=stored[0], exceptions=stored[1]))
+        if self._tensors and spec.name <= self._tensors[-1].name:
+            raise HeaderError(f"tensor {spec.name!r} must not follow {self._tensors[-1].name!r}")
+        if self._shards is not None or self._files is not None:
+            raise HeaderError(f"tensor {spec.name!r} must not follow a shard's header or a side file")
+        stored = []
+        for block, data in blocks:
+            self._write(data)
+            stored.append(block)
+        if len(stored) != spec.form.block_count:
+            raise HeaderError(f"tensor {spec.name!r}: {len(stored)} blocks where its shape has {spec.form.block_count}")
+        self._tensors.append(replace(spec, blocks=tuple(stored)))
 
-    def _store(self, tensor: str, part: str, sparse: SparseTensor | None) -> Entries | None:
-        if sparse is None or not len(sparse):
-            return None
-        positions, values = POSITION_CODECS["gaps"], VALUE_CODECS["planes"]
-        carriers = sparse.values.view(f"<u{sparse.values.itemsize}")
-        encoded = (
-            (positions.name, positions.encode(sparse.indices, sparse.size)),
-            (values.name, values.encode(carriers)),
-        )
-        streams = []
-        for name, (codec, data) in zip(stream_names(tensor, part), encoded, strict=True):
-            with naming(self._path):
-                self._spool.write(data)
-            self._streams[name] = ("U8", (len(data),), len(data))
-            streams.append(Stream(codec, _crc32(data)))
-        return Entries(len(sparse), *streams)
+    def add_shards(self, headers: dict[str, bytes]) -> None:
+        """The headers of the tuned shards, file name -> bytes, where they are not the base's. Before any side file."""
+        if self._files is not None:
+            raise HeaderError("the shards' headers must not follow a side file")
+        self._shards = [self._blob(name, header) for name, header in headers.items()]
+
+    def add_files(self, files: Iterable[Companion]) -> None:
+        """The side files of the tuned checkpoint; those without content are in the base."""
+        self._files = [
+            SideFile(file.name, file.sha256, None) if file.content is None else self._blob(file.name, file.content)
+            for file in sorted(files, key=lambda file: file.name)
+        ]
+
+    def _blob(self, name: str, data: bytes) -> SideFile:
+        stored = pack_blob(data)
+        self._write(stored)
+        return SideFile(name, hashlib.sha256(data).hexdigest(), Blob(len(stored), len(data), stored_digest(stored)))
+
+    def _write(self, data: bytes) -> None:
+        with naming(self._path):
+            self._spool.write(data)
+        self._length += len(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,83 +100,150 @@ class LotaWriter:
         # closing the spool may be what finds the disk full
         with naming(self._path), self._spool:
             if kind is None:
-                metadata = encode(Header(self._base, tuple(self._specs), self._provenance))
-                parse(metadata)  # nothing is written that a reader would refuse
+                shards, files = (None if part is None else tuple(part) for part in (self._shards, self._files))
+                header = replace(self._header, tensors=tuple(self._tensors), shards=shards, files=files)
+                metadata, index = encode(header)
+                parse(metadata, index)  # nothing is written that a reader would refuse
+                layout: dict[str, tuple[str, tuple[int, ...], int]] = {
+                    INDEX: ("U8", (len(index),), len(index)),
+                    BLOCKS: ("U8", (self._length,), self._length),
+                }
                 with atomic_file(self._path) as temporary, open(temporary, "wb") as out:
-                    out.write(encode_header(self._streams, metadata))
+                    out.write(encode_header(layout, metadata))
+                    out.write(index)
                     self._spool.seek(0)
                     shutil.copyfileobj(self._spool, out, 1 << 20)
 
 
 class LotaReader:
-    """A `.lota` file opened for reading: the description at once, a tensor's streams when asked for.
+    """A `.lota` file opened for reading: the header at once, a tensor's blocks when asked for, through a map.
 
-    path: where it is.
-    header: the validated description.
-    specs: tensor name -> TensorSpec.
+    path: where it is. header: the validated header. specs: tensor name -> TensorSpec.
 
-    Raises a FormatError, naming the file, where container, description and streams do not fit each other.
+    Raises a FormatError, naming the file, where container, description and index do not fit each other.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = SafetensorsFile(path)
         try:
-            self.header = parse(self._file.metadata)
-            self._check_streams()
+            self.header = self._parse()
         except FormatError as error:
             raise type(error)(f"{path}: {error}") from None
         self.specs = {spec.name: spec for spec in self.header.tensors}
+        self._blocks: dict[str, int] = {}
+        self._blobs: dict[SideFile, int] = {}
+        offset = 0
+        for spec in self.header.tensors:
+            self._blocks[spec.name] = offset
+            offset += spec.length
+        for file in self.header.blobs:
+            self._blobs[file] = offset
+            offset += file.blob.length if file.blob else 0
 
-    def _check_streams(self) -> None:
-        expected = [
-            stream
-            for spec in self.header.tensors
-            for part in _PARTS
-            if getattr(spec, part) is not None
-            for stream in stream_names(spec.name, part)
-        ]
-        if list(self._file.tensors) != expected:
-            odd = sorted(set(expected) ^ set(self._file.tensors))
-            raise HeaderError(f"the stored streams are not those described ({odd[0] if odd else 'their order'})")
-        for name, info in self._file.tensors.items():
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the description, hex; through the index it covers every byte that is read."""
+        return self._file.metadata[DIGEST_KEY]
+
+    def _parse(self) -> Header:
+        tensors = self._file.tensors
+        index = self._file.bytes(INDEX) if INDEX in tensors else memoryview(b"")
+        header = parse(self._file.metadata, index)
+        if sorted(tensors) != sorted((INDEX, BLOCKS)):
+            raise HeaderError(f"it must hold the tensors {INDEX} and {BLOCKS}, found {', '.join(sorted(tensors)):.200}")
+        for name, info in tensors.items():
             if info.dtype.name != "U8" or len(info.shape) != 1:
-                raise HeaderError(f"stream {name!r} must be U8 [n], found {info.dtype.name} {list(info.shape)}")
+                raise HeaderError(f"{name} must be U8 [n], found {info.dtype.name} {list(info.shape)}")
+        if header.length != len(self._file.bytes(BLOCKS)):
+            raise HeaderError(f"{len(self._file.bytes(BLOCKS))} bytes of blocks where the index has {header.length}")
+        return header
 
-    def delta(self, name: str) -> SparseTensor:
-        """The additive entries of a tensor, values f32; empty where it has none. Raises ChecksumError, StreamError."""
+    def change(self, name: str, start: int = 0, stop: int | None = None, base: BitArray | None = None) -> Change:
+        """What happens to the elements [start, stop) of a tensor; of the file, only the blocks they lie in are read.
+
+        base: carriers of the whole tensor in the base (forms.take_for where its form differs); a patch needs them.
+        Raises ChecksumError and StreamError, naming tensor and block, and StreamError for a patch without base.
+        """
         spec = self.specs[name]
-        return self._load(spec, "delta", spec.delta, _DELTA)
+        stop = spec.size if stop is None else stop
+        parts = [
+            (span[0], self._decode(spec, block, span, offset, base))
+            for block, span, offset in self._stored(spec)
+            if span[0] < stop and start < span[1]
+        ]
+        return Change.joined(parts, start, stop, spec.dtype)
 
-    def exceptions(self, name: str) -> SparseTensor:
-        """The exact results that base + delta does not give, values as carriers of the tensor's dtype."""
-        spec = self.specs[name]
-        return self._load(spec, "exceptions", spec.exceptions, spec.dtype.carrier)
+    def _stored(self, spec: TensorSpec) -> Iterator[tuple[Block, tuple[int, int], int]]:
+        """The blocks of a tensor in which something changes, their ranges, and where they lie among the blocks."""
+        offset = self._blocks[spec.name]
+        for block, span in zip(spec.blocks, spec.form.blocks(), strict=True):
+            if block:
+                yield block, span, offset
+                offset += block.length
 
-    def _load(self, spec: TensorSpec, part: str, entries: Entries | None, dtype: np.dtype[Any]) -> SparseTensor:
-        if entries is None:
-            return SparseTensor.empty(spec.shape, dtype)
-        streams = zip(stream_names(spec.name, part), (entries.positions, entries.values), strict=True)
-        positions, values = (self._stream(name, stream) for name, stream in streams)
-        carrier = np.dtype(f"<u{dtype.itemsize}")
+    def _decode(
+        self, spec: TensorSpec, block: Block, span: tuple[int, int], offset: int, base: BitArray | None
+    ) -> Change:
+        data = self._file.bytes(BLOCKS)[offset : offset + block.length]
+        with self._naming(spec, span, offset):
+            if self.header.kind == "vector":
+                return decode_block(spec.form, block, span, data)
+            if base is None:
+                raise StreamError("a patch can be read beside its base only")
+            return decode_block(spec.form, block, span, data, base[slice(*span)])
+
+    @contextmanager
+    def _naming(self, spec: TensorSpec, span: tuple[int, int], offset: int) -> Iterator[None]:
+        """Put file, tensor and place into an error."""
         try:
-            indices = POSITION_CODECS[entries.positions.codec].decode(positions, entries.count, spec.size)
-            bits = VALUE_CODECS[entries.values.codec].decode(values, entries.count, carrier)
-            return SparseTensor(spec.shape, indices, bits.view(dtype))
-        except StreamError as error:
-            raise StreamError(f"{self.path}: tensor {spec.name!r}, {part}: {error}") from None
+            yield
+        except FormatError as error:
+            place = f"tensor {spec.name!r}, block at element {span[0]}"
+            byte = self._file.tensors[BLOCKS].start + offset
+            raise type(error)(f"{self.path}: {place}, byte {byte} of the file: {error}") from None
 
-    def _stream(self, name: str, stream: Stream) -> memoryview:
-        data = self._file.bytes(name)
-        if _crc32(data) != stream.crc32:
-            info = self._file.tensors[name]
-            raise ChecksumError(f"{self.path}: stream {name!r}, bytes {info.start} to {info.stop}, is damaged (CRC-32)")
+    def shards(self) -> dict[str, bytes] | None:
+        """The headers of the tuned shards by file name, None where they are the base's. Raises ChecksumError."""
+        shards = self.header.shards
+        return None if shards is None else {shard.name: self.content(shard) for shard in shards}
+
+    def files(self) -> list[Companion] | None:
+        """The side files of the tuned checkpoint, None where they are the base's. Raises ChecksumError."""
+        files = self.header.files
+        if files is None:
+            return None
+        return [Companion(file.name, file.sha256, self.content(file) if file.blob else None) for file in files]
+
+    def content(self, file: SideFile) -> bytes:
+        """The content of a stored shard header or side file. Raises ChecksumError where it was altered."""
+        if file.blob is None:
+            raise ValueError(f"{file.name} is not stored")
+        offset = self._blobs[file]
+        stored = self._file.bytes(BLOCKS)[offset : offset + file.blob.length]
+        if stored_digest(stored) != file.blob.digest:
+            raise ChecksumError(f"{self.path}: {file.name!r}: the stored bytes do not have the digest given for them")
+        data = unpack_blob(stored, file.blob.size, f"{self.path}: {file.name!r}")
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise ChecksumError(f"{self.path}: {file.name!r} does not have the SHA-256 given for it")
         return data
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Decode every stream and raise the FormatError of the first that fails; progress(tensors done, tensors)."""
-        for done, name in enumerate(self.specs):
+        """Check every digest, decode all that can be read without a base, and raise the first failure's FormatError.
+
+        progress(tensors done, tensors).
+        """
+
+        def check(spec: TensorSpec) -> None:
+            for block, span, offset in self._stored(spec):
+                if self.header.kind == "vector":
+                    self._decode(spec, block, span, offset, None)
+                    continue
+                with self._naming(spec, span, offset):
+                    check_block(block, self._file.bytes(BLOCKS)[offset : offset + block.length])
+
+        progress(0, len(self.specs))
+        for done, _ in enumerate(ordered_map(check, self.specs.values()), 1):
             progress(done, len(self.specs))
-            self.delta(name)
-            self.exceptions(name)
-        progress(len(self.specs), len(self.specs))
+        for file in self.header.blobs:
+            self.content(file)

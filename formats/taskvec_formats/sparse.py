@@ -49,6 +49,33 @@ class SparseTensor:
         """No entries: indices int64 [0], values of `dtype` [0]."""
         return cls(shape, np.empty(0, np.int64), np.empty(0, dtype))
 
+    @classmethod
+    def joined(cls, parts: list[tuple[int, SparseTensor]], start: int, stop: int, dtype: npt.DTypeLike) -> SparseTensor:
+        """The entries of the flat range [start, stop) from flat parts in order: (position of its first element, part).
+
+        Between the parts, and where there are none, nothing is carried; values of `dtype`.
+        """
+        if len(parts) == 1 and (parts[0][0], parts[0][0] + parts[0][1].size) == (start, stop):
+            return parts[0][1]
+        indices = np.concatenate([np.empty(0, np.int64), *(first + part.indices for first, part in parts)])
+        values = np.concatenate([np.empty(0, dtype), *(part.values for _, part in parts)])
+        end = parts[-1][0] + parts[-1][1].size if parts else stop
+        return cls((end,), indices, values).within(start, stop)
+
+    def reshaped(self, shape: tuple[int, ...]) -> SparseTensor:
+        """The same entries under another shape of the same size. Raises StreamError where that is too small."""
+        return SparseTensor(shape, self.indices, self.values)
+
+    def within(self, start: int, stop: int) -> SparseTensor:
+        """The entries of the flat range [start, stop), positions counted from its start."""
+        low, high = np.searchsorted(self.indices, (start, stop))
+        return SparseTensor((stop - start,), self.indices[low:high] - start, self.values[low:high])
+
+    def at(self, positions: Indices) -> SparseTensor:
+        """The entries at some positions, int64, increasing."""
+        kept = np.isin(self.indices, positions, assume_unique=True)
+        return SparseTensor(self.shape, self.indices[kept], self.values[kept])
+
     @property
     def size(self) -> int:
         """Number of positions of the dense tensor."""

@@ -7,12 +7,13 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from taskvec_formats import SparseTensor, TensorSpec
+from taskvec_formats import Change, Header, TensorSpec
+from taskvec_formats.dtypes import BitArray
 
-from ..errors import BaseMismatchError, MergeError, UsageError
+from ..errors import BaseMismatchError, KindError, MergeError, UsageError
 from ..overlap import meet
 from ..progress import Progress, silent
-from ..vector import TaskVector, no_exceptions
+from ..vector import Entries, TaskVector, no_replacements
 from .registry import METHODS, MergeFunction
 
 AUTO = "auto"
@@ -29,10 +30,10 @@ def merge(
     method: a name in METHODS, or "auto": `disjoint` where no two masks share a position, else `ties`. Which one was
         taken, and why, stands in the result's provenance under "method" and "reason".
     weights: one finite factor a vector, 1 each where left out.
-    The result is a sum of f32 deltas; exceptions, which make a packed vector exact to the bit, belong to one pair of
-    checkpoints and do not travel.
-    Raises UsageError for an unknown method or unfit weights, BaseMismatchError where the bases differ, MergeError for
-    changes that cannot be added (integer or boolean tensors).
+    The result is a sum of f32 deltas; replacements, which make a packed vector exact to the bit, belong to one pair of
+    checkpoints and do not travel, nor do side files.
+    Raises UsageError for an unknown method or unfit weights, BaseMismatchError where the bases differ, KindError for a
+    patch, MergeError for changes that cannot be added (integer or boolean tensors, tensors added, removed or resized).
     """
     weights = _checked(vectors, method, weights)
     provenance: dict[str, Any] = {
@@ -49,10 +50,11 @@ def merge(
         reason = "asked for"
     provenance |= {"method": method, "reason": reason}
     source = _Merge(vectors, METHODS[method].function, weights, specs)
-    return TaskVector(vectors[0].base, specs.values(), source, provenance)
+    header = Header("vector", vectors[0].base, None, tensors=(), provenance=provenance)
+    return TaskVector(header, specs.values(), source)
 
 
-class _Merge:
+class _Merge(Entries):
     """The Source of a merged vector."""
 
     def __init__(
@@ -67,16 +69,14 @@ class _Merge:
         self._weights = weights
         self._specs = specs
 
-    def delta(self, name: str) -> SparseTensor:
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         pairs = zip(self._vectors, self._weights, strict=True)
-        held = [(vector[name], weight) for vector, weight in pairs if name in vector.specs]
+        held = [(vector.change(name, start, stop).delta, weight) for vector, weight in pairs if name in vector.specs]
         try:
-            return self._function([tensor for tensor, _ in held], [weight for _, weight in held])
+            merged = self._function([tensor for tensor, _ in held], [weight for _, weight in held])
         except MergeError as error:
             raise MergeError(f"tensor {name!r}: {error}") from None
-
-    def exceptions(self, name: str) -> SparseTensor:
-        return no_exceptions(self._specs[name])
+        return Change(merged, no_replacements(self._specs[name], stop - start))
 
 
 def _checked(vectors: Sequence[TaskVector], method: str, weights: Sequence[float] | None) -> Sequence[float]:
@@ -103,17 +103,20 @@ def _common_specs(vectors: Sequence[TaskVector]) -> dict[str, TensorSpec]:
                 f"the vectors have different bases: {first.name} ({first.fingerprint[:12]}) and "
                 f"{vector.base.name} ({vector.base.fingerprint[:12]})"
             )
+        if vector.kind != "vector":
+            raise KindError(f"{vector.name} is a {vector.kind}: it holds new bits, not deltas; pack a vector to merge")
+        if vector.header.removed:
+            raise MergeError(f"{vector.name} removes tensor {vector.header.removed[0]!r}: that cannot be added up")
         for name, spec in vector.specs.items():
-            if not spec.dtype.additive and len(vector.exceptions(name)):
-                raise MergeError(f"tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
+            if not spec.dtype.additive:
+                raise MergeError(f"{vector.name}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
+            if spec.origin != spec.form:
+                origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
+                raise MergeError(f"{vector.name}: tensor {name!r} is {spec.form} but {origin}: that cannot be added up")
             known = specs.get(name, spec)
-            if (known.dtype, known.shape) != (spec.dtype, spec.shape):
-                raise BaseMismatchError(
-                    f"tensor {name!r} is {known.dtype.name} {list(known.shape)} in one vector and "
-                    f"{spec.dtype.name} {list(spec.shape)} in another"
-                )
-            eligible = known.eligible or spec.eligible
-            specs[name] = replace(known, eligible=eligible, tuned=None, delta=None, exceptions=None)
+            if known.form != spec.form:
+                raise BaseMismatchError(f"tensor {name!r} is {known.form} in one vector and {spec.form} in another")
+            specs[name] = replace(known, eligible=known.eligible or spec.eligible, blocks=())
     return dict(sorted(specs.items()))
 
 

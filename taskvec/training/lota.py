@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from taskvec_formats import Base, Checkpoint, SparseTensor, TensorSpec
-from taskvec_formats.checkpoint import tensor_digest
+from taskvec_formats import Change, Checkpoint, Header, Identity, SparseTensor, TensorSpec
+from taskvec_formats.checkpoint import short
 from taskvec_formats.sparse import Indices
 
 from ..errors import TrainingError, UsageError
 from ..masks import FloatArray, check_sparsity, entries_for, top_k
 from ..progress import Progress, silent
-from ..tensor import apply_tensor, as_bytes
-from ..vector import Memory, TaskVector, no_exceptions
+from ..tensor import apply_range
+from ..vector import Memory, TaskVector, no_replacements
 from .data import encode, pad_id, read_examples
 from .leaves import sparse_finetune
 from .loop import fit
@@ -218,19 +218,14 @@ def _vector(
     specs = {}
     for done, (name, weight) in enumerate(weights.items()):
         progress("checking", done, len(weights), name)
-        info = base.tensors[name]
-        spec = TensorSpec(name, info.dtype, info.shape, base=digests[name])
-        delta = deltas.get(name) or SparseTensor.empty(info.shape)
+        form = base.tensors[name].form
+        spec = TensorSpec.like(name, form, short(digests[name]))
+        delta = (deltas.get(name) or SparseTensor.empty(form.shape)).within(0, form.size)
         _check_finite(name, delta.values, "training")
-        tuned = apply_tensor(info.dtype, base.bits(name), delta, no_exceptions(spec))
-        if not np.array_equal(tuned, bits_of(info.dtype, weight)):
+        tuned = apply_range(form.dtype, base.bits(name), Change(delta, no_replacements(spec, form.size)))
+        if not np.array_equal(tuned, bits_of(form.dtype, weight)):
             raise TrainingError(f"tensor {name!r}: base + vector is not what was trained; please report this")
-        specs[name] = TensorSpec(
-            name,
-            info.dtype,
-            info.shape,
-            base=digests[name],
-            tuned=tensor_digest(name, info.dtype, info.shape, as_bytes(tuned)),
-        )
+        specs[name] = spec
     progress("checking", len(weights), len(weights), "")
-    return TaskVector(Base(base.name, base.fingerprint), specs.values(), Memory(deltas, specs), provenance)
+    header = Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=provenance)
+    return TaskVector(header, specs.values(), Memory(deltas, specs), checkpoint=base)

@@ -1,10 +1,17 @@
 """The codecs a `.lota` file may name."""
 
-from .contract import PositionCodec, ValueCodec
+from .contract import Frame, PositionCodec, ValueCodec
+from .exponents import Exponents
+from .floats import Floats
 from .gaps import Gaps
-from .planes import Planes
+from .packed import Packed
+from .paper64 import Paper64
+from .plain import PlainPositions, PlainValues
+from .steps import Steps
 
-POSITION_CODECS: dict[str, PositionCodec] = {codec.name: codec for codec in (Gaps(),)}
-VALUE_CODECS: dict[str, ValueCodec] = {codec.name: codec for codec in (Planes(),)}
+POSITION_CODECS: dict[str, PositionCodec] = {
+    codec.name: codec for codec in (Gaps(), Exponents(), Paper64(), PlainPositions())
+}
+VALUE_CODECS: dict[str, ValueCodec] = {codec.name: codec for codec in (Floats(), Steps(), Packed(), PlainValues())}
 
-__all__ = ["POSITION_CODECS", "VALUE_CODECS", "PositionCodec", "ValueCodec"]
+__all__ = ["POSITION_CODECS", "VALUE_CODECS", "Frame", "PositionCodec", "ValueCodec"]

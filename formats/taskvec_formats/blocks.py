@@ -1,0 +1,139 @@
+"""One block of one tensor: its entries to bytes and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .codecs import POSITION_CODECS, VALUE_CODECS, Frame
+from .dtypes import BitArray, DType
+from .errors import ChecksumError, StreamError
+from .forms import Form
+from .header import Block, Entries, Stream, TensorSpec, stored_digest
+from .sparse import Indices, SparseTensor
+
+DELTA = np.dtype("<f4")
+AUTO = "auto"
+# what a writer may be asked for: the codecs of positions and of values that are tried, the smallest result kept
+_CHOICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    AUTO: (("gaps", "exponents", "plain"), ("floats", "steps", "packed", "plain")),
+    "paper64": (("paper64",), ("plain",)),
+    "plain": (("plain",), ("plain",)),
+}
+CODECS = tuple(_CHOICES)
+_SAMPLE = 4096  # values of one block are alike: this many tell which codec suits them
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to a range of a tensor: flat positions count from the start of the range.
+
+    delta: additive entries, values f32. replacements: elements whose bits are given, values are carriers of the dtype:
+    in a vector the few results that base + delta does not give, in a patch all of them.
+    """
+
+    delta: SparseTensor
+    replacements: SparseTensor
+
+    @classmethod
+    def joined(cls, parts: list[tuple[int, Change]], start: int, stop: int, dtype: DType) -> Change:
+        """What happens to the range [start, stop) of a tensor of `dtype`, from that of parts (SparseTensor.joined)."""
+        delta = SparseTensor.joined([(first, part.delta) for first, part in parts], start, stop, np.float32)
+        replacements = [(first, part.replacements) for first, part in parts]
+        return cls(delta, SparseTensor.joined(replacements, start, stop, dtype.carrier))
+
+    def touched(self) -> Indices:
+        """Positions that either holds, increasing."""
+        if not len(self.delta):
+            return self.replacements.indices
+        if not len(self.replacements):
+            return self.delta.indices
+        merged = np.sort(np.concatenate((self.delta.indices, self.replacements.indices)), kind="stable")
+        first: Indices = merged[np.append(True, merged[1:] != merged[:-1])]
+        return first
+
+
+def touched_digest(spec: TensorSpec, start: int, bits: BitArray) -> str:
+    """8 bytes, in hex, of the SHA-256 of the touched elements of a block.
+
+    Of a line of name, dtype, shape and the block's first element, then the elements' bits, [touched]. It tells one
+    checkpoint from another; it does not guard against forgery, as the base is whatever the user gives.
+    """
+    digest = hashlib.sha256(f"{spec.name} {spec.form} {start}\n".encode())
+    digest.update(np.ascontiguousarray(bits).data)
+    return digest.hexdigest()[:16]
+
+
+def encode_block(
+    form: Form, change: Change, base: BitArray | None = None, codec: str = AUTO
+) -> tuple[Block | None, bytes]:
+    """The entries of one block and their description, `before` and `after` left out; (None, b"") where there are none.
+
+    base: carriers of the block in the base; None where entries must be readable without it (vectors).
+    """
+    frame = _frame(form, change.delta.size, base)
+    delta, first = _encode(change.delta.indices, change.delta.values.view("<u4"), frame, codec)
+    replacements, second = _encode(change.replacements.indices, change.replacements.values, frame, codec)
+    if delta is None and replacements is None:
+        return None, b""
+    data = first + second
+    return Block(stored_digest(data), delta, replacements), data
+
+
+def decode_block(
+    form: Form, block: Block, span: tuple[int, int], data: memoryview, base: BitArray | None = None
+) -> Change:
+    """The inverse. Raises ChecksumError for bytes other than those described, StreamError for streams that lie."""
+    check_block(block, data)
+    frame = _frame(form, span[1] - span[0], base)
+    cut = block.delta.length if block.delta else 0
+    delta = _decode(block.delta, data[:cut], DELTA, frame, "delta")
+    return Change(delta, _decode(block.replacements, data[cut:], form.dtype.carrier, frame, "replacements"))
+
+
+def check_block(block: Block, data: memoryview) -> None:
+    """Raise ChecksumError for bytes other than those described."""
+    if stored_digest(data) != block.digest:
+        raise ChecksumError("the stored bytes do not have the digest that the index gives for them")
+
+
+def _frame(form: Form, size: int, base: BitArray | None) -> Frame:
+    return Frame(size // form.cols, form.cols, form.dtype, base)
+
+
+def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tuple[Entries | None, bytes]:
+    if not len(indices):
+        return None, b""
+    position_names, value_names = _CHOICES[codec]
+    positions, first = _smallest(position_names, lambda name: POSITION_CODECS[name].encode(indices, frame))
+    if len(value_names) > 1 and len(indices) > 2 * _SAMPLE:
+        part = slice(len(indices) // 2, len(indices) // 2 + _SAMPLE)
+        best, _ = _smallest(value_names, lambda name: VALUE_CODECS[name].encode(values[part], indices[part], frame))
+        value_names = (best, "plain")
+    value_name, second = _smallest(value_names, lambda name: VALUE_CODECS[name].encode(values, indices, frame))
+    streams = Stream(positions, len(first)), Stream(value_name, len(second))
+    return Entries(len(indices), *streams), first + second
+
+
+def _smallest(names: tuple[str, ...], encode: Callable[[str], bytes | None]) -> tuple[str, bytes]:
+    encoded = [(name, data) for name in names if (data := encode(name)) is not None]
+    return min(encoded, key=lambda pair: len(pair[1]))
+
+
+def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], frame: Frame, part: str) -> SparseTensor:
+    shape = (frame.size,)
+    if entries is None:
+        return SparseTensor.empty(shape, dtype)
+    cut = entries.positions.length
+    try:
+        indices = POSITION_CODECS[entries.positions.codec].decode(data[:cut], entries.count, frame)
+        sparse = SparseTensor(shape, indices, np.zeros(len(indices), dtype))
+        carrier = np.dtype(f"<u{dtype.itemsize}")
+        values = VALUE_CODECS[entries.values.codec].decode(data[cut:], carrier, sparse.indices, frame)
+        return SparseTensor(shape, indices, values.view(dtype))
+    except StreamError as error:
+        raise StreamError(f"{part}: {error}") from None

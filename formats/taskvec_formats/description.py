@@ -1,0 +1,282 @@
+"""A Header as bytes and back: the description, in the safetensors metadata, and the index it vouches for.
+
+`encode` and `parse` are each other's inverse; `parse` accepts nothing that `encode` cannot have written.
+
+The digests form a tree. The SHA-256 of the description, which stands beside it, covers the digest of the index; the
+index covers every block. Whoever trusts that one number can read any block alone and trust it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any
+
+from .blobs import pack_blob, unpack_blob
+from .codecs import POSITION_CODECS, VALUE_CODECS
+from .container import strict_json
+from .dtypes import DTYPES
+from .errors import ChecksumError, HeaderError, NotLotaError, VersionError
+from .forms import Form
+from .header import Blob, Block, Entries, Header, Identity, SideFile, Stream, TensorSpec
+
+VERSION = (1, 0)
+KINDS = ("vector", "patch")
+KEY = "taskvec"
+DIGEST_KEY = "taskvec.sha256"
+_ELEMENTS = 1 << 48  # positions stay exact in every integer type used, and in f64
+_INDEX_BYTES = 1 << 26
+_SHA256 = re.compile("[0-9a-f]{64}")
+_STORED = re.compile("[0-9a-f]{32}")
+_TOUCHED = re.compile("[0-9a-f]{16}")
+
+
+def encode(header: Header) -> tuple[dict[str, str], bytes]:
+    """The safetensors metadata and the stored index."""
+    index = _dump(
+        {
+            "tensors": [_tensor_json(tensor) for tensor in header.tensors],
+            "removed": list(header.removed),
+            "shards": _files_json(header.shards),
+            "files": _files_json(header.files),
+        }
+    ).encode()
+    stored = pack_blob(index)
+    description = _dump(
+        {
+            "version": ".".join(map(str, VERSION)),
+            "kind": header.kind,
+            "base": _identity_json(header.base),
+            "tuned": header.tuned and _identity_json(header.tuned),
+            "index": {"size": len(index), "sha256": hashlib.sha256(stored).hexdigest()},
+            "provenance": header.provenance,
+        }
+    )
+    return {KEY: description, DIGEST_KEY: hashlib.sha256(description.encode()).hexdigest()}, stored
+
+
+def _dump(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _identity_json(identity: Identity) -> dict[str, str]:
+    return {"name": identity.name, "fingerprint": identity.fingerprint}
+
+
+def _tensor_json(tensor: TensorSpec) -> dict[str, Any]:
+    origin = tensor.origin and [tensor.origin.dtype.name, list(tensor.origin.shape)]
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype.name,
+        "shape": list(tensor.shape),
+        "origin": "same" if tensor.origin == tensor.form else origin,
+        "eligible": tensor.eligible,
+        "base": tensor.base,
+        "blocks": [block and _block_json(block) for block in tensor.blocks],
+    }
+
+
+def _block_json(block: Block) -> list[Any]:
+    parts = _entries_json(block.delta), _entries_json(block.replacements)
+    return [block.digest, block.before, block.after, *parts]
+
+
+def _entries_json(entries: Entries | None) -> list[Any] | None:
+    if entries is None:
+        return None
+    positions, values = entries.positions, entries.values
+    return [entries.count, positions.codec, positions.length, values.codec, values.length]
+
+
+def _files_json(files: tuple[SideFile, ...] | None) -> list[Any] | None:
+    if files is None:
+        return None
+    return [
+        [file.name, file.sha256, file.blob and [file.blob.length, file.blob.size, file.blob.digest]] for file in files
+    ]
+
+
+def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
+    """Read both back.
+
+    Raises NotLotaError where there is no description, ChecksumError where it or the index was altered, VersionError
+    for another major version, HeaderError, naming the tensor and the field, for anything else. Fields that only a later
+    minor version can know are passed over.
+    """
+    if KEY not in metadata:
+        raise NotLotaError("not a .lota file: a safetensors file without a taskvec description")
+    text = metadata[KEY]
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST_KEY):
+        raise ChecksumError("the description does not have the SHA-256 that stands beside it")
+    document = strict_json(text)
+    later = _is_later(document.get("version") if isinstance(document, dict) else None)
+    keys = ("base", "index", "kind", "provenance", "tuned", "version")
+    top = _Fields("the description", document, later, *keys)
+    kind = top.get("kind", str)
+    if kind not in KINDS:
+        raise HeaderError(f"kind is one of {', '.join(KINDS)}, found {kind!r:.80}")
+    index = _Fields("the index", _index(top, stored_index, later), later, "files", "removed", "shards", "tensors")
+    tensors = tuple(_tensor(item, kind, later) for item in index.get("tensors", list))
+    _check_order("tensors", [tensor.name for tensor in tensors])
+    removed = index.get("removed", list)
+    if not all(type(name) is str for name in removed):
+        raise HeaderError(f"removed must be names, found {removed!r:.80}")
+    _check_order("removed", removed)
+    shards, files = _files(index, "shards"), _files(index, "files")
+    _check_order("files", [file.name for file in files or ()])
+    tuned = None if top.value["tuned"] is None else _identity(top, "tuned", later)
+    provenance = top.get("provenance", dict)
+    return Header(kind, _identity(top, "base", later), tuned, tensors, tuple(removed), shards, files, provenance)
+
+
+def _is_later(version: Any) -> bool:
+    """Whether a file is of a later minor version. Raises VersionError for another major one."""
+    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    if found is None or int(found[1]) != VERSION[0]:
+        raise VersionError(f"format version {version!r:.80}, this reader knows {VERSION[0]}.x")
+    return int(found[2]) > VERSION[1]
+
+
+def _index(top: _Fields, stored: bytes | memoryview, later: bool) -> Any:
+    fields = _Fields("index", top.get("index", dict), later, "sha256", "size")
+    if hashlib.sha256(stored).hexdigest() != fields.hex("sha256", _SHA256):
+        raise ChecksumError("the index does not have the SHA-256 that the description gives for it")
+    size = fields.get("size", int)
+    if not 0 <= size <= _INDEX_BYTES:
+        raise HeaderError(f"an index of {size} bytes")
+    return strict_json(unpack_blob(stored, size, "the index"))
+
+
+def _check_order(what: str, names: list[str]) -> None:
+    if names != sorted(set(names)):
+        raise HeaderError(f"{what} are not in the order of their names, or one occurs twice")
+
+
+class _Fields:
+    """Typed access to a JSON object that must have exactly the named keys, or at least those where it is later."""
+
+    def __init__(self, where: str, value: Any, later: bool, *keys: str) -> None:
+        missing = not isinstance(value, dict) or any(key not in value for key in keys)
+        if missing or (len(value) > len(keys) and not later):
+            found = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise HeaderError(f"{where}: expected the keys {sorted(keys)}, found {found!s:.200}")
+        self.where = where
+        self.value = value
+
+    def get(self, key: str, kind: type) -> Any:
+        value = self.value[key]
+        if type(value) is not kind:
+            raise HeaderError(f"{self.where}: {key} must be {kind.__name__}, found {value!r:.80}")
+        return value
+
+    def hex(self, key: str, pattern: re.Pattern[str]) -> str:
+        return _hex(self.where, self.get(key, str), pattern)
+
+
+def _hex(where: str, value: Any, pattern: re.Pattern[str]) -> str:
+    if type(value) is not str or not pattern.fullmatch(value):
+        raise HeaderError(f"{where}: not a digest: {value!r:.80}")
+    return value
+
+
+def _touched(where: str, value: Any) -> str | None:
+    return None if value is None else _hex(where, value, _TOUCHED)
+
+
+def _identity(top: _Fields, key: str, later: bool) -> Identity:
+    fields = _Fields(key, top.get(key, dict), later, "fingerprint", "name")
+    return Identity(fields.get("name", str), fields.hex("fingerprint", _SHA256))
+
+
+def _tensor(item: Any, kind: str, later: bool) -> TensorSpec:
+    name = item.get("name") if isinstance(item, dict) else None
+    keys = ("base", "blocks", "dtype", "eligible", "name", "origin", "shape")
+    fields = _Fields(f"tensor {name!r:.200}", item, later, *keys)
+    form = _form(fields.where, fields.value["dtype"], fields.value["shape"])
+    origin = fields.value["origin"]
+    if origin is not None and origin != "same" and not (type(origin) is list and len(origin) == 2):
+        raise HeaderError(f"{fields.where}: not an origin: {origin!r:.80}")
+    blocks = fields.get("blocks", list)
+    if len(blocks) != form.block_count:
+        raise HeaderError(f"{fields.where}: {len(blocks)} blocks where its shape has {form.block_count}")
+    spec = TensorSpec(
+        fields.get("name", str),
+        form.dtype,
+        form.shape,
+        form if origin == "same" else origin and _form(fields.where, *origin),
+        fields.get("eligible", bool),
+        _touched(fields.where, fields.value["base"]),
+        tuple(_block(fields.where, *pair) for pair in zip(blocks, form.blocks(), strict=True)),
+    )
+    if spec.entries and (kind == "patch" or not spec.dtype.additive):
+        raise HeaderError(f"{fields.where}: additive entries in a {kind} of {form.dtype.name}")
+    return spec
+
+
+def _form(where: str, dtype: Any, shape: Any) -> Form:
+    if type(dtype) is not str or dtype not in DTYPES:
+        raise HeaderError(f"{where}: unknown dtype {dtype!r:.80}")
+    if type(shape) is not list or len(shape) > 64 or not all(type(n) is int and 0 <= n < _ELEMENTS for n in shape):
+        raise HeaderError(f"{where}: not a shape: {shape!r:.80}")
+    if math.prod(shape) >= _ELEMENTS:
+        raise HeaderError(f"{where}: {math.prod(shape)} elements")
+    return Form(DTYPES[dtype], tuple(shape))
+
+
+def _block(where: str, value: Any, span: tuple[int, int]) -> Block | None:
+    if value is None:
+        return None
+    start, stop = span
+    where = f"{where}, block at {start}"
+    if type(value) is not list or len(value) != 5:
+        raise HeaderError(f"{where}: not a block: {value!r:.80}")
+    digest, before, after, *parts = value
+    delta, replacements = (_entries(where, part, stop - start) for part in parts)
+    if delta is None and replacements is None:
+        raise HeaderError(f"{where}: a block in which nothing changes is null")
+    return Block(_hex(where, digest, _STORED), delta, replacements, _touched(where, before), _touched(where, after))
+
+
+def _entries(where: str, value: Any, size: int) -> Entries | None:
+    if value is None:
+        return None
+    if type(value) is not list or len(value) != 5:
+        raise HeaderError(f"{where}: not entries: {value!r:.80}")
+    count, positions, positions_length, values, values_length = value
+    if type(count) is not int or not 0 < count <= size:
+        raise HeaderError(f"{where}: {count!r:.80} entries in {size} elements")
+    for codec, length, known in (
+        (positions, positions_length, POSITION_CODECS),
+        (values, values_length, VALUE_CODECS),
+    ):
+        if type(codec) is not str or codec not in known:
+            raise HeaderError(f"{where}: unknown codec {codec!r:.80}, this reader knows {', '.join(sorted(known))}")
+        if type(length) is not int or length < 0:
+            raise HeaderError(f"{where}: not a length: {length!r:.80}")
+    return Entries(count, Stream(positions, positions_length), Stream(values, values_length))
+
+
+def _files(index: _Fields, key: str) -> tuple[SideFile, ...] | None:
+    if index.value[key] is None:
+        return None
+    return tuple(_file(key, item) for item in index.get(key, list))
+
+
+def _file(key: str, item: Any) -> SideFile:
+    if type(item) is not list or len(item) != 3 or type(item[0]) is not str:
+        raise HeaderError(f"{key}: not a file: {item!r:.80}")
+    name, sha256, blob = item
+    # a name from a stranger must not lead out of the folder
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise HeaderError(f"{key}: {name!r:.80} is not the name of a file")
+    where = f"{key}: {name!r:.80}"
+    if blob is None and key == "shards":
+        raise HeaderError(f"{where}: the header of a shard is always stored")
+    if blob is not None:
+        numbers = blob[:2] if type(blob) is list and len(blob) == 3 else [None]
+        if not all(type(number) is int and 0 <= number < _ELEMENTS for number in numbers):
+            raise HeaderError(f"{where}: not a blob: {blob!r:.80}")
+        blob = Blob(blob[0], blob[1], _hex(where, blob[2], _STORED))
+    return SideFile(name, _hex(where, sha256, _SHA256), blob)

@@ -1,0 +1,71 @@
+"""Dtype and shape of a tensor, its blocks, and what a base tensor of another form is taken for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .dtypes import BitArray, DType
+
+BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Form:
+    """Dtype and shape of a tensor."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def cols(self) -> int:
+        """Length of a row: the last dimension, or 1 for tensors of fewer than two dimensions."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def block_size(self) -> int:
+        """Elements of a block: as many whole rows as BLOCK_ELEMENTS hold, at least one."""
+        return max(1, BLOCK_ELEMENTS // max(1, self.cols)) * self.cols
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks; none where there are no elements."""
+        return -(-self.size // self.block_size) if self.size else 0
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Flat ranges [start, stop) of the blocks."""
+        step = self.block_size
+        return [(number * step, min((number + 1) * step, self.size)) for number in range(self.block_count)]
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} {list(self.shape)}"
+
+
+def take_for(bits: BitArray, origin: Form, form: Form) -> BitArray:
+    """A base tensor as the tuned one's form: what a changed dtype or shape is measured from, carriers [form.size].
+
+    Elements that both shapes have keep their value, rounded to the new dtype (through f32 where it is narrower than
+    that). All others are zero bits: NaN, which machines convert differently, and every element where the ranks differ
+    or a dtype cannot be added.
+    """
+    taken: BitArray = np.zeros(form.size, form.dtype.carrier)
+    same = origin.dtype == form.dtype
+    if len(origin.shape) != len(form.shape) or not (same or (origin.dtype.additive and form.dtype.additive)):
+        return taken
+    corner = tuple(slice(min(old, new)) for old, new in zip(origin.shape, form.shape, strict=True))
+    shared = bits.reshape(origin.shape)[corner]
+    if not same:
+        with np.errstate(all="ignore"):
+            values = np.ascontiguousarray(shared).view(origin.dtype.real).astype(form.dtype.compute)
+            rounded = values.astype(form.dtype.real)
+        rounded[np.isnan(rounded)] = 0
+        shared = rounded.view(form.dtype.carrier).reshape(shared.shape)
+    taken.reshape(form.shape)[corner] = shared
+    return taken

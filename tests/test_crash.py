@@ -1,0 +1,155 @@
+"""Killed at any moment or out of space, a command leaves what was there, or nothing, or all of it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from building import package, tensor, write_checkpoint
+
+from taskvec import Checkpoint, diff
+from taskvec_formats import LotaReader
+
+TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
+KILLS = 4  # of each command, with and without an output to replace
+
+
+class Case(NamedTuple):
+    """A command but for its output, what it writes when left alone, and the outputs before and after."""
+
+    command: list[str]
+    old: Path
+    new: Path
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """A few megabytes in several tensors and shards; two fine-tunes, so that an old output differs from the new."""
+    folder = tmp_path_factory.mktemp("crash")
+    rng = np.random.default_rng(0)
+    weights = {f"layers.{i}.weight": rng.normal(size=(500, 400)) * 0.02 for i in range(8)}
+    states = {"base": 0.0, "old": 1e-3, "new": 2e-3}
+    for name, scale in states.items():
+        tensors = {n: tensor("BF16", w + scale * rng.normal(size=w.shape)) for n, w in weights.items()}
+        write_checkpoint(folder / name, tensors, 3, {"config.json": name.encode()})
+    for name in ("old", "new"):
+        diff(Checkpoint(folder / "base"), Checkpoint(folder / name)).save(folder / f"{name}.lota")
+        LotaReader(folder / f"{name}.lota").verify()
+    pack = ["pack", str(folder / "base"), str(folder / "new"), "-o"]
+    unpack = ["unpack", str(folder / "new.lota"), "--base", str(folder / "base"), "-o"]
+    return {
+        "pack": Case(pack, folder / "old.lota", folder / "new.lota"),
+        "unpack": Case(unpack, folder / "old", folder / "new"),
+    }
+
+
+def run(*arguments: object) -> None:
+    """A run that nothing disturbs."""
+    subprocess.run([*TASKVEC, *map(str, arguments)], check=True, capture_output=True)
+
+
+def content(path: Path) -> object:
+    """All of a file or of a folder."""
+    return package(path) if path.is_dir() else path.read_bytes()
+
+
+def put(old: Path, path: Path) -> None:
+    """A copy of an earlier output."""
+    if old.is_dir():
+        shutil.copytree(old, path)
+    else:
+        shutil.copyfile(old, path)
+
+
+@pytest.mark.parametrize("force", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("name", ["pack", "unpack"])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
+    name: str, force: bool, cases: dict[str, Case], tmp_path: Path
+) -> None:
+    case = cases[name]
+    old, new = content(case.old), content(case.new)
+    assert old != new
+    begun = time.monotonic()
+    run(*case.command, tmp_path / "alone")
+    length = time.monotonic() - begun
+    assert content(tmp_path / "alone") == new
+
+    dice = random.Random(f"{name} {force}")
+    for kill in range(KILLS):
+        folder = tmp_path / str(kill)
+        folder.mkdir()
+        out = folder / "out"
+        if force:
+            put(case.old, out)
+        command = [*TASKVEC, *case.command, str(out), *(["--force"] if force else [])]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            # one moment in each part of the run's own length, so that the moments do not gather
+            time.sleep(length * (kill + dice.random()) / KILLS)
+            process.kill()
+            assert process.communicate()[1] == b"", "it ended by itself, and not well"
+        if out.exists():
+            assert content(out) in ((old, new) if force else (new,))
+        elif force:
+            # a folder cannot be replaced in one step: the old one may stand aside for a moment
+            assert name == "unpack"
+            (retired,) = folder.glob(".out.*.old")
+            assert content(retired) == old
+    # what a killed run leaves behind is in nobody's way
+    run(*case.command, out, "--force")
+    assert content(out) == new
+
+
+FULL = "limit = {limit}; " + (
+    "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+    "from taskvec_cli.main import main; main()"
+)
+
+
+@pytest.mark.parametrize(
+    ("share", "force"), [(0.0, False), (0.5, True), (1.0, False)], ids=["at once", "half-way", "at the last byte"]
+)
+@pytest.mark.parametrize("name", ["pack", "unpack"])
+def test_a_write_that_fails_is_said_and_leaves_nothing(
+    name: str, share: float, force: bool, cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """A limit on the size of a file stands in for the disk."""
+    case, out = cases[name], tmp_path / "out"
+    if force:
+        put(case.old, out)
+    before = {path.name: content(path) for path in tmp_path.iterdir()}
+    files = [case.new] if case.new.is_file() else list(case.new.iterdir())
+    limit = max(1, int(share * max(path.stat().st_size for path in files)) - 1)
+    command = [sys.executable, "-c", FULL.format(limit=limit), *case.command, str(out), *(["--force"] if force else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"taskvec: {out}: File too large\n"
+    assert {path.name: content(path) for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+@pytest.mark.parametrize("name", ["pack", "unpack"])
+def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict[str, Case], tmp_path: Path) -> None:
+    """A file system of its own, smaller than the output; seen from inside, as it goes with the process."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = 'mount -t tmpfs -o size="$1" tmpfs "$2"'
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, mount, "sh", "64k", str(tmp_path)], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    case = cases[name]
+    files = [case.new] if case.new.is_file() else list(case.new.iterdir())
+    size = int(share * sum(path.stat().st_size for path in files))
+    script = mount + ' && folder="$2" && shift 2 && { "$@"; echo "code $?"; ls -A "$folder"; }'
+    arguments = [str(size), str(tmp_path), *TASKVEC, *case.command, str(tmp_path / "out")]
+    done = subprocess.run([*inside, script, "sh", *arguments], capture_output=True, text=True, check=False)
+    assert done.stdout == "code 1\n"
+    assert done.stderr == f"taskvec: {tmp_path / 'out'}: No space left on device\n"
