@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from taskvec_formats import atomic
 from taskvec_formats.atomic import atomic_directory, atomic_file
 
 
@@ -63,11 +65,18 @@ def test_nothing_of_an_earlier_folder_stays(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["inner"]
 
 
-@pytest.mark.parametrize("kind", ["file", "link to a folder"])
-def test_a_folder_replaces_what_has_its_name_and_not_what_a_link_points_to(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "link to a folder", "link to nothing"])
+@pytest.mark.parametrize("exchange", [True, False], ids=["in one step", "in two"])
+def test_a_folder_replaces_what_has_its_name_and_not_what_a_link_points_to(
+    exchange: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     (tmp_path / "elsewhere").mkdir()
     if kind == "file":
         (tmp_path / "out").write_text("old")
+    elif kind == "link to nothing":
+        (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     else:
         (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
     write_folder(tmp_path / "out", "new")
@@ -90,6 +99,26 @@ def test_on_an_error_an_earlier_output_stays_as_it_was(write: Write, tmp_path: P
     with pytest.raises(StopError):
         write(tmp_path / "out", "new", StopError)
     assert text_of(tmp_path / "out") == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can")
+def test_an_earlier_folder_is_exchanged_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks, or is killed, in between sees the one or the other."""
+    write_folder(tmp_path / "out", "old")
+    monkeypatch.setattr(os, "rename", None)
+    write_folder(tmp_path / "out", "new")
+    assert text_of(tmp_path / "out") == "new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_folder_is_replaced_in_two_steps_where_one_is_not_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    write_folder(tmp_path / "out", "old")
+    write_folder(tmp_path / "out", "new")
+    assert text_of(tmp_path / "out") == "new"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 

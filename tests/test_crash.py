@@ -96,11 +96,9 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
             assert process.communicate()[1] == b"", "it ended by itself, and not well"
         if out.exists():
             assert content(out) in ((old, new) if force else (new,))
-        elif force:
-            # a folder cannot be replaced in one step: the old one may stand aside for a moment
-            assert name == "unpack"
-            (retired,) = folder.glob(".out.*.old")
-            assert content(retired) == old
+        else:
+            # elsewhere a folder cannot be replaced in one step, and the old one stands aside for a moment
+            assert not force or sys.platform != "linux"
     # what a killed run leaves behind is in nobody's way
     run(*case.command, out, "--force")
     assert content(out) == new

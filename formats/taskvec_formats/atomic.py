@@ -71,10 +71,7 @@ def _remove_if_abandoned(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
         finally:
             os.close(handle)
     except OSError:
@@ -99,6 +96,27 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:  # an old C library
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success sync its files and rename it to `path`.
@@ -108,7 +126,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    retired: Path | None = None
+    retired = temporary.with_suffix(".old")
     try:
         with naming(path), _held(temporary):
             yield temporary
@@ -116,20 +134,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
-        if path.exists():
-            # rename() cannot replace a folder with content, so the old one steps aside first
-            retired = temporary.with_suffix(".old")
+        # rename() cannot replace a folder with content
+        if not os.path.lexists(path):
+            os.rename(temporary, path)
+        elif not _exchange(temporary, path):
             os.rename(path, retired)
-        os.rename(temporary, path)
+            os.rename(temporary, path)
         _sync(path.parent)
     except BaseException:
-        if retired is not None and not path.exists():
+        if os.path.lexists(retired) and not os.path.lexists(path):
             os.rename(retired, path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if retired is not None:
-            if retired.is_dir() and not retired.is_symlink():
-                shutil.rmtree(retired, ignore_errors=True)
-            else:
-                retired.unlink(missing_ok=True)
+        _remove(temporary)
+        if os.path.lexists(path):
+            _remove(retired)
