@@ -39,8 +39,9 @@ def commands(layout: str, base: Path, tuned: Path, work: Path) -> tuple[list[str
     """The commands that pack and unpack a pair, the packed file, and where the model comes out."""
     packed, out = work / "packed.lota", work / SINGLE
     match layout:
-        case "vector" | "patch":
-            pack = [program("taskvec"), "pack", str(base), str(tuned), "-o", str(packed), "--kind", layout, "--force"]
+        case "vector" | "patch" | "paper64":
+            choice = ["--codec", layout] if layout == "paper64" else ["--kind", layout]
+            pack = [program("taskvec"), "pack", str(base), str(tuned), "-o", str(packed), *choice, "--force"]
             out = work / "out"
             unpack = [program("taskvec"), "unpack", str(packed), "--base", str(base), "-o", str(out), "--force"]
         case "weightscope":
@@ -101,8 +102,8 @@ def main(folder: Path) -> None:
     streams = []
     for pair, (base, tuned) in PAIRS.items():
         changed = apart(count_changed, folder / base, folder / tuned)
-        ours = "patch" if pair.startswith("bf16") else "vector"
-        for layout in (ours, *(peer for peer in PEERS if peer not in missing)):
+        ours, more = ("patch", ()) if pair.startswith("bf16") else ("vector", ("paper64",))
+        for layout in (ours, *more, *(peer for peer in PEERS if peer not in missing)):
             work = folder / "bench-work"
             work.mkdir()
             try:
@@ -116,9 +117,14 @@ def main(folder: Path) -> None:
                     streams.append((pair, apart(report, packed, folder / base, folder / tuned)))
             finally:
                 shutil.rmtree(work)
-            name = f"`.lota` {layout}" if layout == ours else layout if faithful else f"{layout} (not exact)"
+            name = f"`.lota` {layout}" if layout in (ours, *more) else layout
+            name += "" if faithful else " (not exact)"
             figures = f"{bits:.1f} | {times[0]:.1f} | {times[1]:.0f} | {times[2]:.1f} | {times[3]:.0f}"
             print(f"| {pair} | {changed:,} | {name} | {figures} |", flush=True)
+    copy, shard = folder / "copy", str(folder / "base32" / SINGLE)
+    seconds = [best(["cp", shard, str(copy)])[0], best(["sha256sum", shard])[0]]
+    copy.unlink()
+    print(f"\nOf the f32 checkpoint, cp takes {seconds[0]:.1f} s and sha256sum {seconds[1]:.1f} s.")
     print("\nBits a changed weight in the `.lota` files, and the empirical entropies of the same data:\n")
     print("| pair | " + " | ".join(streams[0][1]) + " |\n" + "|---" * (1 + len(streams[0][1])) + "|")
     for pair, row in streams:

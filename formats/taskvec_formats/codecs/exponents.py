@@ -46,7 +46,7 @@ class Exponents:
         sizes = np.bincount(classes, minlength=CLASSES)
         held = np.zeros(frame.size, bool)
         held[indices] = True
-        sorted_places = np.flatnonzero(held[np.argsort(classes, kind="stable")])
+        sorted_places = np.flatnonzero(held.take(np.argsort(classes, kind="stable")))
         starts = np.cumsum(sizes) - sizes
         cells = np.repeat(np.arange(CLASSES), np.bincount(classes[indices], minlength=CLASSES))
         return encode_cells(sorted_places - starts[cells], cells, sizes)

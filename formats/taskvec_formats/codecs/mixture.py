@@ -25,23 +25,21 @@ Classes = npt.NDArray[np.uint8]
 
 
 def encode_mixture(numbers: Unsigned, classes: Classes) -> bytes:
-    """numbers: unsigned [n]; classes: uint8 [n], the class of each, which the reader knows."""
+    """numbers: unsigned [n], n > 0; classes: uint8 [n], the class of each, which the reader knows."""
     counts = np.bincount(classes)
-    present = np.flatnonzero(counts)
-    segments = np.split(numbers[np.argsort(classes, kind="stable")], np.cumsum(counts[present])[:-1])
-    shifts = [_shift(segment) for segment in segments]
-    tops = [segment >> segment.dtype.type(shift) for segment, shift in zip(segments, shifts, strict=True)]
-    groups = _group(tops)
-    described = [shift << 3 | group for shift, group in zip(shifts, groups, strict=True)]
-    widths = np.repeat(np.array(shifts, np.uint8), counts[present])
+    counts = counts[counts > 0]
+    numbers = numbers[np.argsort(classes, kind="stable")]
+    shifts = _shifts(numbers, counts)
+    widths = np.repeat(shifts, counts)
+    tops = numbers >> widths
+    member = np.repeat(np.arange(len(counts)), counts) * _SYMBOLS + np.minimum(tops, _SYMBOLS - 1).astype(np.int64)
+    groups = _groups(np.bincount(member, minlength=len(counts) * _SYMBOLS).reshape(-1, _SYMBOLS))
+    group = np.repeat(groups, counts)
     return join(
         (
-            encode_numbers(np.array(described, np.uint16)),
-            *(
-                encode_numbers(np.concatenate([numbers[:0], *_members(tops, groups, number)]))
-                for number in range(GROUPS)
-            ),
-            pack_bits(np.concatenate(segments), widths),
+            encode_numbers(shifts.astype(np.uint16) << np.uint16(3) | groups),
+            *(encode_numbers(tops[group == number]) for number in range(GROUPS)),
+            pack_bits(numbers, widths),
         )
     )
 
@@ -52,17 +50,13 @@ def decode_mixture(data: memoryview, classes: Classes, largest: int) -> npt.NDAr
     counts = np.bincount(classes)
     counts = counts[counts > 0]
     described = decode_numbers(first, len(counts)).astype(np.uint64)
-    shifts, groups = described >> 3, described & 7
-    if (shifts >= 64).any():
+    if (described >= 64 << 3).any():
         raise StreamError("more low bits than a number has")
-    segments: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)] * len(counts)
+    widths, group = np.repeat((described >> 3).astype(np.uint8), counts), np.repeat(described & 7, counts)
+    found = np.empty(len(classes), np.uint64)
     for number, stream in enumerate(streams):
-        members = np.flatnonzero(groups == number)
-        top = decode_numbers(stream, int(counts[members].sum())).astype(np.uint64)
-        for member, segment in zip(members, np.split(top, np.cumsum(counts[members])[:-1]), strict=False):
-            segments[member] = segment
-    widths = np.repeat(shifts.astype(np.uint8), counts)
-    found = np.concatenate([np.empty(0, np.uint64), *segments])
+        members = group == number
+        found[members] = decode_numbers(stream, int(np.count_nonzero(members)))
     if (found > np.uint64(largest) >> widths).any():
         raise StreamError(f"a number larger than {largest}")
     found = found << widths | unpack_bits(low, widths, np.dtype(np.uint64))
@@ -73,43 +67,41 @@ def decode_mixture(data: memoryview, classes: Classes, largest: int) -> npt.NDAr
     return numbers
 
 
-def _members(tops: list[Unsigned], groups: list[int], number: int) -> list[Unsigned]:
-    return [top for top, group in zip(tops, groups, strict=True) if group == number]
-
-
-def _shift(numbers: Unsigned) -> int:
-    """Low bits that are nearly uniform, by the mean absolute deviation."""
+def _shifts(numbers: Unsigned, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Low bits that are nearly uniform, of each class in turn, by the mean absolute deviation."""
     # where f64 rounds, a writer elsewhere may choose otherwise; what is read is the same
-    values = np.minimum(numbers, np.uint64(1 << 40)).astype(np.float64)
-    width = float(np.abs(values - values.mean()).mean()) * 4 / 3
-    return max(0, int(width).bit_length() - _MEAN_BITS)
+    values = np.minimum(numbers, 1 << 40 if numbers.itemsize == 8 else np.iinfo(numbers.dtype).max).astype(np.float64)
+    starts = np.cumsum(counts) - counts
+    means = np.add.reduceat(values, starts) / counts
+    deviations = np.add.reduceat(np.abs(values - np.repeat(means, counts)), starts) / counts
+    return np.array([max(0, int(deviation * 4 / 3).bit_length() - _MEAN_BITS) for deviation in deviations], np.uint8)
 
 
-def _group(tops: list[Unsigned]) -> list[int]:
-    """A group for each class: neighbours by mean are united as long as that saves bits."""
-    histograms = [
-        np.bincount(np.minimum(top, np.uint8(_SYMBOLS - 1)).astype(np.uint8), minlength=_SYMBOLS) for top in tops
-    ]
-    means = [float(counts @ np.arange(_SYMBOLS)) / len(top) for counts, top in zip(histograms, tops, strict=True)]
-    order = sorted(range(len(tops)), key=means.__getitem__)
-    groups = [([place], histograms[place]) for place in order]
-    costs = [_cost(counts) for _, counts in groups]
-    gains = [_gain(groups, costs, at) for at in range(len(groups) - 1)]
-    while gains and (max(gains) > 0 or len(groups) > GROUPS):
-        at = gains.index(max(gains))
-        groups[at : at + 2] = [(groups[at][0] + groups[at + 1][0], groups[at][1] + groups[at + 1][1])]
-        costs[at : at + 2] = [_cost(groups[at][1])]
-        del gains[at]
-        for near in (at - 1, at):
-            if 0 <= near < len(gains):
-                gains[near] = _gain(groups, costs, near)
-    return [number for place in range(len(tops)) for number, (members, _) in enumerate(groups) if place in members]
+def _groups(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """A group for each class, by how often it has each symbol: neighbours by mean unite as long as that saves bits."""
+    order = np.argsort(histograms @ np.arange(_SYMBOLS) / histograms.sum(1), kind="stable")
+    members, united = [[place] for place in order], histograms[order]
+    costs = _costs(united)
+    while len(members) > 1:
+        gains = costs[:-1] + costs[1:] - _costs(united[:-1] + united[1:])
+        at = int(gains.argmax())
+        if gains[at] <= 0 and len(members) <= GROUPS:
+            break
+        members[at : at + 2] = [members[at] + members[at + 1]]
+        united[at] += united[at + 1]
+        costs[at] += costs[at + 1] - gains[at]
+        united, costs = np.delete(united, at + 1, 0), np.delete(costs, at + 1)
+    groups = np.empty(len(histograms), np.uint8)
+    for number, places in enumerate(members):
+        groups[places] = number
+    return groups
 
 
-def _cost(counts: npt.NDArray[np.int64]) -> float:
-    held = counts[counts > 0].astype(np.float64)
-    return float(held.sum() * np.log2(held.sum()) - held @ np.log2(held)) + _TABLE_BITS + _SYMBOL_BITS * len(held)
-
-
-def _gain(groups: list[tuple[list[int], npt.NDArray[np.int64]]], costs: list[float], at: int) -> float:
-    return costs[at] + costs[at + 1] - _cost(groups[at][1] + groups[at + 1][1])
+def _costs(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Bits that a group of each histogram takes, its description included."""
+    held = histograms.astype(np.float64)
+    totals = held.sum(1)
+    logs = np.log2(np.maximum(held, 1))
+    described = _TABLE_BITS + _SYMBOL_BITS * np.count_nonzero(histograms, axis=1)
+    costs: npt.NDArray[np.float64] = totals * np.log2(totals) - (held * logs).sum(1) + described
+    return costs
