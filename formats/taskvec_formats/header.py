@@ -123,7 +123,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Blob:
-    """A zstd frame: its length, the size of what it holds, and the stored_digest of the frame."""
+    """Stored bytes (blobs): their length, the size of what they hold, and their stored_digest."""
 
     length: int
     size: int
