@@ -3,6 +3,8 @@
 Importing this package loads neither torch nor transformers; training and live models do, when they are called.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
 from .apply import Applied, apply, check_base, check_result
@@ -12,6 +14,9 @@ from .files import open_checkpoint
 from .merging import merge
 from .overlap import overlap
 from .vector import TaskVector
+
+if TYPE_CHECKING:
+    from .training.leaves import sparse_finetune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,4 +33,13 @@ __all__ = [
     "merge",
     "open_checkpoint",
     "overlap",
+    "sparse_finetune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sparse_finetune":  # it needs torch
+        from .training.leaves import sparse_finetune
+
+        return sparse_finetune
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

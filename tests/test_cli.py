@@ -175,6 +175,28 @@ def test_train_merge_inspect(llama: Path, data: Path, tmp_path: Path) -> None:
     assert "by chance" in ok("inspect", a, b)
 
 
+def test_tickets_in_a_row_stay_disjoint_and_masks_are_reused(llama: Path, data: Path, tmp_path: Path) -> None:
+    first, second, third, last = (tmp_path / f"{name}.lota" for name in ("first", "second", "third", "last"))
+    ok("train", llama, data, "-o", first, *QUICK)
+    said = ok("train", llama, data, "-o", second, "--disjoint-from", first, *QUICK)
+    assert "entries that change their weight: " in said
+    assert "free for later tasks: 80.0" in said
+    earlier = ("--disjoint-from", first, "--disjoint-from", second)
+    report = json.loads(ok("train", llama, data, "-o", third, *earlier, "--mask", "random", *QUICK, "--json"))
+    assert report["free_share"] == pytest.approx(0.7, abs=1e-3)
+    assert report["free"].keys() == set(TaskVector.open(third))
+    overlaps = json.loads(ok("inspect", first, second, third, "--json"))["overlap"]
+    assert [pair["intersection"] for pair in overlaps] == [0, 0, 0]
+
+    ok("train", llama, data, "-o", last, "--mask-from", first, "--sparsity", "0.99", *QUICK)
+    whole, part = (TaskVector.open(path) for path in (first, last))
+    assert all(np.isin(part[name].indices, whole[name].indices).all() for name in part)
+    assert json.loads(ok("inspect", last, "--json"))["files"][0]["density"] == pytest.approx(0.01, abs=1e-3)
+    full = ("--disjoint-from", first, "--sparsity", "0.05")
+    assert "earlier masks leave" in refused(1, "train", llama, data, "-o", tmp_path / "no.lota", *full, *QUICK)
+    assert "mask is one of" in refused(2, "train", llama, data, "-o", tmp_path / "no.lota", "--mask", "best", *QUICK)
+
+
 def test_merging_disjoint_tickets_adds_them_up(llama: Path, tuned: Path, tmp_path: Path) -> None:
     base, after = Checkpoint(llama), Checkpoint(tuned)
     halves = []

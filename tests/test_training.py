@@ -12,12 +12,11 @@ from models import ROWS, make_llama, make_tokenizer, write_rows
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, diff
+from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge, sparse_finetune
 from taskvec.errors import AlreadyAppliedError, DataError, MaskError, TrainingError, UsageError
 from taskvec.live import applied
 from taskvec.training.data import IGNORED, collate, encode, read_examples
 from taskvec.training.evaluate import evaluate
-from taskvec.training.leaves import sparse_finetune
 from taskvec.training.lota import Options, train
 from taskvec.training.models import bits_of, eligible_parameters, load_model, tensor_names
 
@@ -52,6 +51,92 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
         masked = vector[name].indices if name in vector else []
         assert np.isin(changed, masked).all(), f"{name} changed outside the mask"
     assert any((tuned.bits(name) != base.bits(name)).any() for name in vector)
+
+
+def masked(vector: TaskVector) -> set[tuple[str, int]]:
+    return {(name, int(place)) for name in vector for place in vector[name].indices}
+
+
+@pytest.mark.parametrize("mask", ["magnitude", "random"])
+def test_tasks_in_a_row_share_no_position(mask: str, llama: Path, data: Path, tmp_path: Path) -> None:
+    """LoTTO: three tasks, then a fourth for which nothing is left; merging them is a disjoint sum."""
+    base, earlier = Checkpoint(llama), []
+    for task in range(3):
+        options = replace(QUICK, sparsity=0.7, seed=task, mask=mask)
+        training = train(base, data, options, disjoint_from=earlier)
+        training.vector.save(tmp_path / f"{task}.lota")
+        earlier.append(TaskVector.open(tmp_path / f"{task}.lota"))
+        assert len(masked(earlier[-1])) == round(0.3 * training.vector.eligible)
+        assert training.free_share == pytest.approx(1 - 0.3 * (task + 1), abs=1e-3)
+        assert earlier[-1].provenance["disjoint_from"] == [f"{before}.lota" for before in range(task)]
+    assert not masked(earlier[0]) & masked(earlier[1])
+    assert not (masked(earlier[0]) | masked(earlier[1])) & masked(earlier[2])
+    assert merge(earlier).provenance["method"] == "disjoint"
+    with pytest.raises(MaskError, match=r"entries are wanted but earlier masks leave \d+ of \d+ weights free"):
+        train(base, data, replace(QUICK, sparsity=0.7), disjoint_from=earlier)
+
+
+def test_a_mask_is_taken_from_another_vector(llama: Path, data: Path, tmp_path: Path) -> None:
+    """Whole, or its largest part: the paper's 99 % mask from a 90 % vector."""
+    base = Checkpoint(llama)
+    train(base, data, replace(QUICK, sparsity=0.9)).vector.save(tmp_path / "wide.lota")
+    wide = TaskVector.open(tmp_path / "wide.lota")
+    same = train(base, data, replace(QUICK, sparsity=None), mask_from=wide)
+    assert masked(same.vector) == masked(wide)
+    assert same.calibration_losses == []
+    assert same.vector.provenance["mask_from"] == "wide.lota"
+    narrow = train(base, data, replace(QUICK, sparsity=0.99), mask_from=wide).vector
+    chosen = masked(narrow)
+    assert len(chosen) == round(0.01 * narrow.eligible)
+    pairs = {name: zip(wide[name].indices, wide[name].values, strict=True) for name in wide}
+    sizes = {(name, int(at)): abs(float(value)) for name, entries in pairs.items() for at, value in entries}
+    assert chosen <= masked(wide)
+    assert min(sizes[place] for place in chosen) >= max(size for place, size in sizes.items() if place not in chosen)
+
+
+@pytest.mark.parametrize(("fixture", "lr", "few"), [("llama", 1e-6, False), ("llama_bf16", 1e-6, True)])
+def test_what_is_rounded_away_is_counted(
+    fixture: str, lr: float, few: bool, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base = Checkpoint(request.getfixturevalue(fixture))
+    training = train(base, data, replace(QUICK, lr=lr, calibration_lr=1e-3))
+    apply(training.vector, base, tmp_path / "out")
+    tuned = Checkpoint(tmp_path / "out")
+    changed = sum(int(np.count_nonzero(tuned.bits(name) != base.bits(name))) for name in base.tensors)
+    assert training.survived == training.vector.provenance["survived"] == changed
+    assert training.entries == round(0.1 * training.vector.eligible)
+    assert (2 * training.survived < training.entries) == few
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw", "sgd"])
+def test_other_optimizers_train_too(optimizer: str, llama: Path, data: Path) -> None:
+    training = train(Checkpoint(llama), data, replace(QUICK, optimizer=optimizer, lr=1e-2))
+    assert training.vector.provenance["optimizer"] == optimizer
+    assert training.survived > 0.9 * training.entries
+
+
+def test_a_mask_may_be_chosen_tensor_by_tensor(llama: Path, data: Path) -> None:
+    vector = train(Checkpoint(llama), data, replace(QUICK, scope="tensor")).vector
+    assert sum(len(vector[name]) for name in vector) == round(0.1 * vector.eligible)
+    for name, spec in vector.specs.items():
+        assert abs(len(vector[name]) - 0.1 * spec.size) < 1
+
+
+def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_path: Path) -> None:
+    base = Checkpoint(llama)
+    vector = train(base, data, QUICK).vector
+    for options, message in (
+        (replace(QUICK, mask="best"), "mask is one of magnitude, random"),
+        (replace(QUICK, scope="layer"), "scope is one of global, tensor"),
+        (replace(QUICK, optimizer="lion"), "optimizer is one of rmsprop, adam, adamw, sgd"),
+        (replace(QUICK, mask="random", scope="tensor"), "a random mask is drawn from all weights together"),
+        (replace(QUICK, sparsity=None), "a sparsity is needed"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train(base, data, options)
+    for options in (replace(QUICK, mask="random"), replace(QUICK, scope="tensor")):
+        with pytest.raises(UsageError, match="taken from another vector is neither"):
+            train(base, data, options, mask_from=vector)
 
 
 def test_training_is_repeatable_and_depends_on_its_seed(llama: Path, data: Path, tmp_path: Path) -> None:

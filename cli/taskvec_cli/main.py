@@ -41,7 +41,25 @@ def train(
     base: Base,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
-    sparsity: Annotated[float, typer.Option(help="Share of eligible weights that stay at the base, in (0, 1).")] = 0.9,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of eligible weights that stay at the base.  [default: 0.9; all of --mask-from]",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[str, typer.Option(help="magnitude: the largest changes of calibration. random.")] = "magnitude",
+    scope: Annotated[
+        str, typer.Option(help="The largest of all weights together, global, or of each tensor by itself, tensor.")
+    ] = "global",
+    mask_from: Annotated[
+        Path | None,
+        typer.Option(help="Take the mask from this .lota file, with --sparsity its largest part.", show_default=False),
+    ] = None,
+    disjoint_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="A .lota file whose positions stay out of the mask; once a file.", show_default=False),
+    ] = None,
     calibration_steps: Annotated[int, typer.Option(help="Steps of full fine-tuning that choose the mask.")] = 20,
     steps: Annotated[
         int | None, typer.Option(help="Steps of sparse fine-tuning, instead of --epochs.", show_default=False)
@@ -51,6 +69,7 @@ def train(
     calibration_lr: Annotated[
         float | None, typer.Option("--calibration-lr", help="That of calibration, if another.", show_default=False)
     ] = None,
+    optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd, without weight decay.")] = "rmsprop",
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
     max_length: Annotated[int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.")] = 1024,
     schedule: Annotated[str, typer.Option(help="constant, constant_with_warmup, linear or cosine.")] = "constant",
@@ -62,25 +81,33 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a sparse task vector on DATA: calibrate, keep the largest changes as a mask, reset, train only those."""
-    from taskvec import open_checkpoint
+    from taskvec import TaskVector, open_checkpoint
     from taskvec.files import check_output
     from taskvec.masks import check_sparsity
 
-    check_sparsity(sparsity)
+    if sparsity is None and mask_from is None:
+        sparsity = 0.9
+    if sparsity is not None:
+        check_sparsity(sparsity)
     check_output(output, force=force)
     if not data.is_file():
         raise _usage(f"{data}: no such file")
+    earlier = [TaskVector.open(path) for path in disjoint_from or ()]
+    holder = None if mask_from is None else TaskVector.open(mask_from)
     checkpoint = open_checkpoint(base)
     with progress_bars() as progress:
         from taskvec.training.lota import Options, train
 
         options = Options(
             sparsity=sparsity,
+            mask=mask,
+            scope=scope,
             calibration_steps=calibration_steps,
             steps=steps,
             epochs=epochs,
             lr=lr,
             calibration_lr=calibration_lr,
+            optimizer=optimizer,
             batch_size=batch_size,
             max_length=max_length,
             clip=clip,
@@ -89,9 +116,25 @@ def train(
             seed=seed,
             device=device,
         )
-        trained = train(checkpoint, data, options, progress)
+        trained = train(checkpoint, data, options, progress, mask_from=holder, disjoint_from=earlier)
         trained.vector.save(output, progress)
-    _report(output, as_json, first_loss=trained.losses[0], final_loss=trained.losses[-1])
+    more: dict[str, object] = {"first_loss": trained.losses[0], "final_loss": trained.losses[-1]}
+    if as_json:
+        more |= {"survived": trained.survived, "free_share": trained.free_share, "free": trained.free}
+    else:
+        more["entries_that_change_their_weight"] = f"{trained.survived:,} ({trained.survived / trained.entries:.1%})"
+    if earlier and not as_json:
+        fullest = min(trained.free, key=trained.free.__getitem__)
+        more["free_for_later_tasks"] = (
+            f"{trained.free_share:.2%} of the eligible weights; least in {fullest} ({trained.free[fullest]:.2%})"
+        )
+    _report(output, as_json, **more)
+    if 2 * trained.survived < trained.entries:
+        typer.echo(
+            f"taskvec: warning: {trained.entries - trained.survived:,} of {trained.entries:,} changes are too small "
+            "for the dtype of the base and were rounded away; try a higher --lr",
+            err=True,
+        )
 
 
 @app.command()
