@@ -237,6 +237,45 @@ def test_leaves_train_what_a_dense_mask_trains(make: type[torch.optim.Optimizer]
     assert not torch.equal(model.weight.view(-1)[keep], start.view(-1)[keep])
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
+def test_accumulation_and_checkpointing_train_the_masked_weights_and_no_others(
+    make: type[torch.optim.Optimizer], checkpointing: bool, llama: Path, data: Path
+) -> None:
+    """Two batches a step: the leaves' gradients are those of a dense backward pass, and no dense one stays."""
+    model, _ = load_model(llama)
+    rows = [encode(example, make_tokenizer(None), 64) for example in read_examples(data)]
+    batches = [collate(part, 0, frozenset()) for part in (rows[:2], rows[2:])]
+    chosen = eligible_parameters(model)
+    masks = {name: np.arange(number, p.numel(), 7) for number, (name, p) in enumerate(chosen.items())}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for batch in batches:
+        model(**batch).loss.backward()
+    dense = {name: p.grad.view(-1)[masks[name]] for name, p in chosen.items() if p.grad is not None}
+    assert dense.keys() == masks.keys()
+    model.zero_grad(set_to_none=True)
+
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    with sparse_finetune(model, masks) as leaves:
+        optimizer = make(leaves.parameters(), lr=1e-3)
+        for step in range(3):
+            for batch in batches:
+                model(**batch).loss.backward()
+                assert all(p.grad is None for p in model.parameters())
+            if step == 0:
+                for name, leaf in leaves.leaves.items():
+                    torch.testing.assert_close(leaf.delta.grad, dense[name])
+            torch.nn.utils.clip_grad_norm_(leaves.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in model.named_parameters():
+        changed = torch.nonzero((parameter.detach() != before[name]).view(-1)).view(-1).numpy()
+        assert np.isin(changed, masks.get(name, [])).all(), f"{name} changed outside the mask"
+        assert name not in masks or len(changed)
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 def test_leaves_hold_what_the_file_will_give(stored: torch.dtype) -> None:
     """Training in f32 sees the rounding of the dtype in which the base is stored."""
