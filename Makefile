@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
-	@echo "make fuzz    damage 100,000 files and read them (about ten minutes)"
+	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
@@ -57,7 +57,7 @@ $(VENV)/peers: $(VENV)/installed
 	-$(PIP) zipnn
 	@touch $@
 
-# some twenty minutes, the first of which go into the pairs: they are made by real training, once
+# a quarter of an hour; the pairs are made by real training, once
 bench-format: $(VENV)/smollm2 $(VENV)/peers
 	$(BIN)/python benchmarks/pairs.py $(PAIRS)
 	$(BIN)/python benchmarks/format.py $(PAIRS)

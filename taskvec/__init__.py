@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
-from .apply import Applied, apply, check_base, check_result
+from .apply import Applied, apply, check_result
 from .diff import diff
 from .errors import TaskvecError
 from .files import open_checkpoint
@@ -27,7 +27,6 @@ __all__ = [
     "TaskVector",
     "TaskvecError",
     "apply",
-    "check_base",
     "check_result",
     "diff",
     "merge",

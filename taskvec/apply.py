@@ -63,9 +63,7 @@ class Application:
         self._check_whole(progress)
 
     def _mismatch(self, why: str) -> BaseMismatchError:
-        return BaseMismatchError(
-            f"{self._base.name} is not the base of {self._vector.name} ({self._vector.base.name}): {why}"
-        )
+        return _mismatch(self._vector, self._base, why)
 
     def _check_whole(self, progress: Progress) -> None:
         """Where a vector cannot vouch for the elements that it touches, as after a merge, whole tensors must agree."""
@@ -81,7 +79,7 @@ class Application:
 
     def range(self, spec: TensorSpec, number: int) -> BitArray:
         """The tuned bits of block `number` of a tensor, new carriers; the errors of `touched`."""
-        start, stop = spec.form.blocks()[number]
+        start, stop = spec.form.block(number)
         touched, _, after = self.touched(spec, number)
         tuned: BitArray = self._bits(spec)[start:stop].copy()
         tuned[touched] = after
@@ -93,7 +91,7 @@ class Application:
         Raises AlreadyAppliedError where the base is the result already, ChecksumError where the result is not the one
         that the vector gives a digest for.
         """
-        start, stop = spec.form.blocks()[number]
+        start, stop = spec.form.block(number)
         whole = self._bits(spec)
         base = whole[start:stop]
         try:
@@ -136,13 +134,12 @@ class Application:
         self._bits.release(spec)
 
 
+def _mismatch(vector: TaskVector, base: Checkpoint, why: str) -> BaseMismatchError:
+    return BaseMismatchError(f"{base.name} is not the base of {vector.name} ({vector.base.name}): {why}")
+
+
 def _vouched(spec: TensorSpec) -> bool:
     return bool(spec.blocks) and all(block is None or block.before is not None for block in spec.blocks)
-
-
-def check_base(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
-    """Raise BaseMismatchError, naming the first tensor that differs, unless the vector can be applied to `base`."""
-    check_result(vector, base, progress)
 
 
 def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
@@ -253,10 +250,7 @@ def _layout(
                 continue
             if name not in vector.specs and name not in vector.header.removed:
                 # the vector leaves it alone, so the base should have it: this is another revision of the model
-                raise BaseMismatchError(
-                    f"{base.name} is not the base of {vector.name} ({vector.base.name}): "
-                    f"tensor {name!r} should be {info.form}, found {found or 'none'}"
-                )
+                raise _mismatch(vector, base, f"tensor {name!r} should be {info.form}, found {found or 'none'}")
             raise HeaderError(f"{vector.name}: shard {file!r} holds {name!r} as {info.form}, which the result does not")
     if wanted and stored is None:
         raise HeaderError(f"{vector.name}: no shard holds {min(wanted)!r}")

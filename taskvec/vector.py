@@ -136,7 +136,7 @@ class TaskVector(Mapping[str, SparseTensor]):
 
         def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
             spec, number = job
-            span = spec.form.blocks()[number]
+            span = spec.form.block(number)
             base = base_bits(spec) if base_bits else None
             change = self._source.change(spec.name, *span, base)
             beside = None if base is None else base[slice(*span)]
@@ -169,7 +169,7 @@ class TaskVector(Mapping[str, SparseTensor]):
             # a file that is saved again keeps what it vouched for
             known = spec.blocks[number] if spec.blocks else None
             return (known.before, known.after) if known else (None, None)
-        start = spec.form.blocks()[number][0]
+        start = spec.form.block(number)[0]
         before, after = touched_bits(spec.dtype, base, change)
         return touched_digest(spec, start, before), touched_digest(spec, start, after)
 

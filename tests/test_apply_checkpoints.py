@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from models import make_architecture, perturb
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, check_base, check_result, diff, merge, overlap
+from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff, merge, overlap
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MergeError
 from taskvec_formats.blocks import CODECS
 from taskvec_formats.dtypes import DTYPES
@@ -365,7 +365,7 @@ def test_vectors_whose_masks_do_not_meet_stack_in_either_order(kind: str, dtype:
         state = base
         for step, vector in enumerate(order):
             out = tmp_path / f"{order[0].name}-{step}"
-            check_base(vector, state)
+            check_result(vector, state)
             # the second meets weights that its base had not
             assert apply(vector, state, out).exact is (step == 0)
             state = Checkpoint(out)
@@ -458,7 +458,7 @@ def test_a_merge_knows_no_tuned_checkpoint(merged: tuple[Checkpoint, TaskVector]
 def test_a_merge_refuses_its_own_result(merged: tuple[Checkpoint, TaskVector], tmp_path: Path) -> None:
     base, vector = merged
     apply(vector, base, tmp_path / "out")
-    for refuse in (check_base, check_result, lambda v, b: apply(v, b, tmp_path / "twice")):
+    for refuse in (check_result, lambda v, b: apply(v, b, tmp_path / "twice")):
         with pytest.raises(
             BaseMismatchError, match=r"out is not the base of merged.lota .*tensor 'both' has other values"
         ):

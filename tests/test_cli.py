@@ -183,6 +183,7 @@ def test_tickets_in_a_row_stay_disjoint_and_masks_are_reused(llama: Path, data: 
     assert "free for later tasks: 80.0" in said
     earlier = ("--disjoint-from", first, "--disjoint-from", second)
     report = json.loads(ok("train", llama, data, "-o", third, *earlier, "--mask", "random", *QUICK, "--json"))
+    assert report["survived"] <= report["trained"] == report["entries"]
     assert report["free_share"] == pytest.approx(0.7, abs=1e-3)
     assert report["free"].keys() == set(TaskVector.open(third))
     overlaps = json.loads(ok("inspect", first, second, third, "--json"))["overlap"]

@@ -12,7 +12,7 @@ import oracle
 import pytest
 from building import Tensor, contents, package, tensor, write_checkpoint
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, check_base, check_result, diff
+from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
 from taskvec_formats import LotaReader
 from taskvec_formats.dtypes import DTYPES
@@ -79,7 +79,7 @@ def test_the_tuned_checkpoint_comes_back_to_the_bit(
     tuned = write_checkpoint(tmp_path / "tuned", states[1], shards[1])
     diff(base, tuned, kind=kind).save(tmp_path / "vector.lota")
     vector = TaskVector.open(tmp_path / "vector.lota")
-    check_base(vector, base)
+    check_result(vector, base)
     check_result(vector, base)
     assert apply(vector, base, tmp_path / "out") == Applied(True)
     result = Checkpoint(tmp_path / "out")
@@ -349,7 +349,7 @@ def test_another_base_is_refused_and_nothing_is_left(
     _, vector = pack(tmp_path, F32, kind=kind)
     other = write_checkpoint(tmp_path / "other", change(F32[0]))
     before = sorted(tmp_path.iterdir())
-    for refuse in (check_base, check_result, lambda v, b: apply(v, b, tmp_path / "out")):
+    for refuse in (check_result, lambda v, b: apply(v, b, tmp_path / "out")):
         with pytest.raises(BaseMismatchError, match=f"^other is not the base of vector.lota \\(base\\): .*{message}"):
             refuse(vector, other)
     assert sorted(tmp_path.iterdir()) == before
@@ -382,7 +382,7 @@ def test_the_result_is_no_base(states: States, kind: str, tmp_path: Path) -> Non
     apply(vector, base, tmp_path / "out")
     before = sorted(tmp_path.iterdir())
     first = f"({'|'.join(vector)})"  # shards come in their own order
-    for refuse in (check_base, check_result, lambda v, b: apply(v, b, tmp_path / "twice")):
+    for refuse in (check_result, lambda v, b: apply(v, b, tmp_path / "twice")):
         with pytest.raises(AlreadyAppliedError, match=f"vector.lota is applied to out already: tensor '{first}'"):
             refuse(vector, Checkpoint(tmp_path / "out"))
     assert sorted(tmp_path.iterdir()) == before
@@ -406,7 +406,7 @@ WEIGHTS_DIFFER = "weights that the vector leaves alone are not as in its base"
 def test_a_base_that_differs_elsewhere_gives_another_result(kind: str, edit: Edit, tmp_path: Path) -> None:
     _, vector = pack(tmp_path, F32, kind=kind)
     other = write_checkpoint(tmp_path / "other", edit(F32[0]))
-    check_base(vector, other)
+    check_result(vector, other)
     assert apply(vector, other, tmp_path / "out") == Applied(False, (WEIGHTS_DIFFER,))
     changed = {name: F32[1][name] for name in vector}
     expected = write_checkpoint(tmp_path / "expected", {**edit(F32[0]), **changed})

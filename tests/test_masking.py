@@ -97,7 +97,7 @@ def test_a_random_mask_has_k_of_the_free_positions(earlier: list[TaskVector], da
     taken = taken_by(earlier, FORMS)
     assert as_sets(taken) == set().union(*map(held_by, earlier))
     free = set(FLAT) - as_sets(taken)
-    k, seed = data.draw(st.integers(0, len(free))), data.draw(st.integers(0, 3))
+    k, seed = data.draw(st.integers(1, len(free))), data.draw(st.integers(0, 3))
     masks = random_mask(k, FORMS, taken, seed)
     assert len(as_sets(masks)) == k
     assert as_sets(masks) <= free
@@ -107,6 +107,11 @@ def test_a_random_mask_has_k_of_the_free_positions(earlier: list[TaskVector], da
     for name, form in FORMS.items():
         left = [place for n, place in free - as_sets(masks) if n == name]
         assert shares[name] == pytest.approx(len(left) / form.size)
+
+
+def test_more_random_positions_than_are_free_are_refused() -> None:
+    with pytest.raises(MaskError, match="20 entries are wanted but only 19"):
+        random_mask(20, FORMS, {"b": np.array([1, 2])}, 0)
 
 
 def test_a_random_mask_favours_no_position() -> None:

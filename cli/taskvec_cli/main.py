@@ -85,6 +85,8 @@ def train(
     from taskvec.files import check_output
     from taskvec.masks import check_sparsity
 
+    from . import render
+
     if sparsity is None and mask_from is None:
         sparsity = 0.9
     if sparsity is not None:
@@ -118,23 +120,10 @@ def train(
         )
         trained = train(checkpoint, data, options, progress, mask_from=holder, disjoint_from=earlier)
         trained.vector.save(output, progress)
-    more: dict[str, object] = {"first_loss": trained.losses[0], "final_loss": trained.losses[-1]}
-    if as_json:
-        more |= {"survived": trained.survived, "free_share": trained.free_share, "free": trained.free}
-    else:
-        more["entries_that_change_their_weight"] = f"{trained.survived:,} ({trained.survived / trained.entries:.1%})"
-    if earlier and not as_json:
-        fullest = min(trained.free, key=trained.free.__getitem__)
-        more["free_for_later_tasks"] = (
-            f"{trained.free_share:.2%} of the eligible weights; least in {fullest} ({trained.free[fullest]:.2%})"
-        )
-    _report(output, as_json, **more)
-    if 2 * trained.survived < trained.entries:
-        typer.echo(
-            f"taskvec: warning: {trained.entries - trained.survived:,} of {trained.entries:,} changes are too small "
-            "for the dtype of the base and were rounded away; try a higher --lr",
-            err=True,
-        )
+    summary = render.training_summary(trained)
+    _report(output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier))))
+    if warning := render.training_warning(summary):
+        typer.echo(f"taskvec: warning: {warning}", err=True)
 
 
 @app.command()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from taskvec import Applied, TaskVector
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
+    from taskvec.training.lota import Training
 
 
 def size(count: float) -> str:
@@ -80,6 +81,41 @@ def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any
             for spec in vector.specs.values()
         ],
     }
+
+
+def training_summary(trained: Training) -> dict[str, Any]:
+    """What `train --json` says beside the file's summary."""
+    return {
+        "first_loss": trained.losses[0],
+        "final_loss": trained.losses[-1],
+        "trained": trained.entries,
+        "survived": trained.survived,
+        "free_share": trained.free_share,
+        "free": trained.free,
+    }
+
+
+def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]:
+    """The same for people; in a row: after earlier tasks, whose masks were left out."""
+    survived, free = summary["survived"], summary["free"]
+    lines = {key: summary[key] for key in ("first_loss", "final_loss")}
+    lines["entries_that_change_their_weight"] = f"{survived:,} ({survived / summary['trained']:.1%})"
+    if in_a_row:
+        fullest = min(free, key=free.__getitem__)
+        share = f"{summary['free_share']:.2%} of the eligible weights"
+        lines["free_for_later_tasks"] = f"{share}; least in {fullest} ({free[fullest]:.2%})"
+    return lines
+
+
+def training_warning(summary: dict[str, Any]) -> str | None:
+    """Where most of the training was for nothing."""
+    trained, survived = summary["trained"], summary["survived"]
+    if 2 * survived >= trained:
+        return None
+    return (
+        f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded away; "
+        "try a higher --lr"
+    )
 
 
 def overlap_summary(labels: Sequence[str], pair: Overlap) -> dict[str, Any]:

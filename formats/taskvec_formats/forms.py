@@ -39,10 +39,14 @@ class Form:
         """Number of blocks; none where there are no elements."""
         return -(-self.size // self.block_size) if self.size else 0
 
+    def block(self, number: int) -> tuple[int, int]:
+        """Flat range [start, stop) of a block."""
+        start = number * self.block_size
+        return start, min(start + self.block_size, self.size)
+
     def blocks(self) -> list[tuple[int, int]]:
-        """Flat ranges [start, stop) of the blocks."""
-        step = self.block_size
-        return [(number * step, min((number + 1) * step, self.size)) for number in range(self.block_count)]
+        """Those of all blocks."""
+        return [self.block(number) for number in range(self.block_count)]
 
     def __str__(self) -> str:
         return f"{self.dtype.name} {list(self.shape)}"

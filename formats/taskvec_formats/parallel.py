@@ -25,12 +25,13 @@ def threads() -> int:
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield function(item) for each item, in order. At most two results a thread wait to be taken."""
-    with ThreadPoolExecutor(threads()) as pool:
+    limit = threads()
+    with ThreadPoolExecutor(limit) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * threads():
+                if len(waiting) > 2 * limit:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

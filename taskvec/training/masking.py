@@ -6,7 +6,7 @@ A mask is a dict tensor name -> flat positions, int64, increasing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -46,16 +46,20 @@ def top_k_each(deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, in
 
 
 def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int) -> Masks:
-    """k positions drawn uniformly from all that are not taken, the same for the same seed. k: no more than are free."""
-    generator = np.random.default_rng(seed)
-    sizes = [form.size - len(taken.get(name, ())) for name, form in forms.items()]
-    counts = generator.multivariate_hypergeometric(sizes, k, method="marginals")
-    masks = {}
-    for (name, form), size, count in zip(forms.items(), sizes, counts, strict=True):
-        drawn = np.sort(generator.choice(size, count, replace=False, shuffle=False))
-        free = np.delete(np.arange(form.size), taken[name]) if name in taken else None
-        masks[name] = drawn.astype(np.int64) if free is None else free[drawn]
-    return masks
+    """k positions drawn uniformly from all that are not taken, the same for the same seed.
+
+    They are the largest of random magnitudes, so that a tensor at a time is held, however large the model.
+    Raises MaskError where fewer are free.
+    """
+
+    def magnitudes() -> Iterator[tuple[str, FloatArray]]:
+        for number, (name, form) in enumerate(forms.items()):
+            drawn = 1 - np.random.default_rng((seed, number)).random(form.size, np.float32)  # (0, 1]
+            drawn[taken.get(name, [])] = 0  # a zero is never chosen
+            yield name, drawn
+
+    chosen = top_k(magnitudes, k)
+    return {name: chosen.indices(name, drawn) for name, drawn in magnitudes()}
 
 
 def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int | None) -> Masks:
