@@ -443,7 +443,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     # JSON can write half a surrogate pair, which no file name and no digest can hold
     parts = Parts.of(write_good(tmp_path / "a.lota", "vector"))
     parts.tensor("w")["name"] = "w\ud800"
-    with pytest.raises(HeaderError):
+    with pytest.raises(HeaderError, match=r"not valid JSON.*surrogates"):
         LotaReader(parts.save(tmp_path / "a.lota"))
 
 
