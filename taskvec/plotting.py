@@ -1,4 +1,4 @@
-"""Pictures of masks: blocks × modules heat maps, drawn with matplotlib (extra `plot`)."""
+"""Pictures, drawn with matplotlib (extra `plot`): masks as blocks × modules heat maps, and the losses of a run."""
 
 from __future__ import annotations
 
@@ -49,6 +49,34 @@ def plot_density(label: str, vector: TaskVector, path: Path) -> None:
     _draw([(f"{label}: {total:,} entries, density {share:.2%}", density)], "density", path, share, "mean")
 
 
+def plot_losses(
+    label: str,
+    calibration: Sequence[float],
+    losses: Sequence[float],
+    evaluations: Sequence[tuple[int, float]],
+    path: Path,
+) -> None:
+    """Draw the loss of every step, in nats a token: calibration before step 0, training, and evaluations as dots.
+
+    Raises as `plot_overlap`.
+    """
+    check_picture(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if calibration:
+        axes.plot(range(-len(calibration), 0), calibration, color="0.6", label="calibration")
+        axes.axvline(0, color="0.8", linewidth=1)
+    axes.plot(range(1, len(losses) + 1), losses, label="training")
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), "o-", label="held out")
+    axes.set(title=label, xlabel="step", ylabel="loss (nats a token)")
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def check_picture(path: Path) -> None:
     """Raise UsageError where a picture cannot be written to `path`: an unknown file type, or no matplotlib."""
     if path.suffix.lower() not in _FORMATS:
@@ -63,7 +91,6 @@ def _draw(
     panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: Path, mark: float | None, label: str
 ) -> None:
     check_picture(path)
-    from matplotlib import rc_context
     from matplotlib.figure import Figure  # the object API: no display, no global state
     from matplotlib.ticker import PercentFormatter
 
@@ -109,6 +136,12 @@ def _draw(
     if mark is not None and 0 < mark < top:
         bar.ax.axhline(mark, color="white", linewidth=1.5)
         bar.ax.text(-0.3, mark, label, fontsize=8, ha="right", va="center", transform=bar.ax.get_yaxis_transform())
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import rc_context
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         # a fixed date and no software stamp: the same masks give the same bytes

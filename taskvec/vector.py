@@ -14,6 +14,7 @@ from taskvec_formats import (
     Change,
     Checkpoint,
     Companion,
+    Form,
     Header,
     Identity,
     LotaReader,
@@ -22,6 +23,7 @@ from taskvec_formats import (
     TensorSpec,
 )
 from taskvec_formats.blocks import AUTO, CODECS, encode_block, touched_digest
+from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
@@ -194,3 +196,29 @@ class TaskVector(Mapping[str, SparseTensor]):
     def eligible(self) -> int:
         """Elements of all eligible tensors."""
         return sum(spec.size for spec in self.specs.values() if spec.eligible)
+
+
+def vector_of(
+    base: Checkpoint,
+    forms: Mapping[str, Form],
+    deltas: Mapping[str, SparseTensor],
+    provenance: Mapping[str, Any],
+    progress: Progress = silent,
+) -> TaskVector:
+    """A vector in memory.
+
+    forms: tensor name -> Form of the eligible tensors. deltas: tensor name -> f32 entries, of some of them.
+    """
+    specs = specs_of(base, forms, progress)
+    return TaskVector(header_of(base, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
+
+
+def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = silent) -> dict[str, TensorSpec]:
+    """The specs of tensors that keep the base's form."""
+    digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    return {name: TensorSpec.like(name, form, short(digests[name])) for name, form in forms.items()}
+
+
+def header_of(base: Checkpoint, provenance: Mapping[str, Any]) -> Header:
+    """The header of a vector that knows no tuned checkpoint."""
+    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=dict(provenance))

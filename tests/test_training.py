@@ -12,13 +12,14 @@ from models import ROWS, make_llama, make_tokenizer, write_rows
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge, sparse_finetune
+from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge
 from taskvec.errors import AlreadyAppliedError, DataError, MaskError, TrainingError, UsageError
 from taskvec.live import applied
 from taskvec.training.data import IGNORED, collate, encode, read_examples
 from taskvec.training.evaluate import evaluate
-from taskvec.training.lota import Options, train
-from taskvec.training.models import bits_of, eligible_parameters, load_model, tensor_names
+from taskvec.training.models import Place, bits_of, eligible_parameters, load_model, places
+from taskvec.training.options import Options
+from taskvec.training.train import train
 
 QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,7 +38,7 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
     assert vector.eligible == eligible
     assert sum(len(vector[name]) for name in vector) == round((1 - sparsity) * eligible)
     assert len(training.calibration_losses) == 2
-    assert len(training.losses) == 3
+    assert len(training.curve.losses) == 3
 
     vector.save(tmp_path / "x.lota")
     saved = TaskVector.open(tmp_path / "x.lota")
@@ -111,7 +112,7 @@ def test_what_is_rounded_away_is_counted(
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw", "sgd"])
 def test_other_optimizers_train_too(optimizer: str, llama: Path, data: Path) -> None:
     training = train(Checkpoint(llama), data, replace(QUICK, optimizer=optimizer, lr=1e-2))
-    assert training.vector.provenance["optimizer"] == optimizer
+    assert training.vector.provenance["run"]["options"]["optimizer"] == optimizer
     assert training.survived > 0.9 * training.entries
 
 
@@ -126,17 +127,26 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
     base = Checkpoint(llama)
     vector = train(base, data, QUICK).vector
     for options, message in (
-        (replace(QUICK, mask="best"), "mask is one of magnitude, random"),
+        (replace(QUICK, mask="best"), "mask is one of magnitude, gradient"),
         (replace(QUICK, scope="layer"), "scope is one of global, tensor"),
         (replace(QUICK, optimizer="lion"), "optimizer is one of rmsprop, adam, adamw, sgd"),
         (replace(QUICK, mask="random", scope="tensor"), "a random mask is drawn from all weights together"),
+        (replace(QUICK, via=0.95), "the first ticket of two is the denser one"),
+        (replace(QUICK, method="fft"), "--method fft has no mask"),
+        (replace(QUICK, method="lora", sparsity=None, l1=1.0), "pulls nothing"),
+        (replace(QUICK, relative_to="start"), "needs --start-from"),
+        (replace(QUICK, patience=1), "needs examples to evaluate on"),
+        (replace(QUICK, low_memory=True, l1=1.0), "low-memory"),
         (replace(QUICK, sparsity=None), "a sparsity is needed"),
     ):
         with pytest.raises(UsageError, match=message):
             train(base, data, options)
-    for options in (replace(QUICK, mask="random"), replace(QUICK, scope="tensor")):
+    for options in (replace(QUICK, mask="random"), replace(QUICK, scope="tensor"), replace(QUICK, via=0.5)):
         with pytest.raises(UsageError, match="taken from another vector is neither"):
             train(base, data, options, mask_from=vector)
+    dense = replace(QUICK, method="fft", sparsity=None)
+    with pytest.raises(UsageError, match="no mask that could be taken from, or kept off"):
+        train(base, data, dense, disjoint_from=[vector])
 
 
 def test_training_is_repeatable_and_depends_on_its_seed(llama: Path, data: Path, tmp_path: Path) -> None:
@@ -191,7 +201,8 @@ def test_eligible_are_the_linear_layers_of_the_blocks(llama: Path, gpt2: Path) -
         "mlp.c_fc.weight",
         "mlp.c_proj.weight",
     }
-    assert tensor_names(gpt, chosen, Checkpoint(gpt2))["transformer.h.0.attn.c_attn.weight"] == "h.0.attn.c_attn.weight"
+    forms = {name: info.form for name, info in Checkpoint(gpt2).tensors.items()}
+    assert places(gpt, forms)["h.0.attn.c_attn.weight"] == Place("transformer.h.0.attn.c_attn.weight")
     # an encoder has no "mlp" in its names
     config = BertConfig(
         vocab_size=32,
@@ -203,109 +214,6 @@ def test_eligible_are_the_linear_layers_of_the_blocks(llama: Path, gpt2: Path) -
     )
     bert = BertLMHeadModel(config)
     assert len(eligible_parameters(bert)) == 2 * 6
-
-
-@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
-def test_leaves_train_what_a_dense_mask_trains(make: type[torch.optim.Optimizer]) -> None:
-    torch.manual_seed(0)
-    start = torch.randn(6, 5)
-    inputs, target = torch.randn(2, 4, 5), torch.randn(2, 4, 6)
-    mask = np.flatnonzero(np.arange(30) % 3 == 1)
-
-    # the dense reference: delta is a full matrix whose gradient is masked
-    keep = torch.zeros(30, dtype=torch.bool)
-    keep[mask] = True
-    delta = nn.Parameter(torch.zeros(6, 5))
-    delta.register_hook(lambda grad: grad * keep.view(6, 5))
-    reference = make([delta], lr=0.05)
-
-    model = nn.Linear(5, 6, bias=False)
-    model.weight.data.copy_(start)
-    with sparse_finetune(model, {"weight": mask}) as leaves:
-        optimizer = make(leaves.parameters(), lr=0.05)
-        for _ in range(5):
-            for x, y in zip(inputs, target, strict=True):  # two backward passes a step: gradients accumulate
-                (model(x) - y).square().mean().backward()
-                (x @ (start + delta).T - y).square().mean().backward()
-            assert model.weight.grad is None, "the dense gradient was kept"
-            optimizer.step()
-            reference.step()
-            optimizer.zero_grad()
-            reference.zero_grad()
-    torch.testing.assert_close(model.weight.detach(), (start + delta).detach())
-    assert torch.equal(model.weight.view(-1)[~keep], start.view(-1)[~keep])
-    assert not torch.equal(model.weight.view(-1)[keep], start.view(-1)[keep])
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
-def test_accumulation_and_checkpointing_train_the_masked_weights_and_no_others(
-    make: type[torch.optim.Optimizer], checkpointing: bool, llama: Path, data: Path
-) -> None:
-    """Two batches a step: the leaves' gradients are those of a dense backward pass, and no dense one stays."""
-    model, _ = load_model(llama)
-    rows = [encode(example, make_tokenizer(None), 64) for example in read_examples(data)]
-    batches = [collate(part, 0, frozenset()) for part in (rows[:2], rows[2:])]
-    chosen = eligible_parameters(model)
-    masks = {name: np.arange(number, p.numel(), 7) for number, (name, p) in enumerate(chosen.items())}
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for batch in batches:
-        model(**batch).loss.backward()
-    dense = {name: p.grad.view(-1)[masks[name]] for name, p in chosen.items() if p.grad is not None}
-    assert dense.keys() == masks.keys()
-    model.zero_grad(set_to_none=True)
-
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    with sparse_finetune(model, masks) as leaves:
-        optimizer = make(leaves.parameters(), lr=1e-3)
-        for step in range(3):
-            for batch in batches:
-                model(**batch).loss.backward()
-                assert all(p.grad is None for p in model.parameters())
-            if step == 0:
-                for name, leaf in leaves.leaves.items():
-                    torch.testing.assert_close(leaf.delta.grad, dense[name])
-            torch.nn.utils.clip_grad_norm_(leaves.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-    for name, parameter in model.named_parameters():
-        changed = torch.nonzero((parameter.detach() != before[name]).view(-1)).view(-1).numpy()
-        assert np.isin(changed, masks.get(name, [])).all(), f"{name} changed outside the mask"
-        assert name not in masks or len(changed)
-
-
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
-def test_leaves_hold_what_the_file_will_give(stored: torch.dtype) -> None:
-    """Training in f32 sees the rounding of the dtype in which the base is stored."""
-    torch.manual_seed(0)
-    model = nn.Linear(40, 30, bias=False)
-    model.weight.data.copy_(model.weight.data.to(stored))
-    base = model.weight.detach().clone()
-    mask = np.arange(0, 1200, 7)
-    with sparse_finetune(model, {"weight": mask}, {"weight": stored}) as leaves:
-        optimizer = torch.optim.SGD(leaves.parameters(), lr=1.0)
-        for _ in range(3):
-            model(torch.randn(4, 40)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        entries = leaves.entries()["weight"]
-    assert torch.equal(model.weight, model.weight.to(stored).float())
-    rebuilt = base.view(-1).clone()
-    rebuilt[mask] = (rebuilt[mask] + torch.from_numpy(entries.values.copy())).to(stored).float()
-    assert torch.equal(rebuilt, model.weight.detach().view(-1))
-
-
-def test_leaving_restores_the_model_s_settings() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[0].bias.requires_grad_(False)
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with sparse_finetune(model, {"1.weight": np.array([0, 4])}):
-        assert {name for name, p in model.named_parameters() if p.requires_grad} == {"1.weight"}
-    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
-    model(torch.ones(1, 3)).sum().backward()
-    assert model[1].weight.grad is not None, "the hook outlived the block"
 
 
 def test_bits_of_rounds_to_nearest_even_as_numpy_does(llama_bf16: Path) -> None:
@@ -401,11 +309,16 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
     ("setting", "complaint"),
     [
         ({"sparsity": 1.0}, "sparsity"),
-        ({"steps": 0}, "steps"),
+        ({"steps": -1}, "steps"),
         ({"lr": float("nan")}, "lr"),
         ({"batch_size": -1}, "batch-size"),
         ({"device": "toaster"}, "device"),
         ({"schedule": "zigzag"}, "schedule"),
+        ({"method": "magic"}, "method"),
+        ({"dtype": "float8"}, "dtype"),
+        ({"eval_split": 1.0}, "eval-split"),
+        ({"via": 1.5}, "sparsity"),
+        ({"report_to": "nowhere"}, "--report-to nowhere"),
     ],
 )
 def test_settings_that_cannot_be_meant(setting: dict[str, object], complaint: str, llama: Path, data: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .progress import progress_bars
+from .train import train
 
 app = typer.Typer(
     name="taskvec",
@@ -36,94 +37,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command()
-def train(
-    base: Base,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
-    sparsity: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of eligible weights that stay at the base.  [default: 0.9; all of --mask-from]",
-            show_default=False,
-        ),
-    ] = None,
-    mask: Annotated[str, typer.Option(help="magnitude: the largest changes of calibration. random.")] = "magnitude",
-    scope: Annotated[
-        str, typer.Option(help="The largest of all weights together, global, or of each tensor by itself, tensor.")
-    ] = "global",
-    mask_from: Annotated[
-        Path | None,
-        typer.Option(help="Take the mask from this .lota file, with --sparsity its largest part.", show_default=False),
-    ] = None,
-    disjoint_from: Annotated[
-        list[Path] | None,
-        typer.Option(help="A .lota file whose positions stay out of the mask; once a file.", show_default=False),
-    ] = None,
-    calibration_steps: Annotated[int, typer.Option(help="Steps of full fine-tuning that choose the mask.")] = 20,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of sparse fine-tuning, instead of --epochs.", show_default=False)
-    ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes of sparse fine-tuning over the data.")] = 3,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = 1e-4,
-    calibration_lr: Annotated[
-        float | None, typer.Option("--calibration-lr", help="That of calibration, if another.", show_default=False)
-    ] = None,
-    optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd, without weight decay.")] = "rmsprop",
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
-    max_length: Annotated[int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.")] = 1024,
-    schedule: Annotated[str, typer.Option(help="constant, constant_with_warmup, linear or cosine.")] = "constant",
-    warmup_steps: Annotated[int, typer.Option(help="Steps over which the learning rate rises from zero.")] = 0,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
-    device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Train a sparse task vector on DATA: calibrate, keep the largest changes as a mask, reset, train only those."""
-    from taskvec import TaskVector, open_checkpoint
-    from taskvec.files import check_output
-    from taskvec.masks import check_sparsity
-
-    from . import render
-
-    if sparsity is None and mask_from is None:
-        sparsity = 0.9
-    if sparsity is not None:
-        check_sparsity(sparsity)
-    check_output(output, force=force)
-    if not data.is_file():
-        raise _usage(f"{data}: no such file")
-    earlier = [TaskVector.open(path) for path in disjoint_from or ()]
-    holder = None if mask_from is None else TaskVector.open(mask_from)
-    checkpoint = open_checkpoint(base)
-    with progress_bars() as progress:
-        from taskvec.training.lota import Options, train
-
-        options = Options(
-            sparsity=sparsity,
-            mask=mask,
-            scope=scope,
-            calibration_steps=calibration_steps,
-            steps=steps,
-            epochs=epochs,
-            lr=lr,
-            calibration_lr=calibration_lr,
-            optimizer=optimizer,
-            batch_size=batch_size,
-            max_length=max_length,
-            clip=clip,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            seed=seed,
-            device=device,
-        )
-        trained = train(checkpoint, data, options, progress, mask_from=holder, disjoint_from=earlier)
-        trained.vector.save(output, progress)
-    summary = render.training_summary(trained)
-    _report(output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier))))
-    if warning := render.training_warning(summary):
-        typer.echo(f"taskvec: warning: {warning}", err=True)
+app.command()(train)
 
 
 @app.command()
@@ -152,13 +66,15 @@ def pack(
     from taskvec.files import check_output
     from taskvec.vector import check_codec
 
+    from . import render
+
     check_kind(kind, sparsity)
     check_codec(codec)
     check_output(output, force=force)
     with progress_bars() as progress:
         vector = diff(open_checkpoint(base), open_checkpoint(tuned), sparsity, progress, kind)
         vector.save(output, progress, codec)
-    _report(output, as_json)
+    render.report_file(output, as_json)
 
 
 @app.command()
@@ -213,6 +129,8 @@ def merge(
     from taskvec import merge as merge_vectors
     from taskvec.files import check_output, check_output_folder
 
+    from . import render
+
     factors = _weights(weights)
     opened = [TaskVector.open(path) for path in vectors]
     checkpoint = open_checkpoint(base) if base is not None else None
@@ -229,7 +147,7 @@ def merge(
             apply(merged, checkpoint, output, progress)
     chosen = {"method": merged.provenance["method"], "reason": merged.provenance["reason"]}
     if checkpoint is None:
-        _report(output, as_json, **chosen)
+        render.report_file(output, as_json, **chosen)
     else:
         _report_folder(output, as_json, **chosen)
 
@@ -322,35 +240,15 @@ def demo(
         render.print_demo(result)
 
 
-def _usage(message: str) -> Exception:
+def _weights(text: str | None) -> list[float] | None:
     from taskvec.errors import UsageError
 
-    return UsageError(message)
-
-
-def _weights(text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise _usage(f"--weights takes numbers separated by commas, found {text!r}") from None
-
-
-def _report(output: Path, as_json: bool, **more: object) -> None:
-    from taskvec import TaskVector
-
-    from . import render
-
-    summary = render.file_summary(str(output), TaskVector.open(output), output.stat().st_size)
-    if as_json:
-        render.print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
-        return
-    typer.echo(
-        f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
-        f"(density {summary['density']:.2%}), {render.size(summary['bytes'])}"
-    )
-    _print_more(more)
+        raise UsageError(f"--weights takes numbers separated by commas, found {text!r}") from None
 
 
 def _report_folder(output: Path, as_json: bool, **more: object) -> None:
@@ -364,13 +262,7 @@ def _report_folder(output: Path, as_json: bool, **more: object) -> None:
         render.print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
         return
     typer.echo(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {render.size(total)}")
-    _print_more(more)
-
-
-def _print_more(more: dict[str, object]) -> None:
-    for key, value in more.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        typer.echo(f"{key.replace('_', ' ')}: {shown}")
+    render.print_more(more)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from taskvec import Applied, TaskVector
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
-    from taskvec.training.lota import Training
+    from taskvec.training.train import Training
 
 
 def size(count: float) -> str:
@@ -83,11 +84,37 @@ def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any
     }
 
 
+def report_file(output: Path, as_json: bool, **more: object) -> None:
+    """Say what a file that was just written holds, and `more`."""
+    from taskvec import TaskVector
+
+    summary = file_summary(str(output), TaskVector.open(output), output.stat().st_size)
+    if as_json:
+        print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
+        return
+    typer.echo(
+        f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
+        f"(density {summary['density']:.2%}), {size(summary['bytes'])}"
+    )
+    print_more(more)
+
+
+def print_more(more: dict[str, object]) -> None:
+    """One line a fact."""
+    for key, value in more.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        typer.echo(f"{key.replace('_', ' ')}: {shown}")
+
+
 def training_summary(trained: Training) -> dict[str, Any]:
     """What `train --json` says beside the file's summary."""
+    curve = trained.curve
     return {
-        "first_loss": trained.losses[0],
-        "final_loss": trained.losses[-1],
+        "first_loss": curve.losses[0] if curve.losses else None,
+        "final_loss": curve.losses[-1] if curve.losses else None,
+        "steps": len(curve.losses),
+        "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
+        "tokens_per_second": curve.tokens_per_second,
         "trained": trained.entries,
         "survived": trained.survived,
         "free_share": trained.free_share,
@@ -98,8 +125,15 @@ def training_summary(trained: Training) -> dict[str, Any]:
 def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]:
     """The same for people; in a row: after earlier tasks, whose masks were left out."""
     survived, free = summary["survived"], summary["free"]
-    lines = {key: summary[key] for key in ("first_loss", "final_loss")}
-    lines["entries_that_change_their_weight"] = f"{survived:,} ({survived / summary['trained']:.1%})"
+    lines: dict[str, Any] = {}
+    if summary["steps"]:
+        lines |= {key: summary[key] for key in ("first_loss", "final_loss")}
+        lines["tokens_a_second"] = f"{summary['tokens_per_second']:,.0f}"
+    if summary["eval_losses"]:
+        best = min(summary["eval_losses"], key=lambda entry: entry["loss"])
+        lines["lowest_evaluated_loss"] = f"{best['loss']:.3f} after step {best['step']}"
+    if summary["steps"] and free:
+        lines["entries_that_change_their_weight"] = f"{survived:,} ({survived / summary['trained']:.1%})"
     if in_a_row:
         fullest = min(free, key=free.__getitem__)
         share = f"{summary['free_share']:.2%} of the eligible weights"
@@ -110,7 +144,7 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
 def training_warning(summary: dict[str, Any]) -> str | None:
     """Where most of the training was for nothing."""
     trained, survived = summary["trained"], summary["survived"]
-    if 2 * survived >= trained:
+    if not summary["steps"] or 2 * survived >= trained:
         return None
     return (
         f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded away; "

@@ -95,7 +95,7 @@ class Checkpoint:
 
     def digest(self, name: str) -> str:
         """BLAKE3 of one tensor (tensor_digest)."""
-        digest = tensor_digest(name, self.tensors[name].form, self._owners[name].bytes(name))
+        digest = tensor_digest(name, self.tensors[name].form, self.bytes(name))
         self.release(name)
         return digest
 

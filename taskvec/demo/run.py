@@ -104,7 +104,8 @@ def _outdated(target: Path, *sources: Path) -> bool:
 
 
 def _train(task: str, base: Checkpoint, data: Path, ticket: Path, progress: Progress) -> None:
-    from ..training.lota import Options, train
+    from ..training.options import Options
+    from ..training.train import train
 
     def labelled(stage: str, done: int, total: int, note: str) -> None:
         progress(f"{task}: {stage}", done, total, note)

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import DataError, UsageError
 
+Row = dict[str, list[int]]
 IGNORED = -100  # the label that transformers' losses skip
 _FORMS = '{"prompt", "completion"}, {"messages": [...]} or {"text"}'
 
@@ -103,17 +104,22 @@ def encode_completion(example: Example, tokenizer: Any) -> list[int]:
     return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 
 
-def encode(example: Example, tokenizer: Any, max_length: int) -> dict[str, list[int]]:
+def encode(example: Example, tokenizer: Any, max_length: int, *, masked: bool = False) -> Row:
     """{"input_ids", "labels"}, each [length ≤ max_length]; labels are IGNORED outside the completion.
 
     A prompt that is too long loses its beginning, a completion longer than max_length its end.
-    Raises DataError, naming the line, where nothing is left to learn.
+    masked: for an encoder, which sees the mask token in place of each token of the completion.
+    Raises DataError, naming the line, where nothing is left to learn or there is no mask token.
     """
     completion = encode_completion(example, tokenizer)[:max_length]
     prompt = encode_prompt(example, tokenizer)
     prompt = prompt[max(0, len(prompt) + len(completion) - max_length) :]
-    # nothing precedes the first token, and in a padded batch it must not be guessed from padding
     labels = [IGNORED] * len(prompt) + completion
+    if masked:
+        if tokenizer.mask_token_id is None:
+            raise DataError(f"{example.where}: a masked language model is trained but its tokenizer has no mask token")
+        return {"input_ids": prompt + [tokenizer.mask_token_id] * len(completion), "labels": labels}
+    # nothing precedes the first token, and in a padded batch it must not be guessed from padding
     labels[:1] = [IGNORED]
     if all(label == IGNORED for label in labels):
         raise DataError(f"{example.where}: no token of the completion can be learnt within {max_length} tokens")
@@ -128,7 +134,7 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def collate(batch: Sequence[dict[str, list[int]]], padding: int, accepts: frozenset[str]) -> dict[str, Any]:
+def collate(batch: Sequence[Row], padding: int, accepts: frozenset[str]) -> dict[str, Any]:
     """Pad a batch on the left to one length L.
 
     padding: the token id to fill up with. accepts: names of the arguments that the model's forward takes.

@@ -1,19 +1,26 @@
-"""One training phase: transformers' Trainer around an optimizer that somebody else made."""
+"""One training phase: transformers' Trainer, with its checkpoints, evaluations and reports."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import signal
 import tempfile
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch import nn
 from torch.optim import Optimizer
 from transformers import (
-    PreTrainedModel,
+    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -22,19 +29,41 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..progress import Progress
-from .data import collate
+from .data import Row, collate
+from .options import Options
 
 
-class _Report(TrainerCallback):
-    """Passes steps and losses on, and stops at a loss that is not a number."""
+@dataclass(frozen=True)
+class Curve:
+    """What a phase saw.
 
-    def __init__(self, stage: str, progress: Progress) -> None:
+    losses: one a step, nats a token. eval_losses: (step, loss) of each evaluation.
+    tokens_per_second: without padding; since the phase began or was resumed.
+    """
+
+    losses: list[float]
+    eval_losses: list[tuple[int, float]]
+    tokens_per_second: float
+
+
+class _Watch(TrainerCallback):
+    """Passes steps and losses on; stops at a loss that is not a number, and after a step when it is told to."""
+
+    def __init__(self, stage: str, folder: Path | None, progress: Progress) -> None:
         self.stage = stage
+        self.folder = folder
         self.progress = progress
-        self.losses: list[float] = []
+        self.interrupted = False
+        self.rate = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.began = time.perf_counter()
+        self.seen = state.num_input_tokens_seen
+        self.progress(self.stage, state.global_step, state.max_steps, "")
 
     def on_log(
         self,
@@ -42,84 +71,144 @@ class _Report(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {state.global_step} of {self.stage}; try a lower --lr")
-        self.losses.append(loss)
-        self.progress(self.stage, state.global_step, state.max_steps, f"loss {loss:.3f}")
+        for key in ("loss", "eval_loss"):
+            if logs and key in logs and not math.isfinite(logs[key]):
+                kept = self.folder and get_last_checkpoint(str(self.folder))
+                raise TrainingError(
+                    f"the {key.replace('_', ' ')} is {logs[key]} at step {state.global_step} of {self.stage}; "
+                    "try a lower --lr" + (f"; the last checkpoint is {kept}" if kept else "")
+                )
+        if logs and "loss" in logs:
+            self.rate = (state.num_input_tokens_seen - self.seen) / (time.perf_counter() - self.began)
+            note = f"loss {logs['loss']:.3f}, {self.rate:,.0f} tokens/s"
+            self.progress(self.stage, state.global_step, state.max_steps, note)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted:
+            control.should_save = self.folder is not None
+            control.should_training_stop = True
 
 
-def accepted_arguments(model: PreTrainedModel) -> frozenset[str]:
+@contextmanager
+def _finishing_the_step(watch: _Watch) -> Iterator[None]:
+    """Within the block the first Ctrl-C or SIGTERM lets the step end; the second does what it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        watch.interrupted = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def accepted_arguments(model: nn.Module) -> frozenset[str]:
     """Names of the arguments that the model's forward takes."""
     return frozenset(inspect.signature(model.forward).parameters)
 
 
 def fit(
-    model: PreTrainedModel,
+    model: nn.Module,
     optimizer: Optimizer,
-    rows: Sequence[dict[str, list[int]]],
+    rows: Sequence[Row],
+    options: Options,
     *,
     stage: str,
     steps: int,
-    batch_size: int,
     seed: int,
-    clip: float,
-    schedule: str,
-    warmup_steps: int,
     padding: int,
-    device: str,
+    autocast: bool,
     progress: Progress,
-) -> list[float]:
-    """Take `steps` optimizer steps of `batch_size` rows each, in an order drawn from `seed`; return the losses.
+    eval_rows: Sequence[Row] = (),
+    folder: Path | None = None,
+    report_to: str = "none",
+) -> Curve:
+    """Take optimizer steps over rows in an order drawn from `seed`.
 
-    The gradients of the optimizer's own parameters are clipped to the norm `clip` and cleared after each step: the
-    Trainer knows only the model's, and sparse leaves are not among them.
-    Raises TrainingError where the loss is not finite.
+    padding: the token id to fill batches up with. autocast: compute in bf16 where the weights are f32.
+    eval_rows: evaluated every options.eval_steps; with options.patience the best weights are taken at the end.
+    folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
+    Raises TrainingError where a loss is not finite or the process was told to stop, UsageError for a `report_to` that
+    cannot be had.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def before_step(*_: object) -> None:
-        clip_grad_norm_(parameters, clip)
-
-    handles = [
-        optimizer.register_step_pre_hook(before_step),
-        optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad()),
-    ]
-    report = _Report(stage, progress)
-    progress(stage, 0, steps, "")
+    watch = _Watch(stage, folder, progress)
+    every = options.eval_steps or max(1, steps // 10)
+    best = bool(eval_rows) and options.patience is not None
+    save_steps = every if best else options.save_steps  # the best weights are those of a checkpoint
     with tempfile.TemporaryDirectory() as scratch:
+        home = folder or Path(scratch)
         arguments = TrainingArguments(
-            output_dir=scratch,
+            output_dir=str(home),
             max_steps=steps,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=options.batch_size,
+            per_device_eval_batch_size=options.batch_size,
+            gradient_accumulation_steps=options.accumulate,
+            gradient_checkpointing=options.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             seed=seed,
             data_seed=seed,
-            max_grad_norm=0,
+            max_grad_norm=options.clip,
             logging_steps=1,
             logging_nan_inf_filter=False,  # or a NaN loss would be logged as the mean of the losses before it
-            save_strategy="no",
-            report_to="none",
+            include_num_input_tokens_seen="non_padding",
+            eval_strategy="steps" if eval_rows else "no",
+            eval_steps=every if eval_rows else None,
+            prediction_loss_only=True,
+            save_strategy="steps" if folder or best else "no",
+            save_steps=save_steps,
+            save_total_limit=1,  # and the best
+            load_best_model_at_end=best,
+            metric_for_best_model="eval_loss" if eval_rows else None,
+            restore_callback_states_from_checkpoint=True,
+            report_to=report_to,
             disable_tqdm=True,
             remove_unused_columns=False,
-            use_cpu=device == "cpu",
+            bf16=autocast,
+            use_cpu=options.device == "cpu",
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=partial(collate, padding=padding, accepts=accepted_arguments(model)),
-            optimizers=(optimizer, get_scheduler(schedule, optimizer, warmup_steps, steps)),
-            callbacks=[report],
-        )
-        trainer.remove_callback(PrinterCallback)
+        callbacks: list[TrainerCallback] = [watch]
+        if best:
+            assert options.patience is not None
+            callbacks.append(EarlyStoppingCallback(options.patience))
+        scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
         try:
-            trainer.train()
-        finally:
-            for handle in handles:
-                handle.remove()
-    return report.losses
+            trainer = Trainer(
+                model=model,
+                args=arguments,
+                train_dataset=rows,
+                eval_dataset=eval_rows or None,
+                data_collator=partial(collate, padding=padding, accepts=accepted_arguments(model)),
+                optimizers=(optimizer, scheduler),
+                callbacks=callbacks,
+            )
+        except (ValueError, RuntimeError, ImportError) as error:
+            if report_to == "none":
+                raise
+            raise UsageError(f"--report-to {report_to}: {error}") from None
+        trainer.remove_callback(PrinterCallback)
+        last = get_last_checkpoint(str(home)) if home.is_dir() else None
+        with _finishing_the_step(watch):
+            trainer.train(resume_from_checkpoint=last)
+    if watch.interrupted:
+        kept = "; --resume goes on from there" if folder else ""
+        raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{kept}")
+    history = trainer.state.log_history
+    return Curve(
+        [entry["loss"] for entry in history if "loss" in entry],
+        [(int(entry["step"]), entry["eval_loss"]) for entry in history if "eval_loss" in entry],
+        watch.rate,
+    )

@@ -6,7 +6,8 @@ A mask is a dict tensor name -> flat positions, int64, increasing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
 from ..masks import FloatArray, top_k
+from ..progress import Progress, silent
 from ..vector import TaskVector
 
 Masks = dict[str, Indices]
@@ -42,6 +44,38 @@ def top_k_each(deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, in
         except MaskError as error:
             raise MaskError(f"tensor {name!r}: {error}") from None
         masks[name] = chosen.indices(name, delta) if chosen else np.empty(0, np.int64)
+    return masks
+
+
+def largest(
+    scores: Callable[[str], FloatArray],
+    forms: Mapping[str, Form],
+    k: int,
+    scope: str,
+    taken: Masks,
+    progress: Progress = silent,
+) -> Masks:
+    """The k positions of largest score that are not taken, over all tensors or shared out among them.
+
+    scores: of a tensor, f32 [size]; asked for several times. scope: "global" or "tensor".
+    Raises MaskError where fewer than k are free and not zero.
+    """
+    passes, in_all = count(), (4 if scope == "global" else 1) * len(forms)
+
+    def free_scores() -> Iterator[tuple[str, FloatArray]]:
+        start = next(passes) * len(forms)
+        for done, name in enumerate(forms, start):
+            progress("choosing the mask", done, in_all, "")
+            values = scores(name)
+            values[taken.get(name, [])] = 0  # a zero is never chosen
+            yield name, values
+
+    if scope == "global":
+        selection = top_k(free_scores, k)
+        masks = {name: selection.indices(name, values) for name, values in free_scores()}
+    else:
+        masks = top_k_each(free_scores(), quotas(k, {name: form.size for name, form in forms.items()}))
+    progress("choosing the mask", in_all, in_all, "")
     return masks
 
 

@@ -1,8 +1,9 @@
-"""Language models as transformers loads them, and how their parameters correspond to tensors on disk."""
+"""Language models as transformers loads them, and where the tensors of a checkpoint live in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
-from taskvec_formats import Checkpoint
+from taskvec_formats import Form
 from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import TrainingError
@@ -30,12 +32,10 @@ TORCH_DTYPES = {
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def load_model(path: Path) -> tuple[PreTrainedModel, Any]:
-    """The causal language model of a folder, in f32, and its tokenizer.
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+    """The causal, or else masked, language model of a folder, its weights in `dtype`, and its tokenizer.
 
-    f32 whatever the folder holds: calibration adds updates far below the resolution of bf16, and a CPU without bf16
-    instructions multiplies bf16 matrices many times slower. What is trained is rounded to the folder's dtype as it is
-    written back (leaves.py). Raises TrainingError where transformers cannot load the folder.
+    Raises TrainingError where transformers cannot load the folder.
     """
     if not path.is_dir():
         raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
@@ -43,25 +43,35 @@ def load_model(path: Path) -> tuple[PreTrainedModel, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        masked = any(name.endswith("ForMaskedLM") for name in AutoConfig.from_pretrained(path).architectures or ())
+        kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrainingError(f"{path} cannot be loaded as a causal language model: {reason[0]}") from None
+        raise TrainingError(f"{path} cannot be loaded as a language model: {reason[0]}") from None
     return model, tokenizer
+
+
+def is_masked(model: nn.Module) -> bool:
+    """Whether it fills in masked tokens, as encoders do, instead of going on with a text."""
+    return type(model).__name__.endswith("ForMaskedLM")
 
 
 def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weight matrices of the linear layers inside the transformer blocks: parameter name -> Parameter.
 
-    By type of module, not by name: nn.Linear, and Conv1D, GPT-2's transposed linear layer, below an nn.ModuleList,
-    which is how transformers holds repeated blocks. Embeddings, norms, biases and the output head stay out, as in the
+    By type of module, not by name: nn.Linear; Conv1D, GPT-2's transposed linear layer; and parameters with three axes,
+    in which transformers holds the experts of a mixture, one matrix each; all of it below an nn.ModuleList, which is
+    how transformers holds repeated blocks. Embeddings, norms, biases, routers and the output head stay out, as in the
     paper's experiments (arXiv 2406.16797, appendix B). Raises TrainingError where a model has no such layer.
     """
     blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     linear = {
-        f"{name}.weight"
+        f"{name}.{own}"
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and any(name.startswith(f"{block}.") for block in blocks)
+        if any(name.startswith(f"{block}.") for block in blocks)
+        for own, parameter in module.named_parameters(recurse=False)
+        if _is_linear(module, own, parameter)
     }
     chosen = {name: parameter for name, parameter in model.named_parameters() if name in linear}
     if not chosen:
@@ -69,35 +79,84 @@ def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return chosen
 
 
-def tensor_names(model: nn.Module, parameters: Iterable[str], base: Checkpoint) -> dict[str, str]:
-    """parameter name -> name of its tensor in the checkpoint.
+def _is_linear(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return name == "weight"
+    # torch's own modules with three axes are convolutions
+    return parameter.dim() == 3 and not type(module).__module__.startswith("torch.")
 
-    A checkpoint of the bare model lacks the prefix that the head's class adds, one of the whole model has it.
-    Raises TrainingError, naming the parameter, where none fits in name and shape, or its dtype cannot be trained.
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lives in a model: the elements of `parameter`, flat, from `start` on."""
+
+    parameter: str
+    start: int = 0
+
+
+def places(model: nn.Module, forms: Mapping[str, Form]) -> dict[str, Place]:
+    """Tensor name -> Place of the tensors of a checkpoint; those that the model has no parameter for are left out.
+
+    A checkpoint of the bare model lacks the prefix that the head's class adds, one of the whole model has it. Where
+    transformers fuses several tensors into one parameter, as it does with experts, each is a part of that.
+    Raises TrainingError, naming the tensor, where a parameter of its name has another shape.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    names = {}
-    for parameter in parameters:
-        candidates = (parameter, parameter.removeprefix(prefix), prefix + parameter)
-        found = next((name for name in candidates if name in base.tensors), None)
-        if found is None:
-            raise TrainingError(f"parameter {parameter!r} has no tensor of its name in {base.name}")
-        info = base.tensors[found]
-        if info.shape != shapes[parameter]:
+    shared = {id(parameter): name for name, parameter in model.named_parameters()}  # one name each, if tied
+    owners = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    found: dict[str, Place] = {}
+    for name, form in forms.items():
+        own = next((candidate for candidate in _spellings(model, name) if candidate in owners), None)
+        if own is None:
+            continue
+        if tuple(owners[own].shape) != form.shape:
             raise TrainingError(
-                f"parameter {parameter!r} is {list(shapes[parameter])} in the model "
-                f"but {list(info.shape)} in {base.name}"
+                f"tensor {name!r} is {list(form.shape)} on disk, {list(owners[own].shape)} in the model"
             )
-        if info.dtype.name not in TORCH_DTYPES:
-            raise TrainingError(f"tensor {found!r} is {info.dtype.name}, which cannot be trained")
-        names[parameter] = found
-    return names
+        found[name] = Place(shared.get(id(owners[own]), own))
+    if len(found) < len(forms):
+        whole = {place.parameter for place in found.values()}
+        for parameter, values in model.named_parameters():
+            if parameter not in whole:
+                for part, place in _parts(model, parameter, values):
+                    for name in _spellings(model, part):
+                        if name in forms and name not in found:
+                            found[name] = place
+    return found
+
+
+def _spellings(model: nn.Module, name: str) -> tuple[str, ...]:
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return name, prefix + name, name.removeprefix(prefix)
+
+
+def _parts(model: nn.Module, parameter: str, values: nn.Parameter) -> Iterator[tuple[str, Place]]:
+    """The tensors that a parameter is saved as: each element is given its number, and the numbers say where it goes."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    narrow = torch.int32 if values.numel() < 2**31 else torch.int64
+    numbers = torch.arange(values.numel(), dtype=narrow).view(values.shape)
+    for name, part in revert_weight_conversion(model, {parameter: numbers}).items():
+        flat = part.reshape(-1)
+        # one that is transposed, say, lies in no one piece
+        if name != parameter and flat.numel() and bool((flat[1:] - flat[:-1] == 1).all()):
+            yield name, Place(parameter, int(flat[0]))
+
+
+def part_of(model: nn.Module, place: Place, size: int) -> torch.Tensor:
+    """The tensor at a place: a flat view, [size], whose changes are the model's."""
+    module, _, own = place.parameter.rpartition(".")
+    owner: torch.Tensor = getattr(model.get_submodule(module), own)
+    return owner.detach().view(-1)[place.start : place.start + size]
 
 
 def values_of(dtype: DType, bits: BitArray) -> np.ndarray[tuple[int], np.dtype[Any]]:
     """Carriers as numbers one can compute with: f32 (f64 for F64), [size], a fresh array."""
     return bits.view(dtype.real).astype(dtype.compute)
+
+
+def tensor_of(dtype: DType, bits: BitArray) -> torch.Tensor:
+    """Carriers as a torch tensor of the dtype that they carry, [size], a fresh copy."""
+    return torch.from_numpy(bits.view(f"i{dtype.itemsize}").copy()).view(TORCH_DTYPES[dtype.name])
 
 
 def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:

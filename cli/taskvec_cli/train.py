@@ -1,0 +1,264 @@
+"""`taskvec train`: a command with many options, in panels."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .progress import progress_bars
+
+_MASK = "Which weights (--method lota)"
+_LENGTH = "How long, how fast"
+_EARLIER = "After other tasks"
+_WATCH = "Watching, stopping, going on"
+_MEMORY = "Memory and arithmetic"
+
+
+def train(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    method: Annotated[
+        str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
+    ] = "lota",
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of eligible weights that stay at the base.  [default: 0.9; all of --mask-from]",
+            show_default=False,
+            rich_help_panel=_MASK,
+        ),
+    ] = None,
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="The largest of calibration by change, magnitude, or by gradient or fisher information; or random.",
+            rich_help_panel=_MASK,
+        ),
+    ] = "magnitude",
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="The largest of all weights together, global, or of each tensor by itself, tensor.",
+            rich_help_panel=_MASK,
+        ),
+    ] = "global",
+    calibration_steps: Annotated[
+        int, typer.Option(help="Steps of full fine-tuning that choose the mask.", rich_help_panel=_MASK)
+    ] = 20,
+    calibration_epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the data instead; 0.1 is one over a tenth.", show_default=False, rich_help_panel=_MASK
+        ),
+    ] = None,
+    calibration_lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of calibration, if another.", show_default=False, rich_help_panel=_MASK),
+    ] = None,
+    via: Annotated[
+        float | None,
+        typer.Option(
+            help="Train a ticket of this lower sparsity first; its largest entries are the mask.",
+            show_default=False,
+            rich_help_panel=_MASK,
+        ),
+    ] = None,
+    mask_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take the mask from this .lota file, with --sparsity its largest part.",
+            show_default=False,
+            rich_help_panel=_MASK,
+        ),
+    ] = None,
+    l1: Annotated[float, typer.Option("--l1", help="Pull towards the base: λ.", rich_help_panel=_MASK)] = 0.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimizer steps, instead of --epochs; 0 writes the mask, without values.",
+            show_default=False,
+            rich_help_panel=_LENGTH,
+        ),
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_LENGTH)] = 3,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate.", rich_help_panel=_LENGTH)] = 1e-4,
+    optimizer: Annotated[
+        str, typer.Option(help="rmsprop, adam, adamw or sgd, without weight decay.", rich_help_panel=_LENGTH)
+    ] = "rmsprop",
+    batch_size: Annotated[int, typer.Option(help="Examples a backward pass.", rich_help_panel=_LENGTH)] = 8,
+    accumulate: Annotated[int, typer.Option(help="Backward passes a step.", rich_help_panel=_LENGTH)] = 1,
+    schedule: Annotated[
+        str, typer.Option(help="constant, constant_with_warmup, linear or cosine.", rich_help_panel=_LENGTH)
+    ] = "constant",
+    warmup_steps: Annotated[
+        int, typer.Option(help="Steps over which the learning rate rises from zero.", rich_help_panel=_LENGTH)
+    ] = 0,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=_LENGTH)] = 1.0,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.", rich_help_panel=_LENGTH)
+    ] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=_LENGTH)] = 0,
+    rank: Annotated[int, typer.Option(help="Rank of LoRA.", rich_help_panel=_LENGTH)] = 64,
+    alpha: Annotated[int, typer.Option(help="Scale of LoRA.", rich_help_panel=_LENGTH)] = 16,
+    disjoint_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A .lota file whose positions stay out of the mask; once a file.",
+            show_default=False,
+            rich_help_panel=_EARLIER,
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Begin at BASE with this .lota file on it.", show_default=False, rich_help_panel=_EARLIER),
+    ] = None,
+    relative_to: Annotated[
+        str,
+        typer.Option(
+            help="With --start-from: the result is added to BASE, base, or to where it began, start.",
+            rich_help_panel=_EARLIER,
+        ),
+    ] = "base",
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA:SHARE",
+            help="Draw this share of the examples from another file; once a file.",
+            show_default=False,
+            rich_help_panel=_EARLIER,
+        ),
+    ] = None,
+    eval_data: Annotated[
+        Path | None,
+        typer.Option(help="Examples to evaluate the loss on.", show_default=False, rich_help_panel=_WATCH),
+    ] = None,
+    eval_split: Annotated[
+        float, typer.Option(help="Or the share of DATA to hold out for that.", rich_help_panel=_WATCH)
+    ] = 0.0,
+    eval_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between evaluations.  [default: ten in all]", show_default=False, rich_help_panel=_WATCH
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many evaluations without a lower loss, and take the best weights.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was interrupted.", rich_help_panel=_WATCH)
+    ] = False,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the losses: .png, .svg or .pdf.", show_default=False, rich_help_panel=_WATCH),
+    ] = None,
+    report_to: Annotated[
+        str, typer.Option(help="tensorboard (into runs/), wandb or what else Trainer knows.", rich_help_panel=_WATCH)
+    ] = "none",
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory", help="Calibrate with the memory of the weights and one gradient.", rich_help_panel=_MEMORY
+        ),
+    ] = False,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Compute activations twice instead of keeping them.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of the arithmetic: float32 or bfloat16.", rich_help_panel=_MEMORY)
+    ] = "float32",
+    device: Annotated[
+        str, typer.Option(help="auto (an accelerator where there is one) or cpu.", rich_help_panel=_MEMORY)
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a sparse task vector on DATA: calibrate, keep the largest changes as a mask, reset, train only those.
+
+    Until it is done, OUTPUT.run holds what --resume needs to go on after an interruption.
+    """
+    given = dict(locals())
+    from dataclasses import fields
+
+    from taskvec import TaskVector, open_checkpoint
+    from taskvec.errors import UsageError
+    from taskvec.files import check_output
+    from taskvec.plotting import check_picture, plot_losses
+    from taskvec.training.options import Options
+
+    from . import render
+
+    if sparsity is None and mask_from is None and method == "lota":
+        given["sparsity"] = 0.9
+    options = Options(**{field.name: given[field.name] for field in fields(Options)})
+    options.check()
+    check_output(output, force=force)
+    if plot is not None:
+        check_picture(plot)
+    for file in (data, eval_data):
+        if file is not None and not file.is_file():
+            raise UsageError(f"{file}: no such file")
+    mixed = [_mixed(text) for text in mix or ()]
+    earlier = [TaskVector.open(path) for path in disjoint_from or ()]
+    holder = None if mask_from is None else TaskVector.open(mask_from)
+    beginning = None if start_from is None else TaskVector.open(start_from)
+    folder = output.with_name(f"{output.name}.run")
+    if folder.exists() and not resume:
+        if not force:
+            raise UsageError(f"{folder} holds an unfinished run: --resume goes on with it, --force starts anew")
+        shutil.rmtree(folder)
+    if report_to == "tensorboard":
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
+    checkpoint = open_checkpoint(base)
+    with progress_bars() as progress:
+        from taskvec.training.train import train as train_vector
+
+        trained = train_vector(
+            checkpoint,
+            data,
+            options,
+            progress,
+            mask_from=holder,
+            disjoint_from=earlier,
+            start_from=beginning,
+            mix=mixed,
+            eval_data=eval_data,
+            folder=folder,
+        )
+        trained.vector.save(output, progress)
+    shutil.rmtree(folder, ignore_errors=True)
+    if plot is not None:
+        plot_losses(output.stem, trained.calibration_losses, trained.curve.losses, trained.curve.eval_losses, plot)
+    summary = render.training_summary(trained)
+    render.report_file(
+        output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
+    )
+    if warning := render.training_warning(summary):
+        typer.echo(f"taskvec: warning: {warning}", err=True)
+
+
+def _mixed(text: str) -> tuple[Path, float]:
+    from taskvec.errors import UsageError
+
+    path, _, share = text.rpartition(":")
+    try:
+        return Path(path), float(share)
+    except ValueError:
+        raise UsageError(f"--mix takes DATA:SHARE, such as other.jsonl:0.1; found {text!r}") from None

@@ -1,0 +1,94 @@
+"""The baselines that LoTA is compared with: full fine-tuning, and LoRA through peft (arXiv 2106.09685).
+
+Both come out as task vectors, as exact as those of `pack`, so that the same commands merge, apply and compare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import Conv1D
+
+from taskvec_formats import Change, Checkpoint
+from taskvec_formats.dtypes import BitArray
+
+from ..errors import UsageError
+from ..tensor import diff_range
+from ..vector import Entries, TaskVector, header_of, specs_of
+from .folder import RunFolder
+from .loop import Curve
+from .models import TORCH_DTYPES, bits_of
+from .optimizers import make_optimizer
+from .run import Run
+
+
+def train_fully(run: Run, keep: RunFolder) -> Curve:
+    """Fine-tune every parameter that the checkpoint has a tensor for."""
+    wanted = {place.parameter for place in run.placed.values()}
+    parameters = [parameter for name, parameter in run.model.named_parameters() if name in wanted]
+    for parameter in run.model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return _train(run, run.model, parameters, keep, dense=True)
+
+
+def train_lora(run: Run, keep: RunFolder) -> Curve:
+    """Train adapters on the linear layers of the blocks and merge them into the weights, in f32.
+
+    Experts that are fused into one parameter have none. Raises UsageError where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UsageError("LoRA needs the package peft: pip install 'taskvec[lora]'") from None
+    modules = {name.removesuffix(".weight") for name in run.parameters() if name.endswith(".weight")}
+    transposed = any(isinstance(run.model.get_submodule(name), Conv1D) for name in modules)
+    config = LoraConfig(
+        r=run.options.rank,
+        lora_alpha=run.options.alpha,
+        target_modules=sorted(modules),
+        fan_in_fan_out=transposed,
+    )
+    torch.manual_seed(run.options.seed)  # of the adapters' first values
+    adapted = get_peft_model(run.model, config)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    curve = _train(run, adapted, trained, keep, dense=run.bf16)
+    run.model = adapted.float().merge_and_unload()
+    return curve
+
+
+def _train(run: Run, model: nn.Module, parameters: list[nn.Parameter], keep: RunFolder, *, dense: bool) -> Curve:
+    optimizer = make_optimizer(run.options.optimizer, parameters, run.options.lr)
+    # the order of the data in which a ticket would be trained
+    seed, folder = run.options.seed + 1, keep.below("checkpoints")
+    return run.phase("training", model, optimizer, steps=run.steps, seed=seed, dense=dense, folder=folder)
+
+
+def difference(run: Run, base: Checkpoint, changed: Iterable[str]) -> TaskVector:
+    """What turns `base` into the model as it is now, computed when it is read or saved.
+
+    base: the run's start, or the checkpoint that this was made from. changed: the tensors to look at.
+    """
+    forms = {name: base.tensors[name].form for name in sorted(changed)}
+    specs = specs_of(base, forms, run.progress)
+    return TaskVector(header_of(base, {}), specs.values(), _Trained(run, base), checkpoint=base)
+
+
+class _Trained(Entries):
+    """The model's weights, rounded to the dtypes of the base, minus the base; the start's where it has no parameter."""
+
+    def __init__(self, run: Run, base: Checkpoint) -> None:
+        self._run = run
+        self._base = base
+
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        dtype = self._base.tensors[name].dtype
+        before = (self._base.bits(name) if base is None else base)[start:stop]
+        if name in self._run.placed and dtype.name in TORCH_DTYPES:
+            after = bits_of(dtype, self._run.weight(name)[start:stop])
+        else:
+            after = self._run.start.bits(name)[start:stop]
+        return diff_range(dtype, before, after)

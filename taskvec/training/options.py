@@ -1,0 +1,139 @@
+"""What can be chosen about a training run, and what cannot be meant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from ..masks import check_sparsity
+
+METHODS = ("lota", "fft", "lora")
+MASKS = ("magnitude", "gradient", "fisher", "random")
+SCOPES = ("global", "tensor")
+OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
+# those of transformers' get_scheduler that need nothing but the number of steps
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+DTYPES = ("float32", "bfloat16")
+RELATIVES = ("base", "start")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train.
+
+    method: "lota"; "fft", all parameters; "lora", adapters on all linear layers of the blocks, merged at the end.
+    sparsity: s, the share of eligible weights that stay at the base, in (0, 1); None takes every position that
+        `mask_from` holds, and is what the other methods need.
+    mask: "magnitude", the largest changes of calibration; "gradient", its largest summed gradients; "fisher", its
+        largest sums of squared gradients; "random", drawn from `seed` without calibration.
+    scope: the largest of all weights together, "global", or of each tensor by itself, "tensor".
+    via: another, lower sparsity: train a ticket of it first, whose largest entries are the mask.
+    calibration_steps: T. calibration_epochs: passes of calibration over the data instead, 0.1 being one over a tenth.
+    low_memory: calibrate with a factored second moment, one gradient alive at a time (calibration.py).
+    steps: optimizer steps of training; None takes `epochs` passes over the data; 0 leaves a mask without values.
+    lr: learning rate; calibration_lr: that of calibration, None for the same.
+    l1: λ of the pull towards the base.
+    optimizer: one of OPTIMIZERS, for both phases; the paper's is "rmsprop".
+    rank, alpha: of LoRA.
+    batch_size: examples a backward pass; accumulate: backward passes a step. max_length: tokens an example.
+    clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
+        rate rises from zero. gradient_checkpointing: compute activations twice instead of keeping them.
+    eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; patience:
+        evaluations without a lower loss before training stops and the best weights are taken.
+    save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
+    seed: of the order of the data. device: "auto" (an accelerator where there is one) or "cpu".
+    dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
+    relative_to: what the vector is added to where training starts from another vector: the "base", or the "start".
+    """
+
+    method: str = "lota"
+    sparsity: float | None = 0.9
+    mask: str = "magnitude"
+    scope: str = "global"
+    via: float | None = None
+    calibration_steps: int = 20
+    calibration_epochs: float | None = None
+    low_memory: bool = False
+    steps: int | None = None
+    epochs: float = 3
+    lr: float = 1e-4
+    calibration_lr: float | None = None
+    l1: float = 0.0
+    optimizer: str = "rmsprop"
+    rank: int = 64
+    alpha: int = 16
+    batch_size: int = 8
+    accumulate: int = 1
+    max_length: int = 1024
+    clip: float = 1.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    gradient_checkpointing: bool = False
+    eval_split: float = 0.0
+    eval_steps: int | None = None
+    patience: int | None = None
+    save_steps: int = 100
+    report_to: str = "none"
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    relative_to: str = "base"
+
+    def check(self) -> None:
+        """Raise UsageError for a setting that cannot be meant."""
+        for sparsity in (self.sparsity, self.via):
+            if sparsity is not None:
+                check_sparsity(sparsity)
+        self._check_numbers()
+        self._check_choices()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
+        positive = (
+            "calibration_steps calibration_epochs epochs lr calibration_lr rank alpha batch_size accumulate max_length "
+            "clip eval_steps patience save_steps"
+        ).split()
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {value}")
+        for name in ("steps", "l1", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name.replace('_', '-')} must not be negative, found {value}")
+        if not 0 <= self.eval_split < 1:
+            raise UsageError(f"eval-split is a share of the data, at least 0 and below 1, found {self.eval_split}")
+
+    def _check_choices(self) -> None:
+        choices: dict[str, Iterable[str]] = {
+            "method": METHODS,
+            "mask": MASKS,
+            "scope": SCOPES,
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "device": ("auto", "cpu"),
+            "dtype": DTYPES,
+            "relative_to": RELATIVES,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"{name.replace('_', '-')} is one of {', '.join(known)}, found {getattr(self, name)!r}"
+                )
+
+    def _check_combinations(self) -> None:
+        if self.method != "lota":
+            if self.sparsity is not None or self.via is not None or self.mask != MASKS[0] or self.scope != SCOPES[0]:
+                raise UsageError(f"--method {self.method} has no mask: it takes no sparsity and no choice of weights")
+            if self.steps == 0 or self.l1:
+                raise UsageError(f"--method {self.method} needs steps, and pulls nothing towards the base")
+        if self.mask == "random" and (self.scope != "global" or self.via is not None):
+            raise UsageError(
+                "a random mask is drawn from all weights together: --scope and --via need a calibrated one"
+            )
+        if self.via is not None and (self.sparsity is None or self.via >= self.sparsity):
+            raise UsageError(f"the first ticket of two is the denser one: via {self.via}, sparsity {self.sparsity}")
+        if self.low_memory and self.l1:
+            raise UsageError("low-memory calibration keeps no gradients that --l1 could be added to")

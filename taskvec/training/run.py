@@ -1,0 +1,206 @@
+"""What all methods share: a model at its start, its tensors by name, the data as rows, and phases of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from taskvec_formats import Change, Checkpoint, Form, SparseTensor
+
+from ..errors import TrainingError
+from ..progress import Progress
+from ..tensor import apply_range
+from .corpus import Corpus
+from .data import encode, pad_id
+from .loop import Curve, fit
+from .models import (
+    TORCH_DTYPES,
+    eligible_parameters,
+    is_masked,
+    load_model,
+    part_of,
+    places,
+    tensor_of,
+)
+from .options import Options
+
+
+class Run:
+    """A model that trains.
+
+    start: the checkpoint whose weights it begins with. model, tokenizer: transformers'.
+    placed: tensor name -> Place, of all tensors that the model has. forms: tensor name -> Form of the eligible tensors,
+        in the order of the names on disk, in which ties are broken.
+    """
+
+    def __init__(
+        self,
+        start: Checkpoint,
+        changed: Iterable[str],
+        corpus: Corpus,
+        options: Options,
+        progress: Progress,
+        *,
+        dense: bool,
+    ) -> None:
+        """changed: the tensors in which `start` differs from the checkpoint in its folder.
+
+        dense: whether all weights are going to train, and so to be held in f32 whatever the arithmetic: most updates
+        are too small for bf16 weights.
+        Raises TrainingError where the model does not fit its own folder, DataError where nothing can be learnt.
+        """
+        self.start = start
+        self.options = options
+        self.progress = progress
+        progress("loading", 0, 1, start.name)
+        self.bf16 = options.dtype == "bfloat16"
+        held = torch.bfloat16 if self.bf16 and not dense else torch.float32
+        self.model: nn.Module
+        self.model, self.tokenizer = load_model(start.path, held)
+        masked = is_masked(self.model)
+        rows = [
+            [encode(example, self.tokenizer, options.max_length, masked=masked) for example in part]
+            for part in (corpus.train, corpus.held_out)
+        ]
+        self.rows, self.eval_rows = rows
+        self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
+        self.forms = self._eligible()
+        for name in changed:
+            if name in self.placed:
+                self._set(name)
+        progress("loading", 1, 1, "")
+
+    def _eligible(self) -> dict[str, Form]:
+        chosen = eligible_parameters(self.model)
+        names = sorted(name for name, place in self.placed.items() if place.parameter in chosen)
+        missing = {name: parameter.numel() for name, parameter in chosen.items()}
+        for name in names:
+            info = self.start.tensors[name]
+            if info.dtype.name not in TORCH_DTYPES:
+                raise TrainingError(f"tensor {name!r} is {info.dtype.name}, which cannot be trained")
+            missing[self.placed[name].parameter] -= info.form.size
+        for name, size in missing.items():
+            if size:
+                raise TrainingError(f"parameter {name!r} has no tensor of its name in {self.start.name}")
+        return {name: self.start.tensors[name].form for name in names}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameter name -> Parameter that holds eligible tensors."""
+        wanted = {self.placed[name].parameter for name in self.forms}
+        return {name: parameter for name, parameter in self.model.named_parameters() if name in wanted}
+
+    @property
+    def eligible(self) -> int:
+        """N, the number of eligible weights."""
+        return sum(form.size for form in self.forms.values())
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A tensor as it is in the model now, flat, [size], sharing its memory."""
+        return part_of(self.model, self.placed[name], self.start.tensors[name].form.size)
+
+    def started(self, name: str) -> torch.Tensor:
+        """A tensor as it is at the start, from disk: [size], in its own dtype."""
+        return tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
+
+    def moved(self, parameter: str) -> torch.Tensor:
+        """By how much a parameter differs from the start, in its shape and dtype."""
+        change = self.model.get_parameter(parameter).detach().clone()
+        for name in self.forms:
+            if self.placed[name].parameter == parameter:
+                part = change.view(-1)[self.placed[name].start :][: self.forms[name].size]
+                part.sub_(self.started(name).to(part))
+        return change
+
+    def _set(self, name: str) -> None:
+        self.weight(name).copy_(self.started(name))
+
+    def reset(self) -> None:
+        """Give the eligible weights the start's values: no second copy of the model is kept for that."""
+        for name in self.forms:
+            self._set(name)
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps of so many passes over the data, at least one."""
+        return max(1, round(epochs * len(self.rows) / (self.options.batch_size * self.options.accumulate)))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of training."""
+        return self.steps_of(self.options.epochs) if self.options.steps is None else self.options.steps
+
+    def phase(
+        self,
+        stage: str,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        steps: int,
+        seed: int,
+        dense: bool,
+        folder: Path | None = None,
+    ) -> Curve:
+        """Train `model`, which is this run's or holds it; dense: its weights are f32 beside bf16 arithmetic.
+
+        folder: where the main phase keeps checkpoints; calibration has none, and no evaluations or reports.
+        """
+        main = stage == "training"
+        return fit(
+            model,
+            optimizer,
+            self.rows,
+            self.options if main or not self.options.low_memory else replace(self.options, accumulate=1),
+            stage=stage,
+            steps=steps,
+            seed=seed,
+            padding=pad_id(self.tokenizer),
+            autocast=self.bf16 and dense,
+            progress=self.progress,
+            eval_rows=self.eval_rows if main else (),
+            folder=folder,
+            report_to=self.options.report_to if main else "none",
+        )
+
+    def pull(self, optimizer: Optimizer, moved: Callable[[nn.Parameter], torch.Tensor]) -> None:
+        """Add the gradient of λ/N·Σ|w − w0| before each step: the pull of LT-SFT (arXiv 2110.07560, section 3.2).
+
+        moved: of a parameter of the optimizer, by how much it has moved, in its shape.
+        """
+        strength = self.options.l1 / self.eligible
+        if not strength:
+            return
+
+        def add(*_: object) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.add_(moved(parameter).sign(), alpha=strength)
+
+        optimizer.register_step_pre_hook(add)
+
+    def check(self, deltas: dict[str, SparseTensor]) -> int:
+        """Prove that start + deltas gives the trained weights; return how many entries change the bits of theirs.
+
+        deltas: tensor name -> flat entries. Raises TrainingError.
+        """
+        survived = 0
+        for done, (name, form) in enumerate(self.forms.items()):
+            self.progress("checking", done, len(self.forms), name)
+            delta = deltas.get(name) or SparseTensor.empty((form.size,))
+            if not np.isfinite(delta.values).all():
+                raise TrainingError(
+                    f"tensor {name!r}: training ended in weights that are not numbers; try a lower --lr"
+                )
+            before, weight = self.start.bits(name), self.weight(name).cpu()
+            after = apply_range(form.dtype, before, Change(delta, SparseTensor.empty(delta.shape, form.dtype.carrier)))
+            expected = tensor_of(form.dtype, after).to(weight.dtype)
+            if not torch.equal(expected.view(torch.uint8), weight.view(torch.uint8)):
+                raise TrainingError(f"tensor {name!r}: start + vector is not what was trained; please report this")
+            survived += int(np.count_nonzero(after[delta.indices] != before[delta.indices]))
+        self.progress("checking", len(self.forms), len(self.forms), "")
+        return survived

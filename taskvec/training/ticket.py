@@ -1,0 +1,91 @@
+"""A lottery ticket: calibrate, mask, reset, train what the mask holds.
+
+arXiv 2406.16797, Algorithm 1:
+1. Calibrate: fine-tune all eligible weights for T steps.
+2. Mask: the k = round((1 − s)·N) largest |tuned − base| over all N eligible weights together (or as masking.py says).
+3. Reset to the base.
+4. Sparse fine-tuning: train the masked weights only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from taskvec_formats import Form, SparseTensor
+from taskvec_formats.sparse import Indices
+
+from ..errors import MaskError
+from ..masks import entries_for
+from ..vector import TaskVector, vector_of
+from .calibration import calibrate
+from .folder import RunFolder
+from .leaves import sparse_finetune
+from .loop import Curve
+from .masking import Masks, largest, mask_of, random_mask
+from .optimizers import make_optimizer
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """vector: relative to the run's start, k entries. calibration_losses: none where no calibration was needed.
+
+    survived: entries that change the bits of their weight; the others are rounded away in the dtype of the start.
+    """
+
+    vector: TaskVector
+    calibration_losses: list[float]
+    curve: Curve
+    survived: int
+
+
+def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector | None) -> Ticket:
+    """Train a ticket.
+
+    keep: where the mask and checkpoints stay if the run is interrupted. taken: positions that must stay out of the
+    mask. mask_from: take the mask from this vector, without calibration.
+    Raises MaskError, TrainingError.
+    """
+    options = run.options
+    k = None if options.sparsity is None else entries_for(options.sparsity, run.eligible)
+    free = run.eligible - sum(map(len, taken.values()))
+    if free < (k or 1):
+        raise MaskError(f"{k or 1} entries are wanted but earlier masks leave {free} of {run.eligible} weights free")
+
+    def choose() -> TaskVector:
+        losses: list[float] = []
+        if mask_from is not None:
+            masks = mask_of(mask_from, run.forms, taken, k)
+        elif options.mask == "random":
+            assert k is not None
+            masks = random_mask(k, run.forms, taken, options.seed)
+        else:
+            assert k is not None
+            scores, losses = calibrate(run)
+            masks = largest(scores, run.forms, k, options.scope, taken, run.progress)
+            run.reset()
+        zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
+        return vector_of(run.start, run.forms, zeros, {"calibration_losses": losses})
+
+    chosen = keep.vector("mask", choose)
+    if run.bf16:
+        run.model.to(torch.bfloat16)
+    with sparse_finetune(run.model, chosen, run.start) as tickets:
+        curve = Curve([], [], 0.0)
+        if run.steps:
+            optimizer = make_optimizer(options.optimizer, tickets.parameters(), options.lr)
+            run.pull(optimizer, lambda delta: delta.detach())
+            # another order of the data than calibration saw
+            seed, folder = options.seed + 1, keep.below("checkpoints")
+            curve = run.phase("training", tickets, optimizer, steps=run.steps, seed=seed, dense=False, folder=folder)
+        deltas = tickets.entries_by_tensor()
+    survived = run.check(deltas)
+    vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
+    return Ticket(vector, chosen.provenance["calibration_losses"], curve, survived)
+
+
+def _zeros(form: Form, indices: Indices) -> SparseTensor:
+    return SparseTensor(form.shape, indices, np.zeros(len(indices), np.float32))

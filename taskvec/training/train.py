@@ -1,0 +1,179 @@
+"""Training a task vector: from a base, data and options to a vector and what is to be said about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+
+from taskvec_formats import Checkpoint
+
+from ..errors import UsageError
+from ..patched import Patched
+from ..progress import Progress, silent
+from ..vector import TaskVector
+from .corpus import read_corpus
+from .dense import difference, train_fully, train_lora
+from .folder import RunFolder
+from .loop import Curve
+from .masking import free_share, taken_by
+from .options import MASKS, SCOPES, Options
+from .run import Run
+from .ticket import train_ticket
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came out.
+
+    vector: in memory. calibration_losses: one a step; none where the mask needed no calibration.
+    curve: losses and evaluations of training, and its speed.
+    free: tensor name -> the share of its weights that neither this mask nor an earlier one holds; empty without masks.
+    entries: of the mask, or of the whole vector where there is none.
+    survived: entries that change the bits of their weight; the others are rounded away in the base's dtype.
+    """
+
+    vector: TaskVector
+    calibration_losses: list[float]
+    curve: Curve
+    free: dict[str, float]
+    entries: int
+    survived: int
+
+    @property
+    def free_share(self) -> float | None:
+        """The share of all eligible weights that is free; None without masks."""
+        sizes = {name: self.vector.specs[name].size for name in self.free}
+        return sum(share * sizes[name] for name, share in self.free.items()) / sum(sizes.values()) if sizes else None
+
+
+def train(
+    base: Checkpoint,
+    data: Path,
+    options: Options,
+    progress: Progress = silent,
+    *,
+    mask_from: TaskVector | None = None,
+    disjoint_from: Sequence[TaskVector] = (),
+    start_from: TaskVector | None = None,
+    mix: Sequence[tuple[Path, float]] = (),
+    eval_data: Path | None = None,
+    folder: Path | None = None,
+) -> Training:
+    """Train a task vector.
+
+    base: the checkpoint of a model folder. data: JSON lines (data.py).
+    mask_from: take the mask from this vector, without calibration: all its positions where options.sparsity is None,
+        else the k of largest magnitude.
+    disjoint_from: vectors of earlier tasks, whose positions stay out of the mask (LoTTO); k remains what it is.
+    start_from: begin at base + this vector; options.relative_to says what the result is added to.
+    mix, eval_data: files whose examples are mixed in or evaluated on (corpus.py).
+    folder: keeps what is needed to go on after an interruption; a run that was interrupted there goes on.
+    A ticket has exactly k entries (relative to where it starts); every other weight of the trained model had the
+    start's bits at the end, and applying it gives the trained weights to the last bit: both are checked here, tensor by
+    tensor. Raises UsageError, DataError, MaskError, TrainingError, BaseMismatchError.
+    """
+    options.check()
+    _check(options, mask_from, disjoint_from, start_from, eval_data)
+    corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
+    start = Patched(base, start_from) if start_from is not None else base
+    record: dict[str, Any] = {
+        "base": base.fingerprint,
+        "data": corpus.files,
+        "options": {name: value for name, value in asdict(options).items() if name not in {"device", "report_to"}},
+        "mask_from": mask_from and _identity(mask_from),
+        "disjoint_from": [_identity(vector) for vector in disjoint_from],
+        "start_from": start_from and _identity(start_from),
+        "versions": _versions(),
+    }
+    keep = RunFolder(folder, record)
+    if options.via is not None:
+        first = replace(options, sparsity=options.via, via=None, relative_to="base" if start_from is None else "start")
+        again = {"disjoint_from": disjoint_from, "start_from": start_from, "mix": mix, "eval_data": eval_data}
+        labelled = _labelled(progress, f"{options.via:.0%}")
+        mask_from = keep.vector(
+            "via",
+            lambda: train(base, data, first, labelled, folder=keep.below("via"), **again).vector,  # type: ignore[arg-type]
+        )
+    lota = options.method == "lota"
+    calibrates = lota and mask_from is None and options.mask != "random"
+    dense = options.method == "fft" or (calibrates and not options.low_memory)
+    changed = list(start_from.specs) if start_from is not None else []
+    run = Run(start, changed, corpus, options, progress, dense=dense)
+
+    calibration_losses: list[float] = []
+    if lota:
+        taken = taken_by(disjoint_from, run.forms)
+        ticket = train_ticket(run, keep, taken, mask_from)
+        vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
+        masks = {name: vector[name].indices for name in vector}
+        entries, survived = sum(map(len, masks.values())), ticket.survived
+        free = free_share([taken, masks], run.forms)
+    else:
+        curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
+        trained = run.placed if options.method == "fft" else run.forms
+        vector = difference(run, start, trained)
+        entries = survived = sum(len(vector.change(name).touched()) for name in vector)
+        free = {}
+    if start_from is not None and options.relative_to == "base":
+        vector = difference(run, base, {*vector.specs, *start_from.specs})
+    vector.header.provenance.update(
+        made_by="train",
+        method=options.method,
+        data=data.name,
+        examples=len(corpus.train),
+        sparsity=options.sparsity,
+        steps=len(curve.losses),
+        final_loss=curve.losses[-1] if curve.losses else None,
+        eval_loss=curve.eval_losses[-1][1] if curve.eval_losses else None,
+        survived=survived,
+        mask_from=mask_from and mask_from.name,
+        disjoint_from=[earlier.name for earlier in disjoint_from],
+        start_from=start_from and start_from.name,
+        run=record,
+    )
+    return Training(vector, calibration_losses, curve, free, entries, survived)
+
+
+def _check(
+    options: Options,
+    mask_from: TaskVector | None,
+    disjoint_from: Sequence[TaskVector],
+    start_from: TaskVector | None,
+    eval_data: Path | None,
+) -> None:
+    if options.method != "lota" and (mask_from is not None or disjoint_from):
+        raise UsageError(f"--method {options.method} has no mask that could be taken from, or kept off, another vector")
+    if mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):
+        raise UsageError("a mask taken from another vector is neither random nor calibrated")
+    if options.method == "lota" and mask_from is None and options.sparsity is None:
+        raise UsageError("a sparsity is needed where no mask is taken from another vector")
+    if options.relative_to != "base" and start_from is None:
+        raise UsageError("--relative-to start needs --start-from")
+    if options.patience is not None and eval_data is None and not options.eval_split:
+        raise UsageError("--patience needs examples to evaluate on: --eval-split or --eval-data")
+    if eval_data is not None and options.eval_split:
+        raise UsageError("--eval-data and --eval-split are one or the other")
+
+
+def _identity(vector: TaskVector) -> dict[str, str]:
+    """A vector in a record: its name, and a digest of what its header says of every block."""
+    digest = hashlib.sha256(repr([vector.header.base, *vector.specs.values()]).encode()).hexdigest()
+    return {"name": vector.name, "digest": digest[:16]}
+
+
+def _versions() -> dict[str, str]:
+    import taskvec
+
+    packages = {"torch": torch, "transformers": transformers, "numpy": numpy}
+    return {"taskvec": taskvec.__version__, **{name: str(package.__version__) for name, package in packages.items()}}
+
+
+def _labelled(progress: Progress, label: str) -> Progress:
+    return lambda stage, done, total, note: progress(f"{label}: {stage}", done, total, note)
