@@ -102,7 +102,11 @@ def make_bert(folder: Path, *, dtype: str = "float32") -> Path:
         intermediate_size=24,
         max_position_embeddings=32,
     )
-    return _save(BertForMaskedLM(config), folder, dtype, None)
+    folder = _save(BertForMaskedLM(config), folder, dtype, None)
+    tokenizer = make_tokenizer(TEMPLATE)
+    tokenizer.mask_token = "<unk>"
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def make_architecture(name: str, folder: Path, *, dtype: str) -> Path:

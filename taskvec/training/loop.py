@@ -144,6 +144,8 @@ def fit(
     Raises TrainingError where a loss is not finite or the process was told to stop, UsageError for a `report_to` that
     cannot be had.
     """
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     watch = _Watch(stage, folder, progress)
     every = options.eval_steps or max(1, steps // 10)
     best = bool(eval_rows) and options.patience is not None
@@ -156,8 +158,6 @@ def fit(
             per_device_train_batch_size=options.batch_size,
             per_device_eval_batch_size=options.batch_size,
             gradient_accumulation_steps=options.accumulate,
-            gradient_checkpointing=options.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
             seed=seed,
             data_seed=seed,
             max_grad_norm=options.clip,

@@ -93,16 +93,18 @@ def train(
         "versions": _versions(),
     }
     keep = RunFolder(folder, record)
+    denser: TaskVector | None = None
     if options.via is not None:
         first = replace(options, sparsity=options.via, via=None, relative_to="base" if start_from is None else "start")
         again = {"disjoint_from": disjoint_from, "start_from": start_from, "mix": mix, "eval_data": eval_data}
         labelled = _labelled(progress, f"{options.via:.0%}")
-        mask_from = keep.vector(
+        denser = keep.vector(
             "via",
             lambda: train(base, data, first, labelled, folder=keep.below("via"), **again).vector,  # type: ignore[arg-type]
         )
     lota = options.method == "lota"
-    calibrates = lota and mask_from is None and options.mask != "random"
+    holder = mask_from or denser
+    calibrates = lota and holder is None and options.mask != "random"
     dense = options.method == "fft" or (calibrates and not options.low_memory)
     changed = list(start_from.specs) if start_from is not None else []
     run = Run(start, changed, corpus, options, progress, dense=dense)
@@ -110,7 +112,7 @@ def train(
     calibration_losses: list[float] = []
     if lota:
         taken = taken_by(disjoint_from, run.forms)
-        ticket = train_ticket(run, keep, taken, mask_from)
+        ticket = train_ticket(run, keep, taken, holder)
         vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
         masks = {name: vector[name].indices for name in vector}
         entries, survived = sum(map(len, masks.values())), ticket.survived

@@ -1,0 +1,436 @@
+"""Whole runs: methods, sequences, masks that are reused, interruptions, evaluation while training."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import ROWS, WORDS, make_architecture, write_rows
+from peft import LoraConfig, get_peft_model
+
+from taskvec import Checkpoint, TaskVector, apply
+from taskvec.errors import BaseMismatchError, DataError, MaskError, TrainingError, UsageError
+from taskvec.patched import Patched
+from taskvec.plotting import plot_losses
+from taskvec.training.calibration import FactoredRMSprop
+from taskvec.training.corpus import read_corpus
+from taskvec.training.models import load_model
+from taskvec.training.options import Options
+from taskvec.training.train import Training, train
+from taskvec_cli.train import train as train_command
+
+QUICK = Options(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
+FFT = replace(QUICK, method="fft", sparsity=None)
+LORA = replace(QUICK, method="lora", sparsity=None, rank=2)
+
+
+def saved(training: Training, path: Path) -> TaskVector:
+    training.vector.save(path)
+    return TaskVector.open(path)
+
+
+def positions(vector: TaskVector) -> set[tuple[str, int]]:
+    return {(name, int(place)) for name in vector for place in vector[name].indices}
+
+
+def tensors(checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {name: checkpoint.bits(name).tobytes() for name in checkpoint.tensors}
+
+
+def test_the_command_s_defaults_are_the_library_s() -> None:
+    parameters = inspect.signature(train_command).parameters
+    for field in fields(Options):
+        expected = None if field.name == "sparsity" else field.default  # 0.9 where no other mask is given
+        assert parameters[field.name].default == expected, field.name
+
+
+class Stop(Exception):  # noqa: N818 - not an error
+    """A process that dies."""
+
+
+def interrupting(stage: str, step: int, how: Callable[[], None]) -> Callable[[str, int, int, str], None]:
+    def progress(at: str, done: int, total: int, note: str = "") -> None:
+        if (at, done) == (stage, step) and note:
+            how()
+
+    return progress
+
+
+def die() -> None:
+    raise Stop
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "step", "how", "left"),
+    [
+        (QUICK, "training", 3, die, "mask.lota checkpoints checkpoints/checkpoint-2"),
+        (QUICK, "training", 3, ask_to_stop, "mask.lota checkpoints checkpoints/checkpoint-4"),
+        (replace(QUICK, optimizer="adamw", schedule="cosine"), "training", 5, die, "checkpoints/checkpoint-4"),
+        (QUICK, "calibrating", 2, die, ""),
+        (replace(QUICK, calibration_steps=4), "calibrating", 2, ask_to_stop, ""),
+        (replace(QUICK, via=0.5), "50%: training", 4, ask_to_stop, "via/mask.lota via/checkpoints/checkpoint-5"),
+        (replace(QUICK, via=0.5), "training", 4, die, "via.lota mask.lota checkpoints/checkpoint-2"),
+        (replace(QUICK, eval_split=0.3, eval_steps=1, patience=9), "training", 4, die, "checkpoints/checkpoint-3"),
+        (FFT, "training", 3, die, "checkpoints/checkpoint-2"),
+        (LORA, "training", 3, die, "checkpoints/checkpoint-2"),
+    ],
+)
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
+    options: Options, stage: str, step: int, how: Callable[[], None], left: str, llama: Path, tmp_path: Path
+) -> None:
+    base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 3)
+    whole = train(base, data, options)
+    whole.vector.save(tmp_path / "whole.lota")
+    folder = tmp_path / "run"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    expected: tuple[type[Exception], str] = (Stop, "^$")
+    if how is ask_to_stop:
+        kept = "; --resume goes on" if "train" in stage else ""
+        expected = (TrainingError, rf"stopped after step {step + 1} of \d of {stage.rsplit(maxsplit=1)[-1]}{kept}")
+    with pytest.raises(expected[0], match=expected[1]):
+        train(base, data, options, interrupting(stage, step, how), folder=folder)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    for name in left.split():
+        assert (folder / name).exists(), f"{name} is not among {sorted(folder.rglob('*'))}"
+    assert folder.exists() == bool(left)
+
+    again = train(base, data, options, folder=folder)
+    again.vector.save(tmp_path / "again.lota")
+    assert (tmp_path / "again.lota").read_bytes() == (tmp_path / "whole.lota").read_bytes()
+    assert again.curve.losses == whole.curve.losses
+    assert again.calibration_losses == whole.calibration_losses
+
+
+def test_the_folder_of_another_run_is_refused(llama: Path, gpt2: Path, data: Path, tmp_path: Path) -> None:
+    base, folder = Checkpoint(llama), tmp_path / "run"
+    with pytest.raises(Stop):
+        train(base, data, QUICK, interrupting("training", 3, die), folder=folder)
+    other = write_rows(tmp_path / "train.jsonl", ROWS[:2])
+    vector = train(base, data, QUICK).vector
+    with pytest.raises(TrainingError, match=r"run holds another run: its options lr was 0.001, here it is 0.01"):
+        train(base, data, replace(QUICK, lr=0.01), folder=folder)
+    with pytest.raises(TrainingError, match="holds another run: its base was"):
+        train(Checkpoint(gpt2), data, QUICK, folder=folder)
+    with pytest.raises(TrainingError, match="holds another run: its data was"):
+        train(base, other, QUICK, folder=folder)
+    with pytest.raises(TrainingError, match="holds another run: its disjoint_from was"):
+        train(base, data, QUICK, disjoint_from=[vector], folder=folder)
+    (folder / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(TrainingError, match="is not the record of a run"):
+        train(base, data, QUICK, folder=folder)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(llama: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    wild = replace(QUICK, lr=1e25, calibration_lr=1e-3, save_steps=1)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 2 of training; .*the last checkpoint is .*-1$"):
+        train(Checkpoint(llama), data, wild, folder=folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-1"]
+
+
+def test_a_mask_without_values_is_used_again(llama: Path, data: Path, tmp_path: Path) -> None:
+    base = Checkpoint(llama)
+    mask = saved(train(base, data, replace(QUICK, steps=0)), tmp_path / "mask.lota")
+    assert len(positions(mask)) == round(0.1 * mask.eligible)
+    assert not any(mask[name].values.any() for name in mask)
+    whole = train(base, data, QUICK)
+    again = train(base, data, replace(QUICK, sparsity=None), mask_from=mask)
+    for name in whole.vector:
+        assert np.array_equal(again.vector[name].values, whole.vector[name].values)
+    with pytest.raises(MaskError, match=r"mask\.lota: \d+ entries are wanted but only 0"):
+        train(base, data, replace(QUICK, sparsity=0.99), mask_from=mask)
+
+
+def test_a_ticket_may_go_via_a_denser_one(llama: Path, data: Path, tmp_path: Path) -> None:
+    """The paper's 99 %*: in one command what --mask-from does in two."""
+    base = Checkpoint(llama)
+    dense = saved(train(base, data, QUICK), tmp_path / "dense.lota")
+    two = train(base, data, replace(QUICK, sparsity=0.99), mask_from=dense)
+    one = train(base, data, replace(QUICK, sparsity=0.99, via=0.9))
+    assert positions(one.vector) == positions(two.vector)
+    for name in one.vector:
+        assert np.array_equal(one.vector[name].values, two.vector[name].values)
+    direct = train(base, data, replace(QUICK, sparsity=0.99))
+    assert positions(direct.vector) != positions(one.vector)
+
+
+@pytest.mark.parametrize("fixture", ["llama", "llama_bf16", "gpt2"])
+@pytest.mark.parametrize("options", [FFT, LORA], ids=["fft", "lora"])
+def test_dense_methods_give_vectors_too(
+    options: Options, fixture: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base = Checkpoint(request.getfixturevalue(fixture))
+    training = train(base, data, replace(options, lr=2e-3))
+    assert training.curve.losses[-1] < training.curve.losses[0]
+    assert training.free == {}
+    vector = saved(training, tmp_path / "x.lota")
+    assert vector.provenance["method"] == options.method
+    apply(vector, base, tmp_path / "out")
+    tuned = Checkpoint(tmp_path / "out")
+    changed = {name for name in base.tensors if tuned.bits(name).tobytes() != base.bits(name).tobytes()}
+    assert (
+        training.entries
+        == training.survived
+        == sum(int(np.count_nonzero(tuned.bits(name) != base.bits(name))) for name in changed)
+    )
+    outside = {name for name in changed if "embed" in name or "wte" in name or "norm" in name or "ln_" in name}
+    assert bool(outside) == (options.method == "fft")
+    assert training.entries > 0.5 * vector.eligible
+
+
+def test_lora_is_what_peft_trains(llama: Path, data: Path, tmp_path: Path) -> None:
+    """The merged vector has the rank of the adapters, on every linear layer of the blocks."""
+    vector = train(Checkpoint(llama), data, LORA).vector
+    for name, spec in vector.specs.items():
+        delta = np.zeros(spec.size, np.float32)
+        delta[vector[name].indices] = vector[name].values
+        sizes = np.linalg.svd(delta.reshape(spec.shape), compute_uv=False)
+        assert sizes[1] > 0 == (sizes[2:] > 1e-3 * sizes[0]).sum(), name
+    model, _ = load_model(llama)
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=16, target_modules="all-linear"))
+    assert {
+        name.split(".lora_A")[0].removeprefix("base_model.model.") + ".weight"
+        for name, _ in adapted.named_parameters()
+        if "lora_A" in name
+    } == set(vector)
+
+
+def test_training_starts_from_another_vector(llama: Path, data: Path, tmp_path: Path) -> None:
+    """Relative to where it started or to the base: both give the same model, and both say where they come from."""
+    base = Checkpoint(llama)
+    first = saved(train(base, data, QUICK), tmp_path / "first.lota")
+    found = {}
+    for relative_to in ("start", "base"):
+        options = replace(QUICK, relative_to=relative_to, seed=5)
+        second = saved(
+            train(base, data, options, start_from=first, disjoint_from=[first]), tmp_path / f"{relative_to}.lota"
+        )
+        assert second.provenance["start_from"] == "first.lota"
+        assert second.provenance["run"]["start_from"]["name"] == "first.lota"
+        assert second.provenance["run"]["options"]["relative_to"] == relative_to
+        found[relative_to] = second
+    assert not positions(found["start"]) & positions(first)
+    assert len(positions(found["start"])) == round(0.1 * first.eligible)
+    apply(first, base, tmp_path / "one")
+    apply(found["start"], Checkpoint(tmp_path / "one"), tmp_path / "two")
+    apply(found["base"], base, tmp_path / "both")
+    assert tensors(Checkpoint(tmp_path / "two")) == tensors(Checkpoint(tmp_path / "both"))
+    assert found["start"].base.fingerprint == Checkpoint(tmp_path / "one").fingerprint
+    assert found["base"].base.fingerprint == base.fingerprint
+    with pytest.raises(BaseMismatchError):
+        train(Checkpoint(tmp_path / "one"), data, QUICK, start_from=first)
+
+
+def test_a_dense_vector_may_be_where_training_starts(llama: Path, data: Path, tmp_path: Path) -> None:
+    """It changes embeddings and norms, which a ticket leaves as it finds them."""
+    base = Checkpoint(llama)
+    first = saved(train(base, data, replace(FFT, lr=1e-2)), tmp_path / "fft.lota")
+    second = saved(train(base, data, QUICK, start_from=first), tmp_path / "second.lota")
+    apply(second, base, tmp_path / "both")
+    both, start = Checkpoint(tmp_path / "both"), Patched(base, first)
+    assert set(second) == set(first)
+    assert both.bits("model.embed_tokens.weight").tobytes() == start.bits("model.embed_tokens.weight").tobytes()
+    changed = sum(int(np.count_nonzero(both.bits(name) != start.bits(name))) for name in base.tensors)
+    eligible = sum(start.tensors[name].form.size for name in start.tensors if "_proj" in name)
+    assert 0 < changed <= round(0.1 * eligible)
+    apply(first, base, tmp_path / "one")
+    assert tensors(start) == tensors(Checkpoint(tmp_path / "one"))
+
+
+def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: Path) -> None:
+    numbers = [{"prompt": f"task {i}", "completion": str(i)} for i in range(80)]
+    task, other = write_rows(tmp_path / "task.jsonl", numbers[:40]), write_rows(tmp_path / "other.jsonl", numbers[40:])
+    corpus = read_corpus(task, mix=[(other, 0.2)], seed=3)
+    assert [int(example.completion) for example in corpus.train[:40]] == list(range(40))
+    drawn = [int(example.completion) for example in corpus.train[40:]]
+    assert len(drawn) == len(set(drawn)) == 10
+    assert all(number >= 40 for number in drawn)
+    assert read_corpus(task, mix=[(other, 0.2)], seed=3) == corpus != read_corpus(task, mix=[(other, 0.2)], seed=4)
+    assert [file["examples"] for file in corpus.files] == [40, 10]
+    split = read_corpus(task, eval_split=0.25, seed=1)
+    assert len(split.held_out) == 10
+    assert {e.completion for e in split.held_out} | {e.completion for e in split.train} == {str(i) for i in range(40)}
+    assert len(read_corpus(task, eval_data=other).held_out) == 40
+    with pytest.raises(DataError, match=r"a share of 0.6 takes 60 examples, the file has 40"):
+        read_corpus(task, mix=[(other, 0.6)])
+    with pytest.raises(UsageError, match="add up to less than 1"):
+        read_corpus(task, mix=[(other, 0.6), (other, 0.4)])
+    with pytest.raises(DataError, match="leaves none to learn"):
+        read_corpus(write_rows(tmp_path / "one.jsonl", numbers[:1]), eval_split=0.5)
+
+
+def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Path, tmp_path: Path) -> None:
+    base = Checkpoint(llama)
+    options = replace(QUICK, steps=40, eval_steps=1, patience=2, lr=0.5, calibration_lr=1e-3)
+    training = train(base, data, options, eval_data=data)
+    losses = [loss for _, loss in training.curve.eval_losses]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3 < 40, "it did not stop two evaluations after the best"
+    shorter = train(base, data, replace(options, steps=best + 1, patience=None), eval_data=data)
+    for name in training.vector:
+        assert np.array_equal(training.vector[name].values, shorter.vector[name].values)
+    assert training.vector.provenance["eval_loss"] == losses[-1]
+
+
+@pytest.mark.parametrize("fixture", ["llama", "llama_bf16"])
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_arithmetic_may_be_bf16(
+    fixture: str, low_memory: bool, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base = Checkpoint(request.getfixturevalue(fixture))
+    options = replace(QUICK, dtype="bfloat16", low_memory=low_memory, calibration_steps=8)
+    narrow, wide = train(base, data, options), train(base, data, replace(options, dtype="float32"))
+    assert narrow.entries == wide.entries == round(0.1 * wide.vector.eligible)
+    assert narrow.curve.losses == pytest.approx(wide.curve.losses, rel=0.05)
+    shared = len(positions(narrow.vector) & positions(wide.vector))
+    assert shared > 0.5 * narrow.entries
+    apply(saved(narrow, tmp_path / "x.lota"), base, tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [FFT, LORA], ids=["fft", "lora"])
+def test_dense_methods_too(options: Options, llama_bf16: Path, data: Path) -> None:
+    narrow, wide = (
+        train(Checkpoint(llama_bf16), data, replace(options, dtype=dtype)) for dtype in ("bfloat16", "float32")
+    )
+    assert narrow.curve.losses == pytest.approx(wide.curve.losses, rel=0.05)
+    assert narrow.curve.losses[-1] < narrow.curve.losses[0]
+
+
+def test_calibration_in_little_memory_finds_much_the_same_mask(llama: Path, tmp_path: Path) -> None:
+    base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 4)
+    options = replace(QUICK, calibration_steps=10, steps=0)
+    exact, low = (positions(train(base, data, replace(options, low_memory=low)).vector) for low in (False, True))
+    assert len(low) == len(exact)
+    assert len(low & exact) > 0.5 * len(exact), "by chance a tenth would be shared"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_factored_optimizer_is_rmsprop_where_squares_have_rank_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows, columns = torch.rand(5) + 0.5, torch.rand(2, 7) + 0.5
+    start = torch.randn(2, 5, 7).to(dtype)
+    low, exact = nn_parameter(start.clone()), nn_parameter(start.float().clone())
+    factored, reference = FactoredRMSprop([low], lr=1e-4), torch.optim.RMSprop([exact], lr=1e-4)
+    for step in range(20):
+        # over both matrices of the stack: rows of one, columns shared
+        grad = (rows[None, :, None] * columns[:1, None] * torch.randn(2, 5, 7).sign() * (1 + step)).to(dtype)
+        (low * grad).sum().backward()
+        assert low.grad is None
+        (exact * grad.float()).sum().backward()
+        reference.step()
+        reference.zero_grad()
+    total = low.detach().float()
+    if dtype != torch.float32:
+        total = total + factored.state[low]["lost"].float()
+    moved, expected = total - start.float(), exact.detach() - start.float()
+    torch.testing.assert_close(moved, expected, rtol=2e-2, atol=2e-5)
+    factored.close()
+    (low.float() ** 2).sum().backward()
+    assert low.grad is not None
+
+
+def nn_parameter(values: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(values)
+
+
+def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: Path) -> None:
+    """One step over all the data: |g| ranks as g² does, and both as a backward pass by hand."""
+    from taskvec.training.data import collate, encode, read_examples
+
+    base = Checkpoint(llama)
+    options = replace(QUICK, calibration_steps=1, steps=0, batch_size=4)
+    model, tokenizer = load_model(llama)
+    rows = [encode(example, tokenizer, 64) for example in read_examples(data)]
+    model(**collate(rows, 0, frozenset())).loss.backward()
+    gradients = {name: p.grad.abs().view(-1).numpy() for name, p in model.named_parameters() if p.grad is not None}
+    found = {}
+    for criterion in ("gradient", "fisher"):
+        vector = train(base, data, replace(options, mask=criterion)).vector
+        found[criterion] = positions(vector)
+        eligible = {name: gradients[name] for name in vector}
+        ranked = sorted(
+            ((float(v), n, i) for n, values in eligible.items() for i, v in enumerate(values)), reverse=True
+        )
+        expected = {(name, place) for _, name, place in ranked[: len(found[criterion])]}
+        assert len(expected & found[criterion]) > 0.99 * len(expected)
+    for low_memory in (False, True):
+        longer = replace(options, calibration_steps=5, batch_size=2, mask="fisher", low_memory=low_memory)
+        assert positions(train(base, data, longer).vector) != found["fisher"]
+
+
+def test_the_pull_towards_the_base_shrinks_the_changes(llama: Path, data: Path) -> None:
+    sizes = {}
+    for l1 in (0.0, 50.0):
+        vector = train(Checkpoint(llama), data, replace(QUICK, l1=l1, optimizer="sgd", lr=0.1)).vector
+        sizes[l1] = sum(float(np.abs(vector[name].values).sum()) for name in vector)
+    assert sizes[50.0] < 0.9 * sizes[0.0]
+    # one step: delta = −lr·(g + λ/N·sign(0)) is what it would be without the pull, the second step is not
+    first = [
+        train(Checkpoint(llama), data, replace(QUICK, l1=l1, optimizer="sgd", steps=1, mask="random")).vector
+        for l1 in (0.0, 50.0)
+    ]
+    for name in first[0]:
+        assert np.array_equal(first[0][name].values, first[1][name].values)
+
+
+def test_calibration_may_be_counted_in_epochs(llama: Path, data: Path) -> None:
+    counts = {
+        epochs: len(train(Checkpoint(llama), data, replace(QUICK, calibration_epochs=epochs)).calibration_losses)
+        for epochs in (0.5, 2)
+    }
+    assert counts == {0.5: 1, 2: 4}
+
+
+def test_the_record_of_a_run_is_in_the_file(llama: Path, data: Path, tmp_path: Path) -> None:
+    import taskvec
+
+    vector = saved(train(Checkpoint(llama), data, replace(QUICK, eval_split=0.25)), tmp_path / "x.lota")
+    record = vector.provenance["run"]
+    assert Options(**{**record["options"], "device": "cpu"}) == replace(QUICK, eval_split=0.25)
+    assert record["versions"]["taskvec"] == taskvec.__version__
+    assert record["data"][0]["name"] == data.name
+    assert record["base"] == Checkpoint(llama).fingerprint
+    assert vector.provenance["eval_loss"] > 0
+
+
+def test_losses_are_drawn(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        plot_losses("x", [3.0, 2.5], [2.4, 2.0, 1.8], [(2, 2.1)], tmp_path / f"{name}.png")
+    plot_losses("x", [], [2.0], [], tmp_path / "c.svg")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert "held out" not in (tmp_path / "c.svg").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="a picture is one of"):
+        plot_losses("x", [], [2.0], [], tmp_path / "c.bmp")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "bert"])
+def test_every_architecture_trains_packs_merges_and_unpacks(architecture: str, tmp_path: Path, gpt2: Path) -> None:
+    folder = gpt2 if architecture == "gpt2" else make_architecture(architecture, tmp_path / "base", dtype="float32")
+    base, data = Checkpoint(folder), write_rows(tmp_path / "rows.jsonl")
+    vectors = []
+    for seed in (0, 1):
+        training = train(base, data, replace(QUICK, seed=seed, lr=2e-3), disjoint_from=vectors)
+        assert training.curve.losses[-1] < training.curve.losses[0]
+        vectors.append(saved(training, tmp_path / f"{seed}.lota"))
+    from taskvec import diff, merge
+
+    merged = merge(vectors)
+    apply(merged, base, tmp_path / "merged")
+    tuned = Checkpoint(tmp_path / "merged")
+    again = diff(base, tuned)
+    apply(again, base, tmp_path / "again")
+    assert tensors(Checkpoint(tmp_path / "again")) == tensors(tuned) != tensors(base)
+    assert (
+        len(WORDS) == base.tensors[max(base.tensors, key=lambda name: "embed" in name or "wte" in name)].form.shape[0]
+    )
