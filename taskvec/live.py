@@ -21,8 +21,11 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
     """Within the `with` block the model, loaded from `base`, has the vector's weights; afterwards its own bits again.
 
     Only the elements that the vector touches are kept aside, so that nothing dense is copied.
-    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter.
+    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter or would need other ones.
     """
+    specs = vector.specs.values()
+    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
+        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: unpack it and load the result")
     application = Application(vector, base)
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
@@ -45,5 +48,5 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
                 flat[indices] = torch.from_numpy(values_of(spec.dtype, after)).to(flat)
         yield
     finally:
-        for flat, indices, values in kept:
+        for flat, indices, values in reversed(kept):  # tied weights may have been set twice
             flat[indices] = values
