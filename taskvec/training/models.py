@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from taskvec_formats import Checkpoint
 from taskvec_formats.dtypes import BitArray, DType
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 
 # safetensors dtype -> torch dtype, for those in which weights are kept
 TORCH_DTYPES = {
@@ -48,6 +48,14 @@ def load_model(path: Path) -> tuple[PreTrainedModel, Any]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"{path} cannot be loaded as a causal language model: {reason[0]}") from None
     return model, tokenizer
+
+
+def device_of(choice: str) -> torch.device:
+    """Where to compute: "auto" is an accelerator where there is one, else the CPU. Raises UsageError."""
+    if choice not in ("auto", "cpu"):
+        raise UsageError(f"device is one of auto, cpu, found {choice!r}")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if choice == "cpu" or found is None else found
 
 
 def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
