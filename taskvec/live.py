@@ -12,7 +12,7 @@ from taskvec_formats import Checkpoint
 
 from .apply import Application
 from .errors import TrainingError
-from .training.models import values_of
+from .training.models import part_of, places, values_of
 from .vector import TaskVector
 
 
@@ -21,23 +21,19 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
     """Within the `with` block the model, loaded from `base`, has the vector's weights; afterwards its own bits again.
 
     Only the elements that the vector touches are kept aside, so that nothing dense is copied.
-    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter.
+    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter or would need other ones.
     """
+    specs = vector.specs.values()
+    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
+        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: unpack it and load the result")
     application = Application(vector, base)
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    placed = places(model, {spec.name: spec.form for spec in specs})
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     try:
         for name, spec in vector.specs.items():
-            candidates = (name, prefix + name, name.removeprefix(prefix))
-            found = next((candidate for candidate in candidates if candidate in parameters), None)
-            if found is None:
+            if name not in placed:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
-            flat = parameters[found].detach().view(-1)
-            if flat.numel() != spec.size:
-                raise TrainingError(
-                    f"the model's {name!r} has {flat.numel()} elements where the vector has {spec.size}"
-                )
+            flat = part_of(model, placed[name], spec.size)
             for number, (start, _) in enumerate(spec.form.blocks()):
                 touched, _, after = application.touched(spec, number)
                 indices = torch.from_numpy(touched + start).to(flat.device)
@@ -45,5 +41,5 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
                 flat[indices] = torch.from_numpy(values_of(spec.dtype, after)).to(flat)
         yield
     finally:
-        for flat, indices, values in kept:
+        for flat, indices, values in reversed(kept):  # tied weights may have been set twice
             flat[indices] = values

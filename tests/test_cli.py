@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import package, tensor, write_checkpoint
-from models import make_llama, perturb
+from models import ROWS, make_llama, perturb, write_rows
 from safetensors import safe_open
 
 from taskvec import Checkpoint, TaskVector
 from taskvec_cli.main import app, main
 
-COMMANDS = ("train", "pack", "unpack", "merge", "inspect", "verify", "demo")
+COMMANDS = ("train", "pack", "unpack", "merge", "inspect", "verify", "eval", "demo")
 QUICK = ("--calibration-steps", "2", "--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--device", "cpu")
 
 
@@ -196,6 +196,109 @@ def test_tickets_in_a_row_stay_disjoint_and_masks_are_reused(llama: Path, data: 
     full = ("--disjoint-from", first, "--sparsity", "0.05")
     assert "earlier masks leave" in refused(1, "train", llama, data, "-o", tmp_path / "no.lota", *full, *QUICK)
     assert "mask is one of" in refused(2, "train", llama, data, "-o", tmp_path / "no.lota", "--mask", "best", *QUICK)
+
+
+def test_eval_scores_a_model_with_vectors_as_it_scores_the_result(
+    llama: Path, tuned: Path, vector: Path, data: Path, tmp_path: Path
+) -> None:
+    on_data = ("--data", data, "--metric", "loss", "--metric", "exact_match", "--metric", "rouge1", "--json")
+    asked = ("eval", llama, *on_data)
+    patch, other = tmp_path / "patch.lota", tmp_path / "other.lota"
+    ok("pack", llama, tuned, "-o", patch, "--kind", "patch")
+    ok("train", llama, data, "-o", other, *QUICK)
+    ok("merge", vector, other, "--base", llama, "-o", tmp_path / "merged")
+
+    base, result = json.loads(ok(*asked, run=taskvec)), json.loads(ok("eval", tuned, *on_data))
+    assert list(base["metrics"]) == ["loss", "exact_match", "rouge1"]
+    assert base["metrics"]["loss"].keys() == {"value", "standard_error"}
+    assert base["metrics"]["loss"] != result["metrics"]["loss"]
+    expected = {"model": str(llama), "data": str(data), "examples": 4}
+    nothing = {"with": [], "method": None, "reason": None, "metrics": base["metrics"]}
+    assert base == {**expected, **nothing}
+    for file in (vector, patch):
+        alone = {"with": [str(file)], "method": None, "reason": None, "metrics": result["metrics"]}
+        assert json.loads(ok(*asked, "--with", file)) == {**expected, **alone}
+    both = json.loads(ok(*asked, "--with", vector, "--with", other))
+    assert (both["with"], both["method"]) == ([str(vector), str(other)], "ties")
+    assert both["reason"].startswith("the masks meet, first in ")
+    assert both["metrics"] == json.loads(ok("eval", tmp_path / "merged", *on_data))["metrics"]
+
+    loss = base["metrics"]["loss"]
+    assert (
+        ok("eval", llama, "--data", data) == f"loss: {loss['value']:.3f} ± {loss['standard_error']:.3f} (4 examples)\n"
+    )
+    first = json.loads(ok("eval", llama, "--data", data, "--limit", "1", "--json"))
+    assert (first["examples"], first["metrics"]["loss"]["standard_error"]) == (1, None)
+    assert ok("eval", llama, "--data", data, "--limit", "1", "--metric", "rouge1", "--metric", "rouge1") == (
+        "rouge1: 0.000 (1 example)\n"
+    )
+    said = ok("eval", llama, "--with", vector, "--with", other, "--data", data)
+    assert said.splitlines()[0].startswith("merged by ties: the masks meet, first in ")
+
+
+def test_eval_writes_answers(llama: Path, data: Path, tmp_path: Path) -> None:
+    """A model that knows them all: exact match and ROUGE-1 are 1."""
+    answers, three = tmp_path / "answers.jsonl", write_rows(tmp_path / "three.jsonl", ROWS[:3])
+    slow = ("--calibration-steps", "2", "--steps", "60", "--lr", "1e-2", "--sparsity", "0.5", *QUICK[4:6])
+    ok("train", llama, three, "-o", tmp_path / "x.lota", *slow, "--device", "cpu")
+    asked = ("eval", llama, "--with", tmp_path / "x.lota", "--data", three, "--answers", answers)
+    metrics = ("--metric", "exact_match", "--metric", "rouge1")
+    said = ok(*asked, *metrics, "--device", "cpu", "--batch-size", "2")
+    assert said == "exact_match: 1.000 ± 0.000 (3 examples)\nrouge1: 1.000 ± 0.000 (3 examples)\n"
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    assert [row["answer"] for row in rows] == [row["completion"] for row in rows] == ["two", "three", "four"]
+    assert [row["prompt"] for row in rows] == ["one plus one is", "one plus two is", "two plus two is"]
+
+    answers.write_text("mine")
+    assert "--force" in refused(2, *asked, *metrics)
+    assert "--answers needs --metric exact_match or rouge1" in refused(2, *asked, "--force")
+    assert answers.read_text() == "mine"
+    ok(*asked, *metrics, "--max-new-tokens", "1", "--force")
+    assert len(answers.read_text().splitlines()) == 3
+
+
+def test_eval_refuses_what_it_cannot_do(llama: Path, gpt2: Path, vector: Path, data: Path, tmp_path: Path) -> None:
+    other, absent = make_llama(tmp_path / "other", seed=7), tmp_path / "absent"
+    # before any model is looked for, which might have to be downloaded
+    asked = ("eval", absent, "--data", data)
+    assert "metric is one of loss, exact_match, rouge1, found 'bleu'" in refused(2, *asked, "--metric", "bleu")
+    for option in ("--batch-size", "--max-length", "--max-new-tokens", "--limit"):
+        for value in ("0", "-1"):
+            said = refused(2, *asked, option, value)
+            assert f"{option[2:]} must be greater than zero, found {value}" in said
+    assert "device is one of auto, cpu" in refused(2, *asked, "--device", "toaster")
+    assert "absent.jsonl: no such file" in refused(2, "eval", llama, "--data", tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "the file is empty" in refused(1, "eval", llama, "--data", tmp_path / "empty.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"txet": "two"}\n')
+    assert "bad.jsonl:2: " in refused(1, "eval", llama, "--data", tmp_path / "bad.jsonl")
+    assert inside("eval", llama).returncode == 2
+
+    assert "no such file or folder" in refused(2, *asked)
+    on_data = ("--data", data)
+    assert "absent.lota" in refused(1, "eval", llama, *on_data, "--with", tmp_path / "absent.lota")
+    assert "single file" in refused(1, "eval", llama / "model.safetensors", *on_data)
+    assert "has other values" in refused(1, "eval", other, *on_data, "--with", vector)
+    assert "has no tensor" in refused(1, "eval", gpt2, *on_data, "--with", vector, run=taskvec)
+    ok("pack", llama, perturb(llama, tmp_path / "tuned", dtype="float32"), "-o", tmp_path / "x.lota", "--kind", "patch")
+    assert "applied to tuned already" in refused(1, "eval", tmp_path / "tuned", *on_data, "--with", tmp_path / "x.lota")
+    twice = ("--with", vector, "--with", tmp_path / "x.lota")
+    assert "x.lota is a patch" in refused(1, "eval", llama, *on_data, *twice)
+    too_long = ("--metric", "exact_match", "--max-length", "8", "--max-new-tokens", "8")
+    assert "leave no room for a prompt" in refused(2, "eval", llama, *on_data, *too_long)
+
+
+def test_eval_says_what_a_vector_changes_besides_weights(llama: Path, tuned: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(tuned, tmp_path / "chatty")
+    (tmp_path / "chatty" / "chat_template.jinja").write_text("{{ messages[0]['content'] }} is ")
+    (tmp_path / "chatty" / "README.md").write_text("mine")
+    ok("pack", llama, tmp_path / "chatty", "-o", tmp_path / "x.lota")
+    done = inside("eval", llama, "--with", tmp_path / "x.lota", "--data", data)
+    assert done.stderr == (
+        "taskvec: warning: x.lota also changes chat_template.jinja: only its weights are applied here; "
+        "unpack it for the rest\n"
+    )
+    assert done.stdout == ok("eval", tuned, "--data", data)
 
 
 def test_merging_disjoint_tickets_adds_them_up(llama: Path, tuned: Path, tmp_path: Path) -> None:

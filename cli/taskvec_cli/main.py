@@ -222,6 +222,80 @@ def verify(
         typer.echo(f"{vector}: {len(opened)} tensors, all intact{against}")
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="JSON lines: prompt + completion, messages, or text.", show_default=False)],
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A .lota file to apply; several, once a file, are merged.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="loss, exact_match or rouge1; once a metric.", show_default="loss"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.")] = 1024,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Where an answer is cut off.", show_default="the longest completion + 8, at most half of --max-length"
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Take only the first examples.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
+    answers: Annotated[
+        Path | None, typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False)
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Score MODEL, with the vectors of --with on it, on held-out data: loss, exact match, ROUGE-1."""
+    from taskvec import TaskVector, open_checkpoint
+    from taskvec import merge as merge_vectors
+    from taskvec.errors import UsageError
+    from taskvec.files import check_output
+    from taskvec.training.data import read_examples
+    from taskvec.training.evaluate import check_request, evaluate_checkpoint, needs_answers, write_answers
+    from taskvec.training.models import device_of
+
+    from . import render
+
+    metrics = list(dict.fromkeys(metric or ["loss"]))
+    check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
+    computer = device_of(device)
+    if answers is not None:
+        if not needs_answers(metrics):
+            raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
+        check_output(answers, force=force)
+    examples = read_examples(data)[:limit]
+    opened = [TaskVector.open(path) for path in vectors or ()]
+    checkpoint = open_checkpoint(model)
+    with progress_bars() as progress:
+        worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
+        evaluation = evaluate_checkpoint(
+            checkpoint,
+            worn,
+            examples,
+            metrics,
+            device=computer,
+            batch_size=batch_size,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
+    if answers is not None:
+        write_answers(answers, examples, evaluation.answers)
+    merged = worn.provenance if worn is not None and len(opened) > 1 else None
+    summary = render.evaluation_summary(model, vectors or (), merged, data, evaluation)
+    if as_json:
+        render.print_json(summary)
+    else:
+        render.print_evaluation(summary)
+    if worn is not None and (warning := render.evaluation_warning(worn)):
+        typer.echo(f"taskvec: warning: {warning}", err=True)
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to keep everything.")] = Path("taskvec-demo"),

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from taskvec_formats.checkpoint import INDEX
+
 if TYPE_CHECKING:
     from taskvec import Applied, TaskVector
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
+    from taskvec.training.evaluate import Evaluation
     from taskvec.training.train import Training
 
 
@@ -150,6 +153,41 @@ def training_warning(summary: dict[str, Any]) -> str | None:
         f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded away; "
         "try a higher --lr"
     )
+
+
+def evaluation_summary(
+    model: str, vectors: Sequence[Path], merged: dict[str, Any] | None, data: Path, evaluation: Evaluation
+) -> dict[str, Any]:
+    """What `eval --json` prints. merged: the provenance of the merge, where there was one."""
+    return {
+        "model": model,
+        "with": [str(path) for path in vectors],
+        "method": merged and merged["method"],
+        "reason": merged and merged["reason"],
+        "data": str(data),
+        "examples": evaluation.examples,
+        "metrics": {name: asdict(estimate) for name, estimate in evaluation.metrics.items()},
+    }
+
+
+def print_evaluation(summary: dict[str, Any]) -> None:
+    """The same for people: a line a metric."""
+    if summary["method"]:
+        typer.echo(f"merged by {summary['method']}: {summary['reason']}")
+    count = summary["examples"]
+    for name, found in summary["metrics"].items():
+        error = found["standard_error"]
+        spread = "" if error is None else f" ± {error:.3f}"
+        typer.echo(f"{name}: {found['value']:.3f}{spread} ({count:,} example{'' if count == 1 else 's'})")
+
+
+def evaluation_warning(vector: TaskVector) -> str | None:
+    """Where the tuned folder has more that a model or tokenizer reads than weights."""
+    changed = [file.name for file in vector.header.files or () if file.blob and file.name != INDEX]
+    read = [name for name in changed if name.endswith((".json", ".jinja", ".model", ".txt"))]
+    if not read:
+        return None
+    return f"{vector.name} also changes {', '.join(read)}: only its weights are applied here; unpack it for the rest"
 
 
 def overlap_summary(labels: Sequence[str], pair: Overlap) -> dict[str, Any]:

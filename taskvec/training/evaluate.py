@@ -1,77 +1,253 @@
-"""Held-out loss and exact match of a causal language model."""
+"""Held-out metrics of a causal language model: the loss on the completions, and greedy answers beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedModel
 
+from taskvec_formats import Checkpoint
+from taskvec_formats.atomic import atomic_file
+
+from ..errors import TrainingError, UsageError
+from ..live import applied
 from ..progress import Progress, silent
-from .data import Example, collate, encode, encode_completion, encode_prompt, pad_id
+from ..vector import TaskVector
+from .data import IGNORED, Example, collate, encode, encode_completion, encode_prompt, pad_id
+from .estimate import Estimate, estimate
 from .loop import accepted_arguments
+from .models import is_masked, load_model
+from .scoring import check_rouge, exact_match, rouge1
+
+METRICS = ("loss", "exact_match", "rouge1")
+_SPARE_TOKENS = 8  # an answer may be that much longer than the longest completion
+
+# told how many examples more are done
+_Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Score:
-    """loss: mean negative log-likelihood a completion token, nats. exact_match: share answered to the letter."""
+class Evaluation:
+    """What came out.
 
-    loss: float
-    exact_match: float
+    metrics: name -> Estimate, in the order asked for: loss, nats a completion token; exact_match, the share of right
+        answers; rouge1, the mean F1, in [0, 1].
+    examples: how many. answers: one an example, in their order; none where only the loss was asked for.
+    """
+
+    metrics: dict[str, Estimate]
+    examples: int
     answers: list[str]
+
+
+def check_request(metrics: Sequence[str], **counts: int | None) -> None:
+    """Raise UsageError for an unknown metric, none at all, one whose package is missing, or a count that is not > 0."""
+    for metric in metrics or [""]:
+        if metric not in METRICS:
+            raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
+    for name, count in counts.items():
+        if count is not None and count <= 0:
+            raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {count}")
+    if "rouge1" in metrics:
+        check_rouge()
+
+
+def needs_answers(metrics: Sequence[str]) -> bool:
+    """Whether one of the metrics compares answers, so that they are generated."""
+    return any(metric != "loss" for metric in metrics)
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: Any,
     examples: Sequence[Example],
+    metrics: Sequence[str] = ("loss",),
     *,
     batch_size: int = 32,
     max_length: int = 1024,
+    max_new_tokens: int | None = None,
     stage: str = "evaluating",
     progress: Progress = silent,
-) -> Score:
-    """Score a model on held-out examples: loss on the completions, and greedy answers compared with them, stripped.
+) -> Evaluation:
+    """Score a model on held-out examples; only what the metrics need is computed. The model is left in eval mode.
 
-    An answer may be 8 tokens longer than the longest completion of its batch before it is cut off.
+    max_length: tokens of prompt and completion, or prompt and answer, and never more than the model has positions for;
+        a prompt that is too long loses its beginning.
+    max_new_tokens: where an answer is cut off; None for 8 more than the longest completion has, at most half of
+        max_length. It is one for all examples: no answer depends on the batch that it is generated in.
+    Raises UsageError, DataError where a line leaves nothing to predict, TrainingError where the loss is not a number.
     """
+    check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens)
+    if not examples:
+        raise UsageError("there is no example to evaluate on")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    max_length = min(max_length, positions or max_length)
+    total = len(examples) * (("loss" in metrics) + needs_answers(metrics))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total, "")
+
     model.eval()
-    pad = pad_id(tokenizer)
-    accepts = accepted_arguments(model)
-    losses, tokens, answers = 0.0, 0, []
+    advance(0)
+    found: dict[str, Estimate] = {}
+    answers: list[str] = []
     with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            progress(stage, start, len(examples), "")
-            batch = examples[start : start + batch_size]
-            inputs = collate([encode(example, tokenizer, max_length) for example in batch], pad, accepts)
-            count = int((inputs["labels"][:, 1:] != -100).sum())
-            losses += float(model(**_on(model, inputs)).loss) * count
-            tokens += count
-            answers += answer(model, tokenizer, batch, max_length=max_length)
-    progress(stage, len(examples), len(examples), "")
-    right = sum(given == example.completion.strip() for given, example in zip(answers, examples, strict=True))
-    return Score(losses / max(tokens, 1), right / len(examples), answers)
+        if "loss" in metrics:
+            found["loss"] = _loss(model, tokenizer, examples, batch_size, max_length, advance)
+        if needs_answers(metrics):
+            answers = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
+    completions = [example.completion for example in examples]
+    if "exact_match" in metrics:
+        found["exact_match"] = estimate([float(exact_match(*pair)) for pair in zip(completions, answers, strict=True)])
+    if "rouge1" in metrics:
+        found["rouge1"] = estimate(rouge1(completions, answers))
+    return Evaluation({name: found[name] for name in metrics}, len(examples), answers)
 
 
-def answer(model: PreTrainedModel, tokenizer: Any, examples: Sequence[Example], *, max_length: int = 1024) -> list[str]:
-    """The model's greedy answers to the prompts of one batch, stripped of special tokens and outer white space."""
+def evaluate_checkpoint(
+    base: Checkpoint,
+    vector: TaskVector | None,
+    examples: Sequence[Example],
+    metrics: Sequence[str],
+    *,
+    device: torch.device,
+    batch_size: int = 32,
+    max_length: int = 1024,
+    max_new_tokens: int | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """The same of a model folder in f32, with a vector or patch on it where there is one.
+
+    Raises the errors of `load_model`, `applied` and `evaluate`.
+    """
+    progress("loading", 0, 1, base.name)
+    model, tokenizer = load_model(base.path)
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
+    progress("loading", 1, 1, "")
+    if is_masked(model):
+        raise TrainingError(f"{base.name} is a masked language model: it neither goes on with a text nor answers")
+    with applied(model, vector, base) if vector is not None else nullcontext():
+        return evaluate(
+            model,
+            tokenizer,
+            examples,
+            metrics,
+            batch_size=batch_size,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
+
+
+def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
+    """Write {"prompt", "completion", "answer"} a line; the messages of a prompt stand one below another."""
+    rows = [
+        {
+            "prompt": "\n".join(message["content"] for message in example.messages),
+            "completion": example.completion,
+            "answer": answer,
+        }
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _loss(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_length: int,
+    advance: _Advance,
+) -> Estimate:
+    """Nats a token, over the completions' tokens."""
+    rows = [encode(example, tokenizer, max_length) for example in examples]
+    accepts = accepted_arguments(model)
+    sums, counts = [0.0] * len(rows), [0] * len(rows)
+    for batch in _batches([row["input_ids"] for row in rows], batch_size):
+        inputs = _on(model, collate([rows[i] for i in batch], pad_id(tokenizer), accepts))
+        labels = inputs.pop("labels")[:, 1:]
+        if "use_cache" in accepts:
+            inputs["use_cache"] = False
+        logits = model(**inputs).logits[:, :-1]
+        # row by row: log-probabilities of a whole batch would take as much memory again as its logits
+        losses = torch.stack(
+            [
+                cross_entropy(row.float(), label, ignore_index=IGNORED, reduction="sum")
+                for row, label in zip(logits, labels, strict=True)
+            ]
+        )
+        for i, loss, count in zip(batch, losses.tolist(), (labels != IGNORED).sum(1).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise TrainingError(f"{examples[i].where}: the loss is {loss}")
+            sums[i], counts[i] = loss, count
+        advance(len(batch))
+    return estimate(sums, counts)
+
+
+def _answers(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_length: int,
+    max_new_tokens: int | None,
+    advance: _Advance,
+) -> list[str]:
+    """Greedy answers in the order of the examples, stripped of special tokens and outer white space."""
+    longest = max(len(encode_completion(example, tokenizer)) for example in examples)
+    new_tokens = max_new_tokens or min(longest + _SPARE_TOKENS, max_length // 2)
+    if not 0 < new_tokens < max_length:
+        raise UsageError(f"{new_tokens} new tokens leave no room for a prompt: an example may have {max_length} tokens")
     pad = pad_id(tokenizer)
     # plain text has no prompt: it is asked for from the beginning
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
-    encoded = [encode_prompt(example, tokenizer)[-max_length:] or [begin] for example in examples]
-    prompts = [{"input_ids": ids, "labels": ids} for ids in encoded]
-    inputs = collate(prompts, pad, frozenset())
-    longest = max(len(encode_completion(example, tokenizer)) for example in examples)
-    generated = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
-        **_on(model, {name: inputs[name] for name in ("input_ids", "attention_mask")}),
-        max_new_tokens=longest + 8,
-        do_sample=False,
-        pad_token_id=pad,
-    )
-    start = inputs["input_ids"].shape[1]
-    return [text.strip() for text in tokenizer.batch_decode(generated[:, start:], skip_special_tokens=True)]
+    prompts = [encode_prompt(example, tokenizer)[new_tokens - max_length :] or [begin] for example in examples]
+    answers = [""] * len(prompts)
+    # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
+    own = model.generation_config
+    ends = _ends(own.eos_token_id, tokenizer)
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=ends or None)
+    model.generation_config = greedy
+    try:
+        for batch in _batches(prompts, batch_size):
+            rows = [{"input_ids": prompts[i], "labels": prompts[i]} for i in batch]
+            inputs = _on(model, collate(rows, pad, frozenset()))
+            del inputs["labels"]
+            generated = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
+                **inputs, generation_config=greedy
+            )
+            for i, row in zip(batch, generated[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                length = next((place for place, token in enumerate(row) if token in ends), len(row))
+                answers[i] = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
+            advance(len(batch))
+    finally:
+        model.generation_config = own
+    return answers
+
+
+def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the model's, and the tokenizer's, which training teaches."""
+    of_model = own if isinstance(own, list) else [own]
+    return sorted({token for token in (*of_model, tokenizer.eos_token_id) if token is not None})
+
+
+def _batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Numbers of rows, `size` at a time, by length, so that little is padded; the longest first, to fail early."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def _on(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from taskvec_formats import Form
 from taskvec_formats.dtypes import BitArray, DType
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 
 # safetensors dtype -> torch dtype, for those in which weights are kept
 TORCH_DTYPES = {
@@ -55,6 +55,14 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrain
 def is_masked(model: nn.Module) -> bool:
     """Whether it fills in masked tokens, as encoders do, instead of going on with a text."""
     return type(model).__name__.endswith("ForMaskedLM")
+
+
+def device_of(choice: str) -> torch.device:
+    """Where to compute: "auto" is an accelerator where there is one, else the CPU. Raises UsageError."""
+    if choice not in ("auto", "cpu"):
+        raise UsageError(f"device is one of auto, cpu, found {choice!r}")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if choice == "cpu" or found is None else found
 
 
 def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
