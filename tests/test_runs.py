@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import ROWS, WORDS, make_architecture, write_rows
+from models import ROWS, make_architecture, write_rows
 from peft import LoraConfig, get_peft_model
 
-from taskvec import Checkpoint, TaskVector, apply
+from taskvec import Checkpoint, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, DataError, MaskError, TrainingError, UsageError
 from taskvec.patched import Patched
 from taskvec.plotting import plot_losses
-from taskvec.training.calibration import FactoredRMSprop
 from taskvec.training.corpus import read_corpus
 from taskvec.training.models import load_model
+from taskvec.training.optimizers import LeanRMSprop
 from taskvec.training.options import Options
 from taskvec.training.train import Training, train
 from taskvec_cli.train import train as train_command
@@ -312,36 +312,37 @@ def test_calibration_in_little_memory_finds_much_the_same_mask(llama: Path, tmp_
     options = replace(QUICK, calibration_steps=10, steps=0)
     exact, low = (positions(train(base, data, replace(options, low_memory=low)).vector) for low in (False, True))
     assert len(low) == len(exact)
-    assert len(low & exact) > 0.5 * len(exact), "by chance a tenth would be shared"
+    assert len(low & exact) > 0.95 * len(exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_factored_optimizer_is_rmsprop_where_squares_have_rank_one(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("clip", [0.5, 1e9])
+def test_the_lean_optimizer_is_rmsprop_with_clipped_gradients(dtype: torch.dtype, clip: float) -> None:
     torch.manual_seed(0)
-    rows, columns = torch.rand(5) + 0.5, torch.rand(2, 7) + 0.5
-    start = torch.randn(2, 5, 7).to(dtype)
-    low, exact = nn_parameter(start.clone()), nn_parameter(start.float().clone())
-    factored, reference = FactoredRMSprop([low], lr=1e-4), torch.optim.RMSprop([exact], lr=1e-4)
+    starts = [torch.randn(5, 7).to(dtype), torch.randn(2, 3, 4).to(dtype)]
+    lean = [torch.nn.Parameter(start.clone()) for start in starts]
+    exact = [torch.nn.Parameter(start.float().clone()) for start in starts]
+    optimizer, reference = LeanRMSprop(lean, lr=1e-4, clip=clip), torch.optim.RMSprop(exact, lr=1e-4)
     for step in range(20):
-        # over both matrices of the stack: rows of one, columns shared
-        grad = (rows[None, :, None] * columns[:1, None] * torch.randn(2, 5, 7).sign() * (1 + step)).to(dtype)
-        (low * grad).sum().backward()
-        assert low.grad is None
-        (exact * grad.float()).sum().backward()
+        grads = [(torch.randn(start.shape) * (1 + step % 3)).to(dtype) for start in starts]
+        before = [weight.detach().clone() for weight in lean]
+        with optimizer.measuring():
+            sum((weight * grad).sum() for weight, grad in zip(lean, grads, strict=True)).backward()  # type: ignore[union-attr]
+        assert all(torch.equal(weight, old) for weight, old in zip(lean, before, strict=True))
+        sum((weight * grad).sum() for weight, grad in zip(lean, grads, strict=True)).backward()  # type: ignore[union-attr]
+        assert all(weight.grad is None for weight in lean)
+        sum((weight * grad.float()).sum() for weight, grad in zip(exact, grads, strict=True)).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(exact, clip)
         reference.step()
         reference.zero_grad()
-    total = low.detach().float()
-    if dtype != torch.float32:
-        total = total + factored.state[low]["lost"].float()
-    moved, expected = total - start.float(), exact.detach() - start.float()
-    torch.testing.assert_close(moved, expected, rtol=2e-2, atol=2e-5)
-    factored.close()
-    (low.float() ** 2).sum().backward()
-    assert low.grad is not None
-
-
-def nn_parameter(values: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(values)
+    for weight, wide, start in zip(lean, exact, starts, strict=True):
+        total = weight.detach().float()
+        if dtype != torch.float32:
+            total += optimizer.state[weight]["lost"].float()
+        torch.testing.assert_close(total - start.float(), wide.detach() - start.float(), rtol=2e-2, atol=2e-5)
+    optimizer.close()
+    lean[0].float().square().sum().backward()
+    assert lean[0].grad is not None
 
 
 def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: Path) -> None:
@@ -423,14 +424,9 @@ def test_every_architecture_trains_packs_merges_and_unpacks(architecture: str, t
         training = train(base, data, replace(QUICK, seed=seed, batch_size=4), disjoint_from=vectors)
         assert training.curve.losses[-1] < training.curve.losses[0]
         vectors.append(saved(training, tmp_path / f"{seed}.lota"))
-    from taskvec import diff, merge
-
     merged = merge(vectors)
     apply(merged, base, tmp_path / "merged")
     tuned = Checkpoint(tmp_path / "merged")
     again = diff(base, tuned)
     apply(again, base, tmp_path / "again")
     assert tensors(Checkpoint(tmp_path / "again")) == tensors(tuned) != tensors(base)
-    assert (
-        len(WORDS) == base.tensors[max(base.tensors, key=lambda name: "embed" in name or "wte" in name)].form.shape[0]
-    )

@@ -170,7 +170,7 @@ def train(
     low_memory: Annotated[
         bool,
         typer.Option(
-            "--low-memory", help="Calibrate with the memory of the weights and one gradient.", rich_help_panel=_MEMORY
+            "--low-memory", help="Calibrate in half the memory and twice the time, by RMSprop.", rich_help_panel=_MEMORY
         ),
     ] = False,
     gradient_checkpointing: Annotated[

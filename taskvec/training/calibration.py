@@ -7,9 +7,8 @@ arXiv 2111.09839). The base is never kept in memory: it is read from disk again,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,55 +16,8 @@ from torch.optim import Optimizer
 
 from ..errors import TrainingError
 from ..masks import FloatArray
-from .optimizers import make_optimizer
+from .optimizers import LeanRMSprop, make_optimizer
 from .run import Run
-
-
-class FactoredRMSprop(Optimizer):
-    """RMSprop that needs little memory: weights and one gradient.
-
-    Each parameter is stepped inside the backward pass, as soon as its gradient is there, and the gradient is freed. The
-    second moment is kept by row and by column (Adafactor, arXiv 1804.04235, section 3): v ≈ rows·columns / mean(rows).
-    What a step loses in rounding to bf16 weights is carried to the next (Kahan summation), in `lost`.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, alpha: float = 0.99, eps: float = 1e-8) -> None:
-        super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
-        (group,) = self.param_groups
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._update) for parameter in group["params"]]
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing is left to do."""
-
-    def close(self) -> None:
-        """Let go of the parameters."""
-        for hook in self._hooks:
-            hook.remove()
-
-    @torch.no_grad()
-    def _update(self, weight: torch.Tensor) -> None:
-        assert weight.grad is not None
-        (group,) = self.param_groups
-        grad = weight.grad.float().reshape(-1, weight.shape[-1])
-        weight.grad = None
-        state = self.state[weight]
-        if not state:
-            state["rows"], state["columns"] = grad.new_zeros(len(grad)), grad.new_zeros(grad.shape[1])
-            if weight.dtype != torch.float32:
-                state["lost"] = torch.zeros_like(weight)
-        for name, axis in (("rows", 1), ("columns", 0)):
-            mean_square = torch.linalg.vector_norm(grad, dim=axis).square_().div_(grad.shape[axis])
-            state[name].lerp_(mean_square, 1 - group["alpha"])
-        tiny = torch.finfo(torch.float32).tiny
-        grad.div_((state["rows"] / state["rows"].mean().clamp(tiny)).sqrt_().clamp_(tiny).unsqueeze(1))
-        grad.div_(state["columns"].sqrt().add_(group["eps"])).mul_(-group["lr"])
-        change = grad.view(weight.shape)
-        if weight.dtype == torch.float32:
-            weight.add_(change)
-            return
-        wanted = change.add_(weight).add_(state["lost"])
-        weight.copy_(wanted)
-        state["lost"].copy_(wanted.sub_(weight))
 
 
 def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
@@ -87,14 +39,14 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
     with _observed(parameters, options.mask) as sums:
         optimizer: Optimizer
         if options.low_memory:
-            optimizer = FactoredRMSprop(parameters.values(), lr)
+            optimizer = LeanRMSprop(parameters.values(), lr, options.clip)
         else:
             optimizer = make_optimizer(options.optimizer, parameters.values(), lr)
             names = {id(parameter): name for name, parameter in parameters.items()}
             run.pull(optimizer, lambda parameter: run.moved(names[id(parameter)]))
         dense = not options.low_memory
         curve = run.phase("calibrating", run.model, optimizer, steps=steps, seed=options.seed, dense=dense)
-    if isinstance(optimizer, FactoredRMSprop):
+    if isinstance(optimizer, LeanRMSprop):
         optimizer.close()
     run.model.zero_grad(set_to_none=True)
 

@@ -34,6 +34,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from .data import Row, collate
+from .optimizers import LeanRMSprop
 from .options import Options
 
 
@@ -48,6 +49,18 @@ class Curve:
     losses: list[float]
     eval_losses: list[tuple[int, float]]
     tokens_per_second: float
+
+
+class _TwoPasses(Trainer):
+    """Every batch passes twice: the first time for the norm by which the gradients of the second are clipped."""
+
+    lean: LeanRMSprop
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss of the second pass, which draws the random numbers that the first drew."""
+        with self.lean.measuring(), torch.random.fork_rng():
+            super().training_step(model, *args, **kwargs)
+        return super().training_step(model, *args, **kwargs)
 
 
 class _Watch(TrainerCallback):
@@ -186,7 +199,7 @@ def fit(
             callbacks.append(EarlyStoppingCallback(options.patience))
         scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
         try:
-            trainer = Trainer(
+            trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else Trainer)(
                 model=model,
                 args=arguments,
                 train_dataset=rows,
@@ -199,6 +212,9 @@ def fit(
             if report_to == "none":
                 raise
             raise UsageError(f"--report-to {report_to}: {error}") from None
+        if isinstance(trainer, _TwoPasses):
+            assert isinstance(optimizer, LeanRMSprop)
+            trainer.lean = optimizer
         trainer.remove_callback(PrinterCallback)
         last = get_last_checkpoint(str(home)) if home.is_dir() else None
         with _finishing_the_step(watch):

@@ -1,9 +1,11 @@
-"""The optimizers that a run can be asked for by name."""
+"""The optimizers that a run can be asked for by name, and one for calibration in little memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,3 +23,68 @@ _MAKERS: dict[str, Callable[..., Optimizer]] = {
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
     """One of options.OPTIMIZERS, with torch's own settings (RMSprop's α is the paper's 0.99), without weight decay."""
     return _MAKERS[name](parameters, lr=lr)
+
+
+class LeanRMSprop(Optimizer):
+    """RMSprop with clipped gradients in half the memory: no more than one gradient is alive, second moments are bf16.
+
+    Each parameter is stepped inside the backward pass, when its gradient is there, and the gradient is freed. The norm
+    over all of them, by which they are clipped, must be known then: it is what a backward pass of the same batch under
+    `measuring` finds. What a step loses in rounding to bf16 weights is carried to the next (Kahan summation), in the
+    state `lost`.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, clip: float, alpha: float = 0.99, eps: float = 1e-8
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
+        self._clip = clip
+        self._squares: list[torch.Tensor] = []  # of the parameters' norms
+        self._scale: torch.Tensor | float = 1.0
+        self._measures = False
+        (group,) = self.param_groups
+        self._hooks = [parameter.register_post_accumulate_grad_hook(self._arrived) for parameter in group["params"]]
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within the block backward passes change nothing; the norm of their gradients is the next step's."""
+        self._squares.clear()
+        self._measures = True
+        try:
+            yield
+        finally:
+            self._measures = False
+        norm = torch.stack(self._squares).sum().sqrt()
+        self._scale = (self._clip / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_ does
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing is left to do."""
+
+    def close(self) -> None:
+        """Let go of the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _arrived(self, weight: torch.Tensor) -> None:
+        assert weight.grad is not None
+        grad, weight.grad = weight.grad, None
+        if self._measures:
+            self._squares.append(torch.linalg.vector_norm(grad, dtype=torch.float32).square())
+            return
+        (group,) = self.param_groups
+        state = self.state[weight]
+        if not state:
+            state["square"] = torch.zeros_like(weight, dtype=torch.bfloat16)
+            if weight.dtype != torch.float32:
+                state["lost"] = torch.zeros_like(weight)
+        grad = grad.float().mul_(self._scale)
+        square = torch.lerp(state["square"].float(), grad * grad, 1 - group["alpha"])
+        state["square"].copy_(square)
+        change = grad.div_(square.sqrt_().add_(group["eps"])).mul_(-group["lr"])
+        if weight.dtype == torch.float32:
+            weight.add_(change)
+            return
+        wanted = change.add_(weight).add_(state["lost"])
+        weight.copy_(wanted)
+        state["lost"].copy_(wanted.sub_(weight))

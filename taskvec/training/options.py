@@ -31,7 +31,7 @@ class Options:
     scope: the largest of all weights together, "global", or of each tensor by itself, "tensor".
     via: another, lower sparsity: train a ticket of it first, whose largest entries are the mask.
     calibration_steps: T. calibration_epochs: passes of calibration over the data instead, 0.1 being one over a tenth.
-    low_memory: calibrate with a factored second moment, one gradient alive at a time (calibration.py).
+    low_memory: calibrate in half the memory and twice the time, by RMSprop (optimizers.py, LeanRMSprop).
     steps: optimizer steps of training; None takes `epochs` passes over the data; 0 leaves a mask without values.
     lr: learning rate; calibration_lr: that of calibration, None for the same.
     l1: λ of the pull towards the base.
