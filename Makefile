@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEMO ?= taskvec-demo
 PAIRS ?= bench-pairs
+RUNS ?= bench-runs
+TASKS ?= tasks
 FUZZ ?= 100000 0
 
-.PHONY: help demo test fuzz check format bench bench-format clean
+.PHONY: help demo test fuzz check format bench bench-format bench-train bench-tasks clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -15,6 +17,8 @@ help:
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
+	@echo "make bench-train    time and memory of training beside full fine-tuning, LoRA and SHiRA"
+	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (an hour and a half)"
 	@echo "make clean   remove what make made"
 
 # the stamps depend on the packaging only: the install is editable, so the code needs no new one
@@ -62,6 +66,17 @@ bench-format: $(VENV)/smollm2 $(VENV)/peers
 	$(BIN)/python benchmarks/pairs.py $(PAIRS)
 	$(BIN)/python benchmarks/format.py $(PAIRS)
 
+$(RUNS)/base: $(VENV)/smollm2
+	$(BIN)/python -c 'from pathlib import Path; from taskvec.demo.smollm2 import write_base; write_base(Path("$@"))'
+
+bench-train: $(RUNS)/base
+	$(BIN)/python benchmarks/training.py $(RUNS)/base
+	$(BIN)/python benchmarks/calibration.py $(RUNS)/base $(RUNS)/calibration
+
+# TASKS holds NAME/train.jsonl and NAME/test.jsonl
+bench-tasks: $(RUNS)/base
+	$(BIN)/python benchmarks/tasks.py $(TASKS) $(RUNS)
+
 clean:
-	rm -rf $(VENV) $(DEMO) $(PAIRS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) $(PAIRS) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

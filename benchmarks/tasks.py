@@ -1,7 +1,7 @@
 """What methods learn on real tasks: held-out metrics of the base and of vectors trained by one recipe.
 
-Usage: python benchmarks/tasks.py TASKS FOLDER [TASK ...]. TASKS holds NAME/train.jsonl and NAME/test.jsonl for each task
-in RECIPES. FOLDER keeps the base, vectors and scores; what is there is not made again.
+Usage: python benchmarks/tasks.py TASKS FOLDER [NAME ...]. TASKS holds NAME/train.jsonl and NAME/test.jsonl for each
+task in RECIPES. FOLDER holds the model in base/ and keeps vectors and scores; what is there is not made again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from taskvec.demo.smollm2 import write_base
 from taskvec_formats.atomic import atomic_file
 
 # one schedule for all; no example is seen twice
@@ -30,7 +29,8 @@ METHODS = {
 
 def run(command: list[str]) -> str:
     """Run a taskvec command and return what it prints; its errors end this program."""
-    done = subprocess.run(["taskvec", *command], stdout=subprocess.PIPE, text=True, check=False)
+    taskvec = str(Path(sys.executable).with_name("taskvec"))
+    done = subprocess.run([taskvec, *command], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"taskvec {' '.join(command)}: exit status {done.returncode}")
     return done.stdout
@@ -58,8 +58,6 @@ def score(base: Path, tasks: Path, folder: Path, task: str, method: str) -> dict
 def main(tasks: Path, folder: Path, names: list[str]) -> None:
     """Train and evaluate all, then print one table a task."""
     base = folder / "base"
-    if not base.exists():
-        write_base(base)
     for task in names or RECIPES:
         steps, metrics = RECIPES[task]
         rows = {method: score(base, tasks, folder, task, method) for method in METHODS}

@@ -106,7 +106,9 @@ class Run:
 
     def started(self, name: str) -> torch.Tensor:
         """A tensor as it is at the start, from disk: [size], in its own dtype."""
-        return tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
+        values = tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
+        self.start.release(name)
+        return values
 
     def moved(self, parameter: str) -> torch.Tensor:
         """By how much a parameter differs from the start, in its shape and dtype."""

@@ -70,10 +70,14 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
         return vector_of(run.start, run.forms, zeros, {"calibration_losses": losses})
 
-    chosen = keep.vector("mask", choose)
+    chosen: TaskVector | None = keep.vector("mask", choose)
+    assert chosen is not None
+    calibration_losses = chosen.provenance["calibration_losses"]
     if run.bf16:
         run.model.to(torch.bfloat16)
-    with sparse_finetune(run.model, chosen, run.start) as tickets:
+    sparse = sparse_finetune(run.model, chosen, run.start)
+    chosen = None  # the leaves hold their positions in half the memory
+    with sparse as tickets:
         curve = Curve([], [], 0.0)
         if run.steps:
             optimizer = make_optimizer(options.optimizer, tickets.parameters(), options.lr)
@@ -84,7 +88,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         deltas = tickets.entries_by_tensor()
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
-    return Ticket(vector, chosen.provenance["calibration_losses"], curve, survived)
+    return Ticket(vector, calibration_losses, curve, survived)
 
 
 def _zeros(form: Form, indices: Indices) -> SparseTensor:

@@ -1,0 +1,57 @@
+"""What calibration in little memory costs, and how near its mask comes to the exact one.
+
+Usage: python benchmarks/calibration.py BASE FOLDER. Each row is a whole process of `taskvec train` on the demo's SQL
+task.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import measure
+
+from taskvec.demo.tasks import write_task
+
+STEPS = ["--batch-size", "8", "--lr", "2e-5"]
+MASK = [*STEPS, "--steps", "0", "--calibration-steps", "12"]
+RUNS = {
+    "full fine-tuning, 3 steps": ["--method", "fft", *STEPS, "--steps", "3"],
+    "exact": MASK,
+    "low memory": [*MASK, "--low-memory"],
+    "exact, data in another order": [*MASK, "--seed", "1"],
+}
+SPARSITIES = ("0.9", "0.99")
+
+
+def shared(taskvec: str, one: Path, other: Path) -> float:
+    """The share of one mask's positions that another of the same size has."""
+    shown = subprocess.run([taskvec, "inspect", str(one), str(other), "--json"], stdout=subprocess.PIPE, check=True)
+    report = json.loads(shown.stdout)
+    return float(report["overlap"][0]["intersection"]) / float(report["files"][0]["entries"])
+
+
+def main(base: Path, folder: Path) -> None:
+    """Run all and print the table."""
+    taskvec = str(Path(sys.executable).with_name("taskvec"))
+    data, _ = write_task("sql", folder / "data", 400, 32)
+    print("| calibration | peak MB | seconds | " + " | ".join(f"of the exact mask, {s}" for s in SPARSITIES) + " |")
+    print("|---" * (3 + len(SPARSITIES)) + "|")
+    for name, options in RUNS.items():
+        figures, cells = (0.0, 0.0), []
+        for sparsity in SPARSITIES if options[:1] != ["--method"] else ("",):
+            file = folder / f"{'-'.join(name.split())}-{sparsity}.lota".replace(",", "")
+            command = [taskvec, "train", str(base), str(data), "-o", str(file), "--force", *options]
+            figures = measure([*command, "--sparsity", sparsity] if sparsity else command)
+            if sparsity:
+                cells.append(f"{shared(taskvec, folder / f'exact-{sparsity}.lota', file):.2%}")
+        cells += [""] * (len(SPARSITIES) - len(cells))
+        print(f"| {name} | {figures[1]:.0f} | {figures[0]:.0f} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

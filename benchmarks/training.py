@@ -1,0 +1,218 @@
+"""Time and memory of one training step: sparse leaves beside full fine-tuning and adapters.
+
+Usage: python benchmarks/training.py BASE [STEPS]. Each method runs in a process of its own, on the same batches, with
+RMSprop. Columns: seconds a step, the median without the first two; the same over full fine-tuning's; peak resident
+memory of the whole process; and how much of it came after the model was loaded. On an accelerator both are those of
+its allocator. bf16 where the machine multiplies bf16 matrices no slower than f32 ones, else f32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+BATCH, LENGTH = 2, 64
+METHODS = ("full fine-tuning", "LoTA, 90 %", "LoTA, 99 %", "LoRA, r=64", "LoRA, r=256", "SHiRA, 90 %", "SHiRA, 99 %")
+COLUMNS = ("method", "seconds a step", "÷ full", "peak MB", "of that after loading", "trained weights")
+
+
+def bf16_is_quick(device: Any) -> bool:
+    """Whether a bf16 product and its gradients take no longer than in f32."""
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, w = (torch.randn(512, 512, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            (x @ w).float().sum().item()
+            (x @ w).sum().backward()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) <= 1.1 * seconds(torch.float32)
+
+
+class Memory:
+    """Bytes in use now and at most: of the process, or of the accelerator's allocator."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self.peak = 0
+        self._stop = threading.Event()
+
+    def now(self) -> int:
+        import torch
+
+        if self.device.type != "cpu":
+            return int(torch.accelerator.memory_allocated())
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
+
+    def __enter__(self) -> Memory:
+        # ru_maxrss cannot be reset: what loading needed for a moment would hide what training needs
+        def watch() -> None:
+            while not self._stop.wait(0.005):
+                self.peak = max(self.peak, self.now())
+
+        self._thread = threading.Thread(target=watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        self._stop.set()
+        self._thread.join()
+        if self.device.type != "cpu":
+            self.peak = int(torch.accelerator.max_memory_allocated())
+
+
+def leaves(density: float) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
+    """LoTA with a random mask: where the entries are makes no difference to the cost."""
+
+    def prepare(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
+        import numpy as np
+
+        from taskvec import sparse_finetune
+        from taskvec.training.models import eligible_parameters
+
+        dice = np.random.default_rng(0)
+        masks = {
+            name: np.flatnonzero(dice.random(parameter.numel(), np.float32) < density)
+            for name, parameter in eligible_parameters(model).items()
+        }
+        tickets = stack.enter_context(sparse_finetune(model, masks))
+        return tickets, tickets.parameters()
+
+    return prepare
+
+
+def adapters(
+    make: Callable[[list[str], list[tuple[int, ...]]], Any],
+) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
+    """A method of peft on the linear layers of the blocks."""
+
+    def prepare(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
+        from peft import get_peft_model
+
+        from taskvec.training.models import eligible_parameters
+
+        eligible = eligible_parameters(model)
+        modules = [name.removesuffix(".weight") for name in eligible]
+        adapted = get_peft_model(model, make(modules, [tuple(weight.shape) for weight in eligible.values()]))
+        return adapted, [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+
+    return prepare
+
+
+def full(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
+    """All parameters."""
+    return model, list(model.parameters())
+
+
+def lora(rank: int) -> Any:
+    from peft import LoraConfig
+
+    return lambda modules, shapes: LoraConfig(r=rank, lora_alpha=16, target_modules=modules)
+
+
+def shira(density: float) -> Any:
+    """SHiRA gives each matrix r·(rows + columns) entries, as many as a LoRA of rank r has: r sets the density."""
+    from peft import ShiraConfig
+
+    def make(modules: list[str], shapes: list[tuple[int, ...]]) -> Any:
+        rank = density * sum(map(math.prod, shapes)) / sum(map(sum, shapes))
+        return ShiraConfig(r=max(1, round(rank)), target_modules=modules, random_seed=0)
+
+    return make
+
+
+def prepare(method: str) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
+    """How a method makes a model trainable."""
+    name, _, setting = method.partition(", ")
+    if name == "full fine-tuning":
+        return full
+    if name == "LoRA":
+        return adapters(lora(int(setting.removeprefix("r="))))
+    density = 1 - int(setting.split()[0]) / 100
+    return leaves(density) if name == "LoTA" else adapters(shira(density))
+
+
+def train(base: Path, method: str, steps: int) -> dict[str, float | str]:
+    """Train for some steps in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = found or torch.device("cpu")
+    dtype = torch.bfloat16 if bf16_is_quick(device) else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device).train()
+    model.config.use_cache = False
+    torch.manual_seed(0)
+    batches = torch.randint(0, model.config.vocab_size, (steps, BATCH, LENGTH), device=device)
+    model(input_ids=batches[0])  # what the first forward pass needs for good is not the method's
+    memory = Memory(device)
+    loaded, seconds = memory.now(), []
+    with ExitStack() as stack, memory:
+        module, parameters = prepare(method)(model, stack)
+        parameters = list(parameters)
+        optimizer = torch.optim.RMSprop(parameters, lr=1e-6)
+        for batch in batches:
+            start = time.perf_counter()
+            module(input_ids=batch, labels=batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(seconds[2:]),
+        "peak": memory.peak / 1e6,
+        "growth": (memory.peak - loaded) / 1e6,
+        "trained": sum(parameter.numel() for parameter in parameters),
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+    }
+
+
+def main(base: Path, steps: int) -> None:
+    """Run every method in a process of its own and print the table."""
+    rows = {}
+    for method in METHODS:
+        command = [sys.executable, __file__, str(base), str(steps), method]
+        quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
+        if done.returncode:
+            sys.exit(f"{method}: exit status {done.returncode}")
+        rows[method] = json.loads(done.stdout.splitlines()[-1])
+    first = rows[METHODS[0]]
+    print(f"{first['device']}, {first['dtype']}, {BATCH} × {LENGTH} tokens a step, RMSprop, {steps} steps\n")
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for method, row in rows.items():
+        ratio = row["seconds"] / first["seconds"]
+        print(
+            f"| {method} | {row['seconds']:.3f} | {ratio:.2f} | {row['peak']:.0f} | {row['growth']:.0f} | "
+            f"{row['trained']:,} |"
+        )
+
+
+if __name__ == "__main__":
+    if not 2 <= len(sys.argv) <= 4:
+        sys.exit(__doc__)
+    folder, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    if len(sys.argv) == 4:
+        print(json.dumps(train(folder, sys.argv[3], count)))
+    else:
+        main(folder, count)
