@@ -175,6 +175,42 @@ def test_train_merge_inspect(llama: Path, data: Path, tmp_path: Path) -> None:
     assert "by chance" in ok("inspect", a, b)
 
 
+def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "x.lota", tmp_path / "losses.png"
+    evaluated = ("--eval-data", data, "--eval-steps", "1")
+    said = ok("train", llama, data, "-o", out, *QUICK, *evaluated, "--plot", picture)
+    for line in ("first loss: ", "final loss: ", "tokens a second: ", "lowest evaluated loss: ", "entries that change"):
+        assert f"\n{line}" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    mask = ok("train", llama, data, "-o", tmp_path / "mask.lota", *QUICK, "--steps", "0")
+    assert mask.count("\n") == 1
+    dense = ok("train", llama, data, "-o", out, *QUICK, "--method", "fft", "--force", "--json")
+    report = json.loads(dense)
+    assert report["trained"] == report["survived"] == report["entries"]
+    assert report["free_share"] is None
+    assert report["steps"] == 2
+    assert report["provenance"]["run"]["options"]["method"] == "fft"
+    real = ok("train", llama, data, "-o", out, *QUICK, "--force", "--gradient-checkpointing", run=taskvec)
+    assert "final loss" in real
+
+
+def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path: Path) -> None:
+    train = ("train", llama, data, "-o", tmp_path / "x.lota", *QUICK)
+    assert "--mix takes DATA:SHARE" in refused(2, *train, "--mix", "rows.jsonl")
+    assert "add up to less than 1" in refused(2, *train, "--mix", f"{data}:1.5")
+    assert "no such file" in refused(2, *train, "--mix", f"{tmp_path / 'absent.jsonl'}:0.1")
+    assert "no such file" in refused(2, *train, "--eval-data", tmp_path / "absent.jsonl")
+    assert "method is one of lota, fft, lora" in refused(2, *train, "--method", "magic")
+    assert "--method fft has no mask" in refused(2, *train, "--method", "fft", "--sparsity", "0.5")
+    assert "a picture is one of" in refused(2, *train, "--plot", tmp_path / "x.bmp")
+    assert "needs examples to evaluate on" in refused(2, *train, "--patience", "1")
+    assert "--report-to nowhere" in refused(2, *train, "--report-to", "nowhere")
+    (tmp_path / "x.lota.run").mkdir()
+    assert "--resume goes on with it" in refused(2, *train)
+    ok(*train, "--force")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.lota"]
+
+
 def test_tickets_in_a_row_stay_disjoint_and_masks_are_reused(llama: Path, data: Path, tmp_path: Path) -> None:
     first, second, third, last = (tmp_path / f"{name}.lota" for name in ("first", "second", "third", "last"))
     ok("train", llama, data, "-o", first, *QUICK)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from building import package, tensor, write_checkpoint
+from models import make_llama, write_rows
 
 from taskvec import Checkpoint, diff
 from taskvec_formats import LotaReader
@@ -151,3 +154,37 @@ def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict
     done = subprocess.run([*inside, script, "sh", *arguments], capture_output=True, text=True, check=False)
     assert done.stdout == "code 1\n"
     assert done.stderr == f"taskvec: {tmp_path / 'out'}: No space left on device\n"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tmp_path: Path) -> None:
+    base, data = make_llama(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
+    recipe = "--calibration-steps 2 --steps 150 --save-steps 1 --batch-size 2 --lr 1e-3 --device cpu".split()
+    train = ["train", str(base), str(data), *recipe]
+    run(*train, "-o", tmp_path / "whole.lota")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "rows.jsonl", "whole.lota"}
+
+    output, folder = tmp_path / "x.lota", tmp_path / "x.lota.run"
+    process = subprocess.Popen([*TASKVEC, *train, "-o", str(output)], stderr=subprocess.PIPE, text=True)
+    while len(list(folder.glob("checkpoints/*/complete"))) < 1:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(how)
+    said = process.communicate()[1]
+    if how == signal.SIGKILL:
+        assert process.returncode == -how
+    else:
+        assert process.returncode == 1
+        step = re.fullmatch(
+            r"taskvec: stopped after step (\d+) of 150 of training; --resume goes on from there\n", said
+        )
+        assert step, said
+        assert (folder / "checkpoints" / f"checkpoint-{step[1]}" / "complete").exists()
+    assert not output.exists()
+    again = subprocess.run([*TASKVEC, *train, "-o", str(output)], check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "x.lota.run holds an unfinished run: --resume goes on with it, --force starts anew" in again.stderr
+
+    run(*train, "-o", output, "--resume")
+    assert output.read_bytes() == (tmp_path / "whole.lota").read_bytes()
+    assert not folder.exists()

@@ -223,7 +223,6 @@ def trained_by_trainer(model_folder: Path, data: Path, folder: Path, stop: int =
             max_steps=stop,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
-            gradient_checkpointing=True,
             learning_rate=1e-2,
             weight_decay=0.1,
             lr_scheduler_type="constant",

@@ -5,6 +5,7 @@ Both come out as task vectors, as exact as those of `pack`, so that the same com
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -53,7 +54,9 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
         fan_in_fan_out=transposed,
     )
     torch.manual_seed(run.options.seed)  # of the adapters' first values
-    adapted = get_peft_model(run.model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses names that transformers is about to drop
+        adapted = get_peft_model(run.model, config)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     curve = _train(run, adapted, trained, keep, dense=run.bf16)
     run.model = adapted.float().merge_and_unload()

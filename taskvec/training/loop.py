@@ -29,13 +29,16 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from .data import Row, collate
 from .optimizers import LeanRMSprop
 from .options import Options
+
+_COMPLETE = "complete"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class _Watch(TrainerCallback):
     ) -> None:
         for key in ("loss", "eval_loss"):
             if logs and key in logs and not math.isfinite(logs[key]):
-                kept = self.folder and get_last_checkpoint(str(self.folder))
+                kept = _last_checkpoint(self.folder)
                 raise TrainingError(
                     f"the {key.replace('_', ' ')} is {logs[key]} at step {state.global_step} of {self.stage}; "
                     "try a lower --lr" + (f"; the last checkpoint is {kept}" if kept else "")
@@ -102,6 +105,16 @@ class _Watch(TrainerCallback):
         if self.interrupted:
             control.should_save = self.folder is not None
             control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.folder is not None:
+            (self.folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / _COMPLETE).touch()
+
+
+def _last_checkpoint(folder: Path | None) -> Path | None:
+    """The last that was written to its end; a process may be killed while it writes one."""
+    found = [] if folder is None else [mark.parent for mark in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_COMPLETE}")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 @contextmanager
@@ -126,6 +139,16 @@ def _finishing_the_step(watch: _Watch) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def check_report_to(name: str) -> None:
+    """Raise UsageError for what Trainer cannot report to, or not without a package that is missing."""
+    if name != "none":
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError(f"--report-to {name}: {error}") from None
 
 
 def accepted_arguments(model: nn.Module) -> frozenset[str]:
@@ -154,11 +177,12 @@ def fit(
     padding: the token id to fill batches up with. autocast: compute in bf16 where the weights are f32.
     eval_rows: evaluated every options.eval_steps; with options.patience the best weights are taken at the end.
     folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
-    Raises TrainingError where a loss is not finite or the process was told to stop, UsageError for a `report_to` that
-    cannot be had.
+    Raises TrainingError where a loss is not finite or the process was told to stop.
     """
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # the name since transformers 5.23, and the one before
+        enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     watch = _Watch(stage, folder, progress)
     every = options.eval_steps or max(1, steps // 10)
     best = bool(eval_rows) and options.patience is not None
@@ -198,27 +222,22 @@ def fit(
             assert options.patience is not None
             callbacks.append(EarlyStoppingCallback(options.patience))
         scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
-        try:
-            trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else Trainer)(
-                model=model,
-                args=arguments,
-                train_dataset=rows,
-                eval_dataset=eval_rows or None,
-                data_collator=partial(collate, padding=padding, accepts=accepted_arguments(model)),
-                optimizers=(optimizer, scheduler),
-                callbacks=callbacks,
-            )
-        except (ValueError, RuntimeError, ImportError) as error:
-            if report_to == "none":
-                raise
-            raise UsageError(f"--report-to {report_to}: {error}") from None
+        trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else Trainer)(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=eval_rows or None,
+            data_collator=partial(collate, padding=padding, accepts=accepted_arguments(model)),
+            optimizers=(optimizer, scheduler),
+            callbacks=callbacks,
+        )
         if isinstance(trainer, _TwoPasses):
             assert isinstance(optimizer, LeanRMSprop)
             trainer.lean = optimizer
         trainer.remove_callback(PrinterCallback)
-        last = get_last_checkpoint(str(home)) if home.is_dir() else None
+        last = _last_checkpoint(folder)
         with _finishing_the_step(watch):
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if watch.interrupted:
         kept = "; --resume goes on from there" if folder else ""
         raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{kept}")

@@ -21,7 +21,7 @@ from ..vector import TaskVector
 from .corpus import read_corpus
 from .dense import difference, train_fully, train_lora
 from .folder import RunFolder
-from .loop import Curve
+from .loop import Curve, check_report_to
 from .masking import free_share, taken_by
 from .options import MASKS, SCOPES, Options
 from .run import Run
@@ -80,6 +80,7 @@ def train(
     tensor. Raises UsageError, DataError, MaskError, TrainingError, BaseMismatchError.
     """
     options.check()
+    check_report_to(options.report_to)
     _check(options, mask_from, disjoint_from, start_from, eval_data)
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
     start = Patched(base, start_from) if start_from is not None else base
