@@ -45,7 +45,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
             names = {id(parameter): name for name, parameter in parameters.items()}
             run.pull(optimizer, lambda parameter: run.moved(names[id(parameter)]))
         dense = not options.low_memory
-        curve = run.phase("calibrating", run.model, optimizer, steps=steps, seed=options.seed, dense=dense)
+        curve = run.phase(run.model, optimizer, steps=steps, dense=dense, calibrates=True)
     if isinstance(optimizer, LeanRMSprop):
         optimizer.close()
     run.model.zero_grad(set_to_none=True)

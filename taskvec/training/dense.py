@@ -65,9 +65,7 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
 
 def _train(run: Run, model: nn.Module, parameters: list[nn.Parameter], keep: RunFolder, *, dense: bool) -> Curve:
     optimizer = make_optimizer(run.options.optimizer, parameters, run.options.lr)
-    # the order of the data in which a ticket would be trained
-    seed, folder = run.options.seed + 1, keep.below("checkpoints")
-    return run.phase("training", model, optimizer, steps=run.steps, seed=seed, dense=dense, folder=folder)
+    return run.phase(model, optimizer, steps=run.steps, dense=dense, folder=keep.below("checkpoints"))
 
 
 def difference(run: Run, base: Checkpoint, changed: Iterable[str]) -> TaskVector:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -55,9 +55,15 @@ class Leaf:
         return tensor.detach().view(-1)
 
     def gather(self, weight: torch.Tensor) -> None:
-        """Move the masked part of the dense gradient into the leaf, adding to what is there, and free the rest."""
+        """Move the masked part of the dense gradient into the leaf, adding to what is there, and free the rest.
+
+        Under torch.distributed it is the mean over all processes.
+        """
         assert weight.grad is not None
         grad = weight.grad.reshape(-1).index_select(0, self.indices).float()
+        if distributed.is_initialized():
+            # autograd knows nothing of the leaves, so DistributedDataParallel does not
+            distributed.all_reduce(grad.div_(distributed.get_world_size()))
         self.delta.grad = grad if self.delta.grad is None else self.delta.grad.add_(grad)
         weight.grad = None
 
@@ -110,6 +116,8 @@ class SparseModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if "model" not in self.__dict__:  # while it is being copied
+                raise
             return getattr(self.__dict__["model"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -138,38 +138,38 @@ class Run:
 
     def phase(
         self,
-        stage: str,
         model: nn.Module,
         optimizer: Optimizer,
         *,
         steps: int,
-        seed: int,
         dense: bool,
+        calibrates: bool = False,
         folder: Path | None = None,
     ) -> Curve:
         """Train `model`, which is this run's or holds it; dense: its weights are f32 beside bf16 arithmetic.
 
         folder: where the main phase keeps checkpoints; calibration has none, and no evaluations or reports.
         """
-        main = stage == "training"
+        options = replace(self.options, accumulate=1) if calibrates and self.options.low_memory else self.options
         return fit(
             model,
             optimizer,
             self.rows,
-            self.options if main or not self.options.low_memory else replace(self.options, accumulate=1),
-            stage=stage,
+            options,
+            stage="calibrating" if calibrates else "training",
             steps=steps,
-            seed=seed,
+            # another order of the data than calibration saw
+            seed=options.seed + (not calibrates),
             padding=pad_id(self.tokenizer),
             autocast=self.bf16 and dense,
             progress=self.progress,
-            eval_rows=self.eval_rows if main else (),
+            eval_rows=() if calibrates else self.eval_rows,
             folder=folder,
-            report_to=self.options.report_to if main else "none",
+            report_to="none" if calibrates else options.report_to,
         )
 
     def pull(self, optimizer: Optimizer, moved: Callable[[nn.Parameter], torch.Tensor]) -> None:
-        """Add the gradient of λ/N·Σ|w − w0| before each step: the pull of LT-SFT (arXiv 2110.07560, section 3.2).
+        """Add the gradient of λ/N·Σ|w − w0| before each step: the pull of LT-SFT (arXiv 2110.07560).
 
         moved: of a parameter of the optimizer, by how much it has moved, in its shape.
         """

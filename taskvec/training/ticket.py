@@ -82,9 +82,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         if run.steps:
             optimizer = make_optimizer(options.optimizer, tickets.parameters(), options.lr)
             run.pull(optimizer, lambda delta: delta.detach())
-            # another order of the data than calibration saw
-            seed, folder = options.seed + 1, keep.below("checkpoints")
-            curve = run.phase("training", tickets, optimizer, steps=run.steps, seed=seed, dense=False, folder=folder)
+            curve = run.phase(tickets, optimizer, steps=run.steps, dense=False, folder=keep.below("checkpoints"))
         deltas = tickets.entries_by_tensor()
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
