@@ -97,12 +97,21 @@ def train(
     denser: TaskVector | None = None
     if options.via is not None:
         first = replace(options, sparsity=options.via, via=None, relative_to="base" if start_from is None else "start")
-        again = {"disjoint_from": disjoint_from, "start_from": start_from, "mix": mix, "eval_data": eval_data}
-        labelled = _labelled(progress, f"{options.via:.0%}")
-        denser = keep.vector(
-            "via",
-            lambda: train(base, data, first, labelled, folder=keep.below("via"), **again).vector,  # type: ignore[arg-type]
-        )
+
+        def train_denser() -> TaskVector:
+            return train(
+                base,
+                data,
+                first,
+                _labelled(progress, f"{first.sparsity:.0%}"),
+                disjoint_from=disjoint_from,
+                start_from=start_from,
+                mix=mix,
+                eval_data=eval_data,
+                folder=keep.below("via"),
+            ).vector
+
+        denser = keep.vector("via", train_denser)
     lota = options.method == "lota"
     holder = mask_from or denser
     calibrates = lota and holder is None and options.mask != "random"
