@@ -1,9 +1,9 @@
 """Time and memory of one training step: sparse leaves beside full fine-tuning and adapters.
 
-Usage: python benchmarks/training.py BASE [STEPS]. Each method runs in a process of its own, on the same batches, with
-RMSprop. Columns: seconds a step, the median without the first two; the same over full fine-tuning's; peak resident
+Usage: python benchmarks/training.py BASE [STEPS [DTYPE]]. Each method is a process of its own, with RMSprop, on the
+same batches. Columns: seconds a step, the median without the first two; the same over full fine-tuning's; peak resident
 memory of the whole process; and how much of it came after the model was loaded. On an accelerator both are those of
-its allocator. bf16 where the machine multiplies bf16 matrices no slower than f32 ones, else f32.
+its allocator. DTYPE is bfloat16 where the machine multiplies such matrices no slower than others, else float32.
 """
 
 from __future__ import annotations
@@ -149,14 +149,14 @@ def prepare(method: str) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]
     return leaves(density) if name == "LoTA" else adapters(shira(density))
 
 
-def train(base: Path, method: str, steps: int) -> dict[str, float | str]:
+def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, float | str]:
     """Train for some steps in this process."""
     import torch
     from transformers import AutoModelForCausalLM
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = found or torch.device("cpu")
-    dtype = torch.bfloat16 if bf16_is_quick(device) else torch.float32
+    dtype: torch.dtype = getattr(torch, dtype_name or ("bfloat16" if bf16_is_quick(device) else "float32"))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device).train()
     model.config.use_cache = False
     torch.manual_seed(0)
@@ -187,11 +187,11 @@ def train(base: Path, method: str, steps: int) -> dict[str, float | str]:
     }
 
 
-def main(base: Path, steps: int) -> None:
+def main(base: Path, steps: int, dtype_name: str) -> None:
     """Run every method in a process of its own and print the table."""
     rows = {}
     for method in METHODS:
-        command = [sys.executable, __file__, str(base), str(steps), method]
+        command = [sys.executable, __file__, str(base), str(steps), dtype_name, method]
         quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
         if done.returncode:
@@ -209,10 +209,11 @@ def main(base: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    if not 2 <= len(sys.argv) <= 4:
+    if not 2 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
-    folder, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    if len(sys.argv) == 4:
-        print(json.dumps(train(folder, sys.argv[3], count)))
+    given = sys.argv[1:]
+    folder, count, name, *child = given + ["", "20", ""][len(given) :]
+    if child:
+        print(json.dumps(train(Path(folder), int(count), name, child[0])))
     else:
-        main(folder, count)
+        main(Path(folder), int(count), name)
