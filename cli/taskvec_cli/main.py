@@ -110,14 +110,10 @@ def merge(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--output", help="What to write.  [default: merged.lota; with --base merged/]", show_default=False
-        ),
+        typer.Option("-o", "--output", help="What to write.", show_default="merged.lota; with --base merged/"),
     ] = None,
     method: Annotated[str, typer.Option(help="auto, disjoint, ties or linear.")] = "auto",
-    weights: Annotated[
-        str | None, typer.Option(help="One factor a vector, e.g. 1,0.5.  [default: 1 each]", show_default=False)
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="One factor a vector, e.g. 1,0.5.", show_default="1 each")] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="Write a model folder: this base, merged.", show_default=False)
     ] = None,

@@ -30,8 +30,8 @@ def train(
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="Share of eligible weights that stay at the base.  [default: 0.9; all of --mask-from]",
-            show_default=False,
+            help="Share of eligible weights that stay at the base.",
+            show_default="0.9; all of --mask-from",
             rich_help_panel=_MASK,
         ),
     ] = None,
@@ -144,9 +144,7 @@ def train(
     ] = 0.0,
     eval_steps: Annotated[
         int | None,
-        typer.Option(
-            help="Steps between evaluations.  [default: ten in all]", show_default=False, rich_help_panel=_WATCH
-        ),
+        typer.Option(help="Steps between evaluations.", show_default="ten in all", rich_help_panel=_WATCH),
     ] = None,
     patience: Annotated[
         int | None,
