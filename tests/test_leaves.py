@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from taskvec import Checkpoint, TaskVector, apply, diff, sparse_finetune
 from taskvec.errors import BaseMismatchError, MaskError, UsageError
 from taskvec.training.data import collate, encode, read_examples
-from taskvec.training.models import eligible_parameters, load_model
+from taskvec.training.models import bits_of, eligible_parameters, load_model, part_of, places
 
 
 @pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
@@ -301,6 +301,20 @@ def test_mixed_precision_trains_leaves_in_f32(llama: Path, data: Path) -> None:
     for kind in ("autocast", "bf16"):
         difference = (found[kind] - found["f32"]).norm() / found["f32"].norm()
         assert difference < 0.1, f"{kind}: {difference}"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "bert"])
+def test_every_tensor_on_disk_has_its_place_in_the_model(architecture: str, tmp_path: Path, gpt2: Path) -> None:
+    """Prefixes, tied weights, and experts that several tensors on disk make up."""
+    folder = gpt2 if architecture == "gpt2" else make_architecture(architecture, tmp_path, dtype="float32")
+    base = Checkpoint(folder)
+    model, _ = load_model(folder)
+    placed = places(model, {name: info.form for name, info in base.tensors.items()})
+    assert placed.keys() == base.tensors.keys()
+    for name, info in base.tensors.items():
+        assert np.array_equal(bits_of(info.dtype, part_of(model, placed[name], info.form.size)), base.bits(name)), name
+    covered = {place.parameter for place in placed.values()}
+    assert covered == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "bert"])

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as nps
 
 from taskvec import TaskVector
 from taskvec.errors import KindError, MaskError
-from taskvec.training.masking import free_share, mask_of, quotas, random_mask, taken_by, top_k_each
+from taskvec.training.masking import free_share, largest, mask_of, quotas, random_mask, taken_by, top_k_each
 from taskvec.vector import Memory
 from taskvec_formats import Form, Header, Identity, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
@@ -83,6 +83,29 @@ def test_each_tensor_by_itself_is_a_full_sort_of_it(arrays: list[Any]) -> None:
     for name, delta in deltas:
         expected = oracle.top_k([(name, delta)], wanted[name])[name] if wanted[name] else []
         assert masks[name].tolist() == expected
+
+
+@given(vectors(), st.lists(vectors(), max_size=2), st.sampled_from(["global", "tensor"]), st.data())
+def test_the_largest_scores_that_are_free_as_a_full_sort_gives_them(
+    vector: TaskVector, earlier: list[TaskVector], scope: str, data: st.DataObject
+) -> None:
+    taken = taken_by(earlier, FORMS)
+    scores = {name: np.zeros(form.size, np.float32) for name, form in FORMS.items()}
+    for name in vector:
+        scores[name][vector[name].indices] = vector[name].values
+    free = {(n, at): abs(float(v)) for n, values in scores.items() for at, v in enumerate(values)}
+    free = {place: size for place, size in free.items() if size and place not in as_sets(taken)}
+    k = data.draw(st.integers(1, len(FLAT)))
+    wanted = quotas(k, {name: form.size for name, form in FORMS.items()})
+    groups = [(list(FORMS), k)] if scope == "global" else [([name], wanted[name]) for name in FORMS]
+    ranked = sorted(free, key=lambda place: (-free[place], place))
+    chosen = [[place for place in ranked if place[0] in names][:count] for names, count in groups]
+    if any(len(part) < count for part, (_, count) in zip(chosen, groups, strict=True)):
+        with pytest.raises(MaskError, match="entries are wanted but only"):
+            largest(lambda name: scores[name].copy(), FORMS, k, scope, taken)
+    else:
+        masks = largest(lambda name: scores[name].copy(), FORMS, k, scope, taken)
+        assert as_sets(masks) == {place for part in chosen for place in part}
 
 
 def test_a_tensor_that_changed_too_little_is_named() -> None:
