@@ -27,6 +27,7 @@ class Patched(Checkpoint):
             raise BaseMismatchError(
                 f"{vector.name} changes the form of tensor {name!r}: unpack it and train from there"
             )
+        self._base = base  # itself perhaps one of these
         self._vector = vector
         self._application = Application(vector, base)
 
@@ -34,9 +35,9 @@ class Patched(Checkpoint):
         """A tensor as a flat array of carriers, [size]: mapped where the vector leaves it alone, else new."""
         spec = self._vector.specs.get(name)
         if spec is None or not spec.size:
-            return super().bits(name)
+            return self._base.bits(name)
         return np.concatenate([self._application.range(spec, number) for number in range(spec.form.block_count)])
 
     def bytes(self, name: str) -> memoryview:
         """The raw bytes of a tensor."""
-        return as_bytes(self.bits(name)) if name in self._vector.specs else super().bytes(name)
+        return as_bytes(self.bits(name)) if name in self._vector.specs else self._base.bytes(name)

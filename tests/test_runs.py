@@ -189,9 +189,10 @@ def test_dense_methods_give_vectors_too(
     assert training.entries > 0.5 * vector.eligible
 
 
-def test_lora_is_what_peft_trains(llama: Path, data: Path, tmp_path: Path) -> None:
-    """The merged vector has the rank of the adapters, on every linear layer of the blocks."""
-    vector = train(Checkpoint(llama), data, LORA).vector
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lora_is_what_peft_trains(dtype: str, llama: Path, data: Path) -> None:
+    """The merged vector has the rank of the adapters, on every linear layer of the blocks, whatever the arithmetic."""
+    vector = train(Checkpoint(llama), data, replace(LORA, dtype=dtype)).vector
     for name, spec in vector.specs.items():
         delta = np.zeros(spec.size, np.float32)
         delta[vector[name].indices] = vector[name].values
@@ -206,13 +207,14 @@ def test_lora_is_what_peft_trains(llama: Path, data: Path, tmp_path: Path) -> No
     } == set(vector)
 
 
-def test_training_starts_from_another_vector(llama: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_starts_from_another_vector(dtype: str, llama: Path, data: Path, tmp_path: Path) -> None:
     """Relative to where it started or to the base: both give the same model, and both say where they come from."""
     base = Checkpoint(llama)
     first = saved(train(base, data, QUICK), tmp_path / "first.lota")
     found = {}
     for relative_to in ("start", "base"):
-        options = replace(QUICK, relative_to=relative_to, seed=5)
+        options = replace(QUICK, relative_to=relative_to, seed=5, dtype=dtype)
         second = saved(
             train(base, data, options, start_from=first, disjoint_from=[first]), tmp_path / f"{relative_to}.lota"
         )
@@ -228,6 +230,8 @@ def test_training_starts_from_another_vector(llama: Path, data: Path, tmp_path: 
     assert tensors(Checkpoint(tmp_path / "two")) == tensors(Checkpoint(tmp_path / "both"))
     assert found["start"].base.fingerprint == Checkpoint(tmp_path / "one").fingerprint
     assert found["base"].base.fingerprint == base.fingerprint
+    assert positions(found["base"]) <= positions(first) | positions(found["start"])
+    assert apply(found["base"], base, tmp_path / "again").exact
     with pytest.raises(BaseMismatchError):
         train(Checkpoint(tmp_path / "one"), data, QUICK, start_from=first)
 

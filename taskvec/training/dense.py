@@ -6,13 +6,12 @@ Both come out as task vectors, as exact as those of `pack`, so that the same com
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers import Conv1D
 
-from taskvec_formats import Change, Checkpoint
+from taskvec_formats import Change
 from taskvec_formats.dtypes import BitArray
 
 from ..errors import UsageError
@@ -20,7 +19,7 @@ from ..tensor import diff_range
 from ..vector import Entries, TaskVector, header_of, specs_of
 from .folder import RunFolder
 from .loop import Curve
-from .models import TORCH_DTYPES, bits_of
+from .models import TORCH_DTYPES, Place, bits_of, part_of
 from .optimizers import make_optimizer
 from .run import Run
 
@@ -59,7 +58,14 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
         adapted = get_peft_model(run.model, config)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     curve = _train(run, adapted, trained, keep, dense=run.bf16)
-    run.model = adapted.float().merge_and_unload()
+    adapted.float()
+    for name, form in run.forms.items():
+        # what was held in bf16 is to be the start again
+        place = run.placed[name]
+        module = place.parameter.removesuffix(".weight")
+        path = f"{module}.base_layer.weight" if module in modules else place.parameter
+        part_of(run.model, Place(path, place.start), form.size).copy_(run.started(name))
+    run.model = adapted.merge_and_unload()
     return curve
 
 
@@ -68,28 +74,25 @@ def _train(run: Run, model: nn.Module, parameters: list[nn.Parameter], keep: Run
     return run.phase(model, optimizer, steps=run.steps, dense=dense, folder=keep.below("checkpoints"))
 
 
-def difference(run: Run, base: Checkpoint, changed: Iterable[str]) -> TaskVector:
-    """What turns `base` into the model as it is now, computed when it is read or saved.
+def difference(run: Run) -> TaskVector:
+    """What turns the start into the model as it is now, computed when it is read or saved.
 
-    base: the run's start, or the checkpoint that this was made from. changed: the tensors to look at.
+    Eligible are, for full fine-tuning, all tensors that the model has, else those of the run.
     """
-    forms = {name: base.tensors[name].form for name in sorted(changed)}
-    specs = specs_of(base, forms, run.progress)
-    return TaskVector(header_of(base, {}), specs.values(), _Trained(run, base), checkpoint=base)
+    names = sorted(run.placed) if run.options.method == "fft" else list(run.forms)
+    tensors = {name: run.start.tensors[name] for name in names}
+    forms = {name: info.form for name, info in tensors.items() if info.dtype.name in TORCH_DTYPES}
+    specs = specs_of(run.start, forms, run.progress)
+    return TaskVector(header_of(run.start, {}), specs.values(), _Trained(run), checkpoint=run.start)
 
 
 class _Trained(Entries):
-    """The model's weights, rounded to the dtypes of the base, minus the base; the start's where it has no parameter."""
+    """The model's weights, rounded to the dtypes of the start, minus the start."""
 
-    def __init__(self, run: Run, base: Checkpoint) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._base = base
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
-        dtype = self._base.tensors[name].dtype
-        before = (self._base.bits(name) if base is None else base)[start:stop]
-        if name in self._run.placed and dtype.name in TORCH_DTYPES:
-            after = bits_of(dtype, self._run.weight(name)[start:stop])
-        else:
-            after = self._run.start.bits(name)[start:stop]
-        return diff_range(dtype, before, after)
+        dtype = self._run.start.tensors[name].dtype
+        before = (self._run.start.bits(name) if base is None else base)[start:stop]
+        return diff_range(dtype, before, bits_of(dtype, self._run.weight(name)[start:stop]))

@@ -14,6 +14,7 @@ import transformers
 
 from taskvec_formats import Checkpoint
 
+from ..diff import diff
 from ..errors import UsageError
 from ..patched import Patched
 from ..progress import Progress, silent
@@ -129,12 +130,11 @@ def train(
         free = free_share([taken, masks], run.forms)
     else:
         curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
-        trained = run.placed if options.method == "fft" else run.forms
-        vector = difference(run, start, trained)
+        vector = difference(run)
         entries = survived = sum(len(vector.change(name).touched()) for name in vector)
         free = {}
     if start_from is not None and options.relative_to == "base":
-        vector = difference(run, base, {*vector.specs, *start_from.specs})
+        vector = diff(base, Patched(start, vector), progress=progress)
     vector.header.provenance.update(
         made_by="train",
         method=options.method,
