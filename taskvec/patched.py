@@ -41,3 +41,7 @@ class Patched(Checkpoint):
     def bytes(self, name: str) -> memoryview:
         """The raw bytes of a tensor."""
         return as_bytes(self.bits(name)) if name in self._vector.specs else self._base.bytes(name)
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's pages."""
+        self._base.release(name)
