@@ -212,7 +212,7 @@ if __name__ == "__main__":
     if not 2 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
     given = sys.argv[1:]
-    folder, count, name, *child = given + ["", "20", ""][len(given) :]
+    folder, count, name, *child = given + ["", "12", ""][len(given) :]
     if child:
         print(json.dumps(train(Path(folder), int(count), name, child[0])))
     else:
