@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
@@ -44,7 +43,6 @@ def rank(number: int, folder: str) -> None:
         distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_gradients_are_averaged_over_processes(tmp_path: Path) -> None:
     alone = train(*batches())
     spawn(rank, (str(tmp_path),), nprocs=2)

@@ -252,6 +252,16 @@ def test_a_dense_vector_may_be_where_training_starts(llama: Path, data: Path, tm
     assert tensors(start) == tensors(Checkpoint(tmp_path / "one"))
 
 
+def test_a_tensor_that_nothing_changes_may_be_left_out(llama: Path, data: Path, tmp_path: Path) -> None:
+    """So few entries that most tensors have none; what is free is counted all the same."""
+    base, few = Checkpoint(llama), replace(QUICK, sparsity=0.9998)
+    first = saved(train(base, data, few), tmp_path / "first.lota")
+    second = train(base, data, few, start_from=first)
+    assert len(second.vector) < len(first)
+    assert second.free.keys() == set(first)
+    assert second.free_share == pytest.approx(1 - 3 / first.eligible)
+
+
 def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: Path) -> None:
     numbers = [{"prompt": f"task {i}", "completion": str(i)} for i in range(80)]
     task, other = write_rows(tmp_path / "task.jsonl", numbers[:40]), write_rows(tmp_path / "other.jsonl", numbers[40:])

@@ -36,6 +36,7 @@ class Training:
     vector: in memory. calibration_losses: one a step; none where the mask needed no calibration.
     curve: losses and evaluations of training, and its speed.
     free: tensor name -> the share of its weights that neither this mask nor an earlier one holds; empty without masks.
+    free_share: the same of all eligible weights; None without masks.
     entries: of the mask, or of the whole vector where there is none.
     survived: entries that change the bits of their weight; the others are rounded away in the base's dtype.
     """
@@ -44,14 +45,9 @@ class Training:
     calibration_losses: list[float]
     curve: Curve
     free: dict[str, float]
+    free_share: float | None
     entries: int
     survived: int
-
-    @property
-    def free_share(self) -> float | None:
-        """The share of all eligible weights that is free; None without masks."""
-        sizes = {name: self.vector.specs[name].size for name in self.free}
-        return sum(share * sizes[name] for name, share in self.free.items()) / sum(sizes.values()) if sizes else None
 
 
 def train(
@@ -121,6 +117,7 @@ def train(
     run = Run(start, changed, corpus, options, progress, dense=dense)
 
     calibration_losses: list[float] = []
+    left: float | None
     if lota:
         taken = taken_by(disjoint_from, run.forms)
         ticket = train_ticket(run, keep, taken, holder)
@@ -128,11 +125,12 @@ def train(
         masks = {name: vector[name].indices for name in vector}
         entries, survived = sum(map(len, masks.values())), ticket.survived
         free = free_share([taken, masks], run.forms)
+        left = 1 - (sum(map(len, taken.values())) + entries) / run.eligible
     else:
         curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
         vector = difference(run)
         entries = survived = sum(len(vector.change(name).touched()) for name in vector)
-        free = {}
+        free, left = {}, None
     if start_from is not None and options.relative_to == "base":
         vector = diff(base, Patched(start, vector), progress=progress)
     vector.header.provenance.update(
@@ -150,7 +148,7 @@ def train(
         start_from=start_from and start_from.name,
         run=record,
     )
-    return Training(vector, calibration_losses, curve, free, entries, survived)
+    return Training(vector, calibration_losses, curve, free, left, entries, survived)
 
 
 def _check(
