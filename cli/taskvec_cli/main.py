@@ -5,15 +5,38 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .progress import progress_bars
 from .train import train
 
+
+class _Commands(TyperGroup):
+    """Draws its help with rich alone: typer's own loads a Markdown parser, which takes longer than all the rest."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.table import Table
+
+        options = [(", ".join(option.opts), getattr(option, "help", "")) for option in self.get_params(ctx)]
+        commands = [(name, command.short_help) for name, command in self.commands.items()]
+        console = Console(highlight=False)
+        console.print(f"\n Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]...\n\n {self.help}\n", markup=False)
+        for title, rows in (("Options", options), ("Commands", commands)):
+            table = Table.grid(padding=(0, 2))
+            for name, said in rows:
+                table.add_row(f"[bold cyan]{name}[/]", said)
+            console.print(Panel(table, title=title, title_align="left", border_style="dim"))
+
+
 app = typer.Typer(
     name="taskvec",
+    cls=_Commands,
     help="Train, store, merge and apply sparse task vectors of language models.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,10 +60,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-app.command()(train)
+app.command(short_help="Train a sparse task vector.")(train)
 
 
-@app.command()
+@app.command(short_help="Store what fine-tuning changed, exactly.")
 def pack(
     base: Base,
     tuned: Tuned,
@@ -77,7 +100,7 @@ def pack(
     render.report_file(output, as_json)
 
 
-@app.command()
+@app.command(short_help="Write the complete model folder.")
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
@@ -103,7 +126,7 @@ def unpack(
         typer.echo(render.exactness(applied))
 
 
-@app.command()
+@app.command(short_help="Merge vectors of one base.")
 def merge(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False)
@@ -148,7 +171,7 @@ def merge(
         _report_folder(output, as_json, **chosen)
 
 
-@app.command()
+@app.command(short_help="Show what is in a file, and how masks overlap.")
 def inspect(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
@@ -192,7 +215,7 @@ def inspect(
         typer.echo(f"picture: {plot}")
 
 
-@app.command()
+@app.command(short_help="Check every checksum and decode every entry.")
 def verify(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[
@@ -218,7 +241,7 @@ def verify(
         typer.echo(f"{vector}: {len(opened)} tensors, all intact{against}")
 
 
-@app.command("eval")
+@app.command("eval", short_help="Score a model on held-out data.")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id.", show_default=False)],
     data: Annotated[Path, typer.Option(help="JSON lines: prompt + completion, messages, or text.", show_default=False)],
@@ -292,7 +315,7 @@ def evaluate(
         typer.echo(f"taskvec: warning: {warning}", err=True)
 
 
-@app.command()
+@app.command(short_help="Do all of it on a real model.")
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to keep everything.")] = Path("taskvec-demo"),
     as_json: Json = False,
