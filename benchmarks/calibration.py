@@ -15,7 +15,7 @@ from processes import measure
 
 from taskvec.demo.tasks import write_task
 
-STEPS = ["--batch-size", "8", "--lr", "2e-5"]
+STEPS = ["--batch-size", "2", "--lr", "2e-5"]
 MASK = [*STEPS, "--steps", "0", "--calibration-steps", "12"]
 RUNS = {
     "full fine-tuning, 3 steps": ["--method", "fft", *STEPS, "--steps", "3"],

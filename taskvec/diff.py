@@ -13,8 +13,9 @@ from taskvec_formats.dtypes import BitArray
 from .errors import DiffError, UsageError
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
+from .source import Entries
 from .tensor import BaseBits, diff_range, replace_range
-from .vector import Entries, TaskVector
+from .vector import TaskVector
 
 KINDS = ("vector", "patch")
 

@@ -64,11 +64,12 @@ class TopK:
         return chosen if not len(surplus) else np.setdiff1d(chosen, surplus, assume_unique=True)
 
 
-def top_k(deltas: Deltas, k: int) -> TopK:
+def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
     """Select the k entries of largest magnitude over all tensors: never more, never fewer.
 
     deltas: called three times; yields (part, f32 [size]) in the same order each time. Ties at the threshold go
         to the earlier part and the earlier position. Zeros are never chosen; NaN counts as larger than anything.
+    at_most: take all that are not zero where they are fewer than k.
     Memory: one tensor and 256 KiB.
     Raises MaskError where fewer than k deltas are non-zero.
     """
@@ -76,6 +77,10 @@ def top_k(deltas: Deltas, k: int) -> TopK:
     for _, delta in deltas():
         high += np.bincount(_magnitude_bits(delta) >> 16, minlength=1 << 16)
         high[0] -= delta.size - np.count_nonzero(delta)
+    if at_most:
+        k = min(k, int(high.sum()))
+        if k == 0:
+            return TopK(np.uint32(0xFFFF_FFFF), {})  # above every magnitude
     if high.sum() < k:
         raise MaskError(f"{k} entries are wanted but only {high.sum()} weights changed")
     bucket, above = _bucket(high, k)

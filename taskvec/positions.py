@@ -26,3 +26,8 @@ def union(lists: Sequence[Indices]) -> Indices:
     # numpy's stable sort finds the runs and merges them; np.unique would hash them, which is slower
     merged = np.sort(np.concatenate(lists), kind="stable")
     return merged[np.append(True, merged[1:] != merged[:-1])] if len(merged) else merged
+
+
+def places_in(all_positions: Indices, positions: Indices) -> Indices:
+    """Where each of `positions` stands in `all_positions`, which holds them all; int64 [len(positions)]."""
+    return np.searchsorted(all_positions, positions)

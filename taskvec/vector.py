@@ -5,15 +5,17 @@ Source of the notion and its arithmetic: Ilharco et al., "Editing Models with Ta
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from taskvec_formats import (
     Change,
     Checkpoint,
-    Companion,
     Form,
     Header,
     Identity,
@@ -28,49 +30,11 @@ from taskvec_formats.dtypes import BitArray
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
-from .errors import KindError, UsageError
+from .errors import UsageError
 from .progress import Progress, silent
+from .source import Memory, Source
+from .sums import Sum, Term, check_vector
 from .tensor import BaseBits, touched_bits
-
-
-class Source(Protocol):
-    """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
-
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
-        """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
-
-    def shards(self) -> dict[str, bytes] | None:
-        """The headers of the tuned shards by file name; None where the result is laid out as the base."""
-
-    def files(self) -> list[Companion] | None:
-        """The side files of the tuned checkpoint; None where they are the base's."""
-
-
-class Entries:
-    """A Source of entries alone: the result is laid out as the base."""
-
-    def shards(self) -> dict[str, bytes] | None:
-        return None
-
-    def files(self) -> list[Companion] | None:
-        return None
-
-
-class Memory(Entries):
-    """A Source held in memory: tensor name -> deltas, flat or in the tensor's shape."""
-
-    def __init__(self, deltas: Mapping[str, SparseTensor], specs: Mapping[str, TensorSpec]) -> None:
-        self._deltas = deltas
-        self._specs = specs
-
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
-        delta = self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
-        return Change(delta.within(start, stop), no_replacements(self._specs[name], stop - start))
-
-
-def no_replacements(spec: TensorSpec, size: int) -> SparseTensor:
-    """An empty list of replacements for a range of a tensor."""
-    return SparseTensor.empty((size,), spec.dtype.carrier)
 
 
 def check_codec(codec: str) -> None:
@@ -85,6 +49,11 @@ class TaskVector(Mapping[str, SparseTensor]):
     header: kind, base and tuned checkpoint, removed tensors, provenance. name: what to call it, the file name where it
     came from a file. specs: tensor name -> TensorSpec: dtype, shape, eligibility, digests.
     A patch has the same parts but no deltas: reading one raises KindError.
+
+    a + b, a − b, −a, 2 * a and a / 2 are vectors too, computed when they are read or saved, in f32, of deltas alone:
+    replacements, which make a packed vector exact to the bit, belong to one pair of checkpoints and do not travel, nor
+    do side files. a + b is b + a, and (a + b) + c is a + (b + c), to the byte; a − a is empty; 1 * a is a itself. They
+    raise UsageError for a factor that is not finite and the errors of `sums.common_specs`.
     """
 
     def __init__(
@@ -127,6 +96,11 @@ class TaskVector(Mapping[str, SparseTensor]):
     def source(self) -> Source:
         """Where the entries come from."""
         return self._source
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell one stored vector from another: of what it says of its base and of every block."""
+        return hashlib.sha256(repr([self.header.base, *self.specs.values()]).encode()).hexdigest()[:16]
 
     def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO) -> None:
         """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
@@ -182,8 +156,7 @@ class TaskVector(Mapping[str, SparseTensor]):
 
     def change(self, name: str, start: int = 0, stop: int | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor. Raises KindError for a patch, which needs a base."""
-        if self.kind != "vector":
-            raise KindError(f"{self.name} is a {self.kind}: it holds new bits, not deltas; pack a vector instead")
+        check_vector(self.name, self.header)
         return self._source.change(name, start, self.specs[name].size if stop is None else stop)
 
     def __iter__(self) -> Iterator[str]:
@@ -192,10 +165,63 @@ class TaskVector(Mapping[str, SparseTensor]):
     def __len__(self) -> int:
         return len(self.specs)
 
+    def __add__(self, other: TaskVector) -> TaskVector:
+        return _sum([*self._terms(), *other._terms()]) if _is_vector(other) else NotImplemented
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        return self + -other if _is_vector(other) else NotImplemented
+
+    def __neg__(self) -> TaskVector:
+        return self * -1
+
+    def __mul__(self, factor: float) -> TaskVector:
+        if not _is_number(factor):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise UsageError(f"the factor of {self.name} must be a finite number, found {factor}")
+        if factor == 1:
+            return self
+        return _sum([replace(term, weight=term.weight * float(factor)) for term in self._terms()])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> TaskVector:
+        if not _is_number(divisor):
+            return NotImplemented
+        if divisor == 0:
+            raise UsageError(f"{self.name} cannot be divided by zero")
+        return self * (1 / divisor)
+
+    def _terms(self) -> list[Term]:
+        if isinstance(self._source, Sum):
+            return self._source.terms
+        return [Term(1.0, self.name, self.digest, self.header, self.specs, self._source)]
+
     @property
     def eligible(self) -> int:
         """Elements of all eligible tensors."""
         return sum(spec.size for spec in self.specs.values() if spec.eligible)
+
+
+# plain truth values: a type that is narrowed would make what Python asks of operators unreachable
+def _is_vector(value: object) -> bool:
+    return isinstance(value, TaskVector)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
+
+
+def _sum(terms: Iterable[Term]) -> TaskVector:
+    source = Sum(terms)
+    parents = [
+        {"name": term.name, "weight": term.weight, "digest": term.digest, **term.header.provenance}
+        for term in source.terms
+    ]
+    header = Header("vector", source.terms[0].header.base, None, tensors=())
+    header.provenance.update(made_by="arith", parents=parents)
+    name = " + ".join(f"{term.weight:g} * {term.name}" for term in source.terms)
+    return TaskVector(header, source.specs.values(), source, name)
 
 
 def vector_of(

@@ -1,6 +1,8 @@
-"""Merging: `merge`, and the methods it knows."""
+"""Merging: `merge`, the methods it knows, and how to add one."""
 
-from .merge import AUTO, merge
-from .registry import METHODS, Method
+from ..align import Aligned, Part
+from .merge import merge
+from .registry import AUTO, METHODS, Method, merge_method
+from .settings import Rule
 
-__all__ = ["AUTO", "METHODS", "Method", "merge"]
+__all__ = ["AUTO", "METHODS", "Aligned", "Method", "Part", "Rule", "merge", "merge_method"]

@@ -1,19 +1,35 @@
 """Masks that do not meet: every entry is kept, times its vector's weight (LoTTO, arXiv 2406.16797, section 3)."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from taskvec_formats import SparseTensor
 
+from ..align import Aligned
 from ..errors import MergeError
-from .align import align
+
+POLICIES = ("error", "sum", "mean", "larger", "first")
 
 
-def disjoint(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> SparseTensor:
-    """The union of the entries, explicit zeros included. Raises MergeError where two tensors hold one position."""
-    aligned = align(tensors, weights)
-    shared = sum(len(tensor) for tensor in tensors) - len(aligned.indices)
-    if shared:
+def disjoint(vectors: Aligned, *, on_overlap: str = "error") -> SparseTensor:
+    """The union of the weighted entries, explicit zeros included.
+
+    on_overlap: what to do at a position that several vectors hold: "error"; "sum"; "mean", over those that hold it;
+        "larger", the weighted value of largest magnitude, the first of equals; "first", the first vector's.
+    Raises MergeError where two vectors hold one position and that is an error.
+    """
+    everywhere = vectors.zeros() == 0
+    shared = sum(len(part.places) for part in vectors.parts) - len(vectors.indices)
+    if on_overlap == "error" and shared:
         raise MergeError(f"{shared} positions are held by more than one vector, so the masks are not disjoint")
-    return aligned.result(aligned.total(), np.ones(len(aligned.indices), bool))
+    if on_overlap in ("error", "sum") or not shared:
+        return vectors.result(vectors.total(), everywhere)
+    if on_overlap == "mean":
+        return vectors.result(vectors.total() / vectors.count(), everywhere)
+    chosen = vectors.zeros()
+    if on_overlap == "larger":
+        for part in vectors.parts:
+            weighted, there = part.weighted, chosen[part.places]
+            larger = abs(weighted) > abs(there)
+            chosen[part.places[larger]] = weighted[larger]
+    else:
+        for part in reversed(vectors.parts):
+            chosen[part.places] = part.weighted
+    return vectors.result(chosen, everywhere)

@@ -1,14 +1,24 @@
-"""Task arithmetic: the weighted sum, Σ wᵢ·τᵢ (Ilharco et al., arXiv 2212.04089, section 2)."""
+"""Task arithmetic, Σ wᵢ·τᵢ (Ilharco et al., arXiv 2212.04089, section 2), or divided by Σ wᵢ, the average."""
 
-from collections.abc import Sequence
+import numpy as np
 
 from taskvec_formats import SparseTensor
 
-from .align import align
+from ..align import Aligned
+from ..errors import MergeError
 
 
-def linear(tensors: Sequence[SparseTensor], weights: Sequence[float]) -> SparseTensor:
-    """Σ wᵢ·τᵢ at every position that any holds; entries that cancel to zero are dropped."""
-    aligned = align(tensors, weights)
-    total = aligned.total()
-    return aligned.result(total, total != 0)
+def linear(vectors: Aligned, *, normalize: bool = False) -> SparseTensor:
+    """Σ wᵢ·τᵢ at every position that any vector holds; entries that cancel to zero are dropped.
+
+    normalize: divide by Σ wᵢ, of all vectors, whether they hold a position or not.
+    Raises MergeError where that is zero.
+    """
+    if not normalize:
+        return vectors.result(vectors.total())
+    weight = np.float32(0)
+    for part in vectors.parts:
+        weight += np.float32(part.weight)
+    if abs(weight) < 1e-8:
+        raise MergeError("the weights add up to zero, so there is no average")
+    return vectors.result(vectors.total() / float(weight))

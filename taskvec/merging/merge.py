@@ -2,56 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import combinations
-from typing import Any
+from threading import Lock
+from typing import Any, TypeAlias
 
-from taskvec_formats import Change, Header, TensorSpec
+import numpy as np
+
+from taskvec_formats import Change, Header, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
-from ..errors import BaseMismatchError, KindError, MergeError, UsageError
+from ..align import align
+from ..errors import MergeError, UsageError
 from ..overlap import meet
 from ..progress import Progress, silent
-from ..vector import Entries, TaskVector, no_replacements
-from .registry import METHODS, MergeFunction
+from ..source import Entries, no_replacements
+from ..sums import common_specs
+from ..vector import TaskVector
+from .dialects import DIALECTS
+from .disjoint import POLICIES
+from .pruned import RESCALES, Pruned, Request
+from .registry import AUTO, Method, method_of, options_of
+from .settings import Depth, Setting, described, numbers_of, resolve
+from .ties import ELECTIONS
 
-AUTO = "auto"
+_CHOICES: dict[str, Iterable[object]] = {
+    "dialect": DIALECTS,
+    "elect": ELECTIONS,
+    "on_overlap": POLICIES,
+    "rescale": (*RESCALES, None),
+    "normalize": (True, False),
+}
+Specs: TypeAlias = Mapping[str, TensorSpec]
+# of a tensor's name and a range of it: the entries that a vector brings to the merge
+_Reader: TypeAlias = Callable[[str, int, int], SparseTensor]
 
 
 def merge(
     vectors: Sequence[TaskVector],
     method: str = AUTO,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Setting] | None = None,
     progress: Progress = silent,
+    *,
+    density: float | Sequence[Setting] | None = None,
+    lam: Setting = 1.0,
+    **options: Any,
 ) -> TaskVector:
     """Merge vectors of one base into a lazy vector; nothing is computed until a tensor is read or the result is saved.
 
     method: a name in METHODS, or "auto": `disjoint` where no two masks share a position, else `ties`. Which one was
         taken, and why, stands in the result's provenance under "method" and "reason".
-    weights: one finite factor a vector, 1 each where left out.
+    weights: one factor a vector, 1 each where left out: a number, a gradient over the layers or rules by name.
+    density: the share of its eligible weights that a vector keeps: a number for all, or one setting a vector.
+    lam: λ, a factor of the whole.
+    options: of the method (`METHODS[name].options`, docs/merging.md).
+    Settings that have no effect on these vectors are named in the provenance under "notes".
     The result is a sum of f32 deltas; replacements, which make a packed vector exact to the bit, belong to one pair of
     checkpoints and do not travel, nor do side files.
-    Raises UsageError for an unknown method or unfit weights, BaseMismatchError where the bases differ, KindError for a
-    patch, MergeError for changes that cannot be added (integer or boolean tensors, tensors added, removed or resized).
+    Raises UsageError for an unknown method and for settings that it does not have, BaseMismatchError where the bases
+    differ, KindError for a patch, MergeError for changes that cannot be added (integer or boolean tensors, tensors
+    added, removed or resized).
     """
-    weights = _checked(vectors, method, weights)
-    provenance: dict[str, Any] = {
-        "made_by": "merge",
-        "weights": list(weights),
-        "parents": [{"name": vector.name, **vector.provenance} for vector in vectors],
-    }
-    specs = _common_specs(vectors)
+    if not vectors:
+        raise UsageError("nothing to merge: give at least one vector")
+    factors = [1.0] * len(vectors) if weights is None else _one_each("weights", weights, len(vectors))
+    numbers_of(lam)
+    specs = common_specs([(vector.name, vector.header, vector.specs) for vector in vectors])
+    reason = "asked for"
     if method == AUTO:
+        if density is not None or options:
+            raise UsageError(f"{AUTO} chooses the method, which then has no options: name one to give it some")
         shared = _first_meeting(vectors, specs, progress)
         method = "disjoint" if shared is None else "ties"
         reason = "no two masks share a position" if shared is None else f"the masks meet, first in {shared}"
-    else:
-        reason = "asked for"
-    provenance |= {"method": method, "reason": reason}
-    source = _Merge(vectors, METHODS[method].function, weights, specs)
+    chosen = method_of(method)
+    effective = _effective(chosen, options, density)
+    source = _Merge(vectors, chosen, factors, _densities(chosen, density, len(vectors)), lam, effective, specs)
+    provenance: dict[str, Any] = {
+        "made_by": "merge",
+        "method": method,
+        "reason": reason,
+        "weights": [described(weight) for weight in factors],
+        "lambda": described(lam),
+        "options": effective if density is None else {"density": described(density), **effective},
+        "notes": source.notes(progress),
+        "parents": [{"name": vector.name, "digest": vector.digest, **vector.provenance} for vector in vectors],
+    }
     header = Header("vector", vectors[0].base, None, tensors=(), provenance=provenance)
-    return TaskVector(header, specs.values(), source)
+    return TaskVector(header, specs.values(), source, " + ".join(vector.name for vector in vectors))
 
 
 class _Merge(Entries):
@@ -60,67 +99,152 @@ class _Merge(Entries):
     def __init__(
         self,
         vectors: Sequence[TaskVector],
-        function: MergeFunction,
-        weights: Sequence[float],
-        specs: dict[str, TensorSpec],
+        method: Method,
+        weights: Sequence[Setting],
+        densities: Sequence[Setting],
+        lam: Setting,
+        options: Mapping[str, Any],
+        specs: Specs,
     ) -> None:
         self._vectors = vectors
-        self._function = function
-        self._weights = weights
+        self._method = method
         self._specs = specs
+        self._options = options
+        depth = Depth(specs)
+        self._weights = [_by_tensor("weight", weight, specs, depth) for weight in weights]
+        self._densities = [_by_tensor("density", density, specs, depth) for density in densities]
+        self._lam = _by_tensor("lambda", lam, specs, depth)
+        given = {**options, **method.fixed}
+        self._combine = partial(method.combine, **{name: given[name] for name in options_of(method.combine)})
+        self._readers = [self._reader(number, given) for number in range(len(vectors))]
+        self._lock = Lock()
+        self._whole = lru_cache(maxsize=1)(self._merged)
+
+    def _reader(self, number: int, options: Mapping[str, Any]) -> _Reader:
+        vector, prune = self._vectors[number], self._method.prune
+        if prune is None:
+            return lambda name, start, stop: vector.change(name, start, stop).delta
+        dialect = DIALECTS[options["dialect"]]
+        request = Request(vector, number, self._densities[number].__getitem__, dialect)
+        keep = prune(request, **{name: options[name] for name in options_of(prune)})
+        return Pruned(request, keep, options["rescale"] or dialect.rescale)
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
-        pairs = zip(self._vectors, self._weights, strict=True)
-        held = [(vector.change(name, start, stop).delta, weight) for vector, weight in pairs if name in vector.specs]
-        try:
-            merged = self._function([tensor for tensor, _ in held], [weight for _, weight in held])
-        except MergeError as error:
-            raise MergeError(f"tensor {name!r}: {error}") from None
+        if self._method.whole:
+            with self._lock:
+                merged = self._whole(name, 0, self._specs[name].size).within(start, stop)
+        else:
+            merged = self._merged(name, start, stop)
         return Change(merged, no_replacements(self._specs[name], stop - start))
 
+    def _merged(self, name: str, start: int, stop: int) -> SparseTensor:
+        nothing = SparseTensor.empty((stop - start,))
+        held = [
+            read(name, start, stop) if name in vector.specs else nothing
+            for vector, read in zip(self._vectors, self._readers, strict=True)
+        ]
+        try:
+            with np.errstate(all="ignore"):  # what leaves the range of f32 is refused below
+                merged = self._combine(align(held, [weights[name] for weights in self._weights]))
+                scaled = merged.values if self._lam[name] == 1 else merged.values * np.float32(self._lam[name])
+            if not np.isfinite(scaled).all():
+                raise MergeError("a weighted sum leaves the range of f32")
+        except MergeError as error:
+            raise MergeError(f"tensor {name!r}: {error}") from None
+        return SparseTensor(merged.shape, merged.indices, scaled)
 
-def _checked(vectors: Sequence[TaskVector], method: str, weights: Sequence[float] | None) -> Sequence[float]:
-    if not vectors:
-        raise UsageError("nothing to merge: give at least one vector")
-    if method not in METHODS and method != AUTO:
-        raise UsageError(f"no merge method {method!r}; there are {', '.join([AUTO, *METHODS])}")
-    if weights is None:
-        return [1.0] * len(vectors)
-    if len(weights) != len(vectors):
-        raise UsageError(f"{len(weights)} weights for {len(vectors)} vectors")
-    for weight in weights:
-        if not abs(weight) < float("inf"):
-            raise UsageError(f"a weight must be a finite number, found {weight}")
-    return [float(weight) for weight in weights]
+    def notes(self, progress: Progress) -> list[str]:
+        """Sentences about settings without effect on these vectors."""
+        return [*self._untrimmed(), *self._divided_out(progress)]
+
+    def _untrimmed(self) -> list[str]:
+        if self._method.prune is None:
+            return []
+        found = []
+        rules = DIALECTS[{**self._options, **self._method.fixed}["dialect"]]
+        for vector, densities in zip(self._vectors, self._densities, strict=True):
+            asked = sorted({densities[name] for name in vector.specs})
+            # how much is in a vector that was not stored yet is not known
+            stored = all(spec.blocks or not spec.size for spec in vector.specs.values())
+            if not asked or asked == [1.0] or not stored or self._method.name not in ("ties", "magnitude_prune"):
+                continue
+            specs = vector.specs.values()
+            own = sum(spec.entries for spec in specs)
+            said = f"{asked[0]:g}" if len(asked) == 1 else f"{asked[0]:g} to {asked[-1]:g}"
+            if rules.whole_vector:
+                idle = rules.entries(asked[0], vector.eligible) >= own
+            else:
+                idle = all(rules.entries(densities[spec.name], spec.size) >= spec.entries for spec in specs)
+            if idle:
+                share = own / vector.eligible if vector.eligible else 0.0
+                found.append(f"density {said} trims nothing from {vector.name}, whose own density is {share:.2%}")
+        return found
+
+    def _divided_out(self, progress: Progress) -> list[str]:
+        options = {**self._options, **self._method.fixed}
+        by_weight = "dialect" in options and DIALECTS[options["dialect"]].by_weight
+        if not (options.get("normalize") and by_weight and "elect" in options):
+            return []
+        if all(weight == 1 for weights in self._weights for weight in weights.values()):
+            return []
+        if _first_meeting(self._vectors, self._specs, progress) is not None:
+            return []
+        return ["no two masks share a position, so normalizing divides every weight out again: they have no effect"]
 
 
-def _common_specs(vectors: Sequence[TaskVector]) -> dict[str, TensorSpec]:
-    first = vectors[0].base
-    specs: dict[str, TensorSpec] = {}
-    for vector in vectors:
-        if vector.base.fingerprint != first.fingerprint:
-            raise BaseMismatchError(
-                f"the vectors have different bases: {first.name} ({first.fingerprint[:12]}) and "
-                f"{vector.base.name} ({vector.base.fingerprint[:12]})"
-            )
-        if vector.kind != "vector":
-            raise KindError(f"{vector.name} is a {vector.kind}: it holds new bits, not deltas; pack a vector to merge")
-        if vector.header.removed:
-            raise MergeError(f"{vector.name} removes tensor {vector.header.removed[0]!r}: that cannot be added up")
-        for name, spec in vector.specs.items():
-            if not spec.dtype.additive:
-                raise MergeError(f"{vector.name}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
-            if spec.origin != spec.form:
-                origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
-                raise MergeError(f"{vector.name}: tensor {name!r} is {spec.form} but {origin}: that cannot be added up")
-            known = specs.get(name, spec)
-            if known.form != spec.form:
-                raise BaseMismatchError(f"tensor {name!r} is {known.form} in one vector and {spec.form} in another")
-            specs[name] = replace(known, eligible=known.eligible or spec.eligible, blocks=())
-    return dict(sorted(specs.items()))
+def _effective(method: Method, options: Mapping[str, Any], density: object) -> dict[str, Any]:
+    """Every option of a method as it is going to be. Raises UsageError for those that it does not have."""
+    known = method.options
+    if density is not None and method.prune is None:
+        raise UsageError(f"{method.name} has no density: it prunes nothing")
+    for name, value in options.items():
+        if name not in known or name == "density":
+            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            raise UsageError(f"{method.name} has no option {name.replace('_', '-')!r}; {has}")
+        if name in _CHOICES and value not in _CHOICES[name]:
+            choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
+            raise UsageError(f"{name.replace('_', '-')} is one of {choices}, found {value!r}")
+    if not 0 <= options.get("gamma", 0) < 1:
+        raise UsageError(f"gamma is a share of the weights, at least 0 and below 1, found {options['gamma']}")
+    defaults = {name: default for name, default in known.items() if name != "density"}
+    dialect = options.get("dialect", "reference")
+    return {**defaults, **method.dialects.get(dialect, {}), **options}
 
 
-def _first_meeting(vectors: Sequence[TaskVector], specs: dict[str, TensorSpec], progress: Progress) -> str | None:
+def _densities(method: Method, density: float | Sequence[Setting] | None, count: int) -> Sequence[Setting]:
+    if method.prune is None:
+        return [1.0] * count
+    if density is None:
+        density = method.density
+    if density is None:
+        raise UsageError(f"{method.name} needs a density")
+    densities = _one_each("densities", density, count) if isinstance(density, Sequence) else [density] * count
+    for each in densities:
+        for number in numbers_of(each):
+            if not 0 <= number <= 1:
+                raise UsageError(f"a density is a share of the weights, between 0 and 1, found {number:g}")
+    return densities
+
+
+def _one_each(what: str, settings: Sequence[Setting], count: int) -> Sequence[Setting]:
+    if len(settings) != count:
+        raise UsageError(f"{len(settings)} {what} for {count} vectors")
+    for setting in settings:
+        numbers_of(setting)
+    return settings
+
+
+def _by_tensor(what: str, setting: Setting, specs: Specs, depth: Depth) -> dict[str, float]:
+    numbers = {}
+    for name in specs:
+        number = resolve(setting, name, depth(name))
+        if number is None:
+            raise UsageError(f"no rule gives tensor {name!r} a {what}: end the rules with one for all tensors")
+        numbers[name] = number
+    return numbers
+
+
+def _first_meeting(vectors: Sequence[TaskVector], specs: Specs, progress: Progress) -> str | None:
     """The first tensor in which two masks share a position, or None."""
     for done, name in enumerate(specs):
         progress("comparing masks", done, len(specs), name)

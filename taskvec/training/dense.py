@@ -15,8 +15,9 @@ from taskvec_formats import Change
 from taskvec_formats.dtypes import BitArray
 
 from ..errors import UsageError
+from ..source import Entries
 from ..tensor import diff_range
-from ..vector import Entries, TaskVector, header_of, specs_of
+from ..vector import TaskVector, header_of, specs_of
 from .folder import RunFolder
 from .loop import Curve
 from .models import TORCH_DTYPES, Place, bits_of, part_of

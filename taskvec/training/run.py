@@ -204,5 +204,6 @@ class Run:
             if not torch.equal(expected.view(torch.uint8), weight.view(torch.uint8)):
                 raise TrainingError(f"tensor {name!r}: start + vector is not what was trained; please report this")
             survived += int(np.count_nonzero(after[delta.indices] != before[delta.indices]))
+            self.start.release(name)
         self.progress("checking", len(self.forms), len(self.forms), "")
         return survived

@@ -1,0 +1,49 @@
+"""Where the entries of a task vector come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from taskvec_formats import Change, Companion, SparseTensor, TensorSpec
+from taskvec_formats.dtypes import BitArray
+
+
+class Source(Protocol):
+    """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
+
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
+
+    def shards(self) -> dict[str, bytes] | None:
+        """The headers of the tuned shards by file name; None where the result is laid out as the base."""
+
+    def files(self) -> list[Companion] | None:
+        """The side files of the tuned checkpoint; None where they are the base's."""
+
+
+class Entries:
+    """A Source of entries alone: the result is laid out as the base."""
+
+    def shards(self) -> dict[str, bytes] | None:
+        return None
+
+    def files(self) -> list[Companion] | None:
+        return None
+
+
+class Memory(Entries):
+    """A Source held in memory: tensor name -> deltas, flat or in the tensor's shape."""
+
+    def __init__(self, deltas: Mapping[str, SparseTensor], specs: Mapping[str, TensorSpec]) -> None:
+        self._deltas = deltas
+        self._specs = specs
+
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        delta = self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
+        return Change(delta.within(start, stop), no_replacements(self._specs[name], stop - start))
+
+
+def no_replacements(spec: TensorSpec, size: int) -> SparseTensor:
+    """An empty list of replacements for a range of a tensor."""
+    return SparseTensor.empty((size,), spec.dtype.carrier)

@@ -1,0 +1,85 @@
+"""Weighted sums of task vectors, lazy: the arithmetic of Ilharco et al., arXiv 2212.04089, section 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from taskvec_formats import Change, Header, TensorSpec
+from taskvec_formats.dtypes import BitArray
+
+from .align import align
+from .errors import BaseMismatchError, KindError, MergeError
+from .source import Entries, Source, no_replacements
+
+
+@dataclass(frozen=True)
+class Term:
+    """A vector and its factor. name: what to call it. digest: what tells it from others of that name."""
+
+    weight: float
+    name: str
+    digest: str
+    header: Header
+    specs: Mapping[str, TensorSpec]
+    source: Source
+
+
+class Sum(Entries):
+    """The Source of Σ weightᵢ·τᵢ. Entries that cancel, and those that are zero, are dropped.
+
+    Terms are added in the order of their names, whatever the order given: sums commute and associate to the byte.
+    """
+
+    def __init__(self, terms: Iterable[Term]) -> None:
+        self.terms = sorted(terms, key=lambda term: (term.name, term.digest))
+        self.specs = common_specs([(term.name, term.header, term.specs) for term in self.terms])
+
+    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+        held = [term for term in self.terms if name in term.specs]
+        deltas = [term.source.change(name, start, stop).delta for term in held]
+        aligned = align(deltas, [term.weight for term in held])
+        try:
+            with np.errstate(all="ignore"):  # what leaves the range is refused by name
+                total = aligned.result(aligned.total())
+        except MergeError as error:
+            raise MergeError(f"tensor {name!r}: {error}") from None
+        return Change(total, no_replacements(self.specs[name], stop - start))
+
+
+def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:
+    """The tensors of a combination of vectors, given as (name, header, specs).
+
+    Raises BaseMismatchError where bases or shapes differ, KindError for a patch, MergeError for changes that cannot be
+    added (integer or boolean tensors; tensors added, removed or resized).
+    """
+    first = vectors[0][1].base
+    specs: dict[str, TensorSpec] = {}
+    for vector, header, own in vectors:
+        if header.base.fingerprint != first.fingerprint:
+            raise BaseMismatchError(
+                f"the vectors have different bases: {first.name} ({first.fingerprint[:12]}) and "
+                f"{header.base.name} ({header.base.fingerprint[:12]})"
+            )
+        check_vector(vector, header)
+        if header.removed:
+            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: that cannot be added up")
+        for name, spec in own.items():
+            if not spec.dtype.additive:
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
+            if spec.origin != spec.form:
+                origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: that cannot be added up")
+            known = specs.get(name, spec)
+            if known.form != spec.form:
+                raise BaseMismatchError(f"tensor {name!r} is {known.form} in one vector and {spec.form} in another")
+            specs[name] = replace(known, eligible=known.eligible or spec.eligible, blocks=())
+    return dict(sorted(specs.items()))
+
+
+def check_vector(name: str, header: Header) -> None:
+    """Raise KindError for a patch."""
+    if header.kind != "vector":
+        raise KindError(f"{name} is a {header.kind}: it holds new bits, not deltas; pack a vector instead")
