@@ -20,5 +20,5 @@ def linear(vectors: Aligned, *, normalize: bool = False) -> SparseTensor:
     for part in vectors.parts:
         weight += np.float32(part.weight)
     if abs(weight) < 1e-8:
-        raise MergeError("the weights add up to zero, so there is no average")
+        raise MergeError("the weights add up to 0, so there is no average")
     return vectors.result(vectors.total() / float(weight))
