@@ -15,7 +15,7 @@ from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
 from .errors import MergeError
-from .positions import places_in, union
+from .positions import union
 
 # of numpy; or of torch, on any device: what computes with them keeps to operators that both have
 Array: TypeAlias = Any
@@ -31,11 +31,6 @@ class Part:
     places: Array
     values: Array
     weight: float
-
-    @property
-    def weighted(self) -> Array:
-        """values · weight, the weight rounded to f32; f32 [n]."""
-        return self.values * self.weight
 
 
 @dataclass(frozen=True)
@@ -54,11 +49,22 @@ class Aligned:
         like = self.parts[0].values
         return like.new_zeros(len(self.indices)) if hasattr(like, "new_zeros") else np.zeros(len(self.indices), "<f4")
 
+    def values(self, part: Part) -> Array:
+        """The values of one tensor over the union, f32 [u]; zero where it holds nothing."""
+        spread = self.zeros()
+        spread[part.places] = part.values
+        return spread
+
+    def weighted(self, part: Part) -> Array:
+        """The same times its weight, rounded to f32."""
+        values = self.values(part)
+        return values if part.weight == 1 else values * part.weight
+
     def total(self) -> Array:
         """Σ weightᵢ·valuesᵢ over the union, f32 [u], added in the order of the tensors."""
-        total = self.zeros()
-        for part in self.parts:
-            total[part.places] += part.weighted
+        total = self.weighted(self.parts[0])
+        for part in self.parts[1:]:
+            total += self.weighted(part)
         return total
 
     def count(self) -> Array:
@@ -73,8 +79,7 @@ class Aligned:
 
         Raises MergeError where a value that is kept is not a finite number.
         """
-        kept = _as_numpy(values != 0 if kept is None else kept)
-        found = _as_numpy(values)
+        found, kept = _as_numpy(values), _as_numpy(values != 0 if kept is None else kept)
         indices = self.indices
         if not kept.all():
             found, indices = found[kept], indices[kept]
@@ -90,10 +95,10 @@ def align(
 
     convert: numpy arrays to those that are to be computed with, such as `lambda a: torch.from_numpy(a).cuda()`.
     """
-    indices = union([tensor.indices for tensor in tensors])
+    indices, places = union([tensor.indices for tensor in tensors], tensors[0].size)
     parts = [
-        Part(convert(places_in(indices, tensor.indices)), convert(tensor.values), weight)
-        for tensor, weight in zip(tensors, weights, strict=True)
+        Part(convert(own), convert(tensor.values), weight)
+        for own, tensor, weight in zip(places, tensors, weights, strict=True)
     ]
     return Aligned(tensors[0].shape, indices, parts)
 

@@ -77,7 +77,7 @@ def diff(
     )
     source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind)
     if sparsity is None:
-        return TaskVector(header, specs, source, checkpoint=base)
+        return TaskVector(header, specs, source, tuned.name, base)
 
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)

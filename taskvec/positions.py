@@ -21,13 +21,23 @@ def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
     return in_a, place[in_a]
 
 
-def union(lists: Sequence[Indices]) -> Indices:
-    """Every position that any list holds, once, increasing."""
+_SCRATCH = 1 << 24  # positions for which a map of places is small enough to be made
+
+
+def union(lists: Sequence[Indices], size: int) -> tuple[Indices, list[Indices]]:
+    """Every position below `size` that any list holds, once, increasing; and the places there of each list's positions.
+
+    Time and memory follow the lists; a map of all positions, which is quicker, is made only of as many as a block has.
+    """
+    if size <= _SCRATCH:
+        held = np.zeros(size, bool)
+        for positions in lists:
+            held[positions] = True
+        merged = np.flatnonzero(held)
+        place = np.empty(size, np.int64)
+        place[merged] = np.arange(len(merged))
+        return merged, [place[positions] for positions in lists]
     # numpy's stable sort finds the runs and merges them; np.unique would hash them, which is slower
     merged = np.sort(np.concatenate(lists), kind="stable")
-    return merged[np.append(True, merged[1:] != merged[:-1])] if len(merged) else merged
-
-
-def places_in(all_positions: Indices, positions: Indices) -> Indices:
-    """Where each of `positions` stands in `all_positions`, which holds them all; int64 [len(positions)]."""
-    return np.searchsorted(all_positions, positions)
+    merged = merged[np.append(True, merged[1:] != merged[:-1])] if len(merged) else merged
+    return merged, [np.searchsorted(merged, positions) for positions in lists]

@@ -105,7 +105,8 @@ class TaskVector(Mapping[str, SparseTensor]):
     def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO) -> None:
         """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
 
-        codec: "auto", the smallest; "paper64" or "plain" (docs/format.md). Raises UsageError for another.
+        codec: "auto", the smallest; "fast", quickly written; "paper64" or "plain" (docs/format.md). Raises UsageError
+        for another.
         """
         check_codec(codec)
         base_bits = BaseBits(self._checkpoint) if self._checkpoint else None

@@ -5,7 +5,7 @@ Usage: python tests/peers.py CASES SEED           compare with what is installed
 
 torch adds up to four numbers in their order, more of them in an order that depends on the shape of the tensor, and so
 comes to another sum in f32; taskvec adds in their order, and norms in f64. So each case is computed twice by the peer:
-as it is, where differences are counted in units in the last place (ULP) of what is added up, and with sums as taskvec's.
+as it is, where differences are counted in units in the last place (ULP) of what is added up, and with taskvec's sums.
 Which entries DARE drops is drawn at random by every program in its own way: the peers are handed taskvec's draw, and do
 the rest.
 """

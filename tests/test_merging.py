@@ -90,9 +90,7 @@ def test_a_method_equals_its_dense_definition(weighted: Weighted, request: Any) 
     density = None if densities is None else densities[: len(tensors)]
     merged = merge(vectors_of(tensors), method, weights, density=density, **options)
     if wanted is None:
-        with pytest.raises(
-            MergeError, match=r"^tensor 'w': (\d+ positions are held by more|the weights add up to zero)"
-        ):
+        with pytest.raises(MergeError, match=r"^tensor 'w': (\d+ positions are held by more|the weights add up to 0)"):
             merged["w"]
         return
     assert oracle.entries(merged["w"]) == wanted

@@ -20,7 +20,14 @@ def test_common_gives_the_places_of_the_intersection_in_both(a: Indices, b: Indi
 
 
 @given(st.lists(POSITIONS, min_size=1, max_size=4))
-def test_union_holds_every_position_once_in_order(lists: list[Indices]) -> None:
-    merged = union(lists)
-    assert merged.tolist() == sorted(set().union(*(each.tolist() for each in lists)))
-    assert merged.dtype == np.int64
+def test_union_holds_every_position_once_in_order_with_and_without_a_map(lists: list[Indices]) -> None:
+    expected = sorted(set().union(*(each.tolist() for each in lists)))
+    near = [each[each < 20] for each in lists]
+    for given_lists, size, wanted in (
+        (lists, (1 << 48) + 1, expected),
+        (near, 20, [position for position in expected if position < 20]),
+    ):
+        merged, places = union(given_lists, size)
+        assert merged.tolist() == wanted
+        assert merged.dtype == np.int64
+        assert [merged[own].tolist() for own in places] == [each.tolist() for each in given_lists]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .merge import merge
 from .progress import progress_bars
 from .train import train
 
@@ -119,56 +120,14 @@ def unpack(
     with progress_bars() as progress:
         applied = apply(opened, checkpoint, output, progress)
     if as_json:
-        _report_folder(output, as_json, exact=applied.exact, differences=applied.differences)
+        render.report_folder(output, as_json, exact=applied.exact, differences=applied.differences)
         return
-    _report_folder(output, as_json)
+    render.report_folder(output, as_json)
     if applied.exact is not None:
         typer.echo(render.exactness(applied))
 
 
-@app.command(short_help="Merge vectors of one base.")
-def merge(
-    vectors: Annotated[
-        list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False)
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="What to write.", show_default="merged.lota; with --base merged/"),
-    ] = None,
-    method: Annotated[str, typer.Option(help="auto, disjoint, ties or linear.")] = "auto",
-    weights: Annotated[str | None, typer.Option(help="One factor a vector, e.g. 1,0.5.", show_default="1 each")] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Write a model folder: this base, merged.", show_default=False)
-    ] = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Merge vectors of one base. auto adds disjoint masks up; where masks meet it elects signs (TIES, no trimming)."""
-    from taskvec import TaskVector, apply, open_checkpoint
-    from taskvec import merge as merge_vectors
-    from taskvec.files import check_output, check_output_folder
-
-    from . import render
-
-    factors = _weights(weights)
-    opened = [TaskVector.open(path) for path in vectors]
-    checkpoint = open_checkpoint(base) if base is not None else None
-    output = output or Path("merged.lota" if checkpoint is None else "merged")
-    if checkpoint is None:
-        check_output(output, force=force)
-    else:
-        check_output_folder(output, checkpoint, force=force)
-    with progress_bars() as progress:
-        merged = merge_vectors(opened, method, factors, progress)
-        if checkpoint is None:
-            merged.save(output, progress)
-        else:
-            apply(merged, checkpoint, output, progress)
-    chosen = {"method": merged.provenance["method"], "reason": merged.provenance["reason"]}
-    if checkpoint is None:
-        render.report_file(output, as_json, **chosen)
-    else:
-        _report_folder(output, as_json, **chosen)
+app.command(short_help="Merge vectors of one base.")(merge)
 
 
 @app.command(short_help="Show what is in a file, and how masks overlap.")
@@ -331,31 +290,6 @@ def demo(
         render.print_json(render.demo_summary(result))
     else:
         render.print_demo(result)
-
-
-def _weights(text: str | None) -> list[float] | None:
-    from taskvec.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--weights takes numbers separated by commas, found {text!r}") from None
-
-
-def _report_folder(output: Path, as_json: bool, **more: object) -> None:
-    from taskvec import Checkpoint
-
-    from . import render
-
-    written = Checkpoint(output)
-    total = sum(shard.path.stat().st_size for shard in written.shards)
-    if as_json:
-        render.print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
-        return
-    typer.echo(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {render.size(total)}")
-    render.print_more(more)
 
 
 def main() -> None:

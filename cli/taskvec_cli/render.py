@@ -102,6 +102,19 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
     print_more(more)
 
 
+def report_folder(output: Path, as_json: bool, **more: object) -> None:
+    """The same of a model folder."""
+    from taskvec import Checkpoint
+
+    written = Checkpoint(output)
+    total = sum(shard.path.stat().st_size for shard in written.shards)
+    if as_json:
+        print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
+        return
+    typer.echo(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {size(total)}")
+    print_more(more)
+
+
 def print_more(more: dict[str, object]) -> None:
     """One line a fact."""
     for key, value in more.items():

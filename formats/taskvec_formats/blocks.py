@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .codecs import POSITION_CODECS, VALUE_CODECS, Frame
+from .codecs import POSITION_CODECS, VALUE_CODECS, Frame, Gaps, PositionCodec, ValueCodec
 from .dtypes import BitArray, DType
 from .errors import ChecksumError, StreamError
 from .forms import Form
@@ -19,10 +19,14 @@ from .sparse import Indices, SparseTensor
 DELTA = np.dtype("<f4")
 AUTO = "auto"
 # what a writer may be asked for: the codecs of positions and of values that are tried, the smallest result kept
-_CHOICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    AUTO: (("gaps", "exponents", "plain"), ("floats", "steps", "packed", "plain")),
-    "paper64": (("paper64",), ("plain",)),
-    "plain": (("plain",), ("plain",)),
+_CHOICES: dict[str, tuple[tuple[PositionCodec, ...], tuple[ValueCodec, ...]]] = {
+    AUTO: (
+        tuple(POSITION_CODECS[name] for name in ("gaps", "exponents", "plain")),
+        tuple(VALUE_CODECS[name] for name in ("floats", "steps", "packed", "plain")),
+    ),
+    "fast": ((Gaps(level=0),), (VALUE_CODECS["plain"],)),
+    "paper64": ((POSITION_CODECS["paper64"],), (VALUE_CODECS["plain"],)),
+    "plain": ((POSITION_CODECS["plain"],), (VALUE_CODECS["plain"],)),
 }
 CODECS = tuple(_CHOICES)
 _SAMPLE = 4096  # values of one block are alike: this many tell which codec suits them
@@ -108,20 +112,19 @@ def _frame(form: Form, size: int, base: BitArray | None) -> Frame:
 def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tuple[Entries | None, bytes]:
     if not len(indices):
         return None, b""
-    position_names, value_names = _CHOICES[codec]
-    positions, first = _smallest(position_names, lambda name: POSITION_CODECS[name].encode(indices, frame))
-    if len(value_names) > 1 and len(indices) > 2 * _SAMPLE:
+    position_codecs, value_codecs = _CHOICES[codec]
+    positions, first = _smallest((each.name, each.encode(indices, frame)) for each in position_codecs)
+    if len(value_codecs) > 1 and len(indices) > 2 * _SAMPLE:
         part = slice(len(indices) // 2, len(indices) // 2 + _SAMPLE)
-        best, _ = _smallest(value_names, lambda name: VALUE_CODECS[name].encode(values[part], indices[part], frame))
-        value_names = (best, "plain")
-    value_name, second = _smallest(value_names, lambda name: VALUE_CODECS[name].encode(values, indices, frame))
+        best, _ = _smallest((each.name, each.encode(values[part], indices[part], frame)) for each in value_codecs)
+        value_codecs = (VALUE_CODECS[best], VALUE_CODECS["plain"])
+    value_name, second = _smallest((each.name, each.encode(values, indices, frame)) for each in value_codecs)
     streams = Stream(positions, len(first)), Stream(value_name, len(second))
     return Entries(len(indices), *streams), first + second
 
 
-def _smallest(names: tuple[str, ...], encode: Callable[[str], bytes | None]) -> tuple[str, bytes]:
-    encoded = [(name, data) for name in names if (data := encode(name)) is not None]
-    return min(encoded, key=lambda pair: len(pair[1]))
+def _smallest(tried: Iterable[tuple[str, bytes | None]]) -> tuple[str, bytes]:
+    return min(((name, data) for name, data in tried if data is not None), key=lambda pair: len(pair[1]))
 
 
 def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], frame: Frame, part: str) -> SparseTensor:

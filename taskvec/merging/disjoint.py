@@ -1,5 +1,7 @@
 """Masks that do not meet: every entry is kept, times its vector's weight (LoTTO, arXiv 2406.16797, section 3)."""
 
+import numpy as np
+
 from taskvec_formats import SparseTensor
 
 from ..align import Aligned
@@ -26,10 +28,10 @@ def disjoint(vectors: Aligned, *, on_overlap: str = "error") -> SparseTensor:
     chosen = vectors.zeros()
     if on_overlap == "larger":
         for part in vectors.parts:
-            weighted, there = part.weighted, chosen[part.places]
-            larger = abs(weighted) > abs(there)
-            chosen[part.places[larger]] = weighted[larger]
+            weighted = vectors.weighted(part)
+            larger = abs(weighted) > abs(chosen)
+            chosen[larger] = weighted[larger]
     else:
         for part in reversed(vectors.parts):
-            chosen[part.places] = part.weighted
+            chosen[part.places] = part.values * np.float32(part.weight)
     return vectors.result(chosen, everywhere)

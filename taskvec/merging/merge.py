@@ -34,6 +34,7 @@ _CHOICES: dict[str, Iterable[object]] = {
     "rescale": (*RESCALES, None),
     "normalize": (True, False),
 }
+_PIECE = 1 << 18  # elements that are merged at a time: what is computed with them stays in the processor's cache
 Specs: TypeAlias = Mapping[str, TensorSpec]
 # of a tensor's name and a range of it: the entries that a vector brings to the merge
 _Reader: TypeAlias = Callable[[str, int, int], SparseTensor]
@@ -143,6 +144,15 @@ class _Merge(Entries):
             read(name, start, stop) if name in vector.specs else nothing
             for vector, read in zip(self._vectors, self._readers, strict=True)
         ]
+        step = max(1, stop - start) if self._method.whole else _PIECE
+        pieces = range(0, stop - start, step)
+        merged = [
+            (low, self._combined(name, [each.within(low, min(low + step, each.size)) for each in held]))
+            for low in pieces
+        ]
+        return SparseTensor.joined(merged, 0, stop - start, np.float32)
+
+    def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         try:
             with np.errstate(all="ignore"):  # what leaves the range of f32 is refused below
                 merged = self._combine(align(held, [weights[name] for weights in self._weights]))

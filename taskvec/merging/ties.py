@@ -3,9 +3,11 @@
 Yadav et al., "TIES-Merging", arXiv 2306.01708, Algorithm 1, steps 2 and 3; step 1 is trim.py.
 """
 
+import numpy as np
+
 from taskvec_formats import SparseTensor
 
-from ..align import Aligned, Array, Part
+from ..align import Aligned
 from .dialects import DIALECTS
 
 ELECTIONS = ("mass", "frequency")
@@ -20,22 +22,17 @@ def ties(vectors: Aligned, *, dialect: str = "reference", elect: str = "mass", n
     normalize: divide; else the result is the sum of those that agree.
     """
     rules = DIALECTS[dialect]
-
-    def voice(part: Part) -> Array:
-        return part.weighted if rules.weighted_election else part.values
-
-    masses = vectors.zeros()
-    for part in vectors.parts:
-        said = voice(part)
-        masses[part.places] += said if elect == "mass" else (said > 0) * 1.0 - (said < 0) * 1.0
-    positive, negative = masses >= 0 if rules.zero_is_positive else masses > 0, masses < 0
+    weighted = [vectors.weighted(part) for part in vectors.parts]
+    voices = weighted if rules.weighted_election else [vectors.values(part) for part in vectors.parts]
+    mass = vectors.zeros()
+    for voice in voices:
+        mass += voice if elect == "mass" else (voice > 0) * np.float32(1) - (voice < 0) * np.float32(1)
+    up, down = mass >= 0 if rules.zero_is_positive else mass > 0, mass < 0
     total, divisor = vectors.zeros(), vectors.zeros()
-    for part in vectors.parts:
-        said = voice(part)
-        agrees = (said > 0) & positive[part.places] | (said < 0) & negative[part.places]
-        places = part.places[agrees]
-        total[places] += part.weighted[agrees]
-        divisor[places] += part.weight if rules.by_weight else 1
+    for part, value, voice in zip(vectors.parts, weighted, voices, strict=True):
+        agrees = (voice > 0) & up | (voice < 0) & down
+        total += value * agrees
+        divisor += np.float32(part.weight) * agrees if rules.by_weight else agrees
     if normalize:
         divisor[divisor == 0] = 1
         total = total / divisor

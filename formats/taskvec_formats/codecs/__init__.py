@@ -14,4 +14,4 @@ POSITION_CODECS: dict[str, PositionCodec] = {
 }
 VALUE_CODECS: dict[str, ValueCodec] = {codec.name: codec for codec in (Floats(), Steps(), Packed(), PlainValues())}
 
-__all__ = ["POSITION_CODECS", "VALUE_CODECS", "Frame", "PositionCodec", "ValueCodec"]
+__all__ = ["POSITION_CODECS", "VALUE_CODECS", "Frame", "Gaps", "PositionCodec", "ValueCodec"]

@@ -7,18 +7,24 @@ import numpy as np
 from ..errors import StreamError
 from ..sparse import Indices
 from .contract import Frame
-from .numbers import MOST, decode_numbers, encode_numbers
+from .numbers import LEVEL, MOST, decode_numbers, encode_numbers
 
 
 class Gaps:
-    """The `gaps` position codec: the entropy of one density for the whole block."""
+    """The `gaps` position codec: the entropy of one density for the whole block.
+
+    level: of pcodec, for the writer; at 0 the gaps are hardly coded, but packed.
+    """
 
     name = "gaps"
+
+    def __init__(self, level: int = LEVEL) -> None:
+        self._level = level
 
     def encode(self, indices: Indices, frame: Frame) -> bytes | None:
         if len(indices) > MOST:
             return None
-        return encode_numbers((np.diff(indices, prepend=-1) - 1).astype(np.uint64))
+        return encode_numbers((np.diff(indices, prepend=-1) - 1).astype(np.uint64), self._level)
 
     def decode(self, data: memoryview, count: int, frame: Frame) -> Indices:
         gaps = decode_numbers(data, count)

@@ -19,20 +19,20 @@ from ..errors import StreamError
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 
-_LEVEL = 8
+LEVEL = 8  # pcodec's highest that pays
 _WIDTHS = (1, 2, 4, 8)
 _DTYPES = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
 MOST = 1 << 24  # numbers that pcodec takes in one chunk
 
 
-def encode_numbers(numbers: Unsigned) -> bytes:
-    """numbers: unsigned integers [n], at most MOST; an empty list takes no bytes."""
+def encode_numbers(numbers: Unsigned, level: int = LEVEL) -> bytes:
+    """numbers: unsigned integers [n], at most MOST; an empty list takes no bytes. level: of pcodec, 0 the quickest."""
     if not len(numbers):
         return b""
     largest = int(numbers.max())
     width = next(w for w in _WIDTHS if largest < 1 << 8 * w)
     config = ChunkConfig(
-        compression_level=_LEVEL,
+        compression_level=level,
         mode_spec=ModeSpec.classic(),
         delta_spec=DeltaSpec.no_op(),
         paging_spec=PagingSpec.exact_page_sizes([len(numbers)]),

@@ -1,0 +1,142 @@
+"""Merging two sparse vectors: time and peak memory of whole processes, beside mergekit, and how they grow.
+
+Usage: python benchmarks/merging.py BASE FOLDER [RUNS]. BASE is a model folder. FOLDER keeps the vectors, 90 % sparse
+with masks drawn at random (where entries lie makes no difference to the cost), and the checkpoints that mergekit reads.
+Figures are medians over RUNS runs, in turns.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+from processes import measure
+
+from taskvec import TaskVector, apply, open_checkpoint
+from taskvec.training.masking import random_mask
+from taskvec.vector import vector_of
+from taskvec_formats import Checkpoint, Form, SparseTensor
+
+MOST = 16
+RECIPE = """\
+merge_method: {method}
+base_model: {base}
+dtype: float32
+parameters:
+  normalize: {normalize}
+models:
+- model: {folder}/0
+  parameters: {{weight: 1.0{density}}}
+- model: {folder}/1
+  parameters: {{weight: 0.5{density}}}
+"""
+
+
+def eligible(base: Checkpoint) -> dict[str, Form]:
+    """The matrices of the blocks."""
+    return {name: info.form for name, info in base.tensors.items() if len(info.shape) == 2 and ".layers." in name}
+
+
+def write_vector(base: Checkpoint, file: Path, seed: int, density: float) -> None:
+    """A vector whose deltas look like those of a fine-tune."""
+    if file.exists():
+        return
+    forms = eligible(base)
+    entries = round(density * sum(form.size for form in forms.values()))
+    dice, deltas = np.random.default_rng(seed), {}
+    for name, indices in random_mask(entries, forms, {}, seed).items():
+        before = base.bits(name)[indices].view(np.float32)
+        after = before + dice.normal(scale=1e-4, size=len(indices)).astype(np.float32)
+        deltas[name] = SparseTensor(forms[name].shape, indices, after - before)
+        base.release(name)
+    vector_of(base, forms, deltas, {}).save(file)
+
+
+def prepare(base: Checkpoint, folder: Path) -> None:
+    """Everything that is merged, made once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(MOST):
+        write_vector(base, folder / f"{number}.lota", number, 0.1)
+    for percent in (1, 2, 5, 20):
+        for number in (0, 1):
+            write_vector(base, folder / f"{percent}-{number}.lota", number, percent / 100)
+    for number in (0, 1):
+        if not (folder / str(number)).exists():
+            apply(TaskVector.open(folder / f"{number}.lota"), base, folder / str(number))
+    for method, normalize, density in (("ties", "true", ", density: 1.0"), ("task_arithmetic", "false", "")):
+        text = RECIPE.format(method=method, base=base.path, normalize=normalize, folder=folder, density=density)
+        (folder / f"{method}.yml").write_text(text, encoding="utf-8")
+
+
+def timed(commands: dict[str, list[str]], runs: int) -> dict[str, tuple[float, float]]:
+    """Name -> median seconds and peak MB."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for _ in range(runs):
+        for name, command in commands.items():
+            found[name].append(measure(command))
+    return {
+        name: (statistics.median(wall for wall, _ in row), statistics.median(peak for _, peak in row))
+        for name, row in found.items()
+    }
+
+
+def main(base: Path, folder: Path, runs: int) -> None:
+    """Run everything and print the tables."""
+    prepare(open_checkpoint(base), folder)
+    programs = Path(sys.executable).parent
+    taskvec, mergekit = str(programs / "taskvec"), programs / "mergekit-yaml"
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    two = [str(folder / "0.lota"), str(folder / "1.lota")]
+    to_file, to_folder = (
+        ["-o", str(work / "m.lota"), "--force"],
+        ["--base", str(base), "-o", str(work / "m"), "--force"],
+    )
+    commands = {}
+    for name, method in (("ties", "ties"), ("task arithmetic", "linear")):
+        call = [taskvec, "merge", *two, "--method", method, "--weights", "1,0.5"]
+        commands[f"{name}, to .lota"] = [*call, *to_file]
+        commands[f"{name}, to .lota, --codec fast"] = [*call, *to_file, "--codec", "fast"]
+        commands[f"{name}, to a model folder"] = [*call, *to_folder]
+    commands["ties, density 0.05, to .lota"] = [*commands["ties, to .lota"], "--density", "0.05"]
+    if mergekit.exists():
+        for name in ("ties", "task_arithmetic"):
+            out = str(work / "peer")
+            commands[f"mergekit {name}"] = [
+                str(mergekit),
+                str(folder / f"{name}.yml"),
+                out,
+                "--copy-tokenizer",
+                "--quiet",
+            ]
+    try:
+        print(f"{runs} runs, medians\n\n| merge | seconds | peak MB |\n|---|---|---|")
+        for name, (seconds, peak) in timed(commands, runs).items():
+            print(f"| {name} | {seconds:.2f} | {peak:.0f} |", flush=True)
+        print("\n| vectors | density of each | entries | seconds | peak MB | µs an entry |\n" + "|---" * 6 + "|")
+        for density, files in growth(folder):
+            entries = sum(spec.entries for file in files for spec in TaskVector.open(file).specs.values())
+            command = [taskvec, "merge", *map(str, files), "--method", "ties", *to_file, "--codec", "fast"]
+            ((seconds, peak),) = timed({"": command}, runs).values()
+            each = 1e6 * seconds / entries
+            print(
+                f"| {len(files)} | {density:.0%} | {entries:,} | {seconds:.2f} | {peak:.0f} | {each:.3f} |", flush=True
+            )
+    finally:
+        shutil.rmtree(work)
+
+
+def growth(folder: Path) -> list[tuple[float, list[Path]]]:
+    """Two vectors of growing density, then more and more of one density."""
+    pairs = [(percent / 100, [folder / f"{percent}-{number}.lota" for number in (0, 1)]) for percent in (1, 2, 5, 20)]
+    more = [(0.1, [folder / f"{number}.lota" for number in range(count)]) for count in (2, 4, 8, MOST)]
+    return pairs + more
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) == 4 else 3)

@@ -1,0 +1,234 @@
+"""`taskvec merge`: a command with many options, in panels."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .progress import progress_bars
+
+if TYPE_CHECKING:
+    from taskvec import Checkpoint
+    from taskvec.merging.recipe import Recipe
+
+_METHOD = "Options of methods"
+_FOLDER = "Model folder (--base)"
+_OPTIONS = "method weights lam density dialect elect normalize rescale gamma seed on_overlap".split()
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?")
+
+
+def merge(
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="What to write.", show_default="merged.lota; a model folder: merged/"),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, breadcrumbs or "
+            "breadcrumbs_ties.",
+            show_default="auto",
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="One factor a vector, e.g. 1,0.5.", show_default="1 each")] = None,
+    lam: Annotated[float | None, typer.Option("--lambda", help="A factor of the whole.", show_default="1")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A merge file of mergekit's, which says all but the output.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Write a model folder: this base, merged.", show_default=False)
+    ] = None,
+    density: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of its eligible weights that a vector keeps: one number, or one a vector.",
+            show_default="1 for ties; needed by others",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose numbers: reference, those of the papers; mergekit; peft.",
+            show_default="reference",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    elect: Annotated[
+        str | None,
+        typer.Option(help="Elect signs by mass or by frequency.", show_default="mass", rich_help_panel=_METHOD),
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Divide: by the number of vectors that agree, or by weights.",
+            show_default="as the method does",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    rescale: Annotated[
+        str | None,
+        typer.Option(
+            help="What is left grows by 1/density, or until the norm is what it was: none, density or norm.",
+            show_default="as the method does",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the largest changes that breadcrumbs leave out.",
+            show_default="0.01",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of what is dropped at random.", show_default="0", rich_help_panel=_METHOD),
+    ] = None,
+    on_overlap: Annotated[
+        str | None,
+        typer.Option(
+            help="Where disjoint masks meet after all: error, sum, mean, larger or first.",
+            show_default="error",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Round tensors to float32, bfloat16 or float16.",
+            show_default="the base's",
+            rich_help_panel=_FOLDER,
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Most bytes of a shard, e.g. 2GB.", show_default="the base's shards", rich_help_panel=_FOLDER
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a merge that was interrupted.", rich_help_panel=_FOLDER)
+    ] = False,
+    codec: Annotated[
+        str, typer.Option(help="Of a .lota file. auto: the smallest. fast: the quickest to write. paper64, plain.")
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Merge vectors of one base. auto adds disjoint masks up; where masks meet it elects signs (TIES, no trimming)."""
+    given = dict(locals())
+    from taskvec import TaskVector, open_checkpoint
+    from taskvec import merge as merge_vectors
+    from taskvec.errors import UsageError
+    from taskvec.merged import check_tokenizers, write_model
+    from taskvec.vector import check_codec
+
+    from . import render
+
+    check_codec(codec)
+    options = {name: given[name] for name in _OPTIONS if given[name] is not None}
+    for name in {"weights", "density"} & options.keys():
+        options[name] = _numbers(name, options[name])
+    if len(options.get("density", ())) == 1:
+        options["density"] = options["density"][0]
+    asked = None if recipe is None else _recipe(given)
+    if asked is None and not vectors:
+        raise UsageError("nothing to merge: give .lota files, or --recipe")
+    checkpoint = asked.open_base() if asked else None if base is None else open_checkpoint(base)
+    to_folder = checkpoint is not None if asked is None else output is None or output.suffix != ".lota"
+    output = output or Path("merged" if to_folder else "merged.lota")
+    _check_output(given, output, checkpoint if to_folder else None, to_folder=to_folder)
+    with progress_bars() as progress:
+        if asked:
+            parents = asked.vectors(checkpoint, progress)
+            merged = asked.merge(parents, progress)
+        else:
+            parents = [TaskVector.open(path) for path in vectors or ()]
+            merged = merge_vectors(parents, progress=progress, **options)
+        if to_folder:
+            assert checkpoint is not None
+            size = None if shard_size is None else _bytes(shard_size)
+            form = dtype or (asked.dtype if asked else None)
+            work = _part_of(output)
+            notes = write_model(merged, parents, checkpoint, output, progress, shard_size=size, dtype=form, work=work)
+        else:
+            notes = check_tokenizers(parents)
+            merged.save(output, progress, codec)
+    made = merged.provenance
+    notes = [*made["notes"], *notes]
+    report = render.report_folder if to_folder else render.report_file
+    report(output, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
+    if not as_json:
+        for note in notes:
+            typer.echo(f"note: {note}")
+
+
+def _recipe(given: dict[str, Any]) -> Recipe:
+    from taskvec.errors import UsageError
+    from taskvec.merging.recipe import Recipe
+
+    for name in ("vectors", "base", *_OPTIONS):
+        if given[name] not in (None, []):
+            shown = {"lam": "--lambda", "vectors": "VECTORS"}.get(name, f"--{name.replace('_', '-')}")
+            raise UsageError(f"the recipe says what to merge and how: {shown} has no place beside it")
+    return Recipe.read(given["recipe"])
+
+
+def _check_output(given: dict[str, Any], output: Path, base: Checkpoint | None, *, to_folder: bool) -> None:
+    """Refuse what cannot be written, before any work is done; make room where it was asked for."""
+    from taskvec.errors import UsageError
+    from taskvec.files import check_output, check_output_folder
+    from taskvec.output import Output
+
+    if not to_folder:
+        for name in ("dtype", "shard_size", "resume"):
+            if given[name]:
+                raise UsageError(f"--{name.replace('_', '-')} is for a model folder: --base says of which model")
+        check_output(output, force=given["force"])
+        return
+    if given["codec"] != "auto":
+        raise UsageError("--codec is for a .lota file, not for a model folder")
+    if base is None:
+        raise UsageError(f"{given['recipe']} names no base_model, so only a .lota file can be written: -o merged.lota")
+    Output(None, given["dtype"])
+    check_output_folder(output, base, force=given["force"])
+    work = _part_of(output)
+    if work.exists() and not given["resume"]:
+        if not given["force"]:
+            raise UsageError(f"{work} holds an unfinished merge: --resume goes on with it, --force starts anew")
+        shutil.rmtree(work)
+
+
+def _part_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.part")
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    from taskvec.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--{name} takes numbers separated by commas, found {text!r}") from None
+
+
+def _bytes(text: str) -> int:
+    """Bytes from 500MB or 2GB, powers of ten as transformers reads them."""
+    from taskvec.errors import UsageError
+
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"--shard-size is a size such as 500MB or 2GB, found {text!r}")
+    return int(float(found[1]) * 1000 ** ["", "k", "M", "G", "T"].index(found[2].replace("K", "k")))

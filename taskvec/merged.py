@@ -1,0 +1,50 @@
+"""A merge as a complete model folder, and what its parents' tokenizers have to say to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskvec_formats import Checkpoint
+
+from .apply import apply
+from .card import model_card
+from .output import Output
+from .progress import Progress, silent
+from .tokenizers import compare_tokenizers
+from .vector import TaskVector
+
+
+def write_model(
+    merged: TaskVector,
+    parents: Sequence[TaskVector],
+    base: Checkpoint,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    shard_size: int | None = None,
+    dtype: str | None = None,
+    work: Path | None = None,
+) -> list[str]:
+    """Write the folder `out`: the base with a merge applied, a model card, and the side files that all parents share.
+
+    merged: what `merge` made of parents. shard_size, dtype: as in `Output`. work: keeps finished shards, as in `apply`.
+    Returns sentences about files in which the parents differ. Raises MergeError where their tokenizers do, and the
+    errors of `apply`.
+    """
+    agreement = compare_tokenizers(parents, base)
+    carried = {file.name: file.content for file in agreement.carried if file.content is not None}
+    output = Output(shard_size, dtype, model_card(out.name, merged), carried)
+    apply(merged, base, out, progress, output, work=work, record=merged.provenance)
+    return agreement.notes
+
+
+def check_tokenizers(parents: Sequence[TaskVector]) -> list[str]:
+    """The same for a merge that is stored as a `.lota` file, which has no side files: sentences about them.
+
+    Raises MergeError where the parents' tokenizers differ.
+    """
+    agreement = compare_tokenizers(parents)
+    names = ", ".join(file.name for file in agreement.carried)
+    shared = [f"the vectors share {names}, which only a merge to a model folder carries"] if names else []
+    return [*agreement.notes, *shared]
