@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import merge_oracle as naive
 import numpy as np
 import oracle
 import pytest
+import torch
 from building import BASE, sparse, tensor, vector_of, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvec import TaskVector, apply, diff, merge
+from taskvec.align import align
 from taskvec.errors import BaseMismatchError, MergeError, UsageError
-from taskvec.merging import METHODS
+from taskvec.merging import METHODS, Aligned, merge_method
 from taskvec_formats import Checkpoint, Identity, SparseTensor
+from taskvec_formats.forms import BLOCK_ELEMENTS
 
 SHAPE = (3, 4)
 # few distinct values, so that sums cancel, and some that do not add up exactly
@@ -258,3 +262,171 @@ def test_no_method_changes_its_inputs(method: str) -> None:
     density = 0.5 if METHODS[method].prune else None
     assert len(merge(vectors_of(tensors), method, [2.0, 3.0], density=density)["w"].indices) <= 3
     assert [oracle.exact(each) for each in tensors] == before
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("linear", {"density": 0.5}, "linear has no density: it prunes nothing"),
+        ("linear", {"elect": "mass"}, "linear has no option 'elect'; it has normalize"),
+        ("average", {"normalize": True}, "average has no option 'normalize'; it has none"),
+        ("magnitude_prune", {"density": 0.5, "dialect": "peft"}, "magnitude_prune has no option 'dialect'"),
+        ("magnitude_prune", {}, "magnitude_prune needs a density"),
+        ("dare_linear", {}, "dare_linear needs a density"),
+        ("ties", {"dialect": "swabian"}, "dialect is one of reference, mergekit, peft, found 'swabian'"),
+        ("ties", {"elect": "lot"}, "elect is one of mass, frequency, found 'lot'"),
+        ("ties", {"normalize": "yes"}, "normalize is one of True, False, found 'yes'"),
+        ("ties", {"density": 1.5}, "a density is a share of the weights, between 0 and 1, found 1.5"),
+        ("ties", {"density": [0.5]}, "1 densities for 2 vectors"),
+        ("ties", {"rescale": "twice"}, "rescale is one of none, density, norm, found 'twice'"),
+        ("breadcrumbs", {"density": 0.5, "gamma": 1}, "gamma is a share of the weights"),
+        ("disjoint", {"on_overlap": "fight"}, "on-overlap is one of error, sum, mean, larger, first"),
+        ("auto", {"density": 0.5}, "auto chooses the method, which then has no options"),
+        ("linear", {"lam": float("nan")}, "expected a finite number, found nan"),
+    ],
+)
+def test_options_that_a_method_does_not_have_are_refused(method: str, options: dict[str, Any], message: str) -> None:
+    vectors = vectors_of([sparse((2,), {0: 1}), sparse((2,), {1: 1})])
+    with pytest.raises(UsageError, match=message):
+        merge(vectors, method, **options)
+
+
+def stored(folder: Path, *tensors: SparseTensor) -> list[TaskVector]:
+    """Vectors that know how many entries they have."""
+    for number, each in enumerate(tensors):
+        vector_of({"w": each}).save(folder / f"{number}.lota")
+    return [TaskVector.open(folder / f"{number}.lota") for number in range(len(tensors))]
+
+
+def test_a_density_above_the_vectors_own_is_said_to_trim_nothing(tmp_path: Path) -> None:
+    vectors = stored(tmp_path, sparse((10,), {0: 1, 1: 2}), sparse((10,), {2: 1, 3: 1, 4: 1, 5: 3}))
+    wanted = ["density 0.2 trims nothing from 0.lota, whose own density is 20.00%"]
+    for dialect in ("reference", "mergekit", "peft"):
+        assert merge(vectors, "ties", density=0.2, dialect=dialect).provenance["notes"] == wanted
+    assert merge(vectors, "magnitude_prune", density=0.2).provenance["notes"] == wanted
+    assert len(merge(vectors, "ties", density=0.9).provenance["notes"]) == 2
+    assert merge(vectors, "ties", density=0.1).provenance["notes"] == []
+    assert merge(vectors, "ties").provenance["notes"] == []
+
+
+def test_weights_that_normalizing_divides_out_are_said_to_have_no_effect() -> None:
+    apart = vectors_of([sparse((4,), {0: 1}), sparse((4,), {1: 2})])
+    merged = merge(apart, "ties", [0.5, -3], dialect="mergekit")
+    assert merged.provenance["notes"] == [
+        "no two masks share a position, so normalizing divides every weight out again: they have no effect"
+    ]
+    assert oracle.entries(merged["w"]) == {0: 1, 1: 2}
+    meeting_ones = vectors_of([sparse((4,), {0: 1}), sparse((4,), {0: 2})])
+    for vectors, options in (
+        (apart, {"dialect": "reference"}),
+        (apart, {"dialect": "mergekit", "normalize": False}),
+        (meeting_ones, {"dialect": "mergekit"}),
+    ):
+        assert merge(vectors, "ties", [0.5, -3], **options).provenance["notes"] == []
+
+
+@given(meeting(), st.sampled_from(["linear", "average", "ties", "disjoint"]))
+def test_the_functions_compute_with_torch_what_they_compute_with_numpy(weighted: Weighted, method: str) -> None:
+    tensors, weights = weighted
+    function = METHODS[method].combine
+    every: list[dict[str, Any]] = [{}]
+    if method == "ties":
+        every = [{"dialect": d, "elect": e} for d in ("reference", "mergekit", "peft") for e in ("mass", "frequency")]
+    if method == "disjoint":
+        every = [{"on_overlap": policy} for policy in ("sum", "mean", "larger", "first")]
+    if method == "average":
+        every, weights = [{"normalize": True}], [abs(weight) + 1 for weight in weights]
+    for options in every:
+        by_numpy = function(align(tensors, weights), **options)
+        by_torch = function(align(tensors, weights, torch.tensor), **options)
+        assert oracle.exact(by_torch) == oracle.exact(by_numpy)
+
+
+@pytest.fixture
+def median() -> Iterator[str]:
+    """A method of somebody else's, as in docs/merging.md."""
+
+    @merge_method("median", source="https://example.org", summary="the median of those that hold a position")
+    def median(vectors: Aligned, *, least: int = 1) -> SparseTensor:
+        values = np.stack([vectors.weighted(part) for part in vectors.parts])
+        values[values == 0] = np.nan
+        middle = np.nanmedian(values, axis=0)
+        return vectors.result(middle, vectors.count() >= least)
+
+    yield "median"
+    del METHODS["median"]
+
+
+def test_a_method_of_ones_own_merges_and_has_options(median: str) -> None:
+    tensors = [sparse((3,), {0: 1, 1: 5}), sparse((3,), {0: 3}), sparse((3,), {0: 9, 2: 1})]
+    assert oracle.entries(merge(vectors_of(tensors), median)["w"]) == {0: 3, 1: 5, 2: 1}
+    assert oracle.entries(merge(vectors_of(tensors), median, [1, 1, 2], lam=2, least=2)["w"]) == {0: 6}
+    with pytest.raises(UsageError, match="median has no option 'most'; it has least"):
+        merge(vectors_of(tensors), median, most=2)
+    with pytest.raises(UsageError, match="there is a merge method 'ties' already"):
+        merge_method("ties")(lambda vectors: vectors)
+
+
+def test_a_method_may_ask_for_whole_tensors() -> None:
+    sizes: list[int] = []
+
+    @merge_method("largest", whole_tensors=True)
+    def largest(vectors: Aligned) -> SparseTensor:
+        total = vectors.total()
+        sizes.append(math.prod(vectors.shape))
+        return vectors.result(total, abs(total) == abs(total).max())
+
+    try:
+        size = 3 * BLOCK_ELEMENTS
+        merged = merge(vectors_of([sparse((size,), {1: 1, size - 1: -5}), sparse((size,), {1: 2})]), "largest")
+        assert oracle.entries(merged["w"]) == {size - 1: -5}
+        assert oracle.entries(merged.change("w", size - 2, size).delta) == {1: -5}
+        assert sizes == [size]
+    finally:
+        del METHODS["largest"]
+
+
+def test_blocks_and_pieces_merge_to_the_same_tensor(tmp_path: Path) -> None:
+    size = BLOCK_ELEMENTS + 5
+    dice = np.random.default_rng(0)
+    tensors = []
+    for _ in range(3):
+        indices = np.flatnonzero(dice.random(size) < 0.01)
+        tensors.append(SparseTensor((size,), indices, dice.choice([1.0, -1, 2, 3], len(indices)).astype(np.float32)))
+    for method in METHODS:
+        options: dict[str, Any] = {"density": 0.005} if METHODS[method].prune else {}
+        if method == "disjoint":
+            options = {"on_overlap": "sum"}
+        merged = merge(vectors_of(tensors), method, [1, 0.5, 0.3], **options)
+        whole = merged["w"]
+        parts = [
+            (start, merged.change("w", start, stop).delta) for start, stop in ((0, 7), (7, size - 3), (size - 3, size))
+        ]
+        assert oracle.exact(whole) == oracle.exact(SparseTensor.joined(parts, 0, size, np.float32)), method
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_what_dare_drops_depends_on_nothing_but_seed_vector_tensor_and_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    monkeypatch.setenv("TASKVEC_THREADS", threads)
+    size = BLOCK_ELEMENTS * 2
+    indices = np.arange(0, size, 997)
+    tensor_ = SparseTensor((size,), indices, np.ones(len(indices), np.float32))
+    vectors = [vector_of({"a": tensor_, "b": tensor_}), vector_of({"a": tensor_, "b": tensor_})]
+    merged = merge(vectors, "dare_linear", density=0.3, seed=7, rescale="none")
+    merged.save(tmp_path / "m.lota")
+    kept = TaskVector.open(tmp_path / "m.lota")
+    expected = [
+        {p for p in indices.tolist() if any(naive.stays(7, number, name, p, 0.3) for number in (0, 1))} for name in "ab"
+    ]
+    assert [set(kept[name].indices.tolist()) for name in "ab"] == expected
+    assert expected[0] != expected[1]
+    assert 0.4 < len(expected[0]) / len(indices) < 0.6  # 1 − 0.7²
+
+
+def test_the_help_names_every_method() -> None:
+    from taskvec_cli.merge import merge as command
+
+    said = command.__annotations__["method"]
+    assert all(name in said for name in METHODS)

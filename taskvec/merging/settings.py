@@ -69,13 +69,12 @@ def _interpolated(values: Sequence[float], depth: float) -> float:
 
 
 def numbers_of(setting: object) -> list[float]:
-    """Every number in a setting. Raises UsageError where it is not one, or holds none."""
+    """Every number in a setting. Raises UsageError where it is none, or holds something else."""
     if isinstance(setting, Rule):
         return numbers_of(setting.value)
     if isinstance(setting, Sequence) and not isinstance(setting, str):
-        if not setting:
-            raise UsageError("a gradient needs at least one number, found an empty list")
-        if any(isinstance(each, Rule) for each in setting) != all(isinstance(each, Rule) for each in setting):
+        kinds = {isinstance(each, Rule) for each in setting}
+        if len(kinds) != 1 or any(isinstance(each, Sequence) for each in setting):
             raise UsageError(f"a setting is a number, a list of numbers or a list of rules, found {setting!r}")
         return [number for each in setting for number in numbers_of(each)]
     if isinstance(setting, bool) or not isinstance(setting, (int, float)) or not math.isfinite(setting):
