@@ -21,7 +21,7 @@ from ..progress import Progress, silent
 from ..source import Memory
 from ..vector import TaskVector
 from .merge import merge
-from .registry import method_of
+from .registry import AUTO, method_of
 from .settings import Rule, Setting
 
 # what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
@@ -82,7 +82,7 @@ class Recipe:
 
     def merge(self, vectors: Sequence[TaskVector], progress: Progress = silent) -> TaskVector:
         """Merge what `vectors` gave. Raises the errors of `merge`."""
-        known = method_of(self.method).options
+        known = {} if self.method == AUTO else method_of(self.method).options
         apart = (*_OF_A_MODEL, "lambda", "int8_mask", "rescale")
         options = {name: value for name, value in self.parameters.items() if name not in apart}
         if "dialect" in known:
@@ -154,7 +154,8 @@ def _recipe(document: Any) -> Recipe:
     method = document.get("merge_method")
     if not isinstance(method, str):
         raise UsageError(f"merge_method names a method, found {method!r}")
-    method_of(_METHODS.get(method, method))
+    if method != AUTO:
+        method_of(_METHODS.get(method, method))
     models = document.get("models")
     if not isinstance(models, list) or not models:
         raise UsageError("'models' must be a list of models")

@@ -1,0 +1,208 @@
+"""mergekit's merge files: the same merges as from Python, and errors that name the file."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from building import tensor, write_checkpoint
+
+from taskvec import TaskVector, diff, merge
+from taskvec.errors import UsageError
+from taskvec.merging import Rule
+from taskvec.merging.recipe import Recipe
+from taskvec_formats import Checkpoint
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Checkpoint]:
+    """A base and two fine-tunes as folders in the working directory, the first packed as well."""
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    base = {f"model.layers.{i}.{m}.weight": dice.normal(size=(6, 5)) for i in range(3) for m in ("mlp.up", "attn.q")}
+    states = {"base": base}
+    for name in ("a", "b"):
+        states[name] = {n: w + dice.normal(size=w.shape) * (dice.random(w.shape) < 0.5) for n, w in base.items()}
+    made = {
+        name: write_checkpoint(tmp_path / name, {n: tensor("F32", w.astype(np.float32)) for n, w in weights.items()})
+        for name, weights in states.items()
+    }
+    diff(made["base"], made["a"]).save(tmp_path / "a.lota")
+    return made
+
+
+def read(text: str) -> Recipe:
+    Path("merge.yaml").write_text(textwrap.dedent(text), encoding="utf-8")
+    return Recipe.read(Path("merge.yaml"))
+
+
+def merged(text: str) -> TaskVector:
+    recipe = read(text)
+    return recipe.merge(recipe.vectors(recipe.open_base()))
+
+
+def same(one: TaskVector, other: TaskVector) -> bool:
+    return [oracle.exact(one[name]) for name in one] == [oracle.exact(other[name]) for name in other]
+
+
+HEAD = (
+    "base_model: base\nmodels:\n- {model: a.lota, parameters: {weight: 0.5}}\n- {model: b, parameters: {weight: -1}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "options"),
+    [
+        ("merge_method: task_arithmetic", "linear", {}),
+        (
+            "merge_method: task_arithmetic\nparameters: {normalize: true, lambda: 2}",
+            "linear",
+            {"normalize": True, "lam": 2},
+        ),
+        ("merge_method: ties\nparameters: {density: 0.3}", "ties", {"density": 0.3, "dialect": "mergekit"}),
+        ("merge_method: ties", "ties", {"dialect": "mergekit"}),
+        (
+            "merge_method: ties\nparameters: {density: 0.3, normalize: false, int8_mask: true}",
+            "ties",
+            {"density": 0.3, "dialect": "mergekit", "normalize": False},
+        ),
+        (
+            "merge_method: dare_ties\nparameters: {density: 0.5, seed: 3}",
+            "dare_ties",
+            {"density": 0.5, "dialect": "mergekit", "seed": 3, "normalize": False, "rescale": "norm"},
+        ),
+        (
+            "merge_method: dare_linear\nparameters: {density: 0.5, rescale: false}",
+            "dare_linear",
+            {"density": 0.5, "dialect": "mergekit", "rescale": "none"},
+        ),
+        (
+            "merge_method: breadcrumbs\nparameters: {density: 0.5, gamma: 1e-1}",
+            "breadcrumbs",
+            {"density": 0.5, "gamma": 0.1},
+        ),
+        ("merge_method: disjoint\nparameters: {on_overlap: larger}", "disjoint", {"on_overlap": "larger"}),
+        ("merge_method: ties\nparameters: {dialect: peft, density: 0.4}", "ties", {"dialect": "peft", "density": 0.4}),
+        ("merge_method: auto", "auto", {}),
+    ],
+)
+def test_a_recipe_merges_as_python_does(
+    models: dict[str, Checkpoint], text: str, method: str, options: dict[str, Any]
+) -> None:
+    vectors = [TaskVector.open("a.lota"), diff(models["base"], models["b"])]
+    assert same(merged(HEAD + text), merge(vectors, method, [0.5, -1], **options))
+
+
+def test_what_a_model_says_goes_before_what_holds_for_all(models: dict[str, Checkpoint]) -> None:
+    found = merged("""
+        merge_method: ties
+        base_model: base
+        parameters:
+          weight: [{filter: attn, value: [0, 1]}, {value: 3}]
+          density: 0.8
+        models:
+        - model: base
+        - model: a.lota
+          parameters:
+            weight: [{filter: mlp, value: 0.5}]
+            density: [0.2, 0.6]
+        - model: b
+    """)
+    shared: list[Any] = [Rule([0.0, 1.0], "attn"), Rule(3.0)]
+    expected = merge(
+        [TaskVector.open("a.lota"), diff(models["base"], models["b"])],
+        "ties",
+        [[Rule(0.5, "mlp"), *shared], shared],
+        density=[[0.2, 0.6], 0.8],
+        dialect="mergekit",
+    )
+    assert same(found, expected)
+
+
+def test_linear_averages_models_the_base_among_them(models: dict[str, Checkpoint]) -> None:
+    found = merged("""
+        merge_method: linear
+        base_model: base
+        models:
+        - {model: base, parameters: {weight: 2}}
+        - {model: a, parameters: {weight: 1}}
+        - {model: b, parameters: {weight: 1}}
+    """)
+    for name in models["base"].tensors:
+        base, a, b = (models[each].bits(name).view(np.float32).astype(np.float64) for each in ("base", "a", "b"))
+        dense = np.zeros(30)
+        dense[found[name].indices] = found[name].values
+        assert np.allclose(base + dense, (2 * base + a + b) / 4, rtol=0, atol=1e-6)
+
+
+def test_a_recipe_of_files_alone_needs_no_base(models: dict[str, Checkpoint]) -> None:
+    recipe = read("merge_method: task_arithmetic\nmodels: [{model: a.lota}]")
+    assert recipe.open_base() is None
+    assert same(recipe.merge(recipe.vectors()), TaskVector.open("a.lota"))
+    assert read(HEAD + "merge_method: ties\ndtype: float32\nout_dtype: bfloat16").dtype == "bfloat16"
+    assert read(HEAD + "merge_method: ties\ndtype: float32\ntokenizer_source: base").dtype == "float32"
+
+
+ONE = "models: [{model: a.lota}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected keys such as merge_method and models, found NoneType"),
+        ("a: [", "is not YAML"),
+        ("merge_method: ties\nmerge_method: linear\n" + ONE, "the key 'merge_method' is given twice"),
+        (ONE, "merge_method names a method, found None"),
+        (ONE + "merge_method: slerp", "no merge method 'slerp'; there are auto, linear"),
+        (ONE + "merge_method: ties\nslices: []", "'slices' is not supported"),
+        (ONE + "merge_method: ties\nmodules: {}", "'modules' is not supported"),
+        (ONE + "merge_method: ties\nspeed: 3", "unknown key 'speed'; known here are models, merge_method"),
+        (ONE + "merge_method: ties\nchat_template: auto", "unknown key 'chat_template'"),
+        (ONE + "merge_method: ties\nparameters: {epsilon: 1}", "unknown parameter 'epsilon'"),
+        (ONE + "merge_method: ties\nparameters: [1]", "parameters are names and values, found"),
+        (ONE + "merge_method: ties\ntokenizer_source: union", "the tokenizer is always the base's"),
+        (ONE + "merge_method: ties\ntokenizer: {source: base, tokens: {}}", "the tokenizer is always the base's"),
+        (ONE + "merge_method: ties\nbase_model: {a: b}", "base_model is a path or a Hub id"),
+        (ONE + "merge_method: linear\nparameters: {normalize: false}", "would scale the base: use task_arithmetic"),
+        ("merge_method: ties\nmodels: []", "'models' must be a list of models"),
+        ("merge_method: ties\nmodels: [a.lota]", r"a model is \{model: PATH, parameters: …\}, found 'a.lota'"),
+        ("merge_method: ties\nmodels: [{model: a.lota, weight: 1}]", "unknown key of model a.lota 'weight'"),
+        ("merge_method: ties\nmodels: [{model: a.lota, parameters: {lambda: 1}}]", "unknown parameter 'lambda'"),
+    ],
+)
+def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
+    models: dict[str, Checkpoint], text: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"^merge\.yaml.*{message}"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: ties\nmodels: [{model: b}]", "b is a checkpoint: base_model must say what it was tuned from"),
+        ("merge_method: ties\nbase_model: base\nmodels: [{model: nowhere}]", "nowhere: no such file or folder"),
+        ("merge_method: ties\nbase_model: base\nmodels: [{model: base}]", "nothing to merge"),
+        (ONE + "merge_method: ties\nparameters: {weight: heavy}", "expected a number, found 'heavy'"),
+        (ONE + "merge_method: ties\nparameters: {weight: true}", "expected a number, found True"),
+        (ONE + "merge_method: ties\nparameters: {weight: [{filter: a}]}", "a rule is {filter: NAME, value: NUMBER}"),
+        (ONE + "merge_method: ties\nparameters: {gamma: 0.1}", "ties has no option 'gamma'"),
+        (ONE + "merge_method: breadcrumbs\nparameters: {gamma: [0, 1]}", "gamma must be one number for all models"),
+        (ONE + "merge_method: task_arithmetic\nparameters: {density: 0.5}", "linear has no density"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(models: dict[str, Checkpoint], text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        merged(text)
+
+
+def test_there_must_be_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        Recipe.read(tmp_path / "merge.yaml")
+    (tmp_path / "merge.yaml").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="cannot be read as UTF-8"):
+        Recipe.read(tmp_path / "merge.yaml")
