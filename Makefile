@@ -8,17 +8,20 @@ PAIRS ?= bench-pairs
 RUNS ?= bench-runs
 TASKS ?= tasks
 FUZZ ?= 100000 0
+CASES ?= 6000 0
 
-.PHONY: help demo test fuzz check format bench bench-format bench-train bench-tasks clean
+.PHONY: help demo test fuzz conformance check format bench bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
 	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
+	@echo "make conformance   merge random vectors beside mergekit and peft (a minute)"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
 	@echo "make bench-train    time and memory of training beside full fine-tuning, LoRA and SHiRA"
 	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (an hour and a half)"
+	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
 	@echo "make clean   remove what make made"
 
 # the stamps depend on the packaging only: the install is editable, so the code needs no new one
@@ -41,6 +44,13 @@ test: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz.py $(FUZZ)
+
+$(VENV)/mergekit: $(VENV)/installed
+	$(PIP) --editable '.[peers]'
+	@touch $@
+
+conformance: $(VENV)/mergekit
+	$(BIN)/python -W ignore tests/peers.py $(CASES)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -76,6 +86,9 @@ bench-train: $(RUNS)/base
 # TASKS holds NAME/train.jsonl and NAME/test.jsonl
 bench-tasks: $(RUNS)/base
 	$(BIN)/python benchmarks/tasks.py $(TASKS) $(RUNS)
+
+bench-merge: $(RUNS)/base $(VENV)/mergekit
+	$(BIN)/python benchmarks/merging.py $(RUNS)/base $(RUNS)/merging
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(PAIRS) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
