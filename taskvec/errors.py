@@ -37,6 +37,10 @@ class MergeError(TaskvecError):
     """The vectors cannot be merged by the method asked for."""
 
 
+class ResumeError(TaskvecError):
+    """A folder holds the unfinished work of another run."""
+
+
 class DataError(TaskvecError):
     """A training or evaluation file has a bad line; file and line number are named."""
 
