@@ -37,6 +37,10 @@ class MergeError(TaskvecError):
     """The vectors cannot be merged by the method asked for."""
 
 
+class DTypeError(TaskvecError):
+    """A tensor has a value that the dtype asked for cannot hold."""
+
+
 class ResumeError(TaskvecError):
     """A folder holds the unfinished work of another run."""
 
