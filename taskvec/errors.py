@@ -37,6 +37,10 @@ class MergeError(TaskvecError):
     """The vectors cannot be merged by the method asked for."""
 
 
+class TokenizerError(TaskvecError):
+    """A tokenizer file does not say what its tokens are."""
+
+
 class DTypeError(TaskvecError):
     """A tensor has a value that the dtype asked for cannot hold."""
 
