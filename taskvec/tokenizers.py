@@ -106,6 +106,11 @@ class _Owner:
         return {}
 
     @property
+    def is_opaque(self) -> bool:
+        """Whether they do not tell their tokens."""
+        return not self.tokenizer.keys().isdisjoint(OPAQUE)
+
+    @property
     def contents(self) -> dict[str, bytes] | None:
         """Those by content; None where one is the base's, which is not at hand."""
         known = {name: file.content for name, file in self.tokenizer.items() if file.content is not None}
@@ -168,6 +173,9 @@ def _compare(one: _Owner, other: _Owner) -> str | None:
     if not one.tokenizer or not other.tokenizer or _digests(one) == _digests(other):
         return None
     shared = [name for name in OPAQUE if name in one.files and name in other.files]
+    for name in shared:
+        if (one.is_opaque or other.is_opaque) and one.files[name].sha256 != other.files[name].sha256:
+            raise MergeError(f"{name} differs between {one.name} and {other.name}")
     if one.contents is None or other.contents is None:
         return _unproven(one, other, "the base's files are not at hand")
     (words, merges, added), (other_words, other_merges, other_added) = one.parsed, other.parsed
@@ -175,9 +183,6 @@ def _compare(one: _Owner, other: _Owner) -> str | None:
         _check_tokens(one, other, words, other_words)
         _check_merges(one, other, merges, other_merges)
         return None
-    for name in shared:
-        if one.files[name].sha256 != other.files[name].sha256:
-            raise MergeError(f"{name} differs between {one.name} and {other.name}")
     if words is None and other_words is None:
         _check_tokens(one, other, added, other_added)
     return None if shared else _unproven(one, other, "they are of different kinds")
