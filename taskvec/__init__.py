@@ -12,6 +12,7 @@ from .diff import diff
 from .errors import TaskvecError
 from .files import open_checkpoint
 from .merging import merge
+from .output import Output
 from .overlap import overlap
 from .vector import TaskVector
 
@@ -23,6 +24,7 @@ __all__ = [
     "Applied",
     "Checkpoint",
     "FormatError",
+    "Output",
     "SparseTensor",
     "TaskVector",
     "TaskvecError",

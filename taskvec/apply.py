@@ -7,25 +7,28 @@ do not meet can be applied one after the other. The digest of those elements is 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-from taskvec_formats import Checkpoint, TensorSpec
-from taskvec_formats.atomic import atomic_directory
+from taskvec_formats import Checkpoint, Form, TensorSpec
+from taskvec_formats.atomic import atomic_directory, atomic_file
 from taskvec_formats.blocks import touched_digest
 from taskvec_formats.checkpoint import INDEX, begin_digest, fingerprint, short
-from taskvec_formats.container import TensorInfo, parse_header
+from taskvec_formats.container import parse_header
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.errors import ChecksumError, HeaderError, StreamError
-from taskvec_formats.header import Block
+from taskvec_formats.header import Block, stored_digest
 from taskvec_formats.parallel import ordered_map
 from taskvec_formats.sparse import Indices
 
-from .errors import AlreadyAppliedError, BaseMismatchError
+from .errors import AlreadyAppliedError, BaseMismatchError, UsageError
+from .output import AS_IT_IS, Files, Output, Shard
 from .progress import Progress, silent
+from .record import RecordedFolder
 from .tensor import BaseBits, as_bytes, touched_bits
 from .vector import TaskVector
 
@@ -36,7 +39,8 @@ class Applied:
 
     exact: whether the result is the tuned checkpoint that the vector was taken from, every tensor, shard and side file
         byte for byte; None where the vector does not know one (trained, merged or sparsified).
-    differences: why it is not, one sentence each: the base differs from the vector's in something it does not touch.
+    differences: why it is not, one sentence each: the base differs from the vector's in something it does not touch, or
+        something was to be written otherwise.
     """
 
     exact: bool | None
@@ -155,83 +159,190 @@ def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = sile
         progress("applying", done, len(vector.specs), "")
 
 
-def apply(vector: TaskVector, base: Checkpoint, out: Path, progress: Progress = silent) -> Applied:
+def apply(
+    vector: TaskVector,
+    base: Checkpoint,
+    out: Path,
+    progress: Progress = silent,
+    output: Output = AS_IT_IS,
+    *,
+    work: Path | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Applied:
     """Write the folder `out`: the base with the vector applied; shards and side files as in the tuned checkpoint.
 
     Where the vector knows no tuned checkpoint, shards and side files are the base's. Memory: a few blocks.
     `out` appears when complete; a folder that was there is replaced then.
-    Raises BaseMismatchError and FormatError; nothing is left behind then.
+    output: what to write otherwise: the size of shards, the dtype, the card.
+    work: a folder on the same disk, where finished shards wait for the others after an interruption; the same call goes
+        on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was finished.
+        Not for a vector that knows a tuned checkpoint, which is compared as it is written.
+    record: with `work`, what the vector comes from, as JSON; the base and the output are recorded in any case.
+    Raises BaseMismatchError and FormatError; DTypeError where a value does not fit; ResumeError where `work` is that of
+    another call; UsageError for `work` beside a vector that knows its result, and for a quantised base that is to have
+    another dtype. Nothing is left behind then but finished shards in `work`.
     """
-    application = Application(vector, base, progress)
-    pieces = _Pieces(application, vector, base)
+    if work is not None and vector.header.tuned is not None:
+        raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
     stored = vector.source.shards()
-    shards = _layout(vector, base, stored)
-    total = sum(len(tensors) for _, tensors in shards.values())
-    digests: dict[str, Any] = {}
-    with atomic_directory(out) as folder:
-        for shard, (header, tensors) in shards.items():
-            with open(folder / shard, "wb") as file:
-                file.write(header)
-                for name, piece, digest in ordered_map(pieces, _jobs(vector, tensors)):
-                    file.write(piece)
-                    pieces.release(name)
-                    if digest is not None:
-                        digests[name] = digest
-                        progress("applying", len(digests), total, name)
-                        continue
-                    if name not in digests:
-                        digests[name] = begin_digest(name, tensors[name].form)
-                    digests[name].update(piece)
-        differences = _copy_files(vector, base, folder, laid_out_anew=stored is not None)
-    progress("applying", total, total, "")
+    files, differences = _side_files(vector, base, laid_out_anew=stored is not None)
+    written = output.files(files, base.name)
+    if work is not None:
+        base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    application = Application(vector, base, progress)
+    whole = _layout(vector, base, stored)
+    shards = output.shards(whole)
+    written |= output.index(written, shards)
+    writer = _Writer(application, vector, base, output, shards, progress)
+    if work is None:
+        with atomic_directory(out) as folder:
+            writer.write(folder)
+            _write_files(written, folder)
+    else:
+        layout = {name: stored_digest(shard.header) for name, shard in shards.items()}
+        settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": layout}
+        writer.write_missing(
+            RecordedFolder(work, {**(record or {}), "base": base.fingerprint, "output": settings}), work
+        )
+        with atomic_directory(out) as folder:
+            _write_files(written, folder)
+            for name in shards:
+                os.rename(work / name, folder / name)
+        shutil.rmtree(work, ignore_errors=True)
+    progress("applying", writer.total, writer.total, "")
     if vector.header.tuned is None:
         return Applied(None, tuple(differences))
-    if fingerprint({name: digest.hexdigest() for name, digest in digests.items()}) != vector.header.tuned.fingerprint:
+    if writer.fingerprint not in (None, vector.header.tuned.fingerprint):
         differences.insert(0, "weights that the vector leaves alone are not as in its base")
+    differences += [f"{name} is written anew" for name in shards if shards[name] != whole.get(name)]
+    differences += [f"{name} is written anew" for name in sorted(written) if written[name] != files.get(name)]
     return Applied(not differences, tuple(differences))
 
 
-def _jobs(vector: TaskVector, tensors: dict[str, TensorInfo]) -> Iterator[tuple[str, int | None]]:
-    """(tensor, number of block) in the order of a shard; None for a tensor that is copied whole."""
-    for name in tensors:
-        spec = vector.specs.get(name)
-        yield from (
-            ((name, number) for number in range(spec.form.block_count)) if spec and spec.size else ((name, None),)
-        )
+class _Piece(NamedTuple):
+    """A piece of a tensor of the result: block `number`, or all of it where that is None."""
+
+    name: str
+    form: Form
+    number: int | None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the tensor ends with it."""
+        return self.number is None or self.number == self.form.block_count - 1
 
 
-class _Pieces:
-    """The bytes of a job, and their digest where they are a whole tensor."""
+class _Writer:
+    """Writes shards piece by piece. total: the tensors in all of them."""
 
-    def __init__(self, application: Application, vector: TaskVector, base: Checkpoint) -> None:
+    def __init__(
+        self,
+        application: Application,
+        vector: TaskVector,
+        base: Checkpoint,
+        output: Output,
+        shards: Mapping[str, Shard],
+        progress: Progress,
+    ) -> None:
         self._application = application
         self._vector = vector
         self._base = base
+        self._output = output
+        self._shards = shards
+        self._progress = progress
+        self._done = 0
+        forms = [form for shard in shards.values() for form in shard.tensors.values()]
+        self.total = len(forms)
+        # what is rounded is not the tuned checkpoint in any case
+        self._proves = vector.header.tuned is not None and all(output.form(form) == form for form in forms)
+        self._digests: dict[str, Any] = {}
 
-    def __call__(self, job: tuple[str, int | None]) -> tuple[str, memoryview, Any]:
-        name, number = job
-        spec = self._vector.specs.get(name)
-        if spec is None or number is None:
-            data = memoryview(b"") if spec else self._base.bytes(name)
-            form = spec.form if spec else self._base.tensors[name].form
-        else:
-            data, form = as_bytes(self._application.range(spec, number)), spec.form
-        if spec and spec.form.block_count > 1:
-            return name, data, None
-        digest = begin_digest(name, form)
+    @property
+    def fingerprint(self) -> str | None:
+        """That of all that was written; None where there is nothing to compare it with."""
+        if not self._proves:
+            return None
+        return fingerprint({name: digest.hexdigest() for name, digest in self._digests.items()})
+
+    def write(self, folder: Path) -> None:
+        """Write every shard into a folder that will be given up on an error."""
+        for name, shard in self._shards.items():
+            with open(folder / name, "wb") as file:
+                self._write(shard, file)
+
+    def write_missing(self, keep: RecordedFolder, folder: Path) -> None:
+        """Write the shards that an earlier call did not finish; the folder stays where there is a finished one."""
+        finished = {name for name, shard in self._shards.items() if self._is_finished(folder / name, shard)}
+        try:
+            keep.begin()
+            for name, shard in self._shards.items():
+                if name in finished:
+                    for tensor in shard.tensors:
+                        self._count(tensor)
+                    continue
+                with atomic_file(folder / name) as temporary, open(temporary, "wb") as file:
+                    self._write(shard, file)
+                finished.add(name)
+        except BaseException:
+            if not finished:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _is_finished(self, path: Path, shard: Shard) -> bool:
+        try:
+            with open(path, "rb") as file:
+                found = file.read(len(shard.header)), os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return False
+        return found == (shard.header, self._output.length(shard))
+
+    def _write(self, shard: Shard, file: BinaryIO) -> None:
+        file.write(shard.header)
+        for piece, data, digest in ordered_map(self._make, self._pieces(shard)):
+            file.write(data)
+            if piece.name in self._base.tensors:
+                self._base.release(piece.name)
+            if digest is not None:
+                self._digests[piece.name] = digest
+            elif self._proves:
+                self._digests.setdefault(piece.name, begin_digest(piece.name, piece.form)).update(data)
+            if piece.is_last:
+                self._count(piece.name)
+
+    def _count(self, name: str) -> None:
+        self._done += 1
+        self._progress("applying", self._done, self.total, name)
+
+    def _pieces(self, shard: Shard) -> Iterator[_Piece]:
+        for name, form in shard.tensors.items():
+            by_block = name in self._vector.specs or self._output.form(form) != form
+            numbers = range(form.block_count) if by_block and form.size else (None,)
+            yield from (_Piece(name, form, number) for number in numbers)
+
+    def _make(self, piece: _Piece) -> tuple[_Piece, memoryview, Any]:
+        """The bytes of a piece, and their digest where they are a whole tensor."""
+        data = self._data(piece)
+        if not self._proves or (piece.form.block_count > 1 and piece.number is not None):
+            return piece, data, None
+        digest = begin_digest(piece.name, piece.form)
         digest.update(data)
-        return name, data, digest
+        return piece, data, digest
 
-    def release(self, name: str) -> None:
-        """Give back the memory of a tensor's pages."""
-        if name in self._base.tensors:
-            self._base.release(name)
+    def _data(self, piece: _Piece) -> memoryview:
+        if not piece.form.size:
+            return memoryview(b"")
+        if piece.number is None:
+            return self._base.bytes(piece.name)
+        spec = self._vector.specs.get(piece.name)
+        if spec is not None:
+            bits = self._application.range(spec, piece.number)
+        else:
+            bits = self._base.bits(piece.name)[slice(*piece.form.block(piece.number))]
+        return as_bytes(self._output.rounded(piece.name, bits, piece.form))
 
 
-def _layout(
-    vector: TaskVector, base: Checkpoint, stored: dict[str, bytes] | None
-) -> dict[str, tuple[bytes, dict[str, TensorInfo]]]:
-    """File name -> header and tensors of each shard of the result; stored: the headers that the vector gives.
+def _layout(vector: TaskVector, base: Checkpoint, stored: dict[str, bytes] | None) -> dict[str, Shard]:
+    """The shards of the result by file name; stored: the headers that the vector gives.
 
     Raises HeaderError where they do not fit each other, BaseMismatchError where they do not fit the base.
     """
@@ -244,7 +355,7 @@ def _layout(
             _, tensors = parse_header(header)
         except HeaderError as error:
             raise HeaderError(f"{vector.name}: the header of shard {file!r}: {error}") from None
-        shards[file] = (header, tensors)
+        shards[file] = Shard(header, {name: info.form for name, info in tensors.items()})
         for name, info in tensors.items():
             if (found := wanted.pop(name, None)) == info.form:
                 continue
@@ -260,25 +371,31 @@ def _layout(
     return shards
 
 
-def _copy_files(vector: TaskVector, base: Checkpoint, folder: Path, laid_out_anew: bool) -> list[str]:
-    """Write the side files; return what could not be as in the tuned checkpoint."""
+def _side_files(vector: TaskVector, base: Checkpoint, laid_out_anew: bool) -> tuple[Files, list[str]]:
+    """The side files of the result, and what in them cannot be as in the tuned checkpoint."""
     in_base = {file.name: file for file in base.side_files}
-    files = vector.source.files()
-    if files is None:
+    companions = vector.source.files()
+    if companions is None:
         if laid_out_anew:
             in_base.pop(INDEX, None)  # it names the base's shards
-        for file in in_base.values():
-            shutil.copyfile(file, folder / file.name)
-        return []
+        return dict(in_base), []
+    files: Files = {}
     differences = []
-    for companion in files:
+    for companion in companions:
         if companion.content is not None:
-            (folder / companion.name).write_bytes(companion.content)
+            files[companion.name] = companion.content
         elif companion.name not in in_base:
             differences.append(f"{companion.name} is not in the base")
         else:
-            content = in_base[companion.name].read_bytes()
-            (folder / companion.name).write_bytes(content)
+            files[companion.name] = content = in_base[companion.name].read_bytes()
             if hashlib.sha256(content).hexdigest() != companion.sha256:
                 differences.append(f"{companion.name} is not as in the vector's base")
-    return differences
+    return files, differences
+
+
+def _write_files(files: Files, folder: Path) -> None:
+    for name, file in files.items():
+        if isinstance(file, bytes):
+            (folder / name).write_bytes(file)
+        else:
+            shutil.copyfile(file, folder / name)

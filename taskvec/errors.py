@@ -37,6 +37,18 @@ class MergeError(TaskvecError):
     """The vectors cannot be merged by the method asked for."""
 
 
+class TokenizerError(TaskvecError):
+    """A tokenizer file does not say what its tokens are."""
+
+
+class DTypeError(TaskvecError):
+    """A tensor has a value that the dtype asked for cannot hold."""
+
+
+class ResumeError(TaskvecError):
+    """A folder holds the unfinished work of another run."""
+
+
 class DataError(TaskvecError):
     """A training or evaluation file has a bad line; file and line number are named."""
 

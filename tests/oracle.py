@@ -60,7 +60,8 @@ def entries(tensor: SparseTensor) -> dict[int, float]:
 
 def value(dtype: DType, bits: int) -> float:
     """The real number behind a bit pattern."""
-    return float(np.array([bits], dtype.carrier).view(dtype.real).astype(np.float64)[0])
+    with np.errstate(all="ignore"):  # NaN that signal
+        return float(np.array([bits], dtype.carrier).view(dtype.real).astype(np.float64)[0])
 
 
 def rounded(dtype: DType, number: float) -> int:

@@ -16,7 +16,7 @@ from models import ROWS, make_architecture, write_rows
 from peft import LoraConfig, get_peft_model
 
 from taskvec import Checkpoint, TaskVector, apply, diff, merge
-from taskvec.errors import BaseMismatchError, DataError, MaskError, TrainingError, UsageError
+from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
 from taskvec.patched import Patched
 from taskvec.plotting import plot_losses
 from taskvec.training.corpus import read_corpus
@@ -118,16 +118,16 @@ def test_the_folder_of_another_run_is_refused(llama: Path, gpt2: Path, data: Pat
         train(base, data, QUICK, interrupting("training", 3, die), folder=folder)
     other = write_rows(tmp_path / "train.jsonl", ROWS[:2])
     vector = train(base, data, QUICK).vector
-    with pytest.raises(TrainingError, match=r"run holds another run: its options lr was 0.001, here it is 0.01"):
+    with pytest.raises(ResumeError, match=r"run holds another run: its options lr was 0.001, here it is 0.01"):
         train(base, data, replace(QUICK, lr=0.01), folder=folder)
-    with pytest.raises(TrainingError, match="holds another run: its base was"):
+    with pytest.raises(ResumeError, match="holds another run: its base was"):
         train(Checkpoint(gpt2), data, QUICK, folder=folder)
-    with pytest.raises(TrainingError, match="holds another run: its data was"):
+    with pytest.raises(ResumeError, match="holds another run: its data was"):
         train(base, other, QUICK, folder=folder)
-    with pytest.raises(TrainingError, match="holds another run: its disjoint_from was"):
+    with pytest.raises(ResumeError, match="holds another run: its disjoint_from was"):
         train(base, data, QUICK, disjoint_from=[vector], folder=folder)
     (folder / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(TrainingError, match="is not the record of a run"):
+    with pytest.raises(ResumeError, match="is not the record of a run"):
         train(base, data, QUICK, folder=folder)
 
 

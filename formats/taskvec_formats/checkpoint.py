@@ -95,6 +95,8 @@ class Checkpoint:
 
     def digest(self, name: str) -> str:
         """BLAKE3 of one tensor (tensor_digest)."""
+        if "_digests" in self.__dict__:
+            return self._digests[name]
         digest = tensor_digest(name, self.tensors[name].form, self.bytes(name))
         self.release(name)
         return digest

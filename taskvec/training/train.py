@@ -73,7 +73,7 @@ def train(
     folder: keeps what is needed to go on after an interruption; a run that was interrupted there goes on.
     A ticket has exactly k entries (relative to where it starts); every other weight of the trained model had the
     start's bits at the end, and applying it gives the trained weights to the last bit: both are checked here, tensor by
-    tensor. Raises UsageError, DataError, MaskError, TrainingError, BaseMismatchError.
+    tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
     options.check()
     check_report_to(options.report_to)

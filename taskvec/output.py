@@ -1,0 +1,174 @@
+"""How a model folder is written: its shards, the dtype of its tensors, what the files beside them say of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec_formats import Form
+from taskvec_formats.checkpoint import INDEX, SINGLE
+from taskvec_formats.container import encode_header, parse_header
+from taskvec_formats.dtypes import DTYPES, BitArray
+from taskvec_formats.errors import CheckpointError
+
+from .errors import DTypeError, UsageError
+
+CONFIG, CARD = "config.json", "README.md"
+# as transformers calls them -> as safetensors does
+TARGETS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+# side files by name: the content, or the file to copy
+Files = dict[str, Path | bytes]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of tensors: its header, length prefix included, and its tensors in the order of their data.
+
+    The forms are those of the result, before any rounding.
+    """
+
+    header: bytes
+    tensors: Mapping[str, Form]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a result is written.
+
+    shard_size: the most bytes of tensors in a shard; a larger tensor has a shard of its own. The tensors are then laid
+        out anew in the order in which they lie, in files named as transformers names them. None keeps the shards.
+    dtype: "float32", "bfloat16" or "float16": what every floating tensor is rounded to. None keeps their own.
+    card: the text of README.md, None for the base's.
+    Raises UsageError for a size that is not positive and for another dtype.
+    """
+
+    shard_size: int | None = None
+    dtype: str | None = None
+    card: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.shard_size is not None and self.shard_size < 1:
+            raise UsageError(f"a shard needs a size of at least 1 byte, found {self.shard_size}")
+        if self.dtype is not None and self.dtype not in TARGETS:
+            raise UsageError(f"dtype is one of {', '.join(TARGETS)}, found {self.dtype!r}")
+
+    def form(self, form: Form) -> Form:
+        """That in which a tensor is written."""
+        return Form(DTYPES[TARGETS[self.dtype]], form.shape) if self.dtype and form.dtype.additive else form
+
+    def shards(self, shards: Mapping[str, Shard]) -> dict[str, Shard]:
+        """What is written in place of the shards that a result would have: file name -> Shard."""
+        if self.shard_size is None:
+            return {file: self._rounded(shard) for file, shard in shards.items()}
+        tensors = ((name, form) for shard in shards.values() for name, form in shard.tensors.items())
+        filled = self._filled(tensors, self.shard_size)
+        names = [f"model-{i + 1:05}-of-{len(filled):05}.safetensors" for i in range(len(filled))]
+        return {
+            file: self._shard(part, {"format": "pt"})
+            for file, part in zip(names if len(filled) > 1 else [SINGLE], filled, strict=True)
+        }
+
+    def _filled(self, tensors: Iterable[tuple[str, Form]], limit: int) -> list[dict[str, Form]]:
+        """The tensors dealt out in order: a shard ends where the next one would exceed the limit."""
+        filled: list[dict[str, Form]] = [{}]
+        size = 0
+        for name, form in tensors:
+            length = self._length(form)
+            if filled[-1] and size + length > limit:
+                filled.append({})
+                size = 0
+            filled[-1][name] = form
+            size += length
+        return filled
+
+    def _rounded(self, shard: Shard) -> Shard:
+        """The same shard; its header stays to the byte where no dtype changes."""
+        if all(self.form(form) == form for form in shard.tensors.values()):
+            return shard
+        return self._shard(shard.tensors, parse_header(shard.header)[0])
+
+    def _shard(self, tensors: Mapping[str, Form], metadata: dict[str, str]) -> Shard:
+        # the widest first, as the safetensors library writes them: each lies at a multiple of its item size
+        ordered = dict(sorted(tensors.items(), key=lambda item: -self.form(item[1]).dtype.itemsize))
+        layout = {name: (self.form(form).dtype.name, form.shape, self._length(form)) for name, form in ordered.items()}
+        return Shard(encode_header(layout, metadata), ordered)
+
+    def _length(self, form: Form) -> int:
+        return form.size * self.form(form).dtype.itemsize
+
+    def length(self, shard: Shard) -> int:
+        """Bytes of a shard's file."""
+        return len(shard.header) + sum(map(self._length, shard.tensors.values()))
+
+    def rounded(self, name: str, bits: BitArray, form: Form) -> BitArray:
+        """A range of a tensor of `form` as it is written: the same carriers where its dtype stays, else new ones.
+
+        Through f32, to nearest, ties to even. Every NaN becomes the same one: machines convert payloads differently.
+        Raises DTypeError, naming the tensor, where a finite value becomes infinite.
+        """
+        source, target = form.dtype, self.form(form).dtype
+        if source == target:
+            return bits
+        with np.errstate(all="ignore"):
+            values = bits.view(source.real).astype(source.compute, copy=False)
+            result = values.astype(np.float32, copy=False).astype(target.real)
+        result[np.isnan(values)] = np.nan
+        beyond = np.flatnonzero(np.isinf(result) & np.isfinite(values))
+        if len(beyond):
+            raise DTypeError(f"tensor {name!r} holds {values[beyond[0]]:g}, which is beyond {self.dtype}")
+        carriers: BitArray = result.view(target.carrier)
+        return carriers
+
+    def files(self, files: Files, owner: str) -> Files:
+        """The side files to write in place of those that a result would have; all but an index of its own.
+
+        owner: whose they are, for errors. Raises UsageError for a quantised model that is to have another dtype,
+        CheckpointError for a config.json that is not an object.
+        """
+        written = dict(files)
+        if self.shard_size is not None:
+            written.pop(INDEX, None)
+        if self.dtype is not None and CONFIG in files:
+            written[CONFIG] = self._config(_content(files[CONFIG]), owner)
+        if self.card is not None:
+            written[CARD] = self.card.encode()
+        return written
+
+    def index(self, files: Files, shards: Mapping[str, Shard]) -> Files:
+        """The index of these shards, where it has to be another than that among the files."""
+        sized_anew = self.dtype is not None and INDEX in files
+        if not sized_anew and (self.shard_size is None or len(shards) == 1):
+            return {}
+        size = sum(self._length(form) for shard in shards.values() for form in shard.tensors.values())
+        places = {name: file for file, shard in shards.items() for name in shard.tensors}
+        return {INDEX: _json({"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))})}
+
+    def _config(self, content: bytes, owner: str) -> bytes:
+        try:
+            config = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{owner}: {CONFIG} is not valid JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{owner}: {CONFIG} should be an object, found {config!r:.80}")
+        if config.get("quantization_config") is not None:
+            raise UsageError(f"{owner} is quantised ({CONFIG} has a quantization_config): its dtype has to stay")
+        # older models have the one key, newer ones the other
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        return _json({**config, **dict.fromkeys(keys, self.dtype)})
+
+
+AS_IT_IS = Output()
+
+
+def _content(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
+
+
+def _json(document: Any) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()
