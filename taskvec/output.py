@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from taskvec_formats import Form
+from taskvec_formats import Companion, Form
 from taskvec_formats.checkpoint import INDEX, SINGLE
 from taskvec_formats.container import encode_header, parse_header
 from taskvec_formats.dtypes import DTYPES, BitArray
@@ -45,12 +45,14 @@ class Output:
         out anew in the order in which they lie, in files named as transformers names them. None keeps the shards.
     dtype: "float32", "bfloat16" or "float16": what every floating tensor is rounded to. None keeps their own.
     card: the text of README.md, None for the base's.
+    carried: other side files to write in place of the base's, with their content (tokenizers.Agreement).
     Raises UsageError for a size that is not positive and for another dtype.
     """
 
     shard_size: int | None = None
     dtype: str | None = None
-    card: str | None = field(default=None, repr=False)
+    card: str | None = None
+    carried: tuple[Companion, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shard_size is not None and self.shard_size < 1:
@@ -131,11 +133,11 @@ class Output:
         owner: whose they are, for errors. Raises UsageError for a quantised model that is to have another dtype,
         CheckpointError for a config.json that is not an object.
         """
-        written = dict(files)
+        written = files | {file.name: file.content for file in self.carried if file.content is not None}
         if self.shard_size is not None:
             written.pop(INDEX, None)
-        if self.dtype is not None and CONFIG in files:
-            written[CONFIG] = self._config(_content(files[CONFIG]), owner)
+        if self.dtype is not None and CONFIG in written:
+            written[CONFIG] = self._config(_content(written[CONFIG]), owner)
         if self.card is not None:
             written[CARD] = self.card.encode()
         return written

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from taskvec import Applied, Checkpoint, Output, TaskVector, apply, diff, merge
 from taskvec.errors import DTypeError, ResumeError, UsageError
 from taskvec.output import TARGETS
+from taskvec.tokenizers import compare_tokenizers
 from taskvec.vector import vector_of
 from taskvec_formats import Form, forms
 from taskvec_formats.checkpoint import INDEX
@@ -390,6 +391,22 @@ def test_a_card_takes_the_place_of_that_of_the_base(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "# Merged, größer\n"
     assert package(tmp_path / "out").keys() == expected.keys()
     assert {n for n, digest in package(tmp_path / "out").items() if digest != expected[n]} == {"README.md"}
+
+
+def test_what_all_vectors_changed_alike_is_carried(tmp_path: Path) -> None:
+    config = {"dtype": "float32", "more": 1}
+    tuned = {**FILES, "config.json": json.dumps(config).encode(), "chat_template.jinja": b"new"}
+    base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1, 2])}, 1, FILES)
+    pair = [
+        diff(base, write_checkpoint(tmp_path / name, {"w": tensor("F32", weights)}, 1, tuned))
+        for name, weights in (("first", [2, 2]), ("second", [1, 3]))
+    ]
+    carried = compare_tokenizers(pair, base).carried
+    apply(merge(pair), base, tmp_path / "out", output=Output(dtype="float16", carried=tuple(carried)))
+    assert contents(Checkpoint(tmp_path / "out")) == {"w": ("F16", (2,), "00400042")}
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes()) == {**config, "dtype": "float16"}
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == b"new"
+    assert (tmp_path / "out" / "README.md").read_bytes() == FILES["README.md"]
 
 
 ANEW = "{} is written anew".format
