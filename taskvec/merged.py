@@ -33,8 +33,7 @@ def write_model(
     errors of `apply`.
     """
     agreement = compare_tokenizers(parents, base)
-    carried = {file.name: file.content for file in agreement.carried if file.content is not None}
-    output = Output(shard_size, dtype, model_card(out.name, merged), carried)
+    output = Output(shard_size, dtype, model_card(out.name, merged), tuple(agreement.carried))
     apply(merged, base, out, progress, output, work=work, record=merged.provenance)
     return agreement.notes
 
