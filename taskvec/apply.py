@@ -282,9 +282,8 @@ class _Writer:
                     continue
                 with atomic_file(folder / name) as temporary, open(temporary, "wb") as file:
                     self._write(shard, file)
-                finished.add(name)
         except BaseException:
-            if not finished:
+            if not any(self._is_finished(folder / name, shard) for name, shard in self._shards.items()):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 

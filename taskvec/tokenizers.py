@@ -57,7 +57,7 @@ def vocabulary(files: Mapping[str, bytes]) -> Mapping[str, int] | None:
 
 
 def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = None) -> Agreement:
-    """Compare the tokenizers of vectors with one another, and with that of the base where it is at hand.
+    """Compare the tokenizers of vectors with one another, and with that of the base where it is at hand and stays.
 
     Files may differ in their bytes as long as tokens, numbers and merges are the same. A vector that lists no files of
     its own has the base's; a checkpoint without a tokenizer agrees with any.
@@ -67,7 +67,10 @@ def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = 
     listed = [vector.source.files() for vector in vectors]
     in_base = None if base is None or not base.path.is_dir() else _read(base, listed)
     owners = [_Owner(vector.name, _filled(files, in_base)) for vector, files in zip(vectors, listed, strict=True)]
-    if base is not None and in_base is not None:
+    names = {name for owner in owners for name in owner.tokenizer}
+    alike = all(len({_state(files, name, in_base) for files in listed}) == 1 for name in names)
+    if base is not None and in_base is not None and not alike:
+        # the base's is going to be written; where all vectors have the same files, theirs are
         owners.append(_Owner(base.name, in_base))
     notes = [note for pair in combinations(owners, 2) if (note := _compare(*pair))]
     carried = []

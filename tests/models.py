@@ -127,9 +127,11 @@ def make_gpt2(folder: Path) -> Path:
     return folder
 
 
-def perturb(source: Path, target: Path, *, dtype: str, shard_size: str | None = None, scale: float = 1e-2) -> Path:
+def perturb(
+    source: Path, target: Path, *, dtype: str, shard_size: str | None = None, scale: float = 1e-2, seed: int = 1
+) -> Path:
     """A full fine-tune of `source`: every parameter moved by noise of its own size, saved through transformers."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     (architecture,) = AutoConfig.from_pretrained(source).architectures
     model = getattr(transformers, architecture).from_pretrained(source, dtype=getattr(torch, dtype))
     with torch.no_grad():

@@ -188,3 +188,42 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     run(*train, "-o", output, "--resume")
     assert output.read_bytes() == (tmp_path / "whole.lota").read_bytes()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals, tmp_path: Path) -> None:
+    # a tensor a shard, and many of them, so that there is something in between; each is synced
+    dice, names = np.random.default_rng(0), ["base", "a", "b"]
+    for name in names:
+        weights = {f"layers.{i}.weight": tensor("F32", dice.normal(size=(50, 40))) for i in range(64)}
+        write_checkpoint(tmp_path / name, weights, 1, {"config.json": b"{}"})
+    for name in names[1:]:
+        diff(Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / name)).save(tmp_path / f"{name}.lota")
+    vectors = [str(tmp_path / f"{name}.lota") for name in names[1:]]
+    merge = ["merge", *vectors, "--base", str(tmp_path / "base"), "--shard-size", "1KB", "--method", "linear"]
+    run(*merge, "-o", tmp_path / "whole")
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) == 64
+
+    output, part = tmp_path / "model", tmp_path / "model.part"
+    with subprocess.Popen([*TASKVEC, *merge, "-o", str(output)], stdout=subprocess.DEVNULL) as process:
+        while not list(part.glob("model-*.safetensors")):
+            assert process.poll() is None, "it ended before it could be stopped"
+        process.send_signal(how)
+        assert process.wait() != 0
+    assert not output.exists()
+    finished = {path.name: path.stat().st_mtime_ns for path in part.glob("model-*.safetensors")}
+    assert 0 < len(finished) < 64
+    again = subprocess.run([*TASKVEC, *merge, "-o", str(output)], check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "model.part holds an unfinished merge: --resume goes on with it, --force starts anew" in again.stderr
+    other = [*TASKVEC, *merge, "--weights", "1,2", "-o", str(output), "--resume"]
+    refused = subprocess.run(other, check=False, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "model.part holds another run: its weights was [1.0, 1.0], here it is [1.0, 2.0]" in refused.stderr
+
+    run(*merge, "-o", output, "--resume")
+    # the card names the model
+    (output / "README.md").write_text((output / "README.md").read_text().replace("# model\n", "# whole\n"))
+    assert package(output) == package(tmp_path / "whole")
+    assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished
+    assert not part.exists()

@@ -237,9 +237,18 @@ def test_two_that_differ_are_named_with_the_first_difference(
         ({"tokenizer.json": fast(WORDS, [])}, r"merge 0 of the tokenizer is missing in a\.lota and 'a b' in base"),
     ],
 )
-def test_vectors_that_agree_may_differ_from_the_base(files: Files, message: str, base: Path, tmp_path: Path) -> None:
+def test_vectors_that_agree_differ_from_the_base_only_with_files_that_are_carried(
+    files: Files, message: str, base: Path, tmp_path: Path
+) -> None:
     pair = vectors(tmp_path, base, files, files)
-    assert compare_tokenizers(pair).notes == []
+    agreement = compare_tokenizers(pair, Checkpoint(base))
+    assert [file.name for file in agreement.carried] == list(files)
+    assert agreement.notes == []
+    # the same tokens in other bytes: of two files none is carried, and the base's would be written
+    (tmp_path / "other").mkdir()
+    spaced = {name: content + b"\n" for name, content in files.items()}
+    pair = vectors(tmp_path / "other", base, files, spaced)
+    assert compare_tokenizers(pair).carried == []
     with pytest.raises(MergeError, match=f"^{message}$"):
         compare_tokenizers(pair, Checkpoint(base))
 
