@@ -182,7 +182,7 @@ def test_no_length_of_an_expression_is_too_much(sign: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["(" * 99 + "a" + ")" * 99, "-" * (WORDS - 1) + "a", " + ".join("a" * (WORDS // 2))],
+    ["(" * 99 + "b" + ")" * 99, "-" * (WORDS - 1) + "b", " + ".join("b" * (WORDS // 2))],
     ids=["parentheses", "signs", "vectors"],
 )
 def test_the_longest_expressions_are_read(text: str, tmp_path: Path) -> None:
