@@ -89,7 +89,7 @@ def _check_consecutive(first: TaskVector, second: TaskVector) -> None:
 
 
 def _specs(first: TaskVector, second: TaskVector) -> dict[str, TensorSpec]:
-    """What happens to each tensor that C holds and A does not hold as it is in C."""
+    """The tensors of the result, by name."""
     specs = {name: spec for name, spec in first.specs.items() if name not in second.header.removed}
     for name, spec in second.specs.items():
         if name in first.header.removed:
