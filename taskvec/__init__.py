@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
 from .apply import Applied, apply, check_result
+from .composition import compose
 from .diff import diff
 from .errors import TaskvecError
 from .files import open_checkpoint
@@ -30,6 +31,7 @@ __all__ = [
     "TaskvecError",
     "apply",
     "check_result",
+    "compose",
     "diff",
     "merge",
     "open_checkpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from taskvec_formats import Change, Header, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
 from .align import align
-from .errors import BaseMismatchError, KindError, MergeError
+from .errors import BaseMismatchError, KindError, MergeError, UsageError
 from .source import Entries, Source, no_replacements
 
 
@@ -34,7 +35,11 @@ class Sum(Entries):
     """
 
     def __init__(self, terms: Iterable[Term]) -> None:
-        self.terms = sorted(terms, key=lambda term: (term.name, term.digest))
+        """Raises UsageError for a factor that is not finite and the errors of common_specs."""
+        self.terms = sorted(terms, key=_place)
+        for term in self.terms:
+            if not math.isfinite(term.weight):
+                raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
         self.specs = common_specs([(term.name, term.header, term.specs) for term in self.terms])
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
@@ -47,6 +52,11 @@ class Sum(Entries):
         except MergeError as error:
             raise MergeError(f"tensor {name!r}: {error}") from None
         return Change(total, no_replacements(self.specs[name], stop - start))
+
+
+def _place(term: Term) -> tuple[str, str, float, str]:
+    # the name and digest of vectors that were never stored may be one
+    return term.name, term.digest, term.weight, repr((term.header.tuned, term.header.provenance))
 
 
 def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:
@@ -75,7 +85,8 @@ def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]
             known = specs.get(name, spec)
             if known.form != spec.form:
                 raise BaseMismatchError(f"tensor {name!r} is {known.form} in one vector and {spec.form} in another")
-            specs[name] = replace(known, eligible=known.eligible or spec.eligible, blocks=())
+            eligible, base = known.eligible or spec.eligible, known.base or spec.base
+            specs[name] = replace(known, eligible=eligible, base=base, blocks=())
     return dict(sorted(specs.items()))
 
 

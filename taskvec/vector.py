@@ -56,6 +56,8 @@ class TaskVector(Mapping[str, SparseTensor]):
     raise UsageError for a factor that is not finite and the errors of `sums.common_specs`.
     """
 
+    __array_ufunc__ = None  # else numpy's numbers would take a vector for a list of names, and not be its factors
+
     def __init__(
         self,
         header: Header,
@@ -178,8 +180,6 @@ class TaskVector(Mapping[str, SparseTensor]):
     def __mul__(self, factor: float) -> TaskVector:
         if not _is_number(factor):
             return NotImplemented
-        if not math.isfinite(factor):
-            raise UsageError(f"the factor of {self.name} must be a finite number, found {factor}")
         if factor == 1:
             return self
         return _sum([replace(term, weight=term.weight * float(factor)) for term in self._terms()])
@@ -189,9 +189,9 @@ class TaskVector(Mapping[str, SparseTensor]):
     def __truediv__(self, divisor: float) -> TaskVector:
         if not _is_number(divisor):
             return NotImplemented
-        if divisor == 0:
-            raise UsageError(f"{self.name} cannot be divided by zero")
-        return self * (1 / divisor)
+        if divisor == 0 or not math.isfinite(divisor):
+            raise UsageError(f"{self.name} can be divided by finite numbers other than zero, found {divisor}")
+        return self * (1 / float(divisor))
 
     def _terms(self) -> list[Term]:
         if isinstance(self._source, Sum):
@@ -216,7 +216,7 @@ def _is_number(value: object) -> bool:
 def _sum(terms: Iterable[Term]) -> TaskVector:
     source = Sum(terms)
     parents = [
-        {"name": term.name, "weight": term.weight, "digest": term.digest, **term.header.provenance}
+        {**term.header.provenance, "name": term.name, "weight": term.weight, "digest": term.digest}
         for term in source.terms
     ]
     header = Header("vector", source.terms[0].header.base, None, tensors=())

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from taskvec import Checkpoint, TaskVector
 from taskvec_cli.main import app, main
 
-COMMANDS = ("train", "pack", "unpack", "merge", "inspect", "verify", "eval", "demo")
+COMMANDS = ("train", "pack", "unpack", "merge", "arith", "inspect", "verify", "eval", "demo")
 QUICK = ("--calibration-steps", "2", "--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--device", "cpu")
 
 

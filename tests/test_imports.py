@@ -76,6 +76,7 @@ def test_there_is_no_circle_inside_a_package(package: str) -> None:
         ["pack", "{f32}", "{tuned}", "-o", "{tmp}/x.lota", "--kind", "patch"],
         ["unpack", "{vector}", "--base", "{f32}", "-o", "{tmp}/out"],
         ["merge", "{vector}", "{vector}", "-o", "{tmp}/merged.lota"],
+        ["arith", "{vector} - 0.5*{vector}", "-o", "{tmp}/x.lota"],
         ["inspect", "{vector}", "{vector}"],
         ["verify", "{vector}", "--base", "{f32}"],
     ],

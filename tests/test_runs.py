@@ -19,12 +19,15 @@ from taskvec import Checkpoint, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
 from taskvec.patched import Patched
 from taskvec.plotting import plot_losses
+from taskvec.source import Memory
 from taskvec.training.corpus import read_corpus
 from taskvec.training.models import load_model
 from taskvec.training.optimizers import LeanRMSprop
 from taskvec.training.options import Options
 from taskvec.training.train import Training, train
 from taskvec_cli.train import train as train_command
+from taskvec_formats import Header, Identity, TensorSpec
+from taskvec_formats.dtypes import DTYPES
 
 QUICK = Options(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
 FFT = replace(QUICK, method="fft", sparsity=None)
@@ -234,6 +237,21 @@ def test_training_starts_from_another_vector(dtype: str, llama: Path, data: Path
     assert apply(found["base"], base, tmp_path / "again").exact
     with pytest.raises(BaseMismatchError):
         train(Checkpoint(tmp_path / "one"), data, QUICK, start_from=first)
+
+
+def test_training_does_not_start_from_a_vector_that_changes_forms(llama: Path, data: Path) -> None:
+    """The model in the base's folder has no room for what it gives."""
+    base, name = Checkpoint(llama), "model.norm.weight"
+    header = Header("vector", Identity(base.name, base.fingerprint), None, tensors=())
+    resized = TensorSpec(name, DTYPES["F32"], (3,), base.tensors[name].form)
+    for start in (
+        TaskVector(replace(header, removed=(name,)), [], Memory({}, {}), "x.lota"),
+        TaskVector(header, [resized], Memory({}, {name: resized}), "x.lota"),
+    ):
+        with pytest.raises(
+            BaseMismatchError, match=f"^x.lota changes the form of tensor '{name}': unpack it and train"
+        ):
+            train(base, data, QUICK, start_from=start)
 
 
 def test_a_dense_vector_may_be_where_training_starts(llama: Path, data: Path, tmp_path: Path) -> None:

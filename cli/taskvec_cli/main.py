@@ -130,6 +130,47 @@ def unpack(
 app.command(short_help="Merge vectors of one base.")(merge)
 
 
+@app.command(short_help="Add, scale, negate and chain vectors.")
+def arith(
+    expression: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPRESSION",
+            help='Names of .lota files, numbers, + - * / >> and parentheses: "0.5*a.lota + (b.lota - c.lota)".',
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Add, scale, negate and chain vectors; a >> b is what a does and then what b does to the result.
+
+    File names hold + - / >> too: such an operator needs white space on both sides.
+    A name that holds white space, parentheses or * stands in quotation marks.
+    An expression that begins with a minus stands in parentheses, "(-a.lota)", or behind --.
+    """
+    from taskvec import open_checkpoint
+    from taskvec.errors import UsageError
+    from taskvec.expression import Expression
+    from taskvec.files import check_output
+
+    from . import render
+
+    parsed = Expression(expression)
+    if base is not None and not parsed.composes:
+        raise UsageError("--base is for >>, which the expression does not hold")
+    check_output(output, force=force)
+    checkpoint = open_checkpoint(base) if base is not None else None
+    with progress_bars() as progress:
+        parsed.evaluate(base=checkpoint, progress=progress).save(output, progress)
+    render.report_file(output, as_json)
+
+
 @app.command(short_help="Show what is in a file, and how masks overlap.")
 def inspect(
     vectors: Annotated[

@@ -14,7 +14,7 @@ import transformers
 from taskvec_formats import Checkpoint
 
 from ..diff import diff
-from ..errors import UsageError
+from ..errors import BaseMismatchError, UsageError
 from ..patched import Patched
 from ..progress import Progress, silent
 from ..vector import TaskVector
@@ -165,10 +165,19 @@ def _check(
         raise UsageError("a sparsity is needed where no mask is taken from another vector")
     if options.relative_to != "base" and start_from is None:
         raise UsageError("--relative-to start needs --start-from")
+    if start_from is not None:
+        _check_forms(start_from)
     if options.patience is not None and eval_data is None and not options.eval_split:
         raise UsageError("--patience needs examples to evaluate on: --eval-split or --eval-data")
     if eval_data is not None and options.eval_split:
         raise UsageError("--eval-data and --eval-split are one or the other")
+
+
+def _check_forms(start: TaskVector) -> None:
+    """Raise BaseMismatchError for what the model in the base's folder has no room for."""
+    reformed = [name for name, spec in start.specs.items() if spec.origin != spec.form]
+    for name in (*reformed, *start.header.removed):
+        raise BaseMismatchError(f"{start.name} changes the form of tensor {name!r}: unpack it and train from there")
 
 
 def _identity(vector: TaskVector) -> dict[str, str]:

@@ -1,0 +1,187 @@
+"""Arithmetic of vectors as text, for the command line: `0.5*a.lota + (b.lota - c.lota) >> d.lota`.
+
+Operators, from those that bind least: >> (composition); + and -; * and /; a minus before its operand.
+Names of files hold +, -, / and >> too. These are operators where a name cannot go on: between white space, beside a
+parenthesis and, but for /, with which paths begin, at the beginning of a word. Names in quotation marks hold anything.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from taskvec_formats import Checkpoint, FormatError
+
+from .composition import compose
+from .errors import UsageError
+from .progress import Progress, silent
+from .vector import TaskVector
+
+# a vector is made of those before it: what many were chained to would be read by too deep a recursion
+WORDS = 200
+_LEVELS = {">>": 1, "+": 2, "-": 2, "*": 3, "/": 3, "negation": 4}
+# operands, V for a vector and N for a number, and how to say so
+_TAKES = {
+    ">>": (["VV"], "two vectors"),
+    "+": (["VV", "NN"], "two vectors or two numbers"),
+    "-": (["VV", "NN"], "two vectors or two numbers"),
+    "*": (["NN", "NV", "VN"], "numbers and at most one vector"),
+    "/": (["NN", "VN"], "a number behind it"),
+}
+_APPLY: dict[str, Callable[..., Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+_END = r"(?=[\s()*]|(?:>>|[-+/])\(|$)"
+_WORD = re.compile(
+    r"""(?P<sign>[()*+-]|>>|/(?=[\s()*]|$)|(?<=[)"'])/)"""
+    r"""|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<open>["'])"""
+    rf"|(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?){_END}"
+    rf"|(?P<name>\S.*?){_END}"
+)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of an expression.
+
+    kind: "number", "name", a parenthesis or an operator. text: a name without its quotation marks.
+    place: the character, from 1, at which it begins.
+    """
+
+    kind: str
+    text: str
+    place: int
+
+
+class Expression:
+    """A text that was parsed; no file was looked for yet.
+
+    Raises UsageError, naming the character, for anything but an expression.
+    """
+
+    def __init__(self, text: str) -> None:
+        words = _words(text)
+        if len(words) > WORDS:
+            raise UsageError(f"an expression has at most {WORDS} names, numbers and signs, found {len(words)}")
+        self._postfix = _postfix(words)
+
+    @property
+    def composes(self) -> bool:
+        """Whether it holds >>, the one operator that has a use for the base."""
+        return any(word.kind == ">>" for word in self._postfix)
+
+    def evaluate(
+        self,
+        open_vector: Callable[[str], TaskVector] = TaskVector.open,
+        base: Checkpoint | None = None,
+        progress: Progress = silent,
+    ) -> TaskVector:
+        """The vector that it stands for, lazy.
+
+        open_vector: from a name to its vector; called once a name. base: of compositions.
+        Raises UsageError, naming the character, for a file that is not there and for what an operator cannot take, and
+        the errors of opening and of the operators.
+        """
+        vectors: dict[str, TaskVector] = {}
+        for word in self._postfix:
+            if word.kind == "name" and word.text not in vectors:
+                vectors[word.text] = _opened(word, open_vector)
+        stack: list[Any] = []
+        for word in self._postfix:
+            if word.kind == "number":
+                stack.append(float(word.text))
+            elif word.kind == "name":
+                stack.append(vectors[word.text])
+            elif word.kind == "negation":
+                stack.append(-stack.pop())
+            else:
+                right, left = stack.pop(), stack.pop()
+                _check_operands(word, left, right)
+                result = compose(left, right, base, progress) if word.kind == ">>" else _APPLY[word.kind](left, right)
+                stack.append(result)
+        if not isinstance(stack[0], TaskVector):
+            raise UsageError(f"the expression is a number, {stack[0]:g}: expected a vector")
+        return stack[0]
+
+
+def _words(text: str) -> list[Word]:
+    words = []
+    for found in _WORD.finditer(text):
+        group = found.lastgroup or ""
+        word = Word(
+            {"sign": found[0], "single": "name", "double": "name"}.get(group, group), found[group], found.start() + 1
+        )
+        if group == "open":
+            raise _error(word, "this quotation mark is never closed")
+        words.append(word)
+    return words
+
+
+def _postfix(words: Sequence[Word]) -> list[Word]:
+    """The words in the order of a stack machine, without parentheses: Dijkstra's shunting yard, free of recursion."""
+    output: list[Word] = []
+    waiting: list[Word] = []
+
+    def unwind(level: int) -> None:
+        while waiting and _LEVELS.get(waiting[-1].kind, 0) >= level:
+            output.append(waiting.pop())
+
+    operand = True  # whether one comes next
+    for word in words:
+        if operand and word.kind in ("number", "name"):
+            output.append(word)
+            operand = False
+        elif operand and word.kind in ("(", "-"):
+            waiting.append(replace(word, kind="negation") if word.kind == "-" else word)
+        elif operand:
+            raise _error(word, f"expected a vector or a number, found {word.text!r}")
+        elif word.kind == ")":
+            unwind(1)
+            if not waiting:
+                raise _error(word, "this parenthesis was never opened")
+            waiting.pop()
+        elif word.kind in _LEVELS:
+            unwind(_LEVELS[word.kind])
+            waiting.append(word)
+            operand = True
+        else:
+            raise _error(word, f"expected an operator, found {word.text!r}")
+    if operand:
+        found = f"ends with {words[-1].text!r}" if words else "is empty"
+        raise UsageError(f"the expression {found}: expected a vector or a number")
+    unwind(1)
+    if waiting:
+        raise _error(waiting[-1], "this parenthesis is never closed")
+    return output
+
+
+def _opened(word: Word, open_vector: Callable[[str], TaskVector]) -> TaskVector:
+    try:
+        return open_vector(word.text)
+    except FormatError:
+        if Path(word.text).exists():
+            raise
+    joined = any(sign in word.text for sign in ("+", "-", "/", ">>"))
+    hint = ": put white space around what is an operator in it" if joined else ""
+    raise _error(word, f"there is no file {word.text!r}{hint}")
+
+
+def _check_operands(word: Word, left: object, right: object) -> None:
+    kinds = "".join("V" if isinstance(operand, TaskVector) else "N" for operand in (left, right))
+    allowed, expected = _TAKES[word.kind]
+    if kinds not in allowed:
+        found = {"VV": "two vectors", "VN": "a vector and a number", "NV": "a number and a vector"}[kinds]
+        raise _error(word, f"{word.text} takes {expected}, found {found}")
+    if word.kind == "/" and right == 0:
+        raise _error(word, "cannot divide by zero")
+
+
+def _error(word: Word, what: str) -> UsageError:
+    return UsageError(f"character {word.place} of the expression: {what}")
