@@ -18,7 +18,7 @@ from taskvec_formats.sparse import Indices
 from .diff import diff
 from .errors import BaseMismatchError, MergeError, UsageError
 from .patched import Patched
-from .positions import common, places_in, union
+from .positions import common, union
 from .progress import Progress, silent
 from .tensor import add
 from .vector import TaskVector
@@ -174,21 +174,21 @@ def _replacements(dtype: DType, first: Change, second: Change) -> SparseTensor:
     at, by = common(before.indices, second.delta.indices)
     if len(at):
         moved[at] = add(dtype, moved[at], second.delta.values[by])
-    indices = union([before.indices, after.indices])
+    indices, (in_before, in_after) = union([before.indices, after.indices], before.size)
     values = np.empty(len(indices), dtype.carrier)
-    values[places_in(indices, before.indices)] = moved
-    values[places_in(indices, after.indices)] = after.values
+    values[in_before] = moved
+    values[in_after] = after.values
     return SparseTensor(before.shape, indices, values)
 
 
 def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> SparseTensor:
     """The deltas of both. Raises MergeError for a sum that is no f32 number, unless its element is replaced."""
-    indices = union([first.indices, second.indices])
+    indices, places = union([first.indices, second.indices], first.size)
     values = np.full(len(indices), -0.0, np.float32)  # zeros keep their sign, which decides over that of a weight
     with np.errstate(over="ignore"):
-        for delta in (first, second):
-            values[places_in(indices, delta.indices)] += delta.values
-    both = places_in(indices, first.indices[common(first.indices, second.indices)[0]])
+        for own, delta in zip(places, (first, second), strict=True):
+            values[own] += delta.values
+    both = places[0][common(first.indices, second.indices)[0]]
     too_large = both[~np.isfinite(values[both])]
     if not np.isin(indices[too_large], replaced).all():
         raise MergeError("the sum of two deltas leaves the range of f32: give the base (--base)")

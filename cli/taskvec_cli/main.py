@@ -333,8 +333,20 @@ def demo(
         render.print_demo(result)
 
 
+def _keep_memory() -> None:
+    """Let the C library keep freed memory: blocks come and go, and each time new pages would have to be zeroed."""
+    if sys.platform == "linux":
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):  # glibc
+            for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+                library.mallopt(parameter, 1 << 30)
+
+
 def main() -> None:
     """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
+    _keep_memory()
     try:
         app()
     except Exception as error:

@@ -68,6 +68,8 @@ class SparseTensor:
 
     def within(self, start: int, stop: int) -> SparseTensor:
         """The entries of the flat range [start, stop), positions counted from its start."""
+        if (start, stop) == (0, self.size):
+            return self if len(self.shape) == 1 else self.reshaped((self.size,))
         low, high = np.searchsorted(self.indices, (start, stop))
         return SparseTensor((stop - start,), self.indices[low:high] - start, self.values[low:high])
 

@@ -34,7 +34,7 @@ _CHOICES: dict[str, Iterable[object]] = {
     "rescale": (*RESCALES, None),
     "normalize": (True, False),
 }
-_PIECE = 1 << 18  # elements that are merged at a time: what is computed with them stays in the processor's cache
+_MOST = 1 << 22  # elements of all vectors that are merged at a time: their dense sum is what is computed with
 Specs: TypeAlias = Mapping[str, TensorSpec]
 # of a tensor's name and a range of it: the entries that a vector brings to the merge
 _Reader: TypeAlias = Callable[[str, int, int], SparseTensor]
@@ -144,12 +144,11 @@ class _Merge(Entries):
             read(name, start, stop) if name in vector.specs else nothing
             for vector, read in zip(self._vectors, self._readers, strict=True)
         ]
-        step = max(1, stop - start) if self._method.whole else _PIECE
-        pieces = range(0, stop - start, step)
-        merged = [
-            (low, self._combined(name, [each.within(low, min(low + step, each.size)) for each in held]))
-            for low in pieces
-        ]
+        step = max(1, stop - start if self._method.whole else _MOST // len(held))
+        merged = []
+        for low in range(0, stop - start, step):
+            high = min(low + step, stop - start)
+            merged.append((low, self._combined(name, [tensor.within(low, high) for tensor in held])))
         return SparseTensor.joined(merged, 0, stop - start, np.float32)
 
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Any, TypeAlias, TypeVar
 
 from taskvec_formats import SparseTensor
@@ -160,6 +159,8 @@ AUTO = "auto"
 def method_of(name: str) -> Method:
     """The method of that name, from an installed package if need be. Raises UsageError where there is none."""
     if name not in METHODS:
+        from importlib.metadata import entry_points  # slow to import, and seldom needed
+
         for point in entry_points(group=ENTRY_POINTS, name=name):
             point.load()
     if name not in METHODS:

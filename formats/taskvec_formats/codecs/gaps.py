@@ -30,6 +30,8 @@ class Gaps:
         gaps = decode_numbers(data, count)
         if count and int(gaps.max()) >= frame.size:
             raise StreamError(f"a gap of {gaps.max()} in a block of {frame.size} positions")
-        indices: Indices = np.cumsum(gaps, dtype=np.int64)
-        indices += np.arange(count, dtype=np.int64)
+        indices = gaps.astype(np.int64)
+        indices += 1
+        np.cumsum(indices, out=indices)
+        indices -= 1
         return indices
