@@ -307,12 +307,12 @@ OPERATIONS = {"negated": operator.neg, "doubled": lambda a: 2 * a, "added": lamb
 @pytest.mark.parametrize(
     ("tuned", "message"),
     [
-        ({"ids": tensor("I64", [2])}, "task vector: tensor 'ids' is I64: its changes cannot be added"),
-        ({"flags": tensor("BOOL", [False])}, "task vector: tensor 'flags' is BOOL: its changes cannot be added"),
-        ({"more": tensor("F32", [1])}, "task vector: tensor 'more' is F32 [1] but is not in the base: that cannot be"),
-        ({"w": tensor("F32", [1, 2, 3])}, "task vector: tensor 'w' is F32 [3] but is F32 [2] in the base"),
-        ({"w": tensor("BF16", [1, 2])}, "task vector: tensor 'w' is BF16 [2] but is F32 [2] in the base"),
-        ({"w": None}, "task vector removes tensor 'w': that cannot be added up"),
+        ({"ids": tensor("I64", [2])}, "tuned: tensor 'ids' is I64: its changes cannot be added"),
+        ({"flags": tensor("BOOL", [False])}, "tuned: tensor 'flags' is BOOL: its changes cannot be added"),
+        ({"more": tensor("F32", [1])}, "tuned: tensor 'more' is F32 [1] but is not in the base: that cannot be"),
+        ({"w": tensor("F32", [1, 2, 3])}, "tuned: tensor 'w' is F32 [3] but is F32 [2] in the base"),
+        ({"w": tensor("BF16", [1, 2])}, "tuned: tensor 'w' is BF16 [2] but is F32 [2] in the base"),
+        ({"w": None}, "tuned removes tensor 'w': that cannot be added up"),
     ],
     ids=["integers", "booleans", "added", "resized", "retyped", "removed"],
 )
@@ -330,5 +330,5 @@ def test_changes_that_cannot_be_added_are_refused_by_name(
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_a_patch_is_not_added(operation: Callable[[TaskVector], TaskVector], tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / f"{v}", {"w": tensor("F32", [v])}) for v in (1, 2))
-    with pytest.raises(KindError, match="task vector is a patch: it holds new bits, not deltas"):
+    with pytest.raises(KindError, match="tuned is a patch: it holds new bits, not deltas"):
         operation(diff(base, tuned, kind="patch"))

@@ -479,7 +479,7 @@ def test_a_patch_is_inspected_alone_and_neither_merged_nor_compared(llama: Path,
 def test_a_kind_or_codec_that_is_not_known_is_refused(llama: Path, tuned: Path, tmp_path: Path) -> None:
     pack = ("pack", llama, tuned, "-o", tmp_path / "x.lota")
     assert "kind is one of vector, patch, found 'zip'" in refused(2, *pack, "--kind", "zip")
-    assert "codec is one of auto, paper64, plain, found 'zip'" in refused(2, *pack, "--codec", "zip")
+    assert "codec is one of auto, fast, paper64, plain, found 'zip'" in refused(2, *pack, "--codec", "zip")
     assert "--sparsity needs --kind vector" in refused(2, *pack, "--kind", "patch", "--sparsity", "0.9")
     assert not list(tmp_path.iterdir())
 

@@ -79,7 +79,10 @@ def pack(
         str, typer.Option(help="vector: deltas, standalone, to be merged. patch: new bits relative to BASE, smaller.")
     ] = "vector",
     codec: Annotated[
-        str, typer.Option(help="auto: the smallest. paper64: the paper's 64 bits an entry. plain: uncompressed.")
+        str,
+        typer.Option(
+            help="auto: the smallest. fast: the quickest to write. paper64: 64 bits an entry. plain: uncompressed."
+        ),
     ] = "auto",
     force: Force = False,
     as_json: Json = False,
