@@ -330,5 +330,5 @@ def test_changes_that_cannot_be_added_are_refused_by_name(
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_a_patch_is_not_added(operation: Callable[[TaskVector], TaskVector], tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / f"{v}", {"w": tensor("F32", [v])}) for v in (1, 2))
-    with pytest.raises(KindError, match="^2 is a patch: it holds new bits, not deltas"):
+    with pytest.raises(KindError, match=r"^2 is a patch: it holds new bits, not deltas"):
         operation(diff(base, tuned, kind="patch"))

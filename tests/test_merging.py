@@ -150,6 +150,24 @@ def test_a_mean_of_agreeing_values_is_not_pulled_down_by_the_outvoted() -> None:
     assert oracle.entries(merge(vectors_of([a, b, c]), "ties")["w"]) == {0: 2.0, 2: 5.0}
 
 
+@pytest.mark.parametrize(
+    ("values", "weights", "expected"),
+    [
+        ((4, -1, -2), (0.5, 1, 1), (-1.5, -1.5, 2)),
+        ((4, 2), (0.5, 1), (2, 8 / 3, 2)),
+        ((4, -4), (1, 1), (None, 4, 4)),
+        ((4,), (0.5,), (2, 4, 2)),
+    ],
+)
+def test_the_dialects_differ_as_the_documentation_says(
+    values: Sequence[float], weights: Sequence[float], expected: Sequence[float | None]
+) -> None:
+    vectors = vectors_of([sparse((1,), {0: value}) for value in values])
+    for dialect, number in zip(("reference", "mergekit", "peft"), expected, strict=True):
+        found = oracle.entries(merge(vectors, "ties", weights, dialect=dialect)["w"])
+        assert found == ({} if number is None else {0: float(np.float32(number))})
+
+
 def test_a_weight_is_not_divided_out_where_one_vector_stands_alone() -> None:
     a, b = sparse((2,), {0: 3}), sparse((2,), {1: 4})
     assert oracle.entries(merge(vectors_of([a, b]), "ties", [0.5, -2])["w"]) == {0: 1.5, 1: -8.0}
