@@ -448,3 +448,26 @@ def test_the_help_names_every_method() -> None:
 
     said = command.__annotations__["method"]
     assert all(name in said for name in METHODS)
+
+
+def test_a_factor_that_leads_out_of_f32_is_refused_by_name() -> None:
+    with pytest.raises(MergeError, match=r"^tensor 'w': λ = 1e\+38 leads out of the range of f32"):
+        merge(vectors_of([sparse((2,), {0: 1e10})]), "linear", lam=1e38)["w"]
+
+
+def test_a_package_makes_its_methods_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from taskvec.merging import merge_method\n\n"
+        "@merge_method('theirs')\n"
+        "def theirs(vectors):\n"
+        "    return vectors.result(vectors.total() / 2)\n"
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[taskvec.merge_methods]\ntheirs = theirs:theirs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert oracle.entries(merge(vectors_of([sparse((2,), {0: 3})]), "theirs")["w"]) == {0: 1.5}
+    finally:
+        del METHODS["theirs"]

@@ -137,6 +137,6 @@ def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], fra
         sparse = SparseTensor(shape, indices, np.zeros(len(indices), dtype))
         carrier = np.dtype(f"<u{dtype.itemsize}")
         values = VALUE_CODECS[entries.values.codec].decode(data[cut:], carrier, sparse.indices, frame)
-        return SparseTensor(shape, indices, values.view(dtype))
+        return sparse.holding(values.view(dtype))
     except StreamError as error:
         raise StreamError(f"{part}: {error}") from None

@@ -45,9 +45,19 @@ class SparseTensor:
         self.values.setflags(write=False)
 
     @classmethod
+    def _of_checked(cls, shape: tuple[int, ...], indices: Indices, values: npt.NDArray[Any]) -> SparseTensor:
+        """From indices that were checked, or are taken in order from such: what is checked costs as much as a merge."""
+        tensor = object.__new__(cls)
+        for name, part in (("shape", shape), ("indices", indices), ("values", values)):
+            object.__setattr__(tensor, name, part)
+        indices.setflags(write=False)
+        values.setflags(write=False)
+        return tensor
+
+    @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> SparseTensor:
         """No entries: indices int64 [0], values of `dtype` [0]."""
-        return cls(shape, np.empty(0, np.int64), np.empty(0, dtype))
+        return cls._of_checked(shape, np.empty(0, np.int64), np.empty(0, dtype))
 
     @classmethod
     def joined(cls, parts: list[tuple[int, SparseTensor]], start: int, stop: int, dtype: npt.DTypeLike) -> SparseTensor:
@@ -64,19 +74,27 @@ class SparseTensor:
 
     def reshaped(self, shape: tuple[int, ...]) -> SparseTensor:
         """The same entries under another shape of the same size. Raises StreamError where that is too small."""
-        return SparseTensor(shape, self.indices, self.values)
+        if math.prod(shape) < self.size:
+            return SparseTensor(shape, self.indices, self.values)
+        return self._of_checked(shape, self.indices, self.values)
+
+    def holding(self, values: npt.NDArray[Any]) -> SparseTensor:
+        """Other values, [n], at the same positions. Raises StreamError where they are more or fewer."""
+        if values.shape != self.indices.shape:
+            return SparseTensor(self.shape, self.indices, values)
+        return self._of_checked(self.shape, self.indices, values)
 
     def within(self, start: int, stop: int) -> SparseTensor:
         """The entries of the flat range [start, stop), positions counted from its start."""
         if (start, stop) == (0, self.size):
             return self if len(self.shape) == 1 else self.reshaped((self.size,))
         low, high = np.searchsorted(self.indices, (start, stop))
-        return SparseTensor((stop - start,), self.indices[low:high] - start, self.values[low:high])
+        return self._of_checked((stop - start,), self.indices[low:high] - start, self.values[low:high])
 
     def at(self, positions: Indices) -> SparseTensor:
         """The entries at some positions, int64, increasing."""
         kept = np.isin(self.indices, positions, assume_unique=True)
-        return SparseTensor(self.shape, self.indices[kept], self.values[kept])
+        return self._of_checked(self.shape, self.indices[kept], self.values[kept])
 
     @property
     def size(self) -> int:

@@ -152,15 +152,18 @@ class _Merge(Entries):
         return SparseTensor.joined(merged, 0, stop - start, np.float32)
 
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
+        lam = self._lam[name]
         try:
-            with np.errstate(all="ignore"):  # what leaves the range of f32 is refused below
+            with np.errstate(all="ignore"):  # what leaves the range of f32 is refused
                 merged = self._combine(align(held, [weights[name] for weights in self._weights]))
-                scaled = merged.values if self._lam[name] == 1 else merged.values * np.float32(self._lam[name])
-            if not np.isfinite(scaled).all():
-                raise MergeError("a weighted sum leaves the range of f32")
+                if lam == 1:
+                    return merged
+                scaled = merged.holding(merged.values * np.float32(lam))
+            if not np.isfinite(scaled.values).all():
+                raise MergeError(f"λ = {lam:g} leads out of the range of f32")
         except MergeError as error:
             raise MergeError(f"tensor {name!r}: {error}") from None
-        return SparseTensor(merged.shape, merged.indices, scaled)
+        return scaled
 
     def notes(self, progress: Progress) -> list[str]:
         """Sentences about settings without effect on these vectors."""
