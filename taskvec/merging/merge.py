@@ -213,11 +213,14 @@ def _effective(method: Method, options: Mapping[str, Any], density: object) -> d
         if name not in known or name == "density":
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise UsageError(f"{method.name} has no option {name.replace('_', '-')!r}; {has}")
-        if name in _CHOICES and value not in _CHOICES[name]:
+        if name in _CHOICES and value not in list(_CHOICES[name]):
             choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
             raise UsageError(f"{name.replace('_', '-')} is one of {choices}, found {value!r}")
-    if not 0 <= options.get("gamma", 0) < 1:
-        raise UsageError(f"gamma is a share of the weights, at least 0 and below 1, found {options['gamma']}")
+    (gamma,) = numbers_of([options.get("gamma", 0.0)])
+    if not 0 <= gamma < 1:
+        raise UsageError(f"gamma is a share of the weights, at least 0 and below 1, found {gamma:g}")
+    if not isinstance(options.get("seed", 0), int):
+        raise UsageError(f"a seed is a whole number, found {options['seed']!r}")
     defaults = {name: default for name, default in known.items() if name != "density"}
     dialect = options.get("dialect", "reference")
     return {**defaults, **method.dialects.get(dialect, {}), **options}
