@@ -298,7 +298,11 @@ def test_no_method_changes_its_inputs(method: str) -> None:
         ("ties", {"density": [0.5]}, "1 densities for 2 vectors"),
         ("ties", {"rescale": "twice"}, "rescale is one of none, density, norm, found 'twice'"),
         ("breadcrumbs", {"density": 0.5, "gamma": 1}, "gamma is a share of the weights"),
-        ("breadcrumbs", {"density": 0.5, "gamma": "all"}, "a setting is a number, a list of numbers or a list of rules, found"),
+        (
+            "breadcrumbs",
+            {"density": 0.5, "gamma": "all"},
+            "a setting is a number, a list of numbers or a list of rules, found",
+        ),
         ("dare_linear", {"density": 0.5, "seed": "x"}, "a seed is a whole number, found 'x'"),
         ("ties", {"dialect": ["peft"]}, r"dialect is one of reference, mergekit, peft, found \['peft'\]"),
         ("disjoint", {"on_overlap": "fight"}, "on-overlap is one of error, sum, mean, larger, first"),
