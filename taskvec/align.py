@@ -5,7 +5,8 @@ Arithmetic is in f32, in the order of the tensors, as in the programs that peopl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -101,6 +102,16 @@ def align(
         for own, tensor, weight in zip(places, tensors, weights, strict=True)
     ]
     return Aligned(tensors[0].shape, indices, parts)
+
+
+@contextmanager
+def merging(tensor: str) -> Iterator[None]:
+    """Within the block a MergeError names the tensor, and numpy does not warn of what is refused by one."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except MergeError as error:
+        raise MergeError(f"tensor {tensor!r}: {error}") from None
 
 
 def _as_numpy(array: Array) -> Any:

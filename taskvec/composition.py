@@ -15,6 +15,7 @@ from taskvec_formats.dtypes import BitArray, DType
 from taskvec_formats.parallel import threads
 from taskvec_formats.sparse import Indices
 
+from .align import merging
 from .diff import diff
 from .errors import BaseMismatchError, MergeError, UsageError
 from .patched import Patched
@@ -149,10 +150,8 @@ class _Chain(_Layout):
         if len(parts) == 1:
             return parts[0]
         replacements = _replacements(self._specs[name].dtype, *parts)
-        try:
+        with merging(name):
             return Change(_sum(parts[0].delta, parts[1].delta, replacements.indices), replacements)
-        except MergeError as error:
-            raise MergeError(f"tensor {name!r}: {error}") from None
 
     def is_exact(self) -> bool:
         """Whether no element is a sum of two deltas; the blocks of the tensors that both change are read for it."""
@@ -185,9 +184,8 @@ def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> Sparse
     """The deltas of both. Raises MergeError for a sum that is no f32 number, unless its element is replaced."""
     indices, places = union([first.indices, second.indices], first.size)
     values = np.full(len(indices), -0.0, np.float32)  # zeros keep their sign, which decides over that of a weight
-    with np.errstate(over="ignore"):
-        for own, delta in zip(places, (first, second), strict=True):
-            values[own] += delta.values
+    for own, delta in zip(places, (first, second), strict=True):
+        values[own] += delta.values
     both = places[0][common(first.indices, second.indices)[0]]
     too_large = both[~np.isfinite(values[both])]
     if not np.isin(indices[too_large], replaced).all():

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, SparseTensor, TensorSpec
+from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, TensorSpec
 from taskvec_formats.checkpoint import INDEX, SINGLE, short
 from taskvec_formats.dtypes import BitArray
 
@@ -156,15 +156,11 @@ class _Sparsified(Entries):
             return self._source.change(name, start, stop, base)
         # ties were counted in whole blocks
         spec = self._specs[name]
-        parts = [
-            (span[0], self._kept(self._selection, name, span, base))
-            for span in spec.form.blocks()
-            if span[0] < stop and start < span[1]
-        ]
+        spans = spec.form.blocks_of(start, stop)
+        parts = [(span[0], self._kept(self._selection, name, span, base)) for span in spans]
         return Change.joined(parts, start, stop, spec.dtype)
 
     def _kept(self, selection: TopK, name: str, span: tuple[int, int], base: BitArray | None) -> Change:
         full = self._source.change(name, *span, base)
-        kept = selection.indices((name, span[0]), full.delta.values)
-        delta = SparseTensor(full.delta.shape, full.delta.indices[kept], full.delta.values[kept])
+        delta = full.delta.taking(selection.indices((name, span[0]), full.delta.values))
         return Change(delta, full.replacements.at(delta.indices))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from taskvec_formats import Checkpoint
 
 from .apply import apply
 from .card import model_card
-from .output import Output
+from .output import AS_IT_IS, Output
 from .progress import Progress, silent
 from .tokenizers import compare_tokenizers
 from .vector import TaskVector
@@ -22,18 +23,17 @@ def write_model(
     out: Path,
     progress: Progress = silent,
     *,
-    shard_size: int | None = None,
-    dtype: str | None = None,
+    output: Output = AS_IT_IS,
     work: Path | None = None,
 ) -> list[str]:
     """Write the folder `out`: the base with a merge applied, a model card, and the side files that all parents share.
 
-    merged: what `merge` made of parents. shard_size, dtype: as in `Output`. work: keeps finished shards, as in `apply`.
+    merged: what `merge` made of parents. output: shards and dtype. work: keeps finished shards, as in `apply`.
     Returns sentences about files in which the parents differ. Raises MergeError where their tokenizers do, and the
     errors of `apply`.
     """
     agreement = compare_tokenizers(parents, base)
-    output = Output(shard_size, dtype, model_card(out.name, merged), tuple(agreement.carried))
+    output = replace(output, card=model_card(out.name, merged), carried=tuple(agreement.carried))
     apply(merged, base, out, progress, output, work=work, record=merged.provenance)
     return agreement.notes
 

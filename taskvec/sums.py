@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from taskvec_formats import Change, Header, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
-from .align import align
+from .align import align, merging
 from .errors import BaseMismatchError, KindError, MergeError, UsageError
 from .source import Entries, Source, no_replacements
 
@@ -46,11 +44,8 @@ class Sum(Entries):
         held = [term for term in self.terms if name in term.specs]
         deltas = [term.source.change(name, start, stop).delta for term in held]
         aligned = align(deltas, [term.weight for term in held])
-        try:
-            with np.errstate(all="ignore"):  # what leaves the range is refused by name
-                total = aligned.result(aligned.total())
-        except MergeError as error:
-            raise MergeError(f"tensor {name!r}: {error}") from None
+        with merging(name):
+            total = aligned.result(aligned.total())
         return Change(total, no_replacements(self.specs[name], stop - start))
 
 

@@ -453,7 +453,7 @@ def test_what_dare_drops_depends_on_nothing_but_seed_vector_tensor_and_position(
 def test_the_help_names_every_method() -> None:
     from taskvec_cli.merge import merge as command
 
-    said = command.__annotations__["method"]
+    said = command.__annotations__["method"].__metadata__[0].help
     assert all(name in said for name in METHODS)
 
 

@@ -1,7 +1,6 @@
 """The `taskvec` command. Library modules are imported inside the commands: `--help` stays quick."""
 
-from __future__ import annotations
-
+# annotations are evaluated where they stand: as strings each would be evaluated twice while commands are set up
 import os
 import sys
 from pathlib import Path
@@ -59,6 +58,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
         typer.echo(f"taskvec {taskvec.__version__}")
         raise typer.Exit
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Let the C library keep freed memory: blocks come and go, and each time new pages would have to be zeroed."""
+    if sys.platform == "linux":
+        import ctypes
+
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):  # glibc
+            for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+                library.mallopt(parameter, 1 << 30)
 
 
 app.command(short_help="Train a sparse task vector.")(train)
@@ -336,20 +347,8 @@ def demo(
         render.print_demo(result)
 
 
-def _keep_memory() -> None:
-    """Let the C library keep freed memory: blocks come and go, and each time new pages would have to be zeroed."""
-    if sys.platform == "linux":
-        import ctypes
-
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):  # glibc
-            for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-                library.mallopt(parameter, 1 << 30)
-
-
 def main() -> None:
     """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
-    _keep_memory()
     try:
         app()
     except Exception as error:

@@ -1,7 +1,5 @@
 """`taskvec merge`: a command with many options, in panels."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path
@@ -133,6 +131,7 @@ def merge(
     from taskvec import merge as merge_vectors
     from taskvec.errors import UsageError
     from taskvec.merged import check_tokenizers, write_model
+    from taskvec.output import Output
     from taskvec.vector import check_codec
 
     from . import render
@@ -149,6 +148,8 @@ def merge(
     checkpoint = asked.open_base() if asked else None if base is None else open_checkpoint(base)
     to_folder = checkpoint is not None if asked is None else output is None or output.suffix != ".lota"
     output = output or Path("merged" if to_folder else "merged.lota")
+    size = None if shard_size is None else _bytes(shard_size)
+    form = Output(size, dtype or (asked.dtype if asked and to_folder else None))
     _check_output(given, output, checkpoint if to_folder else None, to_folder=to_folder)
     with progress_bars() as progress:
         if asked:
@@ -159,10 +160,7 @@ def merge(
             merged = merge_vectors(parents, progress=progress, **options)
         if to_folder:
             assert checkpoint is not None
-            size = None if shard_size is None else _bytes(shard_size)
-            form = dtype or (asked.dtype if asked else None)
-            work = _part_of(output)
-            notes = write_model(merged, parents, checkpoint, output, progress, shard_size=size, dtype=form, work=work)
+            notes = write_model(merged, parents, checkpoint, output, progress, output=form, work=_part_of(output))
         else:
             notes = check_tokenizers(parents)
             merged.save(output, progress, codec)
@@ -175,7 +173,7 @@ def merge(
             typer.echo(f"note: {note}")
 
 
-def _recipe(given: dict[str, Any]) -> Recipe:
+def _recipe(given: dict[str, Any]) -> "Recipe":
     from taskvec.errors import UsageError
     from taskvec.merging.recipe import Recipe
 
@@ -186,11 +184,10 @@ def _recipe(given: dict[str, Any]) -> Recipe:
     return Recipe.read(given["recipe"])
 
 
-def _check_output(given: dict[str, Any], output: Path, base: Checkpoint | None, *, to_folder: bool) -> None:
+def _check_output(given: dict[str, Any], output: Path, base: "Checkpoint | None", *, to_folder: bool) -> None:
     """Refuse what cannot be written, before any work is done; make room where it was asked for."""
     from taskvec.errors import UsageError
     from taskvec.files import check_output, check_output_folder
-    from taskvec.output import Output
 
     if not to_folder:
         for name in ("dtype", "shard_size", "resume"):
@@ -202,7 +199,6 @@ def _check_output(given: dict[str, Any], output: Path, base: Checkpoint | None, 
         raise UsageError("--codec is for a .lota file, not for a model folder")
     if base is None:
         raise UsageError(f"{given['recipe']} names no base_model, so only a .lota file can be written: -o merged.lota")
-    Output(None, given["dtype"])
     check_output_folder(output, base, force=given["force"])
     work = _part_of(output)
     if work.exists() and not given["resume"]:

@@ -1,7 +1,5 @@
 """`taskvec train`: a command with many options, in panels."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

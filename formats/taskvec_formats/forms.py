@@ -48,6 +48,10 @@ class Form:
         """Those of all blocks."""
         return [self.block(number) for number in range(self.block_count)]
 
+    def blocks_of(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Those of the blocks that hold an element of [start, stop)."""
+        return [span for span in self.blocks() if span[0] < stop and start < span[1]]
+
     def __str__(self) -> str:
         return f"{self.dtype.name} {list(self.shape)}"
 

@@ -91,10 +91,13 @@ class SparseTensor:
         low, high = np.searchsorted(self.indices, (start, stop))
         return self._of_checked((stop - start,), self.indices[low:high] - start, self.values[low:high])
 
+    def taking(self, places: npt.NDArray[np.integer[Any]]) -> SparseTensor:
+        """Those entries that stand at some places of the list, increasing."""
+        return self._of_checked(self.shape, self.indices[places], self.values[places])
+
     def at(self, positions: Indices) -> SparseTensor:
         """The entries at some positions, int64, increasing."""
-        kept = np.isin(self.indices, positions, assume_unique=True)
-        return self._of_checked(self.shape, self.indices[kept], self.values[kept])
+        return self.taking(np.flatnonzero(np.isin(self.indices, positions, assume_unique=True)))
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from taskvec_formats import Change, Header, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
-from ..align import align
+from ..align import align, merging
 from ..errors import MergeError, UsageError
 from ..overlap import meet
 from ..progress import Progress, silent
@@ -25,7 +25,8 @@ from .disjoint import POLICIES
 from .pruned import RESCALES, Pruned, Request
 from .registry import AUTO, Method, method_of, options_of
 from .settings import Depth, Setting, described, numbers_of, resolve
-from .ties import ELECTIONS
+from .ties import ELECTIONS, ties
+from .trim import trim
 
 _CHOICES: dict[str, Iterable[object]] = {
     "dialect": DIALECTS,
@@ -88,7 +89,7 @@ def merge(
         "lambda": described(lam),
         "options": effective if density is None else {"density": described(density), **effective},
         "notes": source.notes(progress),
-        "parents": [{"name": vector.name, "digest": vector.digest, **vector.provenance} for vector in vectors],
+        "parents": [{**vector.provenance, "name": vector.name, "digest": vector.digest} for vector in vectors],
     }
     header = Header("vector", vectors[0].base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs.values(), source, " + ".join(vector.name for vector in vectors))
@@ -110,19 +111,19 @@ class _Merge(Entries):
         self._vectors = vectors
         self._method = method
         self._specs = specs
-        self._options = options
+        self._options = {**options, **method.fixed}
         depth = Depth(specs)
         self._weights = [_by_tensor("weight", weight, specs, depth) for weight in weights]
         self._densities = [_by_tensor("density", density, specs, depth) for density in densities]
         self._lam = _by_tensor("lambda", lam, specs, depth)
-        given = {**options, **method.fixed}
-        self._combine = partial(method.combine, **{name: given[name] for name in options_of(method.combine)})
-        self._readers = [self._reader(number, given) for number in range(len(vectors))]
+        chosen = {name: self._options[name] for name in options_of(method.combine)}
+        self._combine = partial(method.combine, **chosen)
+        self._readers = [self._reader(number) for number in range(len(vectors))]
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._merged)
 
-    def _reader(self, number: int, options: Mapping[str, Any]) -> _Reader:
-        vector, prune = self._vectors[number], self._method.prune
+    def _reader(self, number: int) -> _Reader:
+        vector, prune, options = self._vectors[number], self._method.prune, self._options
         if prune is None:
             return lambda name, start, stop: vector.change(name, start, stop).delta
         dialect = DIALECTS[options["dialect"]]
@@ -153,32 +154,29 @@ class _Merge(Entries):
 
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         lam = self._lam[name]
-        try:
-            with np.errstate(all="ignore"):  # what leaves the range of f32 is refused
-                merged = self._combine(align(held, [weights[name] for weights in self._weights]))
-                if lam == 1:
-                    return merged
-                scaled = merged.holding(merged.values * np.float32(lam))
-            if not np.isfinite(scaled.values).all():
+        with merging(name):
+            merged = self._combine(align(held, [weights[name] for weights in self._weights]))
+            if lam == 1:
+                return merged
+            scaled = merged.values * np.float32(lam)
+            if not np.isfinite(scaled).all():
                 raise MergeError(f"λ = {lam:g} leads out of the range of f32")
-        except MergeError as error:
-            raise MergeError(f"tensor {name!r}: {error}") from None
-        return scaled
+            return merged.holding(scaled)
 
     def notes(self, progress: Progress) -> list[str]:
         """Sentences about settings without effect on these vectors."""
         return [*self._untrimmed(), *self._divided_out(progress)]
 
     def _untrimmed(self) -> list[str]:
-        if self._method.prune is None:
+        if self._method.prune is not trim:
             return []
         found = []
-        rules = DIALECTS[{**self._options, **self._method.fixed}["dialect"]]
+        rules = DIALECTS[self._options["dialect"]]
         for vector, densities in zip(self._vectors, self._densities, strict=True):
             asked = sorted({densities[name] for name in vector.specs})
             # how much is in a vector that was not stored yet is not known
             stored = all(spec.blocks or not spec.size for spec in vector.specs.values())
-            if not asked or asked == [1.0] or not stored or self._method.name not in ("ties", "magnitude_prune"):
+            if not asked or asked == [1.0] or not stored:
                 continue
             specs = vector.specs.values()
             own = sum(spec.entries for spec in specs)
@@ -193,9 +191,8 @@ class _Merge(Entries):
         return found
 
     def _divided_out(self, progress: Progress) -> list[str]:
-        options = {**self._options, **self._method.fixed}
-        by_weight = "dialect" in options and DIALECTS[options["dialect"]].by_weight
-        if not (options.get("normalize") and by_weight and "elect" in options):
+        divides = self._method.combine is ties and self._options["normalize"]
+        if not (divides and DIALECTS[self._options["dialect"]].by_weight):
             return []
         if all(weight == 1 for weights in self._weights for weight in weights.values()):
             return []

@@ -53,22 +53,17 @@ class Pruned:
     def _blocks(self, name: str, start: int, stop: int) -> Iterator[tuple[int, SparseTensor]]:
         # a block at a time: ties are counted in them
         density = self._request.density(name)
-        for first, end in self._request.vector.specs[name].form.blocks():
-            if first >= stop or start >= end:
-                continue
+        for first, end in self._request.vector.specs[name].form.blocks_of(start, stop):
             kept = self._kept(name, first, end, density)
             if self._rescale == "density" and 0 < density < 1:
-                kept = SparseTensor(kept.shape, kept.indices, kept.values / np.float32(density))
+                kept = kept.holding(kept.values / np.float32(density))
             elif self._rescale == "norm":
-                kept = SparseTensor(kept.shape, kept.indices, kept.values * self._growth(name))
+                kept = kept.holding(kept.values * self._growth(name))
             yield first, kept
 
     def _kept(self, name: str, first: int, end: int, density: float) -> SparseTensor:
         block = self._request.vector.change(name, first, end).delta
-        if density >= 1:
-            return block
-        places = self._keep(name, first, block)
-        return SparseTensor(block.shape, block.indices[places], block.values[places])
+        return block if density >= 1 else block.taking(self._keep(name, first, block))
 
     def _grown(self, name: str) -> np.float32:
         """By what the entries of a tensor grow to keep its norm; not at all where there is hardly one."""

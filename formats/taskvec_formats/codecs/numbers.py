@@ -19,7 +19,7 @@ from ..errors import StreamError
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 
-LEVEL = 8  # pcodec's highest that pays
+LEVEL = 8  # of pcodec, up to 12
 _WIDTHS = (1, 2, 4, 8)
 _DTYPES = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
 MOST = 1 << 24  # numbers that pcodec takes in one chunk
