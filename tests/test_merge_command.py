@@ -127,6 +127,20 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_unfinished_merge_is_not_removed_for_a_request_that_is_refused(
+    llama: Path, vector: Path, tmp_path: Path
+) -> None:
+    part = tmp_path / "m.part"
+    part.mkdir()
+    (part / "run.json").write_text("{}")
+    folder = ("merge", vector, "--base", llama, "-o", tmp_path / "m", "--force")
+    refused(2, *folder, "--shard-size", "big")
+    refused(2, *folder, "--dtype", "int4")
+    assert (part / "run.json").exists()
+    ok(*folder)
+    assert not part.exists()
+
+
 def test_a_quick_codec_holds_the_same(vector: Path, second: Path, tmp_path: Path) -> None:
     for codec in ("auto", "fast", "plain", "paper64"):
         ok("merge", vector, second, "-o", tmp_path / f"{codec}.lota", "--codec", codec)

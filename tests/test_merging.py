@@ -184,7 +184,7 @@ def test_a_tensor_that_few_vectors_hold_is_merged_from_those() -> None:
 
 def test_the_provenance_names_method_weights_and_parents() -> None:
     parents = [vector_of({"w": sparse((2,), {0: 1})}, name=name) for name in ("a.lota", "b.lota")]
-    parents[0].provenance["made_by"] = "train"
+    parents[0].provenance.update(made_by="train", name="another", digest="another")
     assert merge(parents, "linear", [1, 0.5]).provenance == {
         "made_by": "merge",
         "method": "linear",
