@@ -10,14 +10,16 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from taskvec_formats import Checkpoint, Form, TensorSpec
 from taskvec_formats.atomic import atomic_directory, atomic_file
 from taskvec_formats.blocks import touched_digest
-from taskvec_formats.checkpoint import INDEX, begin_digest, fingerprint, short
+from taskvec_formats.checkpoint import INDEX, begin_digest, fingerprint, short, tensor_digest
 from taskvec_formats.container import parse_header
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.errors import ChecksumError, HeaderError, StreamError
@@ -220,11 +222,17 @@ def apply(
 
 
 class _Piece(NamedTuple):
-    """A piece of a tensor of the result: block `number`, or all of it where that is None."""
+    """A piece of a tensor of the result: block `number`, or all of it where that is None. place: its first byte."""
 
     name: str
     form: Form
     number: int | None
+    place: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor."""
+        return self.number is None or self.form.block_count == 1
 
     @property
     def is_last(self) -> bool:
@@ -255,20 +263,19 @@ class _Writer:
         self.total = len(forms)
         # what is rounded is not the tuned checkpoint in any case
         self._proves = vector.header.tuned is not None and all(output.form(form) == form for form in forms)
-        self._digests: dict[str, Any] = {}
+        self._digests: dict[str, str] = {}
 
     @property
     def fingerprint(self) -> str | None:
         """That of all that was written; None where there is nothing to compare it with."""
         if not self._proves:
             return None
-        return fingerprint({name: digest.hexdigest() for name, digest in self._digests.items()})
+        return fingerprint(self._digests)
 
     def write(self, folder: Path) -> None:
         """Write every shard into a folder that will be given up on an error."""
         for name, shard in self._shards.items():
-            with open(folder / name, "wb") as file:
-                self._write(shard, file)
+            self._write(shard, folder / name)
 
     def write_missing(self, keep: RecordedFolder, folder: Path) -> None:
         """Write the shards that an earlier call did not finish; the folder stays where there is a finished one."""
@@ -280,8 +287,8 @@ class _Writer:
                     for tensor in shard.tensors:
                         self._count(tensor)
                     continue
-                with atomic_file(folder / name) as temporary, open(temporary, "wb") as file:
-                    self._write(shard, file)
+                with atomic_file(folder / name) as temporary:
+                    self._write(shard, temporary)
         except BaseException:
             if not any(self._is_finished(folder / name, shard) for name, shard in self._shards.items()):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -295,17 +302,15 @@ class _Writer:
             return False
         return found == (shard.header, self._output.length(shard))
 
-    def _write(self, shard: Shard, file: BinaryIO) -> None:
-        file.write(shard.header)
-        for piece, data, digest in ordered_map(self._make, self._pieces(shard)):
-            file.write(data)
-            if piece.name in self._base.tensors:
-                self._base.release(piece.name)
-            if digest is not None:
-                self._digests[piece.name] = digest
-            elif self._proves:
-                self._digests.setdefault(piece.name, begin_digest(piece.name, piece.form)).update(data)
-            if piece.is_last:
+    def _write(self, shard: Shard, path: Path) -> None:
+        path.write_bytes(shard.header)
+        make, by_range = partial(self._make, path), self._vector.source.by_range
+        with closing(ordered_map(make, self._pieces(shard), processes=by_range)) as written:
+            for piece, digest in written:
+                if not piece.is_last:
+                    continue
+                if self._proves:
+                    self._digests[piece.name] = digest or _digest_of_pieces(path, piece)
                 self._count(piece.name)
 
     def _count(self, name: str) -> None:
@@ -313,19 +318,26 @@ class _Writer:
         self._progress("applying", self._done, self.total, name)
 
     def _pieces(self, shard: Shard) -> Iterator[_Piece]:
+        place = len(shard.header)
         for name, form in shard.tensors.items():
+            width = self._output.form(form).dtype.itemsize
             by_block = name in self._vector.specs or self._output.form(form) != form
-            numbers = range(form.block_count) if by_block and form.size else (None,)
-            yield from (_Piece(name, form, number) for number in numbers)
+            if by_block and form.size:
+                yield from (_Piece(name, form, n, place + width * form.block(n)[0]) for n in range(form.block_count))
+            else:
+                yield _Piece(name, form, None, place)
+            place += width * form.size
 
-    def _make(self, piece: _Piece) -> tuple[_Piece, memoryview, Any]:
-        """The bytes of a piece, and their digest where they are a whole tensor."""
+    def _make(self, path: Path, piece: _Piece) -> tuple[_Piece, str | None]:
+        """Put a piece in its place in a file. Its digest where it is a whole tensor, and somebody is going to ask."""
         data = self._data(piece)
-        if not self._proves or (piece.form.block_count > 1 and piece.number is not None):
-            return piece, data, None
-        digest = begin_digest(piece.name, piece.form)
-        digest.update(data)
-        return piece, data, digest
+        with open(path, "r+b") as file:
+            file.seek(piece.place)
+            file.write(data)
+        digest = tensor_digest(piece.name, piece.form, data) if self._proves and piece.is_whole else None
+        if piece.name in self._base.tensors:
+            self._base.release(piece.name)
+        return piece, digest
 
     def _data(self, piece: _Piece) -> memoryview:
         if not piece.form.size:
@@ -338,6 +350,16 @@ class _Writer:
         else:
             bits = self._base.bits(piece.name)[slice(*piece.form.block(piece.number))]
         return as_bytes(self._output.rounded(piece.name, bits, piece.form))
+
+
+def _digest_of_pieces(path: Path, last: _Piece) -> str:
+    """The digest of a tensor of which the last piece has been written, as all others."""
+    digest, form = begin_digest(last.name, last.form), last.form
+    with open(path, "rb") as file:
+        file.seek(last.place - form.block(form.block_count - 1)[0] * form.dtype.itemsize)
+        for start, stop in form.blocks():
+            digest.update(file.read((stop - start) * form.dtype.itemsize))
+    return digest.hexdigest()
 
 
 def _layout(vector: TaskVector, base: Checkpoint, stored: dict[str, bytes] | None) -> dict[str, Shard]:

@@ -141,6 +141,8 @@ class _Layout:
 class _Chain(_Layout):
     """The Source of a composition without the base."""
 
+    by_range = True
+
     def __init__(self, first: TaskVector, second: TaskVector, specs: dict[str, TensorSpec]) -> None:
         super().__init__(first, second)
         self._specs = specs
@@ -210,6 +212,8 @@ class _Between(Patched):
 
 class _Difference(_Layout):
     """The Source of a composition with the base: C − A, a whole tensor at a time, as B and C are computed."""
+
+    by_range = False
 
     def __init__(self, first: TaskVector, second: TaskVector, difference: TaskVector) -> None:
         super().__init__(first, second)

@@ -95,6 +95,8 @@ def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str
 class _Pair:
     """What two checkpoints differ in."""
 
+    by_range = True
+
     def __init__(self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: str) -> None:
         self._base = base
         self._tuned = tuned

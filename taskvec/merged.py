@@ -36,14 +36,3 @@ def write_model(
     output = replace(output, card=model_card(out.name, merged), carried=tuple(agreement.carried))
     apply(merged, base, out, progress, output, work=work, record=merged.provenance)
     return agreement.notes
-
-
-def check_tokenizers(parents: Sequence[TaskVector]) -> list[str]:
-    """The same for a merge that is stored as a `.lota` file, which has no side files: sentences about them.
-
-    Raises MergeError where the parents' tokenizers differ.
-    """
-    agreement = compare_tokenizers(parents)
-    names = ", ".join(file.name for file in agreement.carried)
-    shared = [f"the vectors share {names}, which only a merge to a model folder carries"] if names else []
-    return [*agreement.notes, *shared]

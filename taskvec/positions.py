@@ -34,9 +34,9 @@ def union(lists: Sequence[Indices], size: int) -> tuple[Indices, list[Indices]]:
         for positions in lists:
             held[positions] = True
         merged = np.flatnonzero(held)
-        place = np.empty(size, np.int64)
-        place[merged] = np.arange(len(merged))
-        return merged, [place[positions] for positions in lists]
+        place = np.empty(size, np.int32)
+        place[merged] = np.arange(len(merged), dtype=np.int32)
+        return merged, [place[positions].astype(np.int64) for positions in lists]
     # numpy's stable sort finds the runs and merges them; np.unique would hash them, which is slower
     merged = np.sort(np.concatenate(lists), kind="stable")
     merged = merged[np.append(True, merged[1:] != merged[:-1])] if len(merged) else merged

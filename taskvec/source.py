@@ -12,6 +12,10 @@ from taskvec_formats.dtypes import BitArray
 class Source(Protocol):
     """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
 
+    @property
+    def by_range(self) -> bool:
+        """Whether a range costs no more when others are not asked for: then processes can share the work."""
+
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
 
@@ -24,6 +28,8 @@ class Source(Protocol):
 
 class Entries:
     """A Source of entries alone: the result is laid out as the base."""
+
+    by_range = True
 
     def shards(self) -> dict[str, bytes] | None:
         return None

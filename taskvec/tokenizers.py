@@ -88,6 +88,14 @@ def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = 
     return Agreement(carried, notes)
 
 
+def check_tokenizers(parents: Sequence[TaskVector]) -> list[str]:
+    """The notes of compare_tokenizers for a merge that is stored as a `.lota` file, which carries no side files."""
+    agreement = compare_tokenizers(parents)
+    names = ", ".join(file.name for file in agreement.carried)
+    shared = [f"the vectors share {names}, which only a merge to a model folder carries"] if names else []
+    return [*agreement.notes, *shared]
+
+
 # vocabulary, None where the files do not tell; the pairs that are merged, in order, None where none are; added tokens
 _Parsed = tuple[Mapping[str, int] | None, list[tuple[str, ...]] | None, Mapping[str, int]]
 

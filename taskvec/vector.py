@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -128,9 +129,11 @@ class TaskVector(Mapping[str, SparseTensor]):
             return block, data
 
         header = replace(self.header, tensors=(), shards=None, files=None)
-        with LotaWriter(Path(path), header) as writer:
-            jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
-            blocks = ordered_map(encode, jobs)
+        jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
+        with (
+            LotaWriter(Path(path), header) as writer,
+            closing(ordered_map(encode, jobs, processes=self._source.by_range)) as blocks,
+        ):
             for done, spec in enumerate(self.specs.values()):
                 progress("writing", done, len(self.specs), spec.name)
                 writer.add(spec, (next(blocks) for _ in spec.form.blocks()))

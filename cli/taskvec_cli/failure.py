@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taskvec.errors import TaskvecError, UsageError
 from taskvec_formats import FormatError
+from taskvec_formats.errors import WorkerError
 
 USAGE, FAILURE = 2, 1
 
@@ -12,7 +13,7 @@ def explain(error: Exception) -> tuple[str, int]:
     """What to tell the user, and how to exit. An error of neither package is a bug, and says how to see it whole."""
     if isinstance(error, UsageError):
         return str(error), USAGE
-    if isinstance(error, (TaskvecError, FormatError)):
+    if isinstance(error, (TaskvecError, FormatError, WorkerError)):
         return str(error), FAILURE
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, FAILURE

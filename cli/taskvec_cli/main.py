@@ -349,6 +349,8 @@ def demo(
 
 def main() -> None:
     """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
+    # this process runs one command, and every thread in it is known
+    os.environ.setdefault("TASKVEC_PROCESSES", "1")
     try:
         app()
     except Exception as error:

@@ -130,8 +130,8 @@ def merge(
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
     from taskvec.errors import UsageError
-    from taskvec.merged import check_tokenizers, write_model
     from taskvec.output import Output
+    from taskvec.tokenizers import check_tokenizers
     from taskvec.vector import check_codec
 
     from . import render
@@ -159,6 +159,8 @@ def merge(
             parents = [TaskVector.open(path) for path in vectors or ()]
             merged = merge_vectors(parents, progress=progress, **options)
         if to_folder:
+            from taskvec.merged import write_model
+
             assert checkpoint is not None
             notes = write_model(merged, parents, checkpoint, output, progress, output=form, work=_part_of(output))
         else:

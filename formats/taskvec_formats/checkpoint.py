@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
@@ -120,7 +119,7 @@ class Checkpoint:
         return fingerprint(self.digests())
 
 
-def fingerprint(digests: dict[str, Any]) -> str:
+def fingerprint(digests: dict[str, str]) -> str:
     """The fingerprint of a checkpoint from the digests of its tensors."""
     return blake3("".join(f"{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a file, one class a way. Imports nothing."""
+"""Everything that can be wrong with a file, one class a way, and with those who read it. Imports nothing."""
 
 
 class FormatError(Exception):
@@ -31,3 +31,7 @@ class StreamError(FormatError):
 
 class CheckpointError(FormatError):
     """A checkpoint folder is missing, holds no safetensors, or its shards contradict each other."""
+
+
+class WorkerError(Exception):
+    """A process that worked on a part was killed: by the system, where memory ran out, or by a person."""

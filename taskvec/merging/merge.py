@@ -118,6 +118,8 @@ class _Merge(Entries):
         self._lam = _by_tensor("lambda", lam, specs, depth)
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
+        prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
+        self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
         self._readers = [self._reader(number) for number in range(len(vectors))]
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._merged)

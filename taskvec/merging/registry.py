@@ -137,7 +137,7 @@ def merge_method(
     """Register a function as a merge method; a decorator.
 
     The function takes the vectors of one range of a tensor, side by side (`Aligned`), and returns `vectors.result(…)`;
-    its keyword-only arguments are the method's options, all with defaults. It is called from several threads.
+    its keyword-only arguments are the method's options, all with defaults. Several threads or processes call it.
     whole_tensors: give it whole tensors, not ranges; more memory, but it can look at all of one.
     A package makes its methods known to the command line by an entry point of the group "taskvec.merge_methods", whose
     name is the method's and whose object is the decorated function.

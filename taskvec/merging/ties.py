@@ -34,6 +34,5 @@ def ties(vectors: Aligned, *, dialect: str = "reference", elect: str = "mass", n
         total += value * agrees
         divisor += np.float32(part.weight) * agrees if rules.by_weight else agrees
     if normalize:
-        divisor[divisor == 0] = 1
-        total = total / divisor
+        total = total / (divisor + (divisor == 0))
     return vectors.result(total)

@@ -44,6 +44,8 @@ def unpack_bits(data: memoryview, widths: Widths, dtype: np.dtype[Any]) -> Unsig
         part = np.zeros(_at(wider, low + 1) - whole, np.uint8)
         for bit in range(7):
             count = _at(wider, low + bit + 1) - whole
+            if not count:
+                break
             plane, data = _take(data, (count + 7) // 8)
             if count % 8 and plane[-1] >> count % 8:
                 raise StreamError("bits beyond the last number are set")

@@ -58,12 +58,14 @@ class Floats:
         if count and (int(heads.max()) >= _HEADS or int(zeros.max()) > LOW):
             raise StreamError("a head or a number of zeros is out of range")
         zeros = zeros.astype(np.uint8)
-        rest = unpack_bits(third, _widths(zeros), np.dtype("<u4"))
-        low = ((rest | np.uint32(1)) << zeros) & _LOW_MASK
-        low[zeros == LOW] = 0
-        values: BitArray = rest << np.uint32(_SIGN) | heads.astype("<u4") << np.uint32(LOW) | low
+        rest = unpack_bits(third, _widths(zeros), np.dtype("<u2"))
+        sign = rest.astype("<u4") << np.uint32(_SIGN)
+        # where all low bits are zero the lowest set bit falls off the top
+        low = (rest | np.uint16(1)) << zeros & np.uint16(_LOW_MASK)
+        values: BitArray = heads.astype("<u4") << np.uint32(LOW) | sign | low
         return values
 
 
 def _widths(zeros: BitArray) -> BitArray:
-    return np.where(zeros == LOW, np.uint8(1), np.uint8(LOW) - zeros).astype(np.uint8)
+    widths: BitArray = np.uint8(LOW) - zeros + (zeros == LOW)
+    return widths
