@@ -71,11 +71,13 @@ def prepare(base: Checkpoint, folder: Path) -> None:
         (folder / f"{method}.yml").write_text(text, encoding="utf-8")
 
 
-def timed(commands: dict[str, list[str]], runs: int) -> dict[str, tuple[float, float]]:
-    """Name -> median seconds and peak MB."""
+def timed(commands: dict[str, list[str]], runs: int, work: Path) -> dict[str, tuple[float, float]]:
+    """Name -> median seconds and peak MB. work: where the commands write, empty before each."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
             found[name].append(measure(command))
     return {
         name: (statistics.median(wall for wall, _ in row), statistics.median(peak for _, peak in row))
@@ -89,11 +91,10 @@ def main(base: Path, folder: Path, runs: int) -> None:
     programs = Path(sys.executable).parent
     taskvec, mergekit = str(programs / "taskvec"), programs / "mergekit-yaml"
     work = folder / "work"
-    work.mkdir(exist_ok=True)
     two = [str(folder / "0.lota"), str(folder / "1.lota")]
     to_file, to_folder = (
-        ["-o", str(work / "m.lota"), "--force"],
-        ["--base", str(base), "-o", str(work / "m"), "--force"],
+        ["-o", str(work / "m.lota")],
+        ["--base", str(base), "-o", str(work / "m")],
     )
     commands = {}
     for name, method in (("ties", "ties"), ("task arithmetic", "linear")):
@@ -114,19 +115,19 @@ def main(base: Path, folder: Path, runs: int) -> None:
             ]
     try:
         print(f"{runs} runs, medians\n\n| merge | seconds | peak MB |\n|---|---|---|")
-        for name, (seconds, peak) in timed(commands, runs).items():
+        for name, (seconds, peak) in timed(commands, runs, work).items():
             print(f"| {name} | {seconds:.2f} | {peak:.0f} |", flush=True)
         print("\n| vectors | density of each | entries | seconds | peak MB | µs an entry |\n" + "|---" * 6 + "|")
         for density, files in growth(folder):
             entries = sum(spec.entries for file in files for spec in TaskVector.open(file).specs.values())
             command = [taskvec, "merge", *map(str, files), "--method", "ties", *to_file, "--codec", "fast"]
-            ((seconds, peak),) = timed({"": command}, runs).values()
+            ((seconds, peak),) = timed({"": command}, runs, work).values()
             each = 1e6 * seconds / entries
             print(
                 f"| {len(files)} | {density:.0%} | {entries:,} | {seconds:.2f} | {peak:.0f} | {each:.3f} |", flush=True
             )
     finally:
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def growth(folder: Path) -> list[tuple[float, list[Path]]]:

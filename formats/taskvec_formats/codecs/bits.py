@@ -23,12 +23,14 @@ def pack_bits(numbers: Unsigned, widths: Widths) -> bytes:
     wider, order = _sorted(widths)
     numbers = numbers[order]
     planes: list[bytes] = []
-    for low in range(0, len(wider) - 1, 8):
-        whole = _at(wider, low + 8)
+    for low in range(0, 64, 8):
+        if not wider[low + 1]:
+            break
+        whole = wider[low + 8]
         planes.append((numbers[:whole] >> numbers.dtype.type(low)).astype(np.uint8).tobytes())
-        part = (numbers[whole : _at(wider, low + 1)] >> numbers.dtype.type(low)).astype(np.uint8)
+        part = (numbers[whole : wider[low + 1]] >> numbers.dtype.type(low)).astype(np.uint8)
         for bit in range(7):
-            held = part[: _at(wider, low + bit + 1) - whole]
+            held = part[: wider[low + bit + 1] - whole]
             planes.append(np.packbits(held >> np.uint8(bit) & np.uint8(1), bitorder="little").tobytes())
     return b"".join(planes)
 
@@ -36,41 +38,40 @@ def pack_bits(numbers: Unsigned, widths: Widths) -> bytes:
 def unpack_bits(data: memoryview, widths: Widths, dtype: np.dtype[Any]) -> Unsigned:
     """Return numbers of type `dtype`, wide enough for `widths`. Raises StreamError where the length does not fit."""
     wider, order = _sorted(widths)
+    planes = np.frombuffer(data, np.uint8)
     found = np.zeros(len(widths), dtype)
-    for low in range(0, len(wider) - 1, 8):
-        whole = _at(wider, low + 8)
-        plane, data = _take(data, whole)
-        found[:whole] |= plane.astype(dtype) << dtype.type(low)
-        part = np.zeros(_at(wider, low + 1) - whole, np.uint8)
+    for low in range(0, 64, 8):
+        if not wider[low + 1]:
+            break
+        whole, held = wider[low + 8], wider[low + 1]
+        byte = np.zeros(held, np.uint8)
+        byte[:whole], planes = _take(planes, whole)
+        part = byte[whole:]
         for bit in range(7):
-            count = _at(wider, low + bit + 1) - whole
+            count = wider[low + bit + 1] - whole
             if not count:
                 break
-            plane, data = _take(data, (count + 7) // 8)
+            plane, planes = _take(planes, (count + 7) // 8)
             if count % 8 and plane[-1] >> count % 8:
                 raise StreamError("bits beyond the last number are set")
             part[:count] |= np.unpackbits(plane, count=count, bitorder="little") << np.uint8(bit)
-        found[whole : whole + len(part)] |= part.astype(dtype) << dtype.type(low)
-    if len(data):
-        raise StreamError(f"{len(data)} bytes follow the last bits")
+        found[:held] |= byte.astype(dtype) << dtype.type(low)
+    if len(planes):
+        raise StreamError(f"{len(planes)} bytes follow the last bits")
     numbers: Unsigned = np.empty(len(widths), dtype)
     numbers[order] = found
     return numbers
 
 
-def _sorted(widths: Widths) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | slice]:
-    """How many numbers are at least w wide, for w = 0 up to the widest, and their order, widest first."""
-    counts = np.bincount(widths)
-    wider = np.cumsum(counts[::-1])[::-1]
+def _sorted(widths: Widths) -> tuple[list[int], npt.NDArray[np.int64] | slice]:
+    """How many numbers are at least w wide, for w = 0 to 64, and their order, widest first."""
+    counts = np.bincount(widths, minlength=65)
+    wider: list[int] = np.cumsum(counts[::-1])[::-1].tolist()
     one_width = np.count_nonzero(counts) <= 1
     return wider, slice(None) if one_width else np.argsort(np.uint8(64) - widths, kind="stable")
 
 
-def _at(wider: npt.NDArray[np.int64], width: int) -> int:
-    return int(wider[width]) if width < len(wider) else 0
-
-
-def _take(data: memoryview, length: int) -> tuple[npt.NDArray[np.uint8], memoryview]:
-    if length > len(data):
-        raise StreamError(f"{length} bytes of bits are expected where {len(data)} are left")
-    return np.frombuffer(data[:length], np.uint8), data[length:]
+def _take(planes: Unsigned, length: int) -> tuple[Unsigned, Unsigned]:
+    if length > len(planes):
+        raise StreamError(f"{length} bytes of bits are expected where {len(planes)} are left")
+    return planes[:length], planes[length:]
