@@ -665,7 +665,7 @@ def test_files_without_a_record_are_no_shards_of_ours(merging: Path) -> None:
 
 
 def test_where_the_disk_is_full_the_finished_shards_wait(merging: Path) -> None:
-    done = disturbed(merging, 2, FULL)
+    done = disturbed(merging, 1, FULL)
     assert done.returncode == 1
     path = merging / "out.part" / "model-00002-of-00004.safetensors"
     assert done.stderr.decode().splitlines()[-1] == f"OSError: [Errno 27] File too large: '{path}'"

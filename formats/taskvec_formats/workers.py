@@ -9,8 +9,10 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from .errors import WorkerError
@@ -39,13 +41,30 @@ def forked_map(
     """
     workers: list[_Worker] = []
     try:
-        # one at a time: those that are there end where another cannot be made
-        workers.extend(_Worker(function, items[number::count], each) for number in range(min(count, len(items))))
+        with _interrupts_held():
+            # one at a time: those that are there end where another cannot be made
+            workers.extend(_Worker(function, items[number::count], each) for number in range(min(count, len(items))))
         for number in range(len(items)):
             yield workers[number % count].take()
     finally:
         for worker in workers:
             worker.end()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait: what it raises while Python forks is lost."""
+    if threading.current_thread() is not threading.main_thread():  # it is another's to answer
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Worker:
