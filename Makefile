@@ -10,7 +10,7 @@ TASKS ?= tasks
 FUZZ ?= 100000 0
 CASES ?= 6000 0
 
-.PHONY: help demo test fuzz conformance check format bench bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test fuzz conformance check format compiled bench bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -61,7 +61,11 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: demo
+# as pip does for packages that are not editable: commands are timed, not the compiler
+compiled: $(VENV)/installed
+	@$(BIN)/python -m compileall -q formats taskvec cli
+
+bench: demo compiled
 	$(BIN)/python benchmarks/everyday.py $(DEMO)
 
 # peers are optional: some build from source
@@ -72,7 +76,7 @@ $(VENV)/peers: $(VENV)/installed
 	@touch $@
 
 # a quarter of an hour; the pairs are made by real training, once
-bench-format: $(VENV)/smollm2 $(VENV)/peers
+bench-format: $(VENV)/smollm2 $(VENV)/peers compiled
 	$(BIN)/python benchmarks/pairs.py $(PAIRS)
 	$(BIN)/python benchmarks/format.py $(PAIRS)
 
@@ -87,7 +91,7 @@ bench-train: $(RUNS)/base
 bench-tasks: $(RUNS)/base
 	$(BIN)/python benchmarks/tasks.py $(TASKS) $(RUNS)
 
-bench-merge: $(RUNS)/base $(VENV)/mergekit
+bench-merge: $(RUNS)/base $(VENV)/mergekit compiled
 	$(BIN)/python benchmarks/merging.py $(RUNS)/base $(RUNS)/merging
 
 clean:

@@ -20,8 +20,8 @@ def measure(command: list[str]) -> tuple[float, float]:
         start = time.perf_counter()
         actions = [(os.POSIX_SPAWN_DUP2, nowhere.fileno(), 1)]
         child = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
-        ended, sums = threading.Event(), [0]
-        watch = threading.Thread(target=_watch, args=(child, ended, sums))
+        ended, seen = threading.Event(), [0]
+        watch = threading.Thread(target=_watch, args=(child, ended, seen))
         watch.start()
         _, status, usage = os.wait4(child, 0)
         seconds = time.perf_counter() - start
@@ -29,23 +29,27 @@ def measure(command: list[str]) -> tuple[float, float]:
         watch.join()
     if status:
         sys.exit(f"{' '.join(command)}: exit status {os.waitstatus_to_exitcode(status)}")
-    return seconds, max(usage.ru_maxrss / 1000, max(sums) / 1e6)
+    # without /proc there is only the account of the process that was waited for, which begins with this one's memory
+    return seconds, max(seen) / 1e6 or usage.ru_maxrss / 1000
 
 
-def _watch(process: int, ended: threading.Event, sums: list[int]) -> None:
-    """Append what a process and its children hold together, again and again until it has ended."""
+def _watch(process: int, ended: threading.Event, seen: list[int]) -> None:
+    """Append the bytes that a process and its children hold, again and again until it has ended."""
     while not ended.wait(_INTERVAL):
-        sums.append(_together(process))
+        seen.append(_held(process))
 
 
-def _together(process: int) -> int:
-    """Bytes; 0 without children, which the kernel's account of the process covers."""
+def _held(process: int) -> int:
+    """Of one process alone the most that it ever held, of several what they hold now."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        return sum(map(_resident, [str(process), *children])) if children else 0
+        if children:
+            return sum(_status(name, "VmRSS") for name in [str(process), *children])
+        return _status(str(process), "VmHWM")
     except OSError:  # gone meanwhile, or a system without /proc
         return 0
 
 
-def _resident(process: str) -> int:
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _status(process: str, key: str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
