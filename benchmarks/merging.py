@@ -102,6 +102,11 @@ def main(base: Path, folder: Path, runs: int) -> None:
         commands[f"{name}, to .lota"] = [*call, *to_file]
         commands[f"{name}, to .lota, --codec fast"] = [*call, *to_file, "--codec", "fast"]
         commands[f"{name}, to a model folder"] = [*call, *to_folder]
+    commands["ties, to .lota, --codec fast, in threads"] = [
+        "env",
+        "TASKVEC_PROCESSES=0",
+        *commands["ties, to .lota, --codec fast"],
+    ]
     commands["ties, density 0.05, to .lota"] = [*commands["ties, to .lota"], "--density", "0.05"]
     if mergekit.exists():
         for name in ("ties", "task_arithmetic"):

@@ -304,8 +304,10 @@ class _Writer:
 
     def _write(self, shard: Shard, path: Path) -> None:
         path.write_bytes(shard.header)
-        make, by_range = partial(self._make, path), self._vector.source.by_range
-        with closing(ordered_map(make, self._pieces(shard), processes=by_range)) as written:
+        # what comes from a file is quickly read: processes would wait for one another where they write
+        is_stored = any(spec.blocks for spec in self._vector.specs.values())
+        processes = self._vector.source.by_range and not is_stored
+        with closing(ordered_map(partial(self._make, path), self._pieces(shard), processes=processes)) as written:
             for piece, digest in written:
                 if not piece.is_last:
                     continue
