@@ -14,7 +14,7 @@ class Source(Protocol):
 
     @property
     def by_range(self) -> bool:
-        """Whether a range costs no more when others are not asked for: then processes can share the work."""
+        """Whether each range is computed by itself, nothing kept for the next: then processes can share the work."""
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""

@@ -77,6 +77,26 @@ def test_an_error_comes_at_its_place_and_as_itself() -> None:
         next(results)
 
 
+class PairError(Exception):
+    """An error that pickle takes apart and cannot put together."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} is not {other}")
+
+
+def test_an_error_that_cannot_travel_is_said() -> None:
+    class LocalError(Exception):
+        """An error that pickle does not find."""
+
+    for error, said in ((PairError(1, 2), "PairError: 1 is not 2"), (LocalError("here"), "LocalError: here")):
+
+        def work(item: int, error: Exception = error) -> int:
+            raise error
+
+        with pytest.raises(RuntimeError, match=f"^{said}$"):
+            list(forked_map(work, range(2), 2, each))
+
+
 def test_an_error_of_the_system_keeps_its_number() -> None:
     def work(item: int) -> int:
         raise OSError(28, "No space left on device")
@@ -297,6 +317,27 @@ def test_what_looks_beyond_a_range_stays_in_one_process(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
+def test_who_looks_for_an_error_sees_where_it_was_raised(folder: Path, tmp_path: Path) -> None:
+    command = [
+        "merge",
+        str(folder / "0.lota"),
+        "--method",
+        "linear",
+        "--weights",
+        "1e300",
+        "-o",
+        str(tmp_path / "m.lota"),
+    ]
+    environment = {**os.environ, "TASKVEC_DEBUG": "1", "TASKVEC_THREADS": "2"}
+    environment.pop(SETTING, None)
+    done = subprocess.run([*TASKVEC, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "in align" in done.stderr or "in result" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(
+        "MergeError: tensor 'a.weight': a weighted sum leaves the range of f32"
+    )
+
+
 def test_a_merge_error_crosses_the_border(folder: Path, tmp_path: Path) -> None:
     vectors = [TaskVector.open(folder / f"{number}.lota") for number in (0, 1)]
     with pytest.raises(MergeError, match=r"^tensor 'a.weight': a weighted sum leaves the range of f32$"):

@@ -349,12 +349,13 @@ def demo(
 
 def main() -> None:
     """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
-    # this process runs one command, and every thread in it is known
-    os.environ.setdefault("TASKVEC_PROCESSES", "1")
+    debugs = bool(os.environ.get("TASKVEC_DEBUG"))
+    # this process runs one command, and every thread in it is known; a traceback does not leave its process
+    os.environ.setdefault("TASKVEC_PROCESSES", "0" if debugs else "1")
     try:
         app()
     except Exception as error:
-        if os.environ.get("TASKVEC_DEBUG"):
+        if debugs:
             raise
         from .failure import explain
 

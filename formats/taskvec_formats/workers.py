@@ -37,7 +37,8 @@ def forked_map(
 
     each: how a process works through its share. Results travel through pipes, pickled. A process that is not waited for
     any more ends: it is killed when the caller stops early, and finds nobody to write to when the caller was killed.
-    Raises what the function raises, and WorkerError where a process was killed.
+    Raises what the function raises, what cannot be pickled as a RuntimeError of the same words, and WorkerError where a
+    process was killed.
     """
     workers: list[_Worker] = []
     try:
@@ -108,9 +109,18 @@ def _serve(pipe: int, function: Callable[[Any], Any], items: Sequence[Any], each
                 for result in each(function, items):
                     _send(results, True, result)
             except Exception as error:
-                _send(results, False, error)
+                _send(results, False, _portable(error))
     finally:
         os._exit(0)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same where another process could not make it out."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _send(results: BinaryIO, done: bool, found: object) -> None:
