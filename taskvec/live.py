@@ -10,7 +10,7 @@ from torch import nn
 
 from taskvec_formats import Checkpoint
 
-from .apply import Application
+from .application import Application
 from .errors import TrainingError
 from .training.models import part_of, places, values_of
 from .vector import TaskVector

@@ -8,7 +8,7 @@ from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import BitArray
 
-from .apply import Application
+from .application import Application
 from .tensor import as_bytes
 from .vector import TaskVector
 
