@@ -21,6 +21,8 @@ from taskvec import Checkpoint, diff
 from taskvec_formats import LotaReader
 
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
+# answers Ctrl-C also where the tests run in the background, which ignores it
+FOREGROUND = [*TASKVEC[:2], f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {TASKVEC[2]}"]
 KILLS = 4  # of each command, with and without an output to replace
 
 
@@ -205,7 +207,7 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
     assert len(list((tmp_path / "whole").glob("*.safetensors"))) == 160
 
     output, part = tmp_path / "model", tmp_path / "model.part"
-    with subprocess.Popen([*TASKVEC, *merge, "-o", str(output)], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([*FOREGROUND, *merge, "-o", str(output)], stdout=subprocess.DEVNULL) as process:
         while not list(part.glob("model-*.safetensors")):
             assert process.poll() is None, "it ended before it could be stopped"
         process.send_signal(how)

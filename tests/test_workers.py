@@ -131,8 +131,10 @@ def test_whoever_stops_early_leaves_no_process() -> None:
 
 
 PARENT = """
-import os, sys, time
+import os, signal, sys, time
 from taskvec_formats.workers import forked_map
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
 
 def work(item):
     os.write(1, b"%d\\n" % os.getpid())
