@@ -22,7 +22,7 @@ from pairs import PAIRS
 from processes import measure
 
 from taskvec_formats import Checkpoint
-from taskvec_formats.checkpoint import SINGLE
+from taskvec_formats.file_names import SINGLE
 
 PEERS = ("coo", "coo-torch", "gaps", "xor", "zipnn", "weightscope", "reminis")
 TOOLS = ("zipnn", "weightscope", "reminis")

@@ -24,9 +24,9 @@ from taskvec import Checkpoint
 from taskvec.demo.smollm2 import write_base
 from taskvec.masks import TopK, entries_for, top_k
 from taskvec_formats.atomic import atomic_directory
-from taskvec_formats.checkpoint import SINGLE
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray
+from taskvec_formats.file_names import SINGLE
 
 STEPS, LEARNING_RATE, BATCH, LENGTH = 40, 1e-5, 4, 96
 # base, tuned

@@ -37,11 +37,13 @@ def fits(v, form, later):  # form: a type, a pattern, None, (one of), {keys}, [a
 
 SHA256, HALF, SHORT, DTYPE = "[0-9a-f]{64}", "[0-9a-f]{32}", ("[0-9a-f]{16}", None), "|".join(SIZE)
 STATE, ENTRIES = {"name": str, "fingerprint": SHA256}, ([int, str, int, str, int], None)
-FILE, BLOB, INDEX = [r"(?!\.\.?$)[^/\\\0]+", SHA256], [int, int, HALF], {"size": int, "sha256": SHA256}
+NAME, PLAIN = r"[^\x00-\x1f\x7f-\x9f]*", r"(?!\.\.?$)[^/\\\x00-\x1f\x7f-\x9f]{1,255}"
+WEIGHTS = r"(?i:.*\.(safetensors|bin|pth?|ckpt|gg(uf|ml)|h5|hdf5|keras|msgpack|onnx(_data)?|ot|pdparams|tflite|npz|pkl|pickle|joblib|lota)(\.index\.json)?$|adapter_config\.json$)"
+SIDE, BLOB, INDEX = rf"model\.safetensors\.index\.json|(?!{WEIGHTS}){PLAIN}", [int, int, HALF], {"size": int, "sha256": SHA256}
 TOP = {"version": r"1\.\d{1,6}", "kind": "vector|patch", "base": STATE, "tuned": (STATE, None), "index": INDEX, "provenance": dict}
-TENSOR = {"name": str, "dtype": DTYPE, "shape": [int], "origin": ("same", [DTYPE, [int]], None), "eligible": bool,
+TENSOR = {"name": NAME, "dtype": DTYPE, "shape": [int], "origin": ("same", [DTYPE, [int]], None), "eligible": bool,
           "base": SHORT, "blocks": [([HALF, SHORT, SHORT, ENTRIES, ENTRIES], None)]}
-FILES = {"shards": ([[*FILE, BLOB]], None), "files": ([[*FILE, (BLOB, None)]], None)}
+FILES = {"shards": ([[rf"(?=.*\.safetensors$){PLAIN}", SHA256, BLOB]], None), "files": ([[SIDE, SHA256, (BLOB, None)]], None)}
 
 def digest(data, expected, size):
     need(hashlib.sha256(data).hexdigest()[:size] == expected, "a digest does not match")
@@ -84,8 +86,7 @@ def numbers(data, n):  # §5.1
     return out.astype(np.uint64)
 
 def bitmap(data, n):
-    found = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").astype("u8")
-    need(not found[n:].any(), "unused bits")
+    need(not (found := np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").astype("u8"))[n:].any(), "unused bits")
     return found[:n]
 
 def bits(data, widths):  # §5.1
@@ -181,7 +182,7 @@ def rounded(bits, old, new):  # §6; no 8-bit floats here
 def read_tensor(tensor, data, kind, base):  # §3, §4
     dtype, shape, found = tensor["dtype"], tensor["shape"], {"delta": [], "replacements": []}
     origin = tensor["origin"][1] if type(tensor["origin"]) is list else []
-    need(all(len(s) <= 64 and all(n >= 0 for n in s) and math.prod(s) < 1 << 48 for s in (shape, origin)), "shape")
+    need(all(len(s) <= 64 and min(s, default=0) >= 0 and math.prod(filter(None, s)) < 1 << 48 for s in (shape, origin)), "shape")
     cols, whole = shape[-1] if len(shape) > 1 else 1, math.prod(shape)
     step, old = max(1, (1 << 22) // max(cols, 1)) * cols, base_bits(tensor, base) if kind == "patch" else None
     starts = range(0, whole, step) if whole else []
@@ -200,21 +201,20 @@ def read_tensor(tensor, data, kind, base):  # §3, §4
 
 def read(path, base_path=None):  # §1 to §4
     metadata, tensors = open_safetensors(path)
-    one_row = all(dtype == "U8" and len(shape) == 1 for dtype, shape, _ in tensors.values())
-    need(one_row and sorted(tensors) == ["taskvec.blocks", "taskvec.index"], "not the two tensors, U8 [n]")
+    need(sorted(tensors) == ["taskvec.blocks", "taskvec.index"] and all(d == "U8" and len(s) == 1 for d, s, _ in tensors.values()), "not the two tensors, U8 [n]")
     index, data = tensors["taskvec.index"][2], tensors["taskvec.blocks"][2]
     digest(metadata["taskvec"].encode(), metadata["taskvec.sha256"], 64)
-    later = json.loads(metadata["taskvec"])["version"] != "1.0"
-    top = parse(metadata["taskvec"], TOP, later)
+    top = parse(metadata["taskvec"], TOP, later := json.loads(metadata["taskvec"])["version"] != "1.0")
     digest(index, top["index"]["sha256"], 64)
-    parts = parse(blob(index, min(top["index"]["size"], 1 << 26)), {"tensors": [TENSOR], "removed": [str], **FILES}, later)
-    for names in ([t["name"] for t in parts["tensors"]], parts["removed"], [f[0] for f in parts["files"] or []]):
+    parts = parse(blob(index, min(top["index"]["size"], 1 << 26)), {"tensors": [TENSOR], "removed": [NAME], **FILES}, later)
+    shards, files = ([file[0] for file in parts[key] or []] for key in ("shards", "files"))
+    for names in ([tensor["name"] for tensor in parts["tensors"]], parts["removed"], sorted(shards), files):
         need(names == sorted(set(names)), "names out of order")
     base, content = open_safetensors(base_path)[1] if base_path else {}, {}
     for tensor in parts["tensors"]:
         content[tensor["name"]], data = read_tensor(tensor, data, top["kind"], base)
     for _, sha256, (stored, size, check) in filter(all, (parts["shards"] or []) + (parts["files"] or [])):
-        digest(data[:stored], check, 32)
+        digest(data[:stored] if stored <= min(size, len(data)) else b"", check, 32)
         digest(blob(data[:stored], size), sha256, 64)
         data = data[stored:]
     need(not len(data), "bytes left over")

@@ -31,13 +31,7 @@ class Application:
         self._vector = vector
         self._base = base
         self._bits = BaseBits(base)
-        for name, spec in vector.specs.items():
-            if spec.origin is None:
-                continue
-            if name not in base.tensors:
-                raise self._mismatch(f"it has no tensor {name!r}")
-            if base.tensors[name].form != spec.origin:
-                raise self._mismatch(f"tensor {name!r} should be {spec.origin}, found {base.tensors[name].form}")
+        check_forms(vector, base)
         self._check_whole(progress)
 
     def _mismatch(self, why: str) -> BaseMismatchError:
@@ -107,9 +101,16 @@ class Application:
         if touched_digest(spec, start, after) != block.after:
             raise ChecksumError(f"tensor {spec.name!r}: the result has not the digest that {self._vector.name} gives")
 
-    def release(self, spec: TensorSpec) -> None:
-        """Give back the memory of a tensor's pages."""
-        self._bits.release(spec)
+
+def check_forms(vector: TaskVector, base: Checkpoint) -> None:
+    """Raise BaseMismatchError where a tensor that the vector changes is missing in the base, or has another form."""
+    for name, spec in vector.specs.items():
+        if spec.origin is None:
+            continue
+        if name not in base.tensors:
+            raise mismatch(vector, base, f"it has no tensor {name!r}")
+        if base.tensors[name].form != spec.origin:
+            raise mismatch(vector, base, f"tensor {name!r} should be {spec.origin}, found {base.tensors[name].form}")
 
 
 def mismatch(vector: TaskVector, base: Checkpoint, why: str) -> BaseMismatchError:

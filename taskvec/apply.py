@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,19 +11,21 @@ from typing import Any
 
 from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.atomic import atomic_directory
-from taskvec_formats.checkpoint import INDEX
-from taskvec_formats.container import parse_header
-from taskvec_formats.errors import HeaderError
+from taskvec_formats.errors import FormatError
 from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
-from .application import Application, mismatch
-from .errors import BaseMismatchError, UsageError
+from .application import Application
+from .errors import ResultError, SizeError, UsageError
+from .layout import check_index, layout_of
 from .output import AS_IT_IS, Files, Output, Shard
 from .progress import Progress, silent
 from .record import RecordedFolder
 from .vector import TaskVector
 from .writer import Writer
+
+# a result may be so many times as large as the base, and so much larger, without being asked for
+_GROWTH, _SLACK = 4, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Applied:
 
 def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
     """Apply every block in memory and compare it with its digests; the errors of `apply`, nothing written."""
+    layout = layout_of(vector, base)
+    _check_size(vector, base, _size(layout.shards, layout.files, AS_IT_IS), None)
     application = Application(vector, base, progress)
 
     def check(spec: TensorSpec) -> None:
         for number in range(spec.form.block_count):
             application.touched(spec, number)
-        application.release(spec)
 
     for done, _ in enumerate(ordered_map(check, vector.specs.values()), 1):
         progress("applying", done, len(vector.specs), "")
@@ -63,39 +65,61 @@ def apply(
     *,
     work: Path | None = None,
     record: Mapping[str, Any] | None = None,
+    max_bytes: int | None = None,
 ) -> Applied:
     """Write the folder `out`: the base with the vector applied; shards and side files as in the tuned checkpoint.
 
     Where the vector knows no tuned checkpoint, shards and side files are the base's. Memory: a few blocks.
     `out` appears when complete; a folder that was there is replaced then.
-    output: what to write otherwise: the size of shards, the dtype, the card.
-    work: a folder on the same disk, where finished shards wait for the others after an interruption; the same call goes
-        on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was finished.
-        Not for a vector that knows a tuned checkpoint, which is compared as it is written.
-    record: with `work`, what the vector comes from, as JSON; the base and the output are recorded in any case.
-    Raises BaseMismatchError and FormatError; DTypeError where a value does not fit; ResumeError where `work` is that of
-    another call; UsageError for `work` beside a vector that knows its result, and for a quantised base that is to have
-    another dtype. Nothing is left behind then but finished shards in `work`.
+    The finished folder is read again before it gets its name: the tensors that a program finds in it and, where the
+    vector knows the tuned checkpoint, their fingerprint.
+
+    Args:
+        vector: A vector or a patch.
+        base: The checkpoint that it was taken from, or one that agrees with it where the vector changes it.
+        out: The folder to write.
+        progress: Called with the stage, tensors done, tensors in all, and a note.
+        output: What to write otherwise: the size of shards, the dtype, the card.
+        work: A folder on the same disk, where finished shards wait for the others after an interruption; the same call
+            goes on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was
+            finished. Not for a vector that knows a tuned checkpoint, which is compared as it is written.
+        record: With `work`, what the vector comes from, as JSON; base and output are recorded in any case.
+        max_bytes: The largest result that is written. None allows four times the base and 2^28 bytes.
+
+    Raises:
+        BaseMismatchError: The vector does not fit the base.
+        FormatError: A file is not what it should be.
+        SizeError: The result is too large, or does not fit on the disk.
+        ResultError: The finished folder is not what was to be written.
+        DTypeError: A value does not fit the dtype.
+        ResumeError: `work` is that of another call.
+        UsageError: `work` beside a vector that knows its result; a quantised base that is to have another dtype.
+
+    Nothing is left behind then but finished shards in `work`.
     """
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
-    stored = vector.source.shards()
-    files, differences = _side_files(vector, base, laid_out_anew=stored is not None)
-    written = output.files(files, base.name)
+    layout = layout_of(vector, base)
+    written = output.files(layout.files, base.name)
+    shards = output.shards(layout.shards)
+    written |= output.index(written, shards)
+    check_index(shards, written, out.name)
+    size = _size(shards, written, output)
+    _check_size(vector, base, size, max_bytes)
+    _check_space(out, size)
     if work is not None:
         base.digests(lambda done, total: progress("hashing base", done, total, ""))
     application = Application(vector, base, progress)
-    whole = _layout(vector, base, stored)
-    shards = output.shards(whole)
-    written |= output.index(written, shards)
     writer = Writer(application, vector, base, output, shards, progress)
+    progress("applying", 0, writer.total, f"{size:,} bytes")
     if work is None:
         with atomic_directory(out) as folder:
             writer.write(folder)
             _write_files(written, folder)
+            found = _finished(folder, shards, written, output)
     else:
-        layout = {name: stored_digest(shard.header) for name, shard in shards.items()}
-        settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": layout}
+        headers = {name: stored_digest(shard.header) for name, shard in shards.items()}
+        settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": headers}
         writer.write_missing(
             RecordedFolder(work, {**(record or {}), "base": base.fingerprint, "output": settings}), work
         )
@@ -103,67 +127,68 @@ def apply(
             _write_files(written, folder)
             for name in shards:
                 os.rename(work / name, folder / name)
+            found = _finished(folder, shards, written, output)
         shutil.rmtree(work, ignore_errors=True)
     progress("applying", writer.total, writer.total, "")
+    differences = list(layout.differences)
     if vector.header.tuned is None:
         return Applied(None, tuple(differences))
-    if writer.fingerprint not in (None, vector.header.tuned.fingerprint):
+    as_it_is = all(output.form(form) == form for shard in shards.values() for form in shard.tensors.values())
+    # tensors of another dtype are not the tuned checkpoint's in any case, and are named below
+    if as_it_is and found.fingerprint != vector.header.tuned.fingerprint:
         differences.insert(0, "weights that the vector leaves alone are not as in its base")
-    differences += [f"{name} is written anew" for name in shards if shards[name] != whole.get(name)]
-    differences += [f"{name} is written anew" for name in sorted(written) if written[name] != files.get(name)]
+    differences += [f"{name} is written anew" for name in shards if shards[name] != layout.shards.get(name)]
+    differences += [f"{name} is written anew" for name in sorted(written) if written[name] != layout.files.get(name)]
     return Applied(not differences, tuple(differences))
 
 
-def _layout(vector: TaskVector, base: Checkpoint, stored: dict[str, bytes] | None) -> dict[str, Shard]:
-    """The shards of the result by file name; stored: the headers that the vector gives.
+def _size(shards: Mapping[str, Shard], files: Files, output: Output) -> int:
+    """Bytes of all files of a result."""
+    beside = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
+    return sum(map(output.length, shards.values())) + sum(beside)
 
-    Raises HeaderError where they do not fit each other, BaseMismatchError where they do not fit the base.
+
+def _check_size(vector: TaskVector, base: Checkpoint, size: int, most: int | None) -> None:
+    """Raise SizeError where the result is larger than `most` bytes or, without that, out of proportion to the base.
+
+    A tensor that a vector adds is zeros where the vector gives no value, so a small file can describe a huge model.
     """
-    headers = {shard.path.name: shard.header for shard in base.shards} if stored is None else stored
-    shards = {}
-    wanted = {name: info.form for name, info in base.tensors.items() if name not in vector.header.removed}
-    wanted |= {name: spec.form for name, spec in vector.specs.items()}
-    for file, header in headers.items():
-        try:
-            _, tensors = parse_header(header)
-        except HeaderError as error:
-            raise HeaderError(f"{vector.name}: the header of shard {file!r}: {error}") from None
-        shards[file] = Shard(header, {name: info.form for name, info in tensors.items()})
-        for name, info in tensors.items():
-            if (found := wanted.pop(name, None)) == info.form:
-                continue
-            if name not in vector.specs and name not in vector.header.removed:
-                # the vector leaves it alone, so the base should have it: this is another revision of the model
-                raise mismatch(vector, base, f"tensor {name!r} should be {info.form}, found {found or 'none'}")
-            raise HeaderError(f"{vector.name}: shard {file!r} holds {name!r} as {info.form}, which the result does not")
-    if wanted and stored is None:
-        raise HeaderError(f"{vector.name}: no shard holds {min(wanted)!r}")
-    if wanted:
-        # a base with tensors of its own: another revision of the model
-        raise BaseMismatchError(f"{base.name} has tensor {min(wanted)!r}, which the base of {vector.name} has not")
-    return shards
+    held = sum(shard.path.stat().st_size for shard in base.shards)
+    limit = _GROWTH * held + _SLACK if most is None else most
+    if size > limit:
+        raise SizeError(
+            f"{vector.name} makes a model of {size:,} bytes of {base.name}, which has {held:,}; at most {limit:,} are "
+            "written unless a larger size is allowed"
+        )
 
 
-def _side_files(vector: TaskVector, base: Checkpoint, laid_out_anew: bool) -> tuple[Files, list[str]]:
-    """The side files of the result, and what in them cannot be as in the tuned checkpoint."""
-    in_base = {file.name: file for file in base.side_files}
-    companions = vector.source.files()
-    if companions is None:
-        if laid_out_anew:
-            in_base.pop(INDEX, None)  # it names the base's shards
-        return dict(in_base), []
-    files: Files = {}
-    differences = []
-    for companion in companions:
-        if companion.content is not None:
-            files[companion.name] = companion.content
-        elif companion.name not in in_base:
-            differences.append(f"{companion.name} is not in the base")
-        else:
-            files[companion.name] = content = in_base[companion.name].read_bytes()
-            if hashlib.sha256(content).hexdigest() != companion.sha256:
-                differences.append(f"{companion.name} is not as in the vector's base")
-    return files, differences
+def _check_space(out: Path, size: int) -> None:
+    """Raise SizeError where the disk of the output cannot hold so many bytes."""
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise SizeError(f"{out} takes {size:,} bytes, and {free:,} are free in {folder}")
+
+
+def _finished(folder: Path, shards: Mapping[str, Shard], files: Files, output: Output) -> Checkpoint:
+    """The checkpoint that a program finds in a folder that was just written.
+
+    Raises ResultError where that is not what was to be written.
+    """
+    expected = {name: output.form(form) for shard in shards.values() for name, form in shard.tensors.items()}
+    try:
+        found = Checkpoint(folder)
+    except FormatError as error:
+        raise ResultError(f"the model that was written cannot be read: {error}") from None
+    if {file.name for file in folder.iterdir()} != shards.keys() | files.keys():
+        raise ResultError("the model that was written lacks a file: two of its names may be one on this file system")
+    for name, form in expected.items():
+        info = found.tensors.get(name)
+        if info is None or info.form != form:
+            raise ResultError(f"the model that was written has tensor {name!r} as {info and info.form}, not as {form}")
+    if more := sorted(found.tensors.keys() - expected.keys()):
+        raise ResultError(f"the model that was written has tensor {more[0]!r}, which the result does not")
+    return found
 
 
 def _write_files(files: Files, folder: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from taskvec_formats import Change, Checkpoint, Companion, Header, SparseTensor, TensorSpec
-from taskvec_formats.checkpoint import INDEX
 from taskvec_formats.dtypes import BitArray, DType
+from taskvec_formats.file_names import INDEX
+from taskvec_formats.forms import Bits
 from taskvec_formats.parallel import threads
 from taskvec_formats.sparse import Indices
 
@@ -147,7 +148,7 @@ class _Chain(_Layout):
         super().__init__(first, second)
         self._specs = specs
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         parts = [vector.change(name, start, stop) for vector in (self._first, self._second) if name in vector.specs]
         if len(parts) == 1:
             return parts[0]
@@ -205,9 +206,9 @@ class _Between(Patched):
         super().__init__(base, first)
         self._kept = lru_cache(maxsize=threads())(super().bits)
 
-    def bits(self, name: str) -> BitArray:
-        """A tensor as a flat array of carriers, [size]."""
-        return self._kept(name)
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """The elements [start, stop) of a tensor as a flat array of carriers."""
+        return self._kept(name)[start:stop]
 
 
 class _Difference(_Layout):
@@ -224,7 +225,7 @@ class _Difference(_Layout):
     def _changed(self, name: str) -> Change:
         return self._difference.source.change(name, 0, self._difference.specs[name].size)
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         with self._lock:
             whole = self._whole(name)
         return Change(whole.delta.within(start, stop), whole.replacements.within(start, stop))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, TensorSpec
-from taskvec_formats.checkpoint import INDEX, SINGLE, short
-from taskvec_formats.dtypes import BitArray
+from taskvec_formats.checkpoint import short
+from taskvec_formats.file_names import INDEX, SINGLE
+from taskvec_formats.forms import Bits
 
 from .errors import DiffError, UsageError
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
@@ -104,13 +105,11 @@ class _Pair:
         self._kind = kind
         self._bits = BaseBits(base)
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         spec = self._specs[name]
         before = (self._bits(spec) if base is None else base)[start:stop]
-        after = self._tuned.bits(name)[start:stop]
-        change = replace_range(before, after) if self._kind == "patch" else diff_range(spec.dtype, before, after)
-        self._tuned.release(name)
-        return change
+        after = self._tuned.bits(name, start, stop)
+        return replace_range(before, after) if self._kind == "patch" else diff_range(spec.dtype, before, after)
 
     def shards(self) -> dict[str, bytes] | None:
         base = {shard.path.name: shard.header for shard in self._base.shards}
@@ -153,7 +152,7 @@ class _Sparsified(Entries):
                 yield (spec.name, start), self._source.change(spec.name, start, stop).delta.values
         self._passes += 1
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         if self._selection is None:
             return self._source.change(name, start, stop, base)
         # ties were counted in whole blocks
@@ -162,7 +161,7 @@ class _Sparsified(Entries):
         parts = [(span[0], self._kept(self._selection, name, span, base)) for span in spans]
         return Change.joined(parts, start, stop, spec.dtype)
 
-    def _kept(self, selection: TopK, name: str, span: tuple[int, int], base: BitArray | None) -> Change:
+    def _kept(self, selection: TopK, name: str, span: tuple[int, int], base: Bits | None) -> Change:
         full = self._source.change(name, *span, base)
         delta = full.delta.taking(selection.indices((name, span[0]), full.delta.values))
         return Change(delta, full.replacements.at(delta.indices))

@@ -1,7 +1,9 @@
 """What can go wrong in the library, typed. The command line turns each into one sentence and an exit code."""
 
+from taskvec_formats.errors import PlainError
 
-class TaskvecError(Exception):
+
+class TaskvecError(PlainError):
     """Root of the library's own errors. The message is one sentence for a person; exit code 1."""
 
 
@@ -43,6 +45,14 @@ class TokenizerError(TaskvecError):
 
 class DTypeError(TaskvecError):
     """A tensor has a value that the dtype asked for cannot hold."""
+
+
+class SizeError(TaskvecError):
+    """A result is larger than is allowed, or than the disk can hold."""
+
+
+class ResultError(TaskvecError):
+    """A finished output is not what was to be written; it does not appear under its name."""
 
 
 class ResumeError(TaskvecError):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from taskvec_formats import Companion, Form
-from taskvec_formats.checkpoint import INDEX, SINGLE
 from taskvec_formats.container import encode_header, parse_header
 from taskvec_formats.dtypes import DTYPES, BitArray
 from taskvec_formats.errors import CheckpointError
+from taskvec_formats.file_names import INDEX, SINGLE
 
 from .errors import DTypeError, UsageError
 
@@ -137,7 +137,7 @@ class Output:
         if self.shard_size is not None:
             written.pop(INDEX, None)
         if self.dtype is not None and CONFIG in written:
-            written[CONFIG] = self._config(_content(written[CONFIG]), owner)
+            written[CONFIG] = self._config(content_of(written[CONFIG]), owner)
         if self.card is not None:
             written[CARD] = self.card.encode()
         return written
@@ -168,7 +168,8 @@ class Output:
 AS_IT_IS = Output()
 
 
-def _content(file: Path | bytes) -> bytes:
+def content_of(file: Path | bytes) -> bytes:
+    """The content of a side file."""
     return file if isinstance(file, bytes) else file.read_bytes()
 
 

@@ -29,22 +29,22 @@ class Patched(Checkpoint):
         tensors |= {name: _info(spec) for name, spec in vector.specs.items() if spec.origin != spec.form}
         self.tensors = dict(sorted(tensors.items()))
 
-    def bits(self, name: str) -> BitArray:
-        """A tensor as a flat array of carriers, [size]: mapped where the vector leaves it alone, else new."""
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """The elements [start, stop) of a tensor as a flat array of carriers."""
         spec = self._vector.specs.get(name)
         if spec is None:
-            return self._base.bits(name)
-        blocks = [self._application.range(spec, number) for number in range(spec.form.block_count)]
-        return np.concatenate(blocks) if blocks else np.zeros(0, spec.dtype.carrier)
+            return self._base.bits(name, start, stop)
+        stop = spec.size if stop is None else stop
+        numbers = spec.form.numbers_of(start, stop)
+        if not numbers:
+            return np.zeros(0, spec.dtype.carrier)
+        blocks = np.concatenate([self._application.range(spec, number) for number in numbers])
+        first = spec.form.block(numbers[0])[0]
+        return blocks[start - first : stop - first]
 
     def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a tensor."""
-        return as_bytes(self.bits(name)) if name in self._vector.specs else self._base.bytes(name)
-
-    def release(self, name: str) -> None:
-        """Give back the memory of a tensor's pages."""
-        if name in self._base.tensors:
-            self._base.release(name)
+        """The raw bytes of a whole tensor."""
+        return as_bytes(self.bits(name))
 
 
 def _info(spec: TensorSpec) -> TensorInfo:

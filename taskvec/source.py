@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from taskvec_formats import Change, Companion, SparseTensor, TensorSpec
-from taskvec_formats.dtypes import BitArray
+from taskvec_formats.forms import Bits
 
 
 class Source(Protocol):
@@ -16,7 +16,7 @@ class Source(Protocol):
     def by_range(self) -> bool:
         """Whether each range is computed by itself, nothing kept for the next: then processes can share the work."""
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
 
     def shards(self) -> dict[str, bytes] | None:
@@ -45,7 +45,7 @@ class Memory(Entries):
         self._deltas = deltas
         self._specs = specs
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         delta = self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
         return Change(delta.within(start, stop), no_replacements(self._specs[name], stop - start))
 

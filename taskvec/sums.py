@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from taskvec_formats import Change, Header, TensorSpec
-from taskvec_formats.dtypes import BitArray
+from taskvec_formats.forms import Bits
 
 from .align import align, merging
 from .errors import BaseMismatchError, KindError, MergeError, UsageError
@@ -41,7 +41,7 @@ class Sum(Entries):
         self.by_range = all(term.source.by_range for term in self.terms)
         self.specs = common_specs([(term.name, term.header, term.specs) for term in self.terms])
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         held = [term for term in self.terms if name in term.specs]
         deltas = [term.source.change(name, start, stop).delta for term in held]
         aligned = align(deltas, [term.weight for term in held])

@@ -8,7 +8,7 @@ import numpy as np
 
 from taskvec_formats import Change, Checkpoint, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray, DType
-from taskvec_formats.forms import take_for
+from taskvec_formats.forms import Bits, take_for
 
 
 def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
@@ -85,10 +85,10 @@ class BaseBits:
         # a converted tensor serves all its blocks
         self._convert = lru_cache(maxsize=1)(self._converted)
 
-    def __call__(self, spec: TensorSpec) -> BitArray:
-        """Carriers of the whole tensor, [size]; mapped, read-only, where base and tuned have one form."""
+    def __call__(self, spec: TensorSpec) -> Bits:
+        """Carriers of the whole tensor, [size], of which slices are read where base and tuned have one form."""
         if spec.origin == spec.form:
-            return self._checkpoint.bits(spec.name)
+            return _Stored(self._checkpoint, spec.name)
         return self._convert(spec)
 
     def _converted(self, spec: TensorSpec) -> BitArray:
@@ -96,7 +96,16 @@ class BaseBits:
             return np.zeros(spec.size, spec.dtype.carrier)
         return take_for(self._checkpoint.bits(spec.name), spec.origin, spec.form)
 
-    def release(self, spec: TensorSpec) -> None:
-        """Give back the memory of a tensor's pages."""
-        if spec.origin is not None:
-            self._checkpoint.release(spec.name)
+
+class _Stored:
+    """A tensor on disk as Bits. The last slice is kept: whoever works on a block asks for it more than once."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+        self._last: tuple[slice, BitArray] | None = None
+
+    def __getitem__(self, span: slice) -> BitArray:
+        if self._last is None or self._last[0] != span:
+            self._last = span, self._checkpoint.bits(self._name, span.start, span.stop)
+        return self._last[1]

@@ -14,7 +14,7 @@ from itertools import combinations, zip_longest
 from typing import Any
 
 from taskvec_formats import Checkpoint, Companion
-from taskvec_formats.checkpoint import INDEX
+from taskvec_formats.file_names import INDEX
 
 from .errors import MergeError, TokenizerError
 from .vector import TaskVector

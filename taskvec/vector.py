@@ -124,8 +124,6 @@ class TaskVector(Mapping[str, SparseTensor]):
             if block:
                 before, after = self._digests(spec, number, change, beside)
                 block = replace(block, before=before, after=after)
-            if base_bits:
-                base_bits.release(spec)
             return block, data
 
         header = replace(self.header, tensors=(), shards=None, files=None)

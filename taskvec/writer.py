@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from taskvec_formats import Checkpoint, Form
 from taskvec_formats.atomic import atomic_file
-from taskvec_formats.checkpoint import begin_digest, fingerprint, tensor_digest
 from taskvec_formats.parallel import ordered_map
 
 from .application import Application
@@ -24,22 +23,17 @@ from .vector import TaskVector
 
 
 class _Piece(NamedTuple):
-    """A piece of a tensor of the result: block `number`, or all of it where that is None. place: its first byte."""
+    """A block of a tensor of the result. place: its first byte in the file."""
 
     name: str
     form: Form
-    number: int | None
+    number: int
     place: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is all of the tensor."""
-        return self.number is None or self.form.block_count == 1
 
     @property
     def is_last(self) -> bool:
         """Whether the tensor ends with it."""
-        return self.number is None or self.number == self.form.block_count - 1
+        return self.number == self.form.block_count - 1
 
 
 class Writer:
@@ -61,18 +55,7 @@ class Writer:
         self._shards = shards
         self._progress = progress
         self._done = 0
-        forms = [form for shard in shards.values() for form in shard.tensors.values()]
-        self.total = len(forms)
-        # what is rounded is not the tuned checkpoint in any case
-        self._proves = vector.header.tuned is not None and all(output.form(form) == form for form in forms)
-        self._digests: dict[str, str] = {}
-
-    @property
-    def fingerprint(self) -> str | None:
-        """That of all that was written; None where there is nothing to compare it with."""
-        if not self._proves:
-            return None
-        return fingerprint(self._digests)
+        self.total = sum(len(shard.tensors) for shard in shards.values())
 
     def write(self, folder: Path) -> None:
         """Write every shard into a folder that will be given up on an error."""
@@ -110,12 +93,9 @@ class Writer:
         is_stored = any(spec.blocks for spec in self._vector.specs.values())
         processes = self._vector.source.by_range and not is_stored
         with closing(ordered_map(partial(self._make, path), self._pieces(shard), processes=processes)) as written:
-            for piece, digest in written:
-                if not piece.is_last:
-                    continue
-                if self._proves:
-                    self._digests[piece.name] = digest or _digest_of_pieces(path, piece)
-                self._count(piece.name)
+            for piece in written:
+                if piece.is_last:
+                    self._count(piece.name)
 
     def _count(self, name: str) -> None:
         self._done += 1
@@ -125,42 +105,23 @@ class Writer:
         place = len(shard.header)
         for name, form in shard.tensors.items():
             width = self._output.form(form).dtype.itemsize
-            by_block = name in self._vector.specs or self._output.form(form) != form
-            if by_block and form.size:
-                yield from (_Piece(name, form, n, place + width * form.block(n)[0]) for n in range(form.block_count))
-            else:
-                yield _Piece(name, form, None, place)
+            if not form.size:
+                self._count(name)
+            yield from (_Piece(name, form, n, place + width * form.block(n)[0]) for n in range(form.block_count))
             place += width * form.size
 
-    def _make(self, path: Path, piece: _Piece) -> tuple[_Piece, str | None]:
-        """Put a piece in its place in a file. Its digest where it is a whole tensor, and somebody is going to ask."""
+    def _make(self, path: Path, piece: _Piece) -> _Piece:
+        """Put a piece in its place in a file."""
         data = self._data(piece)
         with open(path, "r+b") as file:
             file.seek(piece.place)
             file.write(data)
-        digest = tensor_digest(piece.name, piece.form, data) if self._proves and piece.is_whole else None
-        if piece.name in self._base.tensors:
-            self._base.release(piece.name)
-        return piece, digest
+        return piece
 
     def _data(self, piece: _Piece) -> memoryview:
-        if not piece.form.size:
-            return memoryview(b"")
-        if piece.number is None:
-            return self._base.bytes(piece.name)
         spec = self._vector.specs.get(piece.name)
         if spec is not None:
             bits = self._application.range(spec, piece.number)
         else:
-            bits = self._base.bits(piece.name)[slice(*piece.form.block(piece.number))]
+            bits = self._base.bits(piece.name, *piece.form.block(piece.number))
         return as_bytes(self._output.rounded(piece.name, bits, piece.form))
-
-
-def _digest_of_pieces(path: Path, last: _Piece) -> str:
-    """The digest of a tensor of which the last piece has been written, as all others."""
-    digest, form = begin_digest(last.name, last.form), last.form
-    with open(path, "rb") as file:
-        file.seek(last.place - form.block(form.block_count - 1)[0] * form.dtype.itemsize)
-        for start, stop in form.blocks():
-            digest.update(file.read((stop - start) * form.dtype.itemsize))
-    return digest.hexdigest()

@@ -677,6 +677,13 @@ DEFECTS: dict[str, Defect] = {
     ),
     "tensor-extra-key": Defect(HeaderError, "tensor 'w': expected the keys .* found .*surprise", in_tensor(surprise=1)),
     "tensor-missing-key": Defect(HeaderError, "tensor 'w': expected the keys", without("origin", "index", "w")),
+    "tensor-name-with-a-newline": Defect(
+        HeaderError, r"tensor 'w F32 \[2\]\\n' has the control character", in_tensor(name="w F32 [2]\n")
+    ),
+    "tensor-name-with-an-escape": Defect(
+        HeaderError, r"tensor 'w\\x1b\[2J' has the control character", in_tensor(name="w\x1b[2J")
+    ),
+    "removed-name-with-a-newline": Defect(HeaderError, "control character", indexed(removed=["a\nb"])),
     "tensor-name-a-number": Defect(HeaderError, "tensor 7: name must be str", in_tensor(name=7)),
     "dtype-unknown": Defect(HeaderError, "tensor 'w': unknown dtype 'F4'", in_tensor(dtype="F4")),
     "dtype-a-list": Defect(HeaderError, r"tensor 'w': unknown dtype \['BF16'\]", in_tensor(dtype=["BF16"])),
@@ -684,9 +691,14 @@ DEFECTS: dict[str, Defect] = {
     "shape-negative": Defect(HeaderError, r"tensor 'w': not a shape: \[-2, -3\]", in_tensor(shape=[-2, -3])),
     "shape-true": Defect(HeaderError, "tensor 'w': not a shape", in_tensor(shape=[True, 6])),
     "shape-a-float": Defect(HeaderError, "tensor 'w': not a shape", in_tensor(shape=[6.0])),
-    "shape-too-large": Defect(HeaderError, f"tensor 'w': {1 << 48} elements", in_tensor(shape=[1 << 24, 1 << 24])),
-    "dimension-too-large": Defect(HeaderError, "tensor 'w': not a shape", in_tensor(shape=[0, 1 << 48])),
-    "shape-of-65-dimensions": Defect(HeaderError, "tensor 'w': not a shape", in_tensor(shape=[1] * 65)),
+    "shape-too-large": Defect(HeaderError, f"tensor 'w' has {1 << 48} elements", in_tensor(shape=[1 << 24, 1 << 24])),
+    "dimension-too-large": Defect(HeaderError, f"tensor 'w' has {1 << 48} elements", in_tensor(shape=[0, 1 << 48])),
+    "dimensions-too-large": Defect(
+        HeaderError,
+        f"tensor 'w' has {1 << 94} elements, zero dimensions left out",
+        in_tensor(shape=[1 << 47, 1 << 47, 0], origin=None, blocks=[]),
+    ),
+    "shape-of-65-dimensions": Defect(HeaderError, "tensor 'w' has 65 dimensions", in_tensor(shape=[1] * 65)),
     "origin-garbage": Defect(HeaderError, "tensor 'w': not an origin: 'other'", in_tensor(origin="other")),
     "origin-too-long": Defect(HeaderError, "tensor 'w': not an origin", in_tensor(origin=["F32", [1], 1])),
     "origin-dtype": Defect(HeaderError, "tensor 'w': unknown dtype 'F99'", in_tensor(origin=["F99", [1]])),
@@ -750,16 +762,21 @@ DEFECTS: dict[str, Defect] = {
     "file-sha256-malformed": Defect(HeaderError, "files: 'config.json': not a digest", in_file(1, "0" * 63)),
     "file-sha256": Defect(ChecksumError, "'config.json' does not have the SHA-256", in_file(1, "0" * 64)),
     "shard-sha256": Defect(ChecksumError, "'model.safetensors' does not have", in_file(1, "0" * 64, 0, "shards")),
+    "shard-twice": Defect(
+        HeaderError, "shards: one occurs twice", lambda p: p.index["shards"].append(p.index["shards"][0])
+    ),
+    "blob-longer-than-its-content": Defect(HeaderError, f"{LAST_BLOB}: not a blob", in_blob(0, 91)),
     "shard-not-stored": Defect(HeaderError, "shards: 'model.safetensors'", _unstore_shard),
     "blob-too-short": Defect(HeaderError, f"{LAST_BLOB}: not a blob", in_file(2, [1, 1])),
     "blob-negative": Defect(HeaderError, f"{LAST_BLOB}: not a blob", in_blob(0, -1)),
-    "blob-size-beyond-2-48": Defect(HeaderError, f"{LAST_BLOB}: not a blob", in_blob(1, 1 << 48)),
+    "blob-size-beyond-2-48": Defect(HeaderError, f"of {(1 << 48) + 162} bytes, at most", in_blob(1, 1 << 48)),
     "blob-digest-malformed": Defect(HeaderError, f"{LAST_BLOB}: not a digest", in_blob(2, "x" * 32)),
     "blob-digest": Defect(
         ChecksumError, "'config.json': the stored bytes do not have the digest", in_blob(2, "0" * 32)
     ),
     "blob-size": Defect(HeaderError, "'config.json' claims 90 bytes where 91", in_blob(1, 91)),
-    "blob-size-huge": Defect(HeaderError, f"'config.json' claims {HUGE} bytes in", in_blob(1, HUGE)),
+    "blob-size-huge": Defect(HeaderError, f"of {HUGE + 162} bytes, at most", in_blob(1, HUGE)),
+    "blob-expands-too-far": Defect(HeaderError, f"'config.json' claims {1 << 27} bytes in", in_blob(1, 1 << 27)),
     "blob-content": Defect(ChecksumError, "'config.json' does not have the SHA-256", altered_blob),
     "blob-claims-gigabytes": Defect(
         HeaderError, "'config.json' claims", lambda p: resigned_blob(p, frame_claiming(HUGE), 90)
@@ -809,5 +826,27 @@ DEFECTS |= {
         HeaderError, f"{key}: .* is not the name of a file", in_file(0, name, 1 if key == "files" else 0, key)
     )
     for key in ("files", "shards")
-    for number, name in enumerate(("", ".", "..", "a/b", "/etc/passwd", "../a", "..\\a", "a\0b"), 1)
+    for number, name in enumerate(
+        ("", ".", "..", "a/b", "/etc/passwd", "../a", "..\\a", "a\0b", "a\nb", "\x1b[2J", "x" * 256), 1
+    )
+}
+# a side file must not be what a program takes for the weights, or for the way to them
+DEFECTS |= {
+    f"files-name-of-weights-{number}": Defect(
+        HeaderError, f"files: {name!r} is the name of a file of weights", in_file(0, name)
+    )
+    for number, name in enumerate(
+        (
+            *("model.safetensors", "pytorch_model.bin", "x.safetensors", "MODEL.SafeTensors", "consolidated.00.pth"),
+            *("model.fp16.safetensors.index.json", "pytorch_model.bin.index.json", "Model.safetensors.index.json"),
+            *("adapter_config.json", "tf_model.h5", "flax_model.msgpack", "model.gguf", "x.pkl", "other.lota"),
+        ),
+        1,
+    )
+}
+DEFECTS |= {
+    f"shards-name-of-no-shard-{number}": Defect(
+        HeaderError, f"shards: {name!r} is not the name of a shard", in_file(0, name, 0, "shards")
+    )
+    for number, name in enumerate(("config.json", "model.bin", "model.safetensors.index.json", "m.SAFETENSORS"), 1)
 }

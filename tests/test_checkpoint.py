@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from building import Tensor, contents, tensor, write_checkpoint, write_shard
 from safetensors.numpy import save_file
 
 from taskvec_formats import Checkpoint
-from taskvec_formats.checkpoint import INDEX, begin_digest, fingerprint, short, tensor_digest
+from taskvec_formats.checkpoint import begin_digest, fingerprint, short, tensor_digest
 from taskvec_formats.errors import CheckpointError, HeaderError, NotSafetensorsError
+from taskvec_formats.file_names import INDEX
 
 TENSORS = {
     "c": tensor("F32", [[1.5, -0.0], [np.inf, np.nan]]),
@@ -132,25 +132,6 @@ def test_digests_do_not_depend_on_the_number_of_threads(
     seen = list(checkpoint.digests())
     assert seen == sorted(TENSORS)
     assert checkpoint.digests() == {name: checkpoint.digest(name) for name in seen}
-
-
-def test_released_tensors_can_be_read_again(tmp_path: Path) -> None:
-    checkpoint = write_checkpoint(tmp_path / "model", TENSORS)
-    for name in checkpoint.tensors:
-        checkpoint.release(name)
-    assert contents(checkpoint) == EXPECTED
-    assert bytes(checkpoint.bytes("a")) == TENSORS["a"].bits.tobytes()
-
-
-def test_an_empty_tensor_at_the_very_end_of_the_last_page_is_released(tmp_path: Path) -> None:
-    tensors = {"w": tensor("U8", np.zeros(mmap.PAGESIZE, np.uint8)), "z": tensor("F32", np.zeros((0, 3)))}
-    path = tmp_path / "model.safetensors"
-    for padding in range(8, 2 * mmap.PAGESIZE, 8):
-        write_shard(path, tensors, {"padding": "x" * padding})
-        if path.stat().st_size % mmap.PAGESIZE == 0:
-            break
-    assert path.stat().st_size % mmap.PAGESIZE == 0
-    assert sorted(Checkpoint(path).digests()) == ["w", "z"]
 
 
 def test_checkpoints_of_the_safetensors_library_are_read(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_every_dtype_reads_back_and_is_accepted_by_safetensors(dtype: Any, tmp_p
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"a": 'quotes " and \\ and \n', "é": "漢字"}])
-@pytest.mark.parametrize("names", [[], ["w"], ["b", "a", "ü/漢", 'q"\\', "\t"]])
+@pytest.mark.parametrize("names", [[], ["w"], ["b", "a", "ü/漢", 'q"\\', "\u2028"]])
 def test_names_and_metadata_survive_and_data_begin_on_a_multiple_of_8(
     names: list[str], metadata: dict[str, str], tmp_path: Path
 ) -> None:
@@ -73,7 +73,7 @@ def test_files_of_the_safetensors_library_are_read(tmp_path: Path) -> None:
     assert {name: file.bytes(name).tobytes() for name in file.tensors} == {n: a.tobytes() for n, a in arrays.items()}
 
 
-def test_mapped_tensors_cannot_be_written(tmp_path: Path) -> None:
+def test_tensors_that_were_read_cannot_be_written(tmp_path: Path) -> None:
     file = SafetensorsFile(write_shard(tmp_path / "a", {"w": tensor("U8", [1])}))
     with pytest.raises(ValueError, match="read-only"):
         file.bits("w")[0] = 2
@@ -167,7 +167,8 @@ def entry(**fields: Any) -> bytes:
         (entry(data_offsets=[0]), r"tensor 'w' of U8 \[1\] lies at \[0\]"),
         (entry(data_offsets=[1, 0]), "tensor 'w' of"),
         (entry(shape=[2]), r"tensor 'w' of U8 \[2\] lies at"),
-        (entry(shape=[1 << 40, 1 << 40]), "tensor 'w' of"),
+        (entry(shape=[1 << 40, 1 << 40]), "tensor 'w' has"),
+        (entry(shape=[1 << 47, 1 << 47, 0], data_offsets=[0, 0]), "tensor 'w' has"),
         (entry(data_offsets=[1, 2]), "tensor 'w' begins at byte"),
     ],
 )
@@ -181,12 +182,3 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused() -> None:
         one, two = ({"dtype": "U8", "shape": [1], "data_offsets": offsets} for offsets in ([0, 1], first))
         with pytest.raises(HeaderError, match=r"begins at byte .* where the one before ends"):
             parse_header(with_prefix(json.dumps({"a": one, "b": two})))
-
-
-def test_a_released_tensor_is_read_again(tmp_path: Path) -> None:
-    numbers = np.arange(5000, dtype=np.int64)
-    file = SafetensorsFile(write_shard(tmp_path / "a", {"w": tensor("I64", numbers), "e": tensor("F32", [])}))
-    for _ in range(2):
-        assert file.bits("w").tolist() == numbers.tolist()
-        file.release("w")
-        file.release("e")

@@ -47,8 +47,8 @@ from taskvec_formats.lota import BLOCKS
 
 BASE = Identity("base", "ba5e" * 16)
 F32, BF16, U8 = DTYPES["F32"], DTYPES["BF16"], DTYPES["U8"]
-NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-FILE_NAMES = NAMES.filter(lambda name: name not in {"", ".", ".."} and not set(name) & set("/\\\0"))
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
+FILE_NAMES = NAMES.filter(lambda name: name not in {"", ".", ".."} and not set(name) & set("/\\") and "." not in name)
 SHORT = st.none() | st.binary(min_size=8, max_size=8).map(bytes.hex)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | NAMES,
@@ -324,7 +324,7 @@ def test_a_patch_beside_another_base_gives_another_result_or_an_error(tmp_path: 
 
 
 def test_shards_and_files_are_read_back(tmp_path: Path) -> None:
-    shards = {"b.safetensors": b"x" * 5000, "a.safetensors": b"", "é": bytes(range(256))}
+    shards = {"b.safetensors": b"x" * 5000, "a.safetensors": b"", "é.safetensors": bytes(range(256))}
     files = [
         companion("z.json", b"{}" * 3000),
         companion("a b", b""),
@@ -344,7 +344,8 @@ def test_shards_and_files_are_read_back(tmp_path: Path) -> None:
 
 @settings(max_examples=30)
 @given(
-    shards=st.none() | st.dictionaries(FILE_NAMES, st.binary(max_size=80), max_size=3),
+    shards=st.none()
+    | st.dictionaries(FILE_NAMES.map(lambda name: f"{name}.safetensors"), st.binary(max_size=80), max_size=3),
     files=st.none() | st.dictionaries(FILE_NAMES, st.tuples(st.binary(max_size=80), st.booleans()), max_size=3),
 )
 def test_any_shards_and_files(
@@ -448,7 +449,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_tensors_are_not_told_apart_by_their_case_or_script(tmp_path: Path) -> None:
-    names = sorted(["W", "w", "é", "e\u0301", "", " ", "\n", "\0", "a/b", "..", "\U0001f9ea", "__metadata__", BLOCKS])
+    names = sorted(["W", "w", "é", "e\u0301", "", " ", "\u2028", "a/b", "..", "\U0001f9ea", "__metadata__", BLOCKS])
     empty = Change(SparseTensor.empty((0,)), SparseTensor.empty((0,), "<u4"))
     items: list[Item] = [(TensorSpec.like(name, Form(F32, (0,))), empty, None) for name in names]
     assert list(LotaReader(write(tmp_path / "a.lota", header_of(), items)).specs) == names
@@ -475,14 +476,14 @@ def test_tensors_are_added_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_tensors_come_before_shards_and_shards_before_files(tmp_path: Path) -> None:
     form = Form(F32, (2,))
     with LotaWriter(tmp_path / "x.lota", header_of()) as writer:
-        writer.add_shards({"a": b"1"})
+        writer.add_shards({"a.safetensors": b"1"})
         with pytest.raises(HeaderError, match="'w' must not follow a shard's header"):
             writer.add(TensorSpec.like("w", form), fine_blocks(form))
         writer.add_files([])
         with pytest.raises(HeaderError, match="must not follow a side file"):
             writer.add_shards({})
     reader = LotaReader(tmp_path / "x.lota")
-    assert (reader.shards(), reader.files()) == ({"a": b"1"}, [])
+    assert (reader.shards(), reader.files()) == ({"a.safetensors": b"1"}, [])
 
 
 @pytest.mark.parametrize(
@@ -548,7 +549,7 @@ def test_an_error_leaves_nothing_and_an_earlier_file_as_it_was(name: str, small:
 def test_a_description_that_is_no_json_leaves_an_earlier_file_as_it_was(small: Path) -> None:
     before = small.read_bytes()
     header = Header("vector", BASE, None, (), provenance={"loss": float("nan")})
-    with pytest.raises(ValueError, match="JSON"), LotaWriter(small, header):
+    with pytest.raises(HeaderError, match="provenance cannot be stored as JSON"), LotaWriter(small, header):
         pass
     assert list(small.parent.iterdir()) == [small]
     assert small.read_bytes() == before

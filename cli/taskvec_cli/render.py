@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from taskvec_formats.checkpoint import INDEX
+from taskvec_formats.file_names import INDEX
 
 if TYPE_CHECKING:
     from taskvec import Applied, TaskVector

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from blake3 import blake3
 
 from .container import SafetensorsFile, TensorInfo, strict_json
 from .dtypes import BitArray
 from .errors import CheckpointError, HeaderError
+from .file_names import INDEX, SHARD, SINGLE, is_weights
 from .forms import Form
 from .parallel import ordered_map
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-# weights in other formats: not part of what is read here, and not worth copying beside the result
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".lota")
 
 
 def begin_digest(name: str, form: Form) -> blake3:
@@ -44,6 +42,8 @@ class Checkpoint:
     shards: the files, in the order of their names.
     tensors: name -> TensorInfo, sorted by name.
     side_files: what else belongs to the model (config, tokenizer, shard index), empty for a single file.
+    left_out: names of what else is in the folder and is no part of the checkpoint: subfolders, weights in other files,
+        what is not a regular file.
 
     Raises CheckpointError where the path is missing, holds no safetensors, or shards and index disagree, and the errors
     of SafetensorsFile for a bad shard.
@@ -51,13 +51,19 @@ class Checkpoint:
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
-        self.name = name or path.resolve().name
+        # the name is stored as Unicode, which the name of a folder need not be
+        self.name = name or os.fsencode(path.resolve().name).decode(errors="replace")
         self.side_files: list[Path] = []
+        self.left_out: list[str] = []
         if path.is_dir():
             names, listed = _shards(path)
-            self.side_files = sorted(
-                file for file in path.iterdir() if file.is_file() and file.suffix not in _OTHER_WEIGHTS
-            )
+            for file in sorted(path.iterdir()):
+                if file.name in names:
+                    continue
+                if file.is_file() and not is_weights(file.name):
+                    self.side_files.append(file)
+                else:
+                    self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
         elif path.is_file():
             path, names = path.parent, [path.name]
             listed = {}
@@ -80,25 +86,23 @@ class Checkpoint:
         self._owners = owners
         self.tensors: dict[str, TensorInfo] = {name: owners[name].tensors[name] for name in sorted(owners)}
 
-    def bits(self, name: str) -> BitArray:
-        """A tensor as a flat read-only mapped array of carriers, [size]."""
-        return self._owners[name].bits(name)
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """The elements [start, stop) of a tensor as a flat read-only array of carriers, read now."""
+        return self._owners[name].bits(name, start, stop)
 
     def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a tensor, mapped."""
+        """The raw bytes of a whole tensor, read now."""
         return self._owners[name].bytes(name)
-
-    def release(self, name: str) -> None:
-        """Give back the memory of a tensor's pages; they are read again when touched."""
-        self._owners[name].release(name)
 
     def digest(self, name: str) -> str:
         """BLAKE3 of one tensor (tensor_digest)."""
         if "_digests" in self.__dict__:
             return self._digests[name]
-        digest = tensor_digest(name, self.tensors[name].form, self.bytes(name))
-        self.release(name)
-        return digest
+        form = self.tensors[name].form
+        digest = begin_digest(name, form)
+        for start, stop in form.blocks():
+            digest.update(self.bits(name, start, stop).view(np.uint8).data)
+        return digest.hexdigest()
 
     def digests(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
         """BLAKE3 of every tensor; all bytes are read once, several tensors at a time.
@@ -126,24 +130,46 @@ def fingerprint(digests: dict[str, str]) -> str:
 
 def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
     """File names of the shards of a model folder, sorted, and where the index, if there is one, places each tensor."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            document = strict_json(index.read_bytes())
-        except HeaderError as error:
-            raise CheckpointError(f"{index} is not a shard index: {error}") from None
-        listed = document.get("weight_map") if isinstance(document, dict) else None
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise CheckpointError(f"{index} is not a shard index: expected a weight_map of file names")
-        names = sorted(set(listed.values()))
-        for name in names:
-            # an index from a stranger must not lead out of its folder
-            if Path(name).name != name or not (folder / name).is_file():
-                raise CheckpointError(f"{index} names the shard {name!r}, which is not in the folder")
-        return names, listed
-    if (folder / SINGLE).is_file():
-        return [SINGLE], {}
-    names = sorted(file.name for file in folder.glob("*.safetensors"))
-    if not names:
-        raise CheckpointError(f"{folder} holds no .safetensors file")
-    return names, {}
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    return find_shards(names, (folder / INDEX).read_bytes() if INDEX in names else None, str(folder))
+
+
+def find_shards(names: Collection[str], index: bytes | None, where: str) -> tuple[list[str], dict[str, str]]:
+    """Which files hold the weights of a model folder, as transformers finds them.
+
+    Args:
+        names: The names of all files.
+        index: The content of the file INDEX, None where there is none.
+        where: The folder, for errors.
+
+    Returns:
+        The shards' names, sorted, and the file of each tensor that the index lists.
+
+    Raises:
+        CheckpointError: There is no shard, the index is not one or names a file that is not there, or the folder holds
+            beside its index a `model.safetensors` that is only a part of the model, or none of it.
+    """
+    if index is None:
+        shards = [SINGLE] if SINGLE in names else sorted(name for name in names if name.endswith(SHARD))
+        if not shards:
+            raise CheckpointError(f"{where} holds no .safetensors file")
+        return shards, {}
+    try:
+        document = strict_json(index)
+    except HeaderError as error:
+        raise CheckpointError(f"{where}: {INDEX} is not a shard index: {error}") from None
+    listed = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(f"{where}: {INDEX} is not a shard index: expected a weight_map of file names")
+    shards = sorted(set(listed.values()))
+    for name in shards:
+        # an index from a stranger must not lead out of its folder
+        if Path(name).name != name or name not in names:
+            raise CheckpointError(f"{where}: {INDEX} names the shard {name!r:.200}, which is not in the folder")
+    if SINGLE in names and shards != [SINGLE]:
+        # transformers loads it and does not look at the index
+        raise CheckpointError(
+            f"{where} holds {SINGLE} beside an index of other shards, and which of both a program loads is not "
+            "certain: remove one of them"
+        )
+    return shards, listed

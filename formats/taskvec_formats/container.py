@@ -1,17 +1,23 @@
-"""A safetensors file as named byte ranges, mapped, never read whole.
+"""A safetensors file as named byte ranges that are read when asked for, never as a whole.
 
 The layout (https://github.com/huggingface/safetensors#format): 8 bytes, the little-endian length n of the header; n
 bytes of JSON; the data, which the tensors cover without gap or overlap. The safetensors library, a hardened parser,
 checks all of that first. It does not say where a tensor lies, and it takes the last of two equal keys, so the JSON is
 then read here.
+
+Bytes are read rather than mapped: a file that another program cuts off while it is read ends in an error, not in the
+SIGBUS that would end the process.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
+import os
+import re
+import stat
 import struct
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +27,12 @@ from safetensors import SafetensorError, safe_open
 
 from .dtypes import DTYPES, BitArray, DType
 from .errors import FormatError, HeaderError, NotSafetensorsError
-from .forms import Form
+from .forms import Form, check_shape
 
 METADATA = "__metadata__"
+HEADER_BYTES = 100_000_000  # the most that the safetensors library reads
+_VALUES = 1 << 22
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,30 @@ def _finite(text: str) -> float:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Parse JSON; HeaderError where it is malformed, has a key twice or a number beyond f64, or nests too deep."""
+    """Parse JSON of at most 2^22 commas, colons and opening brackets, which bound the objects that it becomes.
+
+    Raises HeaderError where it is larger or malformed, has a key twice or a number beyond f64, or nests too deep.
+    """
     try:
+        text = text if isinstance(text, str) else text.decode()
+        values = sum(map(text.count, ",:[{"))
+        if values > _VALUES:
+            raise ValueError(f"{values} commas, colons and opening brackets where at most {_VALUES} are read")
         document = json.loads(text, object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_finite)
-        if (text.find("\\u") if isinstance(text, str) else text.find(b"\\u")) >= 0:
+        if "\\u" in text:
             json.dumps(document, ensure_ascii=False).encode()  # an escape may be half a pair, which no name can hold
         return document
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"not valid JSON: {error}") from None
+
+
+def check_name(name: str) -> None:
+    """Raise HeaderError for a tensor name with a control character (Unicode category Cc).
+
+    Names stand in lines that are hashed: one with a line break could pass for another tensor.
+    """
+    if found := _CONTROL.search(name):
+        raise HeaderError(f"tensor {name!r:.200} has the control character {found[0]!r} in its name")
 
 
 def parse_header(header: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
@@ -90,6 +115,7 @@ def parse_header(header: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
 
 
 def _info(name: str, entry: Any, offset: int) -> TensorInfo:
+    check_name(name)
     if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
         raise HeaderError(f"tensor {name!r} is described by {entry!r:.80}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -98,6 +124,7 @@ def _info(name: str, entry: Any, offset: int) -> TensorInfo:
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
             raise HeaderError(f"tensor {name!r}: expected a list of sizes, found {numbers!r:.80}")
+    check_shape(f"tensor {name!r}", shape)
     form = Form(DTYPES[dtype], tuple(shape))
     if len(offsets) != 2 or offsets[1] - offsets[0] != form.size * form.dtype.itemsize:
         raise HeaderError(f"tensor {name!r} of {form} lies at {offsets!r:.80}")
@@ -107,16 +134,33 @@ def _info(name: str, entry: Any, offset: int) -> TensorInfo:
 class SafetensorsFile:
     """A safetensors file opened for reading.
 
-    path: where it is.
-    header: its first bytes, length prefix included, up to the data.
-    metadata: the free-form strings of `__metadata__`.
-    tensors: name -> TensorInfo, in the order in which the data lie.
+    Args:
+        path: Where it is.
+        most: The largest header, in bytes, that is read.
 
-    Raises NotSafetensorsError where the file is not one, HeaderError for a repeated key or an unknown dtype.
+    Attributes:
+        header: Its first bytes, length prefix included, up to the data.
+        metadata: The free-form strings of `__metadata__`.
+        tensors: Name -> TensorInfo, in the order in which the data lie.
+
+    Raises:
+        NotSafetensorsError: The path is not a regular file that can be read, or the file is not a safetensors file.
+        HeaderError: A repeated key, a dtype that is not supported, or a name with a control character.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int = HEADER_BYTES) -> None:
         self.path = path
+        try:
+            # without O_NONBLOCK, opening a FIFO waits for somebody to write to it
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            raise NotSafetensorsError(f"{path} cannot be read ({error.strerror or error})") from None
+        weakref.finalize(self, os.close, self._file)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise NotSafetensorsError(f"{path} is not a regular file")
+        length = int.from_bytes(self._read(0, 8, strict=False), "little")
+        if length > most:
+            raise NotSafetensorsError(f"{path} is not a safetensors file with a header of at most {most} bytes")
         try:
             with safe_open(path, framework="np"):
                 pass
@@ -124,31 +168,37 @@ class SafetensorsFile:
             raise NotSafetensorsError(f"{path} is not a safetensors file ({error})") from None
         except OSError as error:
             raise NotSafetensorsError(f"{path} cannot be read ({error.strerror or error})") from None
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        (length,) = struct.unpack_from("<Q", self._map)
-        self.header = self._map[: 8 + length]
+        self.header = bytes(self._read(0, 8 + length))
         try:
             self.metadata, self.tensors = parse_header(self.header)
         except FormatError as error:
             raise type(error)(f"{path}: {error}") from None
 
-    def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a tensor, mapped: pages are read when touched."""
-        info = self.tensors[name]
-        return memoryview(self._map)[info.start : info.stop]
+    def _read(self, start: int, stop: int, *, strict: bool = True) -> memoryview:
+        """The bytes [start, stop) of the file; fewer where it ends early and this is not strict."""
+        view, done = np.empty(stop - start, np.uint8).data, 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._file, [view[done:]], start + done)
+            except OSError as error:
+                raise NotSafetensorsError(f"{self.path} cannot be read ({error.strerror or error})") from None
+            if not count:
+                if not strict:
+                    break
+                raise NotSafetensorsError(f"{self.path} ends at byte {start + done}: it was cut off while it was read")
+            done += count
+        return view[:done]
 
-    def release(self, name: str) -> None:
-        """Give back the memory of a tensor's pages: a map that was read whole otherwise counts as held."""
+    def bytes(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """The bytes [start, stop) of a tensor, read now. Raises NotSafetensorsError where the file was cut off."""
         info = self.tensors[name]
-        # a tensor of no bytes may lie behind the last page
-        if hasattr(mmap, "MADV_DONTNEED") and info.start < info.stop:
-            start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, info.stop - start)
+        return self._read(info.start + start, info.stop if stop is None else info.start + stop)
 
-    def bits(self, name: str) -> BitArray:
-        """The tensor as a flat read-only array of its carrier: unsigned integers of its item size, [size]."""
-        return np.frombuffer(self.bytes(name), self.tensors[name].dtype.carrier)
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """The elements [start, stop) of a tensor, read now, as a flat read-only array of its carrier."""
+        carrier = self.tensors[name].dtype.carrier
+        data = self.bytes(name, start * carrier.itemsize, None if stop is None else stop * carrier.itemsize)
+        return np.frombuffer(data.toreadonly(), carrier)
 
 
 def encode_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:

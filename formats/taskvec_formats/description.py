@@ -10,31 +10,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from .blobs import pack_blob, unpack_blob
 from .codecs import POSITION_CODECS, VALUE_CODECS
-from .container import strict_json
+from .container import HEADER_BYTES, check_name, strict_json
 from .dtypes import DTYPES
 from .errors import ChecksumError, HeaderError, NotLotaError, VersionError
-from .forms import Form
+from .file_names import check_shard_name, check_side_file_name
+from .forms import Form, check_shape
 from .header import Blob, Block, Entries, Header, Identity, SideFile, Stream, TensorSpec
 
 VERSION = (1, 0)
 KINDS = ("vector", "patch")
 KEY = "taskvec"
 DIGEST_KEY = "taskvec.sha256"
-_ELEMENTS = 1 << 48  # positions stay exact in every integer type used, and in f64
-_INDEX_BYTES = 1 << 26
+_DESCRIPTION_BYTES = 1 << 22
+# the largest index, and the largest with other characters than ASCII, which take up to four times the memory
+INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
+_BLOCKS = 1 << 20
+# no codec needs a longer stream for so many entries
+_STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
+_BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STORED = re.compile("[0-9a-f]{32}")
 _TOUCHED = re.compile("[0-9a-f]{16}")
 
 
 def encode(header: Header) -> tuple[dict[str, str], bytes]:
-    """The safetensors metadata and the stored index."""
+    """The safetensors metadata and the stored index.
+
+    Raises HeaderError for a provenance that JSON cannot hold. What is larger than a reader accepts, `parse` refuses.
+    """
     index = _dump(
         {
             "tensors": [_tensor_json(tensor) for tensor in header.tensors],
@@ -58,7 +67,11 @@ def encode(header: Header) -> tuple[dict[str, str], bytes]:
 
 
 def _dump(document: dict[str, Any]) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        # all but the provenance is made of text and whole numbers
+        raise HeaderError(f"the provenance cannot be stored as JSON: {error}") from None
 
 
 def _identity_json(identity: Identity) -> dict[str, str]:
@@ -108,6 +121,8 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     if KEY not in metadata:
         raise NotLotaError("not a .lota file: a safetensors file without a taskvec description")
     text = metadata[KEY]
+    if len(text) > _DESCRIPTION_BYTES:
+        raise HeaderError(f"a description of {len(text)} characters, at most {_DESCRIPTION_BYTES} are read")
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST_KEY):
         raise ChecksumError("the description does not have the SHA-256 that stands beside it")
     document = strict_json(text)
@@ -118,14 +133,20 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     if kind not in KINDS:
         raise HeaderError(f"kind is one of {', '.join(KINDS)}, found {kind!r:.80}")
     index = _Fields("the index", _index(top, stored_index, later), later, "files", "removed", "shards", "tensors")
-    tensors = tuple(_tensor(item, kind, later) for item in index.get("tensors", list))
+    tensors = _tensors(index, kind, later)
     _check_order("tensors", [tensor.name for tensor in tensors])
     removed = index.get("removed", list)
     if not all(type(name) is str for name in removed):
         raise HeaderError(f"removed must be names, found {removed!r:.80}")
+    for name in removed:
+        check_name(name)
     _check_order("removed", removed)
-    shards, files = _files(index, "shards"), _files(index, "files")
+    shards, files = _files(index, "shards", check_shard_name), _files(index, "files", check_side_file_name)
+    _check_once("shards", [shard.name for shard in shards or ()])
     _check_order("files", [file.name for file in files or ()])
+    held = sum(file.blob.size for file in (*(shards or ()), *(files or ())) if file.blob)
+    if held > _BLOB_BYTES:
+        raise HeaderError(f"shard headers and side files of {held} bytes, at most {_BLOB_BYTES} are read")
     tuned = None if top.value["tuned"] is None else _identity(top, "tuned", later)
     provenance = top.get("provenance", dict)
     return Header(kind, _identity(top, "base", later), tuned, tensors, tuple(removed), shards, files, provenance)
@@ -140,18 +161,28 @@ def _is_later(version: Any) -> bool:
 
 
 def _index(top: _Fields, stored: bytes | memoryview, later: bool) -> Any:
+    if len(stored) > INDEX_BYTES:
+        raise HeaderError(f"an index of more than {INDEX_BYTES} stored bytes")
     fields = _Fields("index", top.get("index", dict), later, "sha256", "size")
     if hashlib.sha256(stored).hexdigest() != fields.hex("sha256", _SHA256):
         raise ChecksumError("the index does not have the SHA-256 that the description gives for it")
     size = fields.get("size", int)
-    if not 0 <= size <= _INDEX_BYTES:
+    if not 0 <= size <= INDEX_BYTES:
         raise HeaderError(f"an index of {size} bytes")
-    return strict_json(unpack_blob(stored, size, "the index"))
+    text = unpack_blob(stored, size, "the index")
+    if size > _WIDE_INDEX_BYTES and not text.isascii():
+        raise HeaderError(f"an index of {size} bytes that are not all ASCII, at most {_WIDE_INDEX_BYTES} are read")
+    return strict_json(text)
 
 
 def _check_order(what: str, names: list[str]) -> None:
     if names != sorted(set(names)):
         raise HeaderError(f"{what} are not in the order of their names, or one occurs twice")
+
+
+def _check_once(what: str, names: list[str]) -> None:
+    if len(names) != len(set(names)):
+        raise HeaderError(f"{what}: one occurs twice")
 
 
 class _Fields:
@@ -190,6 +221,19 @@ def _identity(top: _Fields, key: str, later: bool) -> Identity:
     return Identity(fields.get("name", str), fields.hex("fingerprint", _SHA256))
 
 
+def _tensors(index: _Fields, kind: str, later: bool) -> tuple[TensorSpec, ...]:
+    tensors, blocks = [], 0
+    items = index.get("tensors", list)
+    items.reverse()
+    while items:
+        # what was read is given up at once: as JSON it takes as much memory again
+        tensors.append(_tensor(items.pop(), kind, later))
+        blocks += len(tensors[-1].blocks)
+        if blocks > _BLOCKS:
+            raise HeaderError(f"the tensors have more than {_BLOCKS} blocks")
+    return tuple(tensors)
+
+
 def _tensor(item: Any, kind: str, later: bool) -> TensorSpec:
     name = item.get("name") if isinstance(item, dict) else None
     keys = ("base", "blocks", "dtype", "eligible", "name", "origin", "shape")
@@ -210,6 +254,7 @@ def _tensor(item: Any, kind: str, later: bool) -> TensorSpec:
         _touched(fields.where, fields.value["base"]),
         tuple(_block(fields.where, *pair) for pair in zip(blocks, form.blocks(), strict=True)),
     )
+    check_name(spec.name)
     if spec.entries and (kind == "patch" or not spec.dtype.additive):
         raise HeaderError(f"{fields.where}: additive entries in a {kind} of {form.dtype.name}")
     return spec
@@ -218,10 +263,9 @@ def _tensor(item: Any, kind: str, later: bool) -> TensorSpec:
 def _form(where: str, dtype: Any, shape: Any) -> Form:
     if type(dtype) is not str or dtype not in DTYPES:
         raise HeaderError(f"{where}: unknown dtype {dtype!r:.80}")
-    if type(shape) is not list or len(shape) > 64 or not all(type(n) is int and 0 <= n < _ELEMENTS for n in shape):
+    if type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
         raise HeaderError(f"{where}: not a shape: {shape!r:.80}")
-    if math.prod(shape) >= _ELEMENTS:
-        raise HeaderError(f"{where}: {math.prod(shape)} elements")
+    check_shape(where, shape)
     return Form(DTYPES[dtype], tuple(shape))
 
 
@@ -255,28 +299,33 @@ def _entries(where: str, value: Any, size: int) -> Entries | None:
             raise HeaderError(f"{where}: unknown codec {codec!r:.80}, this reader knows {', '.join(sorted(known))}")
         if type(length) is not int or length < 0:
             raise HeaderError(f"{where}: not a length: {length!r:.80}")
+        if length > _STREAM_BYTES + _ENTRY_BYTES * count:
+            raise HeaderError(f"{where}: a stream of {length} bytes for {count} entries")
     return Entries(count, Stream(positions, positions_length), Stream(values, values_length))
 
 
-def _files(index: _Fields, key: str) -> tuple[SideFile, ...] | None:
+def _files(index: _Fields, key: str, check: Callable[[str], None]) -> tuple[SideFile, ...] | None:
     if index.value[key] is None:
         return None
-    return tuple(_file(key, item) for item in index.get(key, list))
+    return tuple(_file(key, item, check) for item in index.get(key, list))
 
 
-def _file(key: str, item: Any) -> SideFile:
+def _file(key: str, item: Any, check: Callable[[str], None]) -> SideFile:
     if type(item) is not list or len(item) != 3 or type(item[0]) is not str:
         raise HeaderError(f"{key}: not a file: {item!r:.80}")
     name, sha256, blob = item
-    # a name from a stranger must not lead out of the folder
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise HeaderError(f"{key}: {name!r:.80} is not the name of a file")
     where = f"{key}: {name!r:.80}"
+    try:
+        check(name)
+    except HeaderError as error:
+        raise HeaderError(f"{key}: {error}") from None
     if blob is None and key == "shards":
         raise HeaderError(f"{where}: the header of a shard is always stored")
     if blob is not None:
         numbers = blob[:2] if type(blob) is list and len(blob) == 3 else [None]
-        if not all(type(number) is int and 0 <= number < _ELEMENTS for number in numbers):
+        if not all(type(number) is int and number >= 0 for number in numbers) or blob[0] > blob[1]:
             raise HeaderError(f"{where}: not a blob: {blob!r:.80}")
+        if key == "shards" and blob[1] > HEADER_BYTES + 8:
+            raise HeaderError(f"{where}: a header of {blob[1]} bytes")
         blob = Blob(blob[0], blob[1], _hex(where, blob[2], _STORED))
     return SideFile(name, _hex(where, sha256, _SHA256), blob)

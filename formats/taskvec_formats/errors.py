@@ -1,7 +1,18 @@
-"""Everything that can be wrong with a file, one class a way, and with those who read it. Imports nothing."""
+"""Everything that can be wrong with a file, one class a way, and with those who read it."""
+
+from __future__ import annotations
+
+from .text import printable
 
 
-class FormatError(Exception):
+class PlainError(Exception):
+    """An error whose message may quote what a file says: `str` gives one line that is safe to print."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class FormatError(PlainError):
     """A file is not what it claims to be. The message names the file, the tensor, what was expected and found."""
 
 
@@ -33,5 +44,5 @@ class CheckpointError(FormatError):
     """A checkpoint folder is missing, holds no safetensors, or its shards contradict each other."""
 
 
-class WorkerError(Exception):
+class WorkerError(PlainError):
     """A process that worked on a part was killed: by the system, where memory ran out, or by a person."""

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from .dtypes import BitArray, DType
+from .errors import HeaderError
 
 BLOCK_ELEMENTS = 1 << 22
+_ELEMENTS = 1 << 48  # positions stay exact in every integer type used, and in f64
+
+
+class Bits(Protocol):
+    """The carriers of a tensor, flat, that are there or are read when a slice is taken: an array is one."""
+
+    def __getitem__(self, span: slice, /) -> BitArray: ...
+
+
+def check_shape(where: str, shape: Sequence[int]) -> None:
+    """Raise HeaderError, naming `where`, for a shape of too many dimensions or elements.
+
+    Dimensions of zero are left out of the product: numpy and safetensors multiply the others even then.
+    """
+    if len(shape) > 64:
+        raise HeaderError(f"{where} has {len(shape)} dimensions where at most 64 are read")
+    elements = math.prod(filter(None, shape))
+    if elements >= _ELEMENTS:
+        raise HeaderError(f"{where} has {elements} elements, zero dimensions left out; fewer than 2^48 are read")
 
 
 @dataclass(frozen=True)
@@ -44,13 +66,19 @@ class Form:
         start = number * self.block_size
         return start, min(start + self.block_size, self.size)
 
-    def blocks(self) -> list[tuple[int, int]]:
+    def blocks(self) -> Iterator[tuple[int, int]]:
         """Those of all blocks."""
-        return [self.block(number) for number in range(self.block_count)]
+        return map(self.block, range(self.block_count))
 
-    def blocks_of(self, start: int, stop: int) -> list[tuple[int, int]]:
+    def blocks_of(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Those of the blocks that hold an element of [start, stop)."""
-        return [span for span in self.blocks() if span[0] < stop and start < span[1]]
+        return map(self.block, self.numbers_of(start, stop))
+
+    def numbers_of(self, start: int, stop: int) -> range:
+        """The numbers of these blocks."""
+        if start >= stop:
+            return range(0)
+        return range(start // self.block_size, min(-(-stop // self.block_size), self.block_count))
 
     def __str__(self) -> str:
         return f"{self.dtype.name} {list(self.shape)}"

@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
+
 from .atomic import atomic_file, naming
 from .blobs import pack_blob, unpack_blob
 from .blocks import Change, check_block, decode_block
 from .container import SafetensorsFile, encode_header
-from .description import DIGEST_KEY, encode, parse
-from .dtypes import BitArray
+from .description import DIGEST_KEY, INDEX_BYTES, encode, parse
 from .errors import ChecksumError, FormatError, HeaderError, StreamError
+from .forms import Bits
 from .header import Blob, Block, Header, SideFile, TensorSpec, stored_digest
 from .parallel import ordered_map
 
 INDEX, BLOCKS = "taskvec.index", "taskvec.blocks"
+_HEADER_BYTES = 1 << 25  # a description at its longest, each character of it an escape, takes less
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class LotaWriter:
         self._length = 0
 
     def __enter__(self) -> LotaWriter:
+        parse(*encode(self._header))  # a description that no reader would accept is refused before any work
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # the header comes first and needs every length, so the blocks wait in an unnamed file on the same disk
         self._spool = tempfile.TemporaryFile(dir=self._path.parent)
@@ -116,7 +121,7 @@ class LotaWriter:
 
 
 class LotaReader:
-    """A `.lota` file opened for reading: the header at once, a tensor's blocks when asked for, through a map.
+    """A `.lota` file opened for reading: the header at once, a tensor's blocks when asked for.
 
     path: where it is. header: the validated header. specs: tensor name -> TensorSpec.
 
@@ -127,18 +132,20 @@ class LotaReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = SafetensorsFile(path)
+        self._file = SafetensorsFile(path, _HEADER_BYTES)
         try:
             self.header = self._parse()
         except FormatError as error:
             raise type(error)(f"{path}: {error}") from None
         self.specs = {spec.name: spec for spec in self.header.tensors}
-        self._blocks: dict[str, int] = {}
+        # where each tensor's blocks begin, and behind them the end of its last
+        self._offsets: dict[str, npt.NDArray[np.int64]] = {}
         self._blobs: dict[SideFile, int] = {}
         offset = 0
         for spec in self.header.tensors:
-            self._blocks[spec.name] = offset
-            offset += spec.length
+            lengths = [0, *(block.length if block else 0 for block in spec.blocks)]
+            self._offsets[spec.name] = offsets = offset + np.cumsum(lengths, dtype=np.int64)
+            offset = int(offsets[-1])
         for file in self.header.blobs:
             self._blobs[file] = offset
             offset += file.blob.length if file.blob else 0
@@ -150,18 +157,22 @@ class LotaReader:
 
     def _parse(self) -> Header:
         tensors = self._file.tensors
-        index = self._file.bytes(INDEX) if INDEX in tensors else memoryview(b"")
+        index = memoryview(b"")
+        if INDEX in tensors:  # one byte more than allowed is enough for it to be refused
+            size = tensors[INDEX].stop - tensors[INDEX].start
+            index = self._file.bytes(INDEX, 0, min(size, INDEX_BYTES + 1))
         header = parse(self._file.metadata, index)
         if sorted(tensors) != sorted((INDEX, BLOCKS)):
             raise HeaderError(f"it must hold the tensors {INDEX} and {BLOCKS}, found {', '.join(sorted(tensors)):.200}")
         for name, info in tensors.items():
             if info.dtype.name != "U8" or len(info.shape) != 1:
                 raise HeaderError(f"{name} must be U8 [n], found {info.dtype.name} {list(info.shape)}")
-        if header.length != len(self._file.bytes(BLOCKS)):
-            raise HeaderError(f"{len(self._file.bytes(BLOCKS))} bytes of blocks where the index has {header.length}")
+        (stored,) = tensors[BLOCKS].shape
+        if header.length != stored:
+            raise HeaderError(f"{stored} bytes of blocks where the index has {header.length}")
         return header
 
-    def change(self, name: str, start: int = 0, stop: int | None = None, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int = 0, stop: int | None = None, base: Bits | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor; of the file, only the blocks they lie in are read.
 
         base: carriers of the whole tensor in the base (forms.take_for where its form differs); a patch needs them.
@@ -171,23 +182,18 @@ class LotaReader:
         stop = spec.size if stop is None else stop
         parts = [
             (span[0], self._decode(spec, block, span, offset, base))
-            for block, span, offset in self._stored(spec)
-            if span[0] < stop and start < span[1]
+            for block, span, offset in self._stored(spec, start, stop)
         ]
         return Change.joined(parts, start, stop, spec.dtype)
 
-    def _stored(self, spec: TensorSpec) -> Iterator[tuple[Block, tuple[int, int], int]]:
-        """The blocks of a tensor in which something changes, their ranges, and where they lie among the blocks."""
-        offset = self._blocks[spec.name]
-        for block, span in zip(spec.blocks, spec.form.blocks(), strict=True):
-            if block:
-                yield block, span, offset
-                offset += block.length
+    def _stored(self, spec: TensorSpec, start: int, stop: int) -> Iterator[tuple[Block, tuple[int, int], int]]:
+        """The blocks with elements of [start, stop) in which something changes: their ranges, and where they lie."""
+        for number in spec.form.numbers_of(start, stop):
+            if block := spec.blocks[number]:
+                yield block, spec.form.block(number), int(self._offsets[spec.name][number])
 
-    def _decode(
-        self, spec: TensorSpec, block: Block, span: tuple[int, int], offset: int, base: BitArray | None
-    ) -> Change:
-        data = self._file.bytes(BLOCKS)[offset : offset + block.length]
+    def _decode(self, spec: TensorSpec, block: Block, span: tuple[int, int], offset: int, base: Bits | None) -> Change:
+        data = self._file.bytes(BLOCKS, offset, offset + block.length)
         with self._naming(spec, span, offset):
             if self.header.kind == "vector":
                 return decode_block(spec.form, block, span, data)
@@ -222,7 +228,7 @@ class LotaReader:
         if file.blob is None:
             raise ValueError(f"{file.name} is not stored")
         offset = self._blobs[file]
-        stored = self._file.bytes(BLOCKS)[offset : offset + file.blob.length]
+        stored = self._file.bytes(BLOCKS, offset, offset + file.blob.length)
         if stored_digest(stored) != file.blob.digest:
             raise ChecksumError(f"{self.path}: {file.name!r}: the stored bytes do not have the digest given for them")
         data = unpack_blob(stored, file.blob.size, f"{self.path}: {file.name!r}")
@@ -237,12 +243,12 @@ class LotaReader:
         """
 
         def check(spec: TensorSpec) -> None:
-            for block, span, offset in self._stored(spec):
+            for block, span, offset in self._stored(spec, 0, spec.size):
                 if self.header.kind == "vector":
                     self._decode(spec, block, span, offset, None)
                     continue
                 with self._naming(spec, span, offset):
-                    check_block(block, self._file.bytes(BLOCKS)[offset : offset + block.length])
+                    check_block(block, self._file.bytes(BLOCKS, offset, offset + block.length))
 
         progress(0, len(self.specs))
         for done, _ in enumerate(ordered_map(check, self.specs.values()), 1):

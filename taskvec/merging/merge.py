@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from taskvec_formats import Change, Header, SparseTensor, TensorSpec
-from taskvec_formats.dtypes import BitArray
+from taskvec_formats.forms import Bits
 
 from ..align import align, merging
 from ..errors import MergeError, UsageError
@@ -133,7 +133,7 @@ class _Merge(Entries):
         keep = prune(request, **{name: options[name] for name in options_of(prune)})
         return Pruned(request, keep, options["rescale"] or dialect.rescale)
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         if self._method.whole:
             with self._lock:
                 merged = self._whole(name, 0, self._specs[name].size).within(start, stop)

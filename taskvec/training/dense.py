@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Conv1D
 
 from taskvec_formats import Change
-from taskvec_formats.dtypes import BitArray
+from taskvec_formats.forms import Bits
 
 from ..errors import UsageError
 from ..source import Entries
@@ -93,7 +93,7 @@ class _Trained(Entries):
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         dtype = self._run.start.tensors[name].dtype
-        before = (self._run.start.bits(name) if base is None else base)[start:stop]
+        before = self._run.start.bits(name, start, stop) if base is None else base[start:stop]
         return diff_range(dtype, before, bits_of(dtype, self._run.weight(name)[start:stop]))

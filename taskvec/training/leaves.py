@@ -292,8 +292,10 @@ class Origin:
         for name in self.parts(parameter):
             info, start = self.base.tensors[name], self.tensors[name].start
             low, high = np.searchsorted(indices, (start, start + info.form.size))
-            found.append(tensor_of(info.dtype, self.base.bits(name)[indices[low:high] - start]))
-            self.base.release(name)
+            held = indices[low:high] - start
+            # no more is read than the range in which the positions lie
+            first, stop = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
+            found.append(tensor_of(info.dtype, self.base.bits(name, first, stop)[held - first]))
         return torch.cat(found)
 
     def split(self, entries: Mapping[str, SparseTensor]) -> dict[str, SparseTensor]:

@@ -106,9 +106,7 @@ class Run:
 
     def started(self, name: str) -> torch.Tensor:
         """A tensor as it is at the start, from disk: [size], in its own dtype."""
-        values = tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
-        self.start.release(name)
-        return values
+        return tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
 
     def moved(self, parameter: str) -> torch.Tensor:
         """By how much a parameter differs from the start, in its shape and dtype."""
@@ -204,6 +202,5 @@ class Run:
             if not torch.equal(expected.view(torch.uint8), weight.view(torch.uint8)):
                 raise TrainingError(f"tensor {name!r}: start + vector is not what was trained; please report this")
             survived += int(np.count_nonzero(after[delta.indices] != before[delta.indices]))
-            self.start.release(name)
         self.progress("checking", len(self.forms), len(self.forms), "")
         return survived

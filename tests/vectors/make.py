@@ -97,7 +97,7 @@ def shapes_and_names() -> Pair:
         "0-d": reals("BF16", 2.0),
         "empty": reals("F32", np.zeros((0, 3))),
         "one": reals("F16", [[[[3.0]]]]),
-        'quote " and \\ and / and\n': reals("F32", [1, 2, 3]),
+        'quote " and \\ and /': reals("F32", [1, 2, 3]),
         "weights.层.ω": reals("F32", [[1], [2]]),
         "\U0001f9ea": reals("F32", [[1, 2]]),
     }
