@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
 import yaml
 
+from taskvec_formats.text import json_text, markdown
+
 from .merging import METHODS
 from .vector import TaskVector
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def model_card(name: str, merged: TaskVector) -> str:
@@ -20,10 +24,10 @@ def model_card(name: str, merged: TaskVector) -> str:
     made = merged.provenance
     method = METHODS[made["method"]]
     metadata = {"library_name": "transformers", "tags": ["merge", "taskvec"]}
-    if "/" in merged.base.name:
+    if _HUB_ID.fullmatch(merged.base.name):
         metadata = {"base_model": merged.base.name, **metadata}
     parents = [
-        f"| {parent['name']} | {_short(weight)} | `{parent['digest']}` |"
+        f"| {markdown(parent['name'])} | {_short(weight)} | `{parent['digest']}` |"
         for parent, weight in zip(made["parents"], made["weights"], strict=True)
     ]
     options = {**made["options"], "lambda": made["lambda"]}
@@ -31,9 +35,10 @@ def model_card(name: str, merged: TaskVector) -> str:
         "---",
         yaml.safe_dump(metadata, sort_keys=False).strip(),
         "---",
-        f"# {name}",
+        f"# {markdown(name)}",
         "",
-        f"A merge of task vectors of {merged.base.name} (fingerprint `{merged.base.fingerprint[:12]}`), by taskvec.",
+        f"A merge of task vectors of {markdown(merged.base.name)} (fingerprint `{merged.base.fingerprint[:12]}`), by "
+        "taskvec.",
         "",
         f"Method: [{method.name}]({method.source}), {method.summary}." if method.source else f"Method: {method.name}.",
         "",
@@ -43,11 +48,11 @@ def model_card(name: str, merged: TaskVector) -> str:
         "",
         "| parameter | value |",
         "|---|---|",
-        *(f"| {key.replace('_', '-')} | {_short(value)} |" for key, value in sorted(options.items())),
+        *(f"| {markdown(key.replace('_', '-'))} | {_short(value)} |" for key, value in sorted(options.items())),
         "",
     ]
     return "\n".join(lines)
 
 
 def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return markdown(value if isinstance(value, str) else json_text(value, indent=None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from taskvec.errors import TaskvecError, UsageError
 from taskvec_formats import FormatError
 from taskvec_formats.errors import WorkerError
+from taskvec_formats.text import printable
 
 USAGE, FAILURE = 2, 1
 
@@ -16,7 +17,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, (TaskvecError, FormatError, WorkerError)):
         return str(error), FAILURE
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, FAILURE
+        named = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return printable(named), FAILURE
     if isinstance(error, MemoryError):
         return "out of memory", FAILURE
-    return f"unexpected {type(error).__name__}: {error} (TASKVEC_DEBUG=1 shows where)", FAILURE
+    return printable(f"unexpected {type(error).__name__}: {error} (TASKVEC_DEBUG=1 shows where)"), FAILURE

@@ -23,17 +23,20 @@ def progress_bars() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from taskvec_formats.text import printable
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=Console(file=sys.stderr)) as bars:
         stages: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str = "") -> None:
+            note = printable(note, 80)
             if stage not in stages:
                 stages[stage] = bars.add_task(stage, total=total, note=note)
             bars.update(stages[stage], completed=done, total=total, note=note)

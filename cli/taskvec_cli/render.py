@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from taskvec_formats.file_names import INDEX
+from taskvec_formats.text import json_text, printable
 
 if TYPE_CHECKING:
     from taskvec import Applied, TaskVector
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from taskvec.overlap import Overlap
     from taskvec.training.evaluate import Evaluation
     from taskvec.training.train import Training
+
+_LINE, _CELL = 4000, 200  # the most characters of a line and of a cell of a table
+_ROWS = 200  # the most rows of a table
 
 
 def size(count: float) -> str:
@@ -30,9 +33,14 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line, made safe for a terminal: much of what is reported comes from files."""
+    typer.echo(printable(line, _LINE), err=err)
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
-    typer.echo(json.dumps(document, indent=2))
+    typer.echo(json_text(document))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -40,18 +48,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    rows = list(rows)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
+    for row in rows[:_ROWS]:
+        # as Text, since rich takes a string for markup
+        table.add_row(*(Text(printable(cell, _CELL)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 10_000
     with console.capture() as text:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
+    if len(rows) > _ROWS:
+        say(f"  and {len(rows) - _ROWS:,} more; --json prints all")
 
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
@@ -95,7 +108,7 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
     if as_json:
         print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
         return
-    typer.echo(
+    say(
         f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
         f"(density {summary['density']:.2%}), {size(summary['bytes'])}"
     )
@@ -111,7 +124,7 @@ def report_folder(output: Path, as_json: bool, **more: object) -> None:
     if as_json:
         print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
         return
-    typer.echo(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {size(total)}")
+    say(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {size(total)}")
     print_more(more)
 
 
@@ -119,7 +132,7 @@ def print_more(more: dict[str, object]) -> None:
     """One line a fact."""
     for key, value in more.items():
         shown = f"{value:.3f}" if isinstance(value, float) else value
-        typer.echo(f"{key.replace('_', ' ')}: {shown}")
+        say(f"{key.replace('_', ' ')}: {shown}")
 
 
 def training_summary(trained: Training) -> dict[str, Any]:
@@ -186,12 +199,12 @@ def evaluation_summary(
 def print_evaluation(summary: dict[str, Any]) -> None:
     """The same for people: a line a metric."""
     if summary["method"]:
-        typer.echo(f"merged by {summary['method']}: {summary['reason']}")
+        say(f"merged by {summary['method']}: {summary['reason']}")
     count = summary["examples"]
     for name, found in summary["metrics"].items():
         error = found["standard_error"]
         spread = "" if error is None else f" ± {error:.3f}"
-        typer.echo(f"{name}: {found['value']:.3f}{spread} ({count:,} example{'' if count == 1 else 's'})")
+        say(f"{name}: {found['value']:.3f}{spread} ({count:,} example{'' if count == 1 else 's'})")
 
 
 def evaluation_warning(vector: TaskVector) -> str | None:
@@ -247,14 +260,14 @@ def print_file(summary: dict[str, Any]) -> None:
     from taskvec.names import layer_and_module
 
     bits = summary["bits_per_entry"]
-    typer.echo(
+    say(
         f"{summary['path']}: {summary['kind']}, {summary['entries']:,} entries of {summary['eligible']:,} "
         f"eligible weights (density {summary['density']:.2%}), {size(summary['bytes'])}"
         + (f", {bits:.1f} bits an entry" if bits else "")
     )
     for role in ("base", "tuned"):
         if summary[role]:
-            typer.echo(f"{role}: {summary[role]['name']} ({summary[role]['fingerprint'][:12]})")
+            say(f"{role}: {summary[role]['name']} ({summary[role]['fingerprint'][:12]})")
     reformed = [
         f"{tensor['name']} (added)" if tensor["origin"] is None else f"{tensor['name']} (was {_form(tensor['origin'])})"
         for tensor in summary["tensors"]
@@ -266,14 +279,15 @@ def print_file(summary: dict[str, Any]) -> None:
         ("side files", summary["side_files"]),
     ):
         if names:
-            typer.echo(f"{what}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
+            shown = ", ".join(printable(name, _CELL) for name in names[:8])
+            say(f"{what}: {shown}{', …' if len(names) > 8 else ''}")
     facts = [
-        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        printable(f"{key.replace('_', ' ')} {format(value, '.4g') if isinstance(value, float) else value}", _CELL)
         for key, value in summary["provenance"].items()
         if value is not None and not isinstance(value, (list, dict)) and key != "made_by"
     ]
     if "made_by" in summary["provenance"]:
-        typer.echo(f"made by {summary['provenance']['made_by']}: {', '.join(facts)}")
+        say(f"made by {summary['provenance']['made_by']}: {', '.join(facts)}")
     modules: dict[str, list[int]] = {}
     for tensor in summary["tensors"]:
         _, module = layer_and_module(tensor["name"])
@@ -323,9 +337,11 @@ def print_demo(demo: Demo) -> None:
     columns = [column for task in tasks for column in (f"{task} loss", f"{task} exact")]
     print_table(("model", *columns, "on disk", "smaller"), rows, title="Held-out loss and exact match")
     print_overlap([overlap_summary(tasks, demo.overlap)])
-    typer.echo(f"merged by {demo.method}: {demo.reason}")
-    typer.echo(f"picture: {demo.picture}")
-    typer.echo(f"merged model: {demo.folder / 'merged'}")
+    say(f"merged by {demo.method}: {demo.reason}")
+    say(f"picture: {demo.picture}")
+    say(f"merged model: {demo.folder / 'merged'}")
     for question, answer in demo.samples:
-        typer.echo(f"\n> {question}")
-        typer.echo("\n".join(f"  {line}" for line in answer.splitlines()))
+        typer.echo()
+        say(f"> {question}")
+        for line in answer.splitlines():
+            say(f"  {line}")

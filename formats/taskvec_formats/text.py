@@ -6,13 +6,15 @@ obeys escape sequences, Markdown renders HTML and links, and JSON has no NaN.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
 from typing import Any
 
 LINE = 1000  # characters of an error message
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~:@$^=-])")
+# what begins markup inside a line: "_" does at the edge of a word only, "://" and "www." are links by themselves
+_MARKDOWN = re.compile(r"[\\`*\[\]#!|~@$^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def printable(text: object, most: int = LINE) -> str:
@@ -38,13 +40,11 @@ def _shortened(line: str, most: int) -> str:
 
 
 def markdown(text: object, most: int = 200) -> str:
-    """The same as literal Markdown: no markup, HTML, link or line break of the text has an effect.
+    """The same as literal Markdown inside a line: no markup, HTML, link or line break of the text has an effect.
 
     Punctuation is escaped by a backslash (CommonMark section 2.4), and `<`, `>` and `&` become entities.
     """
-    line = printable(text, most).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # "&" of the entities stays; whatever could begin markup does not
-    return _MARKDOWN.sub(r"\\\1", line)
+    return html.escape(_MARKDOWN.sub(r"\\\g<0>", printable(text, most)), quote=False)
 
 
 def json_text(document: Any, indent: int | None = 2) -> str:
