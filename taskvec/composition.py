@@ -179,7 +179,7 @@ def _replacements(dtype: DType, first: Change, second: Change) -> SparseTensor:
     values = np.empty(len(indices), dtype.carrier)
     values[in_before] = moved
     values[in_after] = after.values
-    return SparseTensor(before.shape, indices, values)
+    return SparseTensor.owning(before.shape, indices, values)
 
 
 def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> SparseTensor:
@@ -195,7 +195,7 @@ def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> Sparse
     kept = np.ones(len(indices), bool)
     kept[both] = values[both] != 0
     kept[too_large] = False
-    return SparseTensor(first.shape, indices[kept], values[kept])
+    return SparseTensor.owning(first.shape, indices[kept], values[kept])
 
 
 class _Between(Patched):

@@ -141,9 +141,9 @@ def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], fra
     cut = entries.positions.length
     try:
         indices = POSITION_CODECS[entries.positions.codec].decode(data[:cut], entries.count, frame)
-        sparse = SparseTensor(shape, indices, np.zeros(len(indices), dtype))
+        sparse = SparseTensor.owning(shape, indices, np.zeros(len(indices), dtype))
         carrier = np.dtype(f"<u{dtype.itemsize}")
         values = VALUE_CODECS[entries.values.codec].decode(data[cut:], carrier, sparse.indices, frame)
-        return sparse.holding(values.view(dtype))
+        return sparse._holding(values.view(dtype))
     except StreamError as error:
         raise StreamError(f"{part}: {error}") from None
