@@ -69,42 +69,48 @@ def lineage(parents: Sequence[Parent], weights: Sequence[float] | None = None) -
 
 
 def _ancestors(parents: Sequence[Parent]) -> list[tuple[str, Facts]]:
-    """The facts of all vectors that the parents know of, themselves included, nearest first; digests without facts."""
-    # what a parent says of itself counts more than what others say of it
-    known = {parent.digest: parent.provenance for parent in reversed(parents)}
-    waiting = deque(dict.fromkeys(parent.digest for parent in parents))
-    for digest in list(waiting):
-        table = known[digest].get("ancestors")
-        for other, facts in (table if isinstance(table, dict) else {}).items():
+    """The facts of all vectors that the parents know of, themselves included, nearest first, each by its key.
+
+    The key is the digest. Vectors of one content that came about differently share it: those behind the first have
+    their number behind a colon.
+    """
+    known: dict[str, list[Facts]] = {}
+    distinct = {(parent.digest, id(parent.provenance)): parent for parent in parents}.values()
+    for parent in distinct:
+        _learn(known, parent.digest, parent.provenance)
+    for parent in distinct:
+        table = parent.provenance.get("ancestors")
+        for key, facts in (table if isinstance(table, dict) else {}).items():
             if isinstance(facts, dict):
-                known.setdefault(other, facts)
-    found: dict[str, Facts] = {}
+                _learn(known, key.partition(":")[0], facts)
+    found: list[tuple[str, Facts]] = []
+    waiting = deque(parent.digest for parent in distinct)
     while waiting:
         digest = waiting.popleft()
-        if digest in found or digest not in known:
-            continue
-        facts, nested = _own(known[digest])
-        for other, more in nested.items():
-            known.setdefault(other, more)
-        found[digest] = facts
-        waiting.extend(link["digest"] for link in _links(facts))
-    return [(digest, facts) for digest, facts in found.items() if facts]
+        for number, facts in enumerate(known.pop(digest, ()), 1):
+            found.append((digest if number == 1 else f"{digest}:{number}", facts))
+            waiting.extend(link["digest"] for link in _links(facts))
+    return found
 
 
-def _own(provenance: Mapping[str, Any]) -> tuple[Facts, dict[str, Facts]]:
-    """The facts of one vector alone, and those of its parents where they stand inside, as older files have them."""
-    facts = {key: value for key, value in provenance.items() if key not in ("ancestors", "ancestors_left_out")}
-    nested: dict[str, Facts] = {}
-    for link in _links(facts):
-        more = {key: value for key, value in link.items() if key not in _LINK}
-        if more:
-            nested[link["digest"]] = more
-    if nested:
-        facts["parents"] = [
-            {key: parent[key] for key in _LINK if key in parent} if _is_link(parent) else parent
-            for parent in facts["parents"]
-        ]
-    return facts, nested
+def _learn(known: dict[str, list[Facts]], digest: str, provenance: Mapping[str, Any]) -> None:
+    """Add the facts of one vector, and those of its parents where they stand inside, as older files have them."""
+    waiting = [(digest, provenance)]
+    while waiting:
+        digest, provenance = waiting.pop()
+        facts = {key: value for key, value in provenance.items() if key not in ("ancestors", "ancestors_left_out")}
+        nested = [(link["digest"], inside) for link in _links(facts) if (inside := _split(link)[1])]
+        if nested:
+            facts["parents"] = [_split(parent)[0] if _is_link(parent) else parent for parent in facts["parents"]]
+            waiting += nested
+        if facts and facts not in known.setdefault(digest, []):
+            known[digest].append(facts)
+
+
+def _split(link: Facts) -> tuple[Facts, Facts]:
+    """The name of a parent, and what stands beside it."""
+    own = {key: link[key] for key in _LINK if key in link}
+    return own, {key: value for key, value in link.items() if key not in _LINK}
 
 
 def _links(facts: Facts) -> Iterator[Facts]:
@@ -136,6 +142,7 @@ def joined(names: Iterable[str], sign: str) -> str:
 
 def stored_text(what: str, provenance: Mapping[str, Any]) -> str:
     """A provenance as the JSON that a file holds. Raises UsageError for what no file can hold; what: whose it is."""
+    what = shortened(what)
     _check(what, provenance)
     text = _json(what, provenance)
     if len(text) > _STORED_BYTES:
@@ -157,7 +164,7 @@ def _check(what: str, provenance: object) -> None:
     while open_values:
         for value in open_values[-1]:
             count += 1
-            if count > _STORED_BYTES:  # each takes a byte, and shared parts are written as often as they occur
+            if 2 * count > _STORED_BYTES:  # a value and a comma; shared parts are written as often as they occur
                 raise UsageError(f"the provenance of {what} is too large to be stored")
             inner = _inside(what, value)
             if inner is not None:

@@ -30,7 +30,7 @@ def real(what: str, value: object) -> float:
 def whole(what: str, value: object) -> int:
     """The value as an int. Raises UsageError for anything but a whole number, 3.0 included."""
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return int(operator.index(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(f"{what} must be a whole number, found {said(value)}") from None
 

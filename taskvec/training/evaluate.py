@@ -20,6 +20,7 @@ from taskvec_formats.atomic import atomic_file
 from ..errors import TrainingError, UsageError
 from ..live import applied
 from ..progress import Progress, silent
+from ..quantities import whole
 from ..vector import TaskVector
 from .data import IGNORED, Example, collate, encode, encode_completion, encode_prompt, pad_id
 from .estimate import Estimate, estimate
@@ -54,7 +55,7 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
         if metric not in METRICS:
             raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
     for name, count in counts.items():
-        if count is not None and count <= 0:
+        if count is not None and whole(name.replace("_", "-"), count) <= 0:
             raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {count}")
     if "rouge1" in metrics:
         check_rouge()
