@@ -126,14 +126,16 @@ def evaluate_checkpoint(
     batch_size: int = 32,
     max_length: int = 1024,
     max_new_tokens: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """The same of a model folder in f32, with a vector or patch on it where there is one.
 
+    trust_remote_code: whether Python code from the model folder may run.
     Raises the errors of `load_model`, `applied` and `evaluate`.
     """
     progress("loading", 0, 1, base.name)
-    model, tokenizer = load_model(base.path)
+    model, tokenizer = load_model(base.path, trust_remote_code=trust_remote_code)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
     progress("loading", 1, 1, "")
     if is_masked(model):

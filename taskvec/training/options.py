@@ -69,6 +69,7 @@ class Options:
     save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
     seed: of the order of the data. device: "auto" (an accelerator where there is one) or "cpu".
     dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
+    trust_remote_code: whether Python code from the model folder may run.
     relative_to: what the vector is added to where training starts from another vector: the "base", or the "start".
     """
 
@@ -104,6 +105,7 @@ class Options:
     device: str = "auto"
     dtype: str = "float32"
     relative_to: str = "base"
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Numbers of numpy and torch become Python's own. Raises UsageError for a value of another kind."""
