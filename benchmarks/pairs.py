@@ -44,8 +44,8 @@ def finetune(base: Path, out: Path) -> None:
     import torch  # here, so that whoever only wants the names of the pairs stays small
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False).train()
     sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     random.Random(0).shuffle(sources)
     text = "\n".join(source.read_text(encoding="utf-8", errors="ignore")[:4000] for source in sources[:150])

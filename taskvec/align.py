@@ -86,7 +86,7 @@ class Aligned:
             found, indices = found[kept], indices[kept]
         if not np.isfinite(found).all():
             raise MergeError("a weighted sum leaves the range of f32")
-        return SparseTensor(self.shape, indices, found.astype("<f4", copy=False))
+        return SparseTensor.owning(self.shape, indices, found.astype("<f4", copy=False))
 
 
 def align(

@@ -19,6 +19,7 @@ from taskvec_formats.sparse import Indices
 from .align import merging
 from .diff import diff
 from .errors import BaseMismatchError, MergeError, UsageError
+from .lineage import joined, lineage
 from .patched import Patched
 from .positions import common, union
 from .progress import Progress, silent
@@ -33,18 +34,16 @@ def compose(
 
     base: A. With it the result is exact, whatever the vectors do; it is a patch where both are. It is read once now,
         for the fingerprint of C, and the tensors that change again when they are asked for, one at a time.
-    Without it both must be vectors, and first must know B. An element that one of them changes comes out exactly, one
-    that both change as A + (Δ₁ + Δ₂), the sum in f32, left out where it is zero: C but for roundings. Where first
-    replaces an element or second does, C's bits are known and replace it. The result knows C where all of it is exact.
+    Without it both must be vectors, and first must know B, or be composed here of vectors that lead there. An element
+    that one of them changes comes out exactly, one that both change as A + (Δ₁ + Δ₂), the sum in f32, left out where it
+    is zero: C but for roundings. Where first replaces an element or second does, C's bits are known and replace it. The
+    result knows C where all of it is exact; in any case it leads there, and can be composed with what starts from C.
 
     Raises BaseMismatchError where second does not start where first leads to; UsageError where this, or what becomes of
     a tensor, cannot be told without the base; MergeError where a sum leaves the range of f32.
     """
-    provenance: dict[str, Any] = {
-        "made_by": "compose",
-        "parents": [{**vector.provenance, "name": vector.name, "digest": vector.digest} for vector in (first, second)],
-    }
-    name = f"{first.name} >> {second.name}"
+    provenance: dict[str, Any] = {"made_by": "compose", **lineage((first, second))}
+    name = joined((first.name, second.name), " >> ")
     if base is not None:
         return _on(base, first, second, name, provenance, progress)
     _check_consecutive(first, second)
@@ -54,12 +53,14 @@ def compose(
     header = Header(
         "vector",
         first.base,
-        second.header.tuned if second.header.tuned and source.is_exact() else None,
+        second.header.tuned if first.header.tuned and second.header.tuned and source.is_exact() else None,
         tensors=(),
         removed=tuple(sorted({*first.header.removed, *second.header.removed} - added)),
         provenance=provenance,
     )
-    return TaskVector(header, specs.values(), source, name)
+    composed = TaskVector(header, specs.values(), source, name, made_of=(first, second))
+    composed.leads_to = second.leads_to
+    return composed
 
 
 def _on(
@@ -68,7 +69,7 @@ def _on(
     kind = "patch" if first.kind == second.kind == "patch" else "vector"
     whole = diff(base, Patched(_Between(base, first), second), progress=progress, kind=kind)
     header = replace(whole.header, provenance=provenance)
-    return TaskVector(header, whole.specs.values(), _Difference(first, second, whole), name, base)
+    return TaskVector(header, whole.specs.values(), _Difference(first, second, whole), name, base, (first, second))
 
 
 def _check_consecutive(first: TaskVector, second: TaskVector) -> None:
@@ -77,11 +78,12 @@ def _check_consecutive(first: TaskVector, second: TaskVector) -> None:
             raise UsageError(
                 f"{vector.name} is a patch, which can be read beside its base only: give the base (--base)"
             )
-    start, end = second.base, first.header.tuned
+    start, end = second.base, first.leads_to
     if end is None:
         raise UsageError(
             f"{first.name} does not know the checkpoint that it leads to, so that {second.name} might start elsewhere: "
             "give the base (--base)"
+            + (", or compose the vectors that it was made of" if first.provenance.get("made_by") == "compose" else "")
         )
     if start.fingerprint != end.fingerprint:
         raise BaseMismatchError(
@@ -180,7 +182,7 @@ def _replacements(dtype: DType, first: Change, second: Change) -> SparseTensor:
     values = np.empty(len(indices), dtype.carrier)
     values[in_before] = moved
     values[in_after] = after.values
-    return SparseTensor(before.shape, indices, values)
+    return SparseTensor.owning(before.shape, indices, values)
 
 
 def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> SparseTensor:
@@ -196,7 +198,7 @@ def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> Sparse
     kept = np.ones(len(indices), bool)
     kept[both] = values[both] != 0
     kept[too_large] = False
-    return SparseTensor(first.shape, indices[kept], values[kept])
+    return SparseTensor.owning(first.shape, indices[kept], values[kept])
 
 
 class _Between(Patched):

@@ -12,6 +12,7 @@ from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
 from .errors import DiffError, UsageError
+from .lineage import shortened
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
 from .source import Entries
@@ -62,6 +63,7 @@ def diff(
     """
     check_kind(kind, sparsity)
     if sparsity is not None:
+        sparsity = check_sparsity(sparsity)
         check_same_model(base, tuned)
     elif not base.tensors.keys() & tuned.tensors.keys():
         raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
@@ -82,7 +84,7 @@ def diff(
 
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
-    provenance = {**header.provenance, "tuned": tuned.name, "sparsity": sparsity}
+    provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, checkpoint=base)
 

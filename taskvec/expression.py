@@ -8,17 +8,19 @@ parenthesis and, but for /, with which paths begin, at the beginning of a word. 
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import reduce
+from typing import Any, TypeAlias
 
 from taskvec_formats import Checkpoint, FormatError
 
 from .composition import compose
 from .errors import UsageError
 from .progress import Progress, silent
+from .quantities import said
 from .vector import TaskVector
 
 # a vector is made of those before it: what many were chained to would be read by too deep a recursion
@@ -32,6 +34,7 @@ _TAKES = {
     "*": (["NN", "NV", "VN"], "numbers and at most one vector"),
     "/": (["NN", "VN"], "a number behind it"),
 }
+_FOUND = {"VV": "two vectors", "VN": "a vector and a number", "NV": "a number and a vector", "NN": "two numbers"}
 _APPLY: dict[str, Callable[..., Any]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -42,7 +45,7 @@ _END = r"(?=[\s()*]|(?:>>|[-+/])\(|$)"
 _WORD = re.compile(
     r"""(?P<sign>[()*+-]|>>|/(?=[\s()*]|$)|(?<=[)"'])/)"""
     r"""|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<open>["'])"""
-    rf"|(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?){_END}"
+    rf"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?){_END}"
     rf"|(?P<name>\S.*?){_END}"
 )
 
@@ -93,22 +96,44 @@ class Expression:
         for word in self._postfix:
             if word.kind == "name" and word.text not in vectors:
                 vectors[word.text] = _opened(word, open_vector)
-        stack: list[Any] = []
+        stack: list[_Operand] = []
         for word in self._postfix:
             if word.kind == "number":
                 stack.append(float(word.text))
             elif word.kind == "name":
-                stack.append(vectors[word.text])
+                stack.append([vectors[word.text]])
             elif word.kind == "negation":
-                stack.append(-stack.pop())
+                stack.append(_operand(-_value(stack.pop(), base, progress)))
             else:
                 right, left = stack.pop(), stack.pop()
                 _check_operands(word, left, right)
-                result = compose(left, right, base, progress) if word.kind == ">>" else _APPLY[word.kind](left, right)
-                stack.append(result)
-        if not isinstance(stack[0], TaskVector):
-            raise UsageError(f"the expression is a number, {stack[0]:g}: expected a vector")
-        return stack[0]
+                if isinstance(left, list) and isinstance(right, list) and word.kind == ">>":
+                    chain = [*left, *right]
+                    # beside the base each vector needs the state before it, which is that of a chain from the left
+                    stack.append(chain if base is not None else [_composed(chain, base, progress)])
+                else:
+                    operands = _value(left, base, progress), _value(right, base, progress)
+                    stack.append(_operand(_APPLY[word.kind](*operands)))
+        found = _value(stack[0], base, progress)
+        if not isinstance(found, TaskVector):
+            raise UsageError(f"the expression is a number, {found:g}: expected a vector")
+        return found
+
+
+# a number, or vectors that are to be composed
+_Operand: TypeAlias = float | list[TaskVector]
+
+
+def _operand(value: Any) -> _Operand:
+    return [value] if isinstance(value, TaskVector) else float(value)
+
+
+def _value(operand: _Operand, base: Checkpoint | None, progress: Progress) -> Any:
+    return _composed(operand, base, progress) if isinstance(operand, list) else operand
+
+
+def _composed(chain: list[TaskVector], base: Checkpoint | None, progress: Progress) -> TaskVector:
+    return reduce(lambda first, second: compose(first, second, base, progress), chain)
 
 
 def _words(text: str) -> list[Word]:
@@ -141,7 +166,7 @@ def _postfix(words: Sequence[Word]) -> list[Word]:
         elif operand and word.kind in ("(", "-"):
             waiting.append(replace(word, kind="negation") if word.kind == "-" else word)
         elif operand:
-            raise _error(word, f"expected a vector or a number, found {word.text!r}")
+            raise _error(word, f"expected a vector or a number, found {said(word.text)}")
         elif word.kind == ")":
             unwind(1)
             if not waiting:
@@ -152,9 +177,9 @@ def _postfix(words: Sequence[Word]) -> list[Word]:
             waiting.append(word)
             operand = True
         else:
-            raise _error(word, f"expected an operator, found {word.text!r}")
+            raise _error(word, f"expected an operator, found {said(word.text)}")
     if operand:
-        found = f"ends with {words[-1].text!r}" if words else "is empty"
+        found = f"ends with {said(words[-1].text)}" if words else "is empty"
         raise UsageError(f"the expression {found}: expected a vector or a number")
     unwind(1)
     if waiting:
@@ -166,19 +191,18 @@ def _opened(word: Word, open_vector: Callable[[str], TaskVector]) -> TaskVector:
     try:
         return open_vector(word.text)
     except FormatError:
-        if Path(word.text).exists():
+        if os.path.exists(word.text):  # False for what cannot be a path either
             raise
     joined = any(sign in word.text for sign in ("+", "-", "/", ">>"))
     hint = ": put white space around what is an operator in it" if joined else ""
-    raise _error(word, f"there is no file {word.text!r}{hint}")
+    raise _error(word, f"there is no file {said(word.text, 200)}{hint}")
 
 
-def _check_operands(word: Word, left: object, right: object) -> None:
-    kinds = "".join("V" if isinstance(operand, TaskVector) else "N" for operand in (left, right))
+def _check_operands(word: Word, left: _Operand, right: _Operand) -> None:
+    kinds = "".join("V" if isinstance(operand, list) else "N" for operand in (left, right))
     allowed, expected = _TAKES[word.kind]
     if kinds not in allowed:
-        found = {"VV": "two vectors", "VN": "a vector and a number", "NV": "a number and a vector"}[kinds]
-        raise _error(word, f"{word.text} takes {expected}, found {found}")
+        raise _error(word, f"{word.text} takes {expected}, found {_FOUND[kinds]}")
     if word.kind == "/" and right == 0:
         raise _error(word, "cannot divide by zero")
 

@@ -13,9 +13,10 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
 
 
-def local_model(reference: str | Path) -> Path:
+def local_model(reference: str | Path, *, with_code: bool = False) -> Path:
     """The local path of a model: a folder or file as it is, a Hub id ("org/name") downloaded to the Hub's cache.
 
+    with_code: download Python code too, where a model has code of its own.
     Raises UsageError where there is neither such a path nor such a model within reach.
     """
     path = Path(reference)
@@ -27,7 +28,7 @@ def local_model(reference: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(reference), allow_patterns=_WANTED))
+        return Path(snapshot_download(str(reference), allow_patterns=_WANTED + ["*.py"] * with_code))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
@@ -35,9 +36,12 @@ def local_model(reference: str | Path) -> Path:
         ) from None
 
 
-def open_checkpoint(reference: str | Path) -> Checkpoint:
-    """Open a model folder, a single `.safetensors` file or a Hub id. Raises UsageError and FormatError."""
-    path = local_model(reference)
+def open_checkpoint(reference: str | Path, *, with_code: bool = False) -> Checkpoint:
+    """Open a model folder, a single `.safetensors` file or a Hub id. Raises UsageError and FormatError.
+
+    with_code: of a Hub id, download the model's own Python code too; opening runs none.
+    """
+    path = local_model(reference, with_code=with_code)
     is_hub_id = not Path(reference).exists()
     return Checkpoint(path, name=str(reference) if is_hub_id else None)
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from taskvec_formats.sparse import Indices
 
 from .errors import MaskError, UsageError
+from .quantities import real, said
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Part = Hashable
@@ -30,17 +31,19 @@ def entries_for(sparsity: float, eligible: int) -> int:
 
     Raises UsageError for a sparsity outside (0, 1) and MaskError where nothing would be left.
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
     k = round((1 - sparsity) * eligible)
     if k == 0:
         raise MaskError(f"a sparsity of {sparsity} leaves none of {eligible} eligible weights")
     return k
 
 
-def check_sparsity(sparsity: float) -> None:
-    """Raise UsageError for a sparsity outside (0, 1), NaN included."""
-    if not 0 < sparsity < 1:
-        raise UsageError(f"the sparsity must lie between 0 and 1, both excluded; found {sparsity}")
+def check_sparsity(sparsity: float) -> float:
+    """The sparsity as Python's own float. Raises UsageError for one outside (0, 1), NaN included."""
+    share = real("the sparsity", sparsity)
+    if not 0 < share < 1:
+        raise UsageError(f"the sparsity must lie between 0 and 1, both excluded; found {said(sparsity)}")
+    return share
 
 
 @dataclass(frozen=True)

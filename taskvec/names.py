@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")  # longer numbers count nothing
 _EXPERT = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 

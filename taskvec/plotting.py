@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from .overlap import Overlap, Place
 from .vector import TaskVector
 
 _FORMATS = (".png", ".svg", ".pdf")
+# names from files are text, not formulas of TeX
+_LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
+_DPI, _PIXELS = 150, 1 << 16  # matplotlib draws no more on a side
 
 
 def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path) -> None:
@@ -24,9 +28,10 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path) ->
     labels: one a vector. One colour scale serves all panels; a mark on it shows what independent random masks would
     give. Raises UsageError for a file type that matplotlib does not write here, or where matplotlib is missing.
     """
+    names = [_label(label, 40) for label in labels]
     panels = [
         (
-            f"{labels[pair.a]} and {labels[pair.b]}: {pair.total.intersection:,} shared positions, "
+            f"{names[pair.a]} and {names[pair.b]}: {pair.total.intersection:,} shared positions, "
             f"Jaccard {pair.total.jaccard:.1%}, by chance {pair.expected_jaccard:.1%}",
             {place: cell.jaccard for place, cell in pair.places.items()},
         )
@@ -46,7 +51,7 @@ def plot_density(label: str, vector: TaskVector, path: Path) -> None:
     total = sum(count for count, _ in entries.values())
     share = total / vector.eligible if vector.eligible else 0.0
     density = {place: count / size if size else 0.0 for place, (count, size) in entries.items()}
-    _draw([(f"{label}: {total:,} entries, density {share:.2%}", density)], "density", path, share, "mean")
+    _draw([(f"{_label(label, 40)}: {total:,} entries, density {share:.2%}", density)], "density", path, share, "mean")
 
 
 def plot_losses(
@@ -71,7 +76,8 @@ def plot_losses(
     axes.plot(range(1, len(losses) + 1), losses, label="training")
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", label="held out")
-    axes.set(title=label, xlabel="step", ylabel="loss (nats a token)")
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.set_title(_label(label, 60), **_LITERAL)
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
@@ -96,13 +102,19 @@ def _draw(
 
     places = [place for _, values in panels for place in values]
     layers = sorted({layer for layer, _ in places if layer is not None})
-    modules = sorted({module for layer, module in places if layer is not None})
-    outside = sorted({module for layer, module in places if layer is None})
-    rows = [*modules, *outside]
+    # first what lies in the blocks, then what lies outside, which may be called the same
+    rows = sorted({(layer is None, module) for layer, module in places})
+    shown = [_label(module, 40) for _, module in rows]
     columns = max(len(layers), 1)
-
-    width = max(6.0, 2.6 + 0.3 * columns)
-    figure = Figure(figsize=(width, (0.34 * max(len(rows), 1) + 1.1) * len(panels)), layout="constrained")
+    longest = max(map(len, shown), default=0)
+    width = max(6.0, 2.6 + 0.3 * columns) + 0.15 * max(0, longest - 24)
+    height = (0.34 * max(len(rows), 1) + 1.1) * len(panels)
+    if max(width, height) * _DPI >= _PIXELS:
+        raise UsageError(
+            f"a picture of {len(rows):,} modules in {columns:,} blocks, {len(panels):,} times, would be too large: "
+            f"it may have {_PIXELS:,} pixels on a side"
+        )
+    figure = Figure(figsize=(width, height), layout="constrained")
     top = max((value for _, values in panels for value in values.values()), default=0.0) or 1.0
     image: Any = None
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -111,12 +123,12 @@ def _draw(
         for (layer, module), value in values.items():
             # what lies outside the blocks belongs to no column and fills its row
             column = slice(None) if layer is None else layers.index(layer)
-            grid[rows.index(module), column] = value
+            grid[rows.index((layer is None, module)), column] = value
         image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
-        axis.set_yticks(range(len(rows)), rows, fontsize=8)
+        axis.set_yticks(range(len(rows)), shown, fontsize=8, **_LITERAL)
         step = max(1, len(layers) // 15)
         axis.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]], fontsize=8)
-        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_title(title, fontsize=10, loc="left", **_LITERAL)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         axis.set_xticks(np.arange(-0.5, columns), minor=True)
@@ -139,13 +151,22 @@ def _draw(
     _save(figure, path)
 
 
+def _label(text: str, most: int) -> str:
+    """A name as it is drawn: on one line, without characters that cannot be seen, its middle left out where long."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    half = (most - 1) // 2
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
+
+
 def _save(figure: Any, path: Path) -> None:
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, warnings.catch_warnings():
+        # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         # a fixed date and no software stamp: the same masks give the same bytes
         metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         kind = path.suffix.lower()
         with rc_context({"svg.hashsalt": "taskvec"}):
-            figure.savefig(temporary, format=kind[1:], dpi=150, metadata=metadata[kind])
+            figure.savefig(temporary, format=kind[1:], dpi=_DPI, metadata=metadata[kind])

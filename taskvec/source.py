@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
+
 from taskvec_formats import Change, Companion, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
+
+from .errors import UsageError
 
 
 class Source(Protocol):
@@ -39,9 +43,20 @@ class Entries:
 
 
 class Memory(Entries):
-    """A Source held in memory: tensor name -> deltas, flat or in the tensor's shape."""
+    """A Source held in memory: tensor name -> f32 deltas, flat or in the tensor's shape.
+
+    Raises UsageError, naming the tensor, for deltas of another dtype or size, and for those of no tensor.
+    """
 
     def __init__(self, deltas: Mapping[str, SparseTensor], specs: Mapping[str, TensorSpec]) -> None:
+        for name, delta in deltas.items():
+            if name not in specs:
+                raise UsageError(f"there are deltas of {name!r}, which is none of the tensors")
+            if delta.values.dtype != np.float32 or delta.size != specs[name].size:
+                form = f"F32 {list(specs[name].shape)}"
+                raise UsageError(
+                    f"tensor {name!r}: its deltas must be {form}, found {delta.values.dtype} {list(delta.shape)}"
+                )
         self._deltas = deltas
         self._specs = specs
 

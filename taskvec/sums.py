@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from taskvec_formats import Change, Header, TensorSpec
 from taskvec_formats.forms import Bits
@@ -16,30 +17,40 @@ from .source import Entries, Source, no_replacements
 
 @dataclass(frozen=True)
 class Term:
-    """A vector and its factor. name: what to call it. digest: what tells it from others of that name."""
+    """A vector and its factor. name: what to call it. digest: what tells it from others of that name.
+
+    record: its provenance as text, which orders those that have one digest.
+    """
 
     weight: float
     name: str
     digest: str
     header: Header
-    specs: Mapping[str, TensorSpec]
     source: Source
+    specs: Mapping[str, TensorSpec]
+    depth: int
+    record: str
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How it came about."""
+        return self.header.provenance
 
 
 class Sum(Entries):
     """The Source of Σ weightᵢ·τᵢ. Entries that cancel, and those that are zero, are dropped.
 
     Terms are added in the order of their names, whatever the order given: sums commute and associate to the byte.
+    specs: of the terms together (common_specs). Raises UsageError for a factor that is not finite.
     """
 
-    def __init__(self, terms: Iterable[Term]) -> None:
-        """Raises UsageError for a factor that is not finite and the errors of common_specs."""
-        self.terms = sorted(terms, key=_place)
+    def __init__(self, terms: Iterable[Term], specs: dict[str, TensorSpec]) -> None:
+        self.terms = sorted(terms, key=lambda term: (term.name, term.digest, term.weight, term.record))
         for term in self.terms:
             if not math.isfinite(term.weight):
                 raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
         self.by_range = all(term.source.by_range for term in self.terms)
-        self.specs = common_specs([(term.name, term.header, term.specs) for term in self.terms])
+        self.specs = specs
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         held = [term for term in self.terms if name in term.specs]
@@ -48,11 +59,6 @@ class Sum(Entries):
         with merging(name):
             total = aligned.result(aligned.total())
         return Change(total, no_replacements(self.specs[name], stop - start))
-
-
-def _place(term: Term) -> tuple[str, str, float, str]:
-    # the name and digest of vectors that were never stored may be one
-    return term.name, term.digest, term.weight, repr((term.header.tuned, term.header.provenance))
 
 
 def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:

@@ -23,7 +23,7 @@ def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
     changed = np.flatnonzero(base != tuned)
     before, after = base[changed], tuned[changed]
     if not dtype.additive:
-        return Change(SparseTensor.empty(shape), SparseTensor(shape, changed, after))
+        return Change(SparseTensor.empty(shape), SparseTensor.owning(shape, changed, after))
     with np.errstate(all="ignore"):  # overflow and NaN are expected: such elements become replacements
         difference = after.view(dtype.real).astype(dtype.compute) - before.view(dtype.real).astype(dtype.compute)
         values = difference.astype(np.float32)
@@ -31,8 +31,8 @@ def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
     inexact = np.flatnonzero(~is_entry | (add(dtype, before, values) != after))
     entries = slice(None) if is_entry.all() else is_entry
     return Change(
-        SparseTensor(shape, changed[entries], values[entries]),
-        SparseTensor(shape, changed[inexact], after[inexact]),
+        SparseTensor.owning(shape, changed[entries], values[entries]),
+        SparseTensor.owning(shape, changed[inexact], after[inexact]),
     )
 
 
@@ -40,7 +40,7 @@ def replace_range(base: BitArray, tuned: BitArray) -> Change:
     """The same as replacements alone: the tuned bits of every element whose bits differ."""
     shape = (len(base),)
     changed = np.flatnonzero(base != tuned)
-    return Change(SparseTensor.empty(shape), SparseTensor(shape, changed, tuned[changed]))
+    return Change(SparseTensor.empty(shape), SparseTensor.owning(shape, changed, tuned[changed]))
 
 
 def add(dtype: DType, bits: BitArray, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> BitArray:

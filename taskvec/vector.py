@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from taskvec_formats import (
     Change,
@@ -32,9 +33,11 @@ from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
 from .errors import UsageError
+from .lineage import joined, lineage, shortened, stored_text
 from .progress import Progress, silent
+from .quantities import real, said
 from .source import Memory, Source
-from .sums import Sum, Term, check_vector
+from .sums import Sum, Term, check_vector, common_specs
 from .tensor import BaseBits, touched_bits
 
 
@@ -44,12 +47,26 @@ def check_codec(codec: str) -> None:
         raise UsageError(f"codec is one of {', '.join(CODECS)}, found {codec!r}")
 
 
+# each is computed from those before it, in a recursion that Python bounds
+DEPTH = 100
+
+
+class Made(Protocol):
+    """What others are made of. depth: how many vectors it is itself computed through."""
+
+    @property
+    def depth(self) -> int: ...
+
+
 class TaskVector(Mapping[str, SparseTensor]):
     """A lazy mapping tensor name -> SparseTensor of f32 deltas, in the order of the names.
 
     header: kind, base and tuned checkpoint, removed tensors, provenance. name: what to call it, the file name where it
     came from a file. specs: tensor name -> TensorSpec: dtype, shape, eligibility, digests.
-    A patch has the same parts but no deltas: reading one raises KindError.
+    A patch has the same parts but no deltas: its names can be asked for, reading one raises KindError.
+    leads_to: the checkpoint that the base becomes, but for roundings where the header knows none; None where not known.
+    Two vectors that were opened from files are equal where these say the same of base, result and every block,
+    whatever their names and provenance; any other vector is equal to itself alone.
 
     a + b, a − b, −a, 2 * a and a / 2 are vectors too, computed when they are read or saved, in f32, of deltas alone:
     replacements, which make a packed vector exact to the bit, belong to one pair of checkpoints and do not travel, nor
@@ -66,13 +83,25 @@ class TaskVector(Mapping[str, SparseTensor]):
         source: Source,
         name: str = "task vector",
         checkpoint: Checkpoint | None = None,
+        made_of: Iterable[Made] = (),
     ) -> None:
-        """checkpoint: the base, where it is at hand; what is saved then vouches for the elements that it touches."""
+        """checkpoint: the base, where it is at hand; what is saved then vouches for the elements that it touches.
+
+        made_of: the vectors that its entries are computed from. Raises UsageError where more than DEPTH are computed
+        one from another.
+        """
+        self.depth = 1 + max((vector.depth for vector in made_of), default=-1)
+        if self.depth > DEPTH:
+            raise UsageError(
+                f"{shortened(name)} would be computed through {self.depth} vectors in a row, at most {DEPTH} are "
+                "possible: save one of those in between and open it"
+            )
         self.header = header
         self.name = name
         self.specs = {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
         self._source = source
         self._checkpoint = checkpoint
+        self._leads_to: Identity | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> TaskVector:
@@ -101,9 +130,36 @@ class TaskVector(Mapping[str, SparseTensor]):
         return self._source
 
     @property
+    def leads_to(self) -> Identity | None:
+        return self.header.tuned or self._leads_to
+
+    @leads_to.setter
+    def leads_to(self, checkpoint: Identity | None) -> None:
+        self._leads_to = checkpoint
+
+    @property
     def digest(self) -> str:
-        """16 hex digits that tell one stored vector from another: of what it says of its base and of every block."""
-        return hashlib.sha256(repr([self.header.base, *self.specs.values()]).encode()).hexdigest()[:16]
+        """16 hex digits that tell one vector from another: of what it says of its base and of every block.
+
+        One that was never stored has no blocks yet: then of its result and its provenance instead.
+        Raises UsageError where that cannot be stored.
+        """
+        parts: list[object] = [self.header.base, *self.specs.values()]
+        if not self._is_stored:
+            parts += [self.header.tuned, stored_text(self.name, self.provenance)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def _is_stored(self) -> bool:
+        return isinstance(self._source, LotaReader)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskVector) or not (self._is_stored and other._is_stored):
+            return self is other
+        return replace(self.header, provenance={}) == replace(other.header, provenance={})
+
+    def __hash__(self) -> int:
+        return hash(self.digest) if self._is_stored else id(self)
 
     def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO) -> None:
         """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
@@ -112,6 +168,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         for another.
         """
         check_codec(codec)
+        stored_text(self.name, self.provenance)
         base_bits = BaseBits(self._checkpoint) if self._checkpoint else None
 
         def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
@@ -158,10 +215,22 @@ class TaskVector(Mapping[str, SparseTensor]):
             raise KeyError(name)
         return self.change(name).delta.reshaped(self.specs[name].shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
     def change(self, name: str, start: int = 0, stop: int | None = None) -> Change:
-        """What happens to the elements [start, stop) of a tensor. Raises KindError for a patch, which needs a base."""
+        """What happens to the elements [start, stop) of a tensor.
+
+        Raises KindError for a patch, which needs a base, UsageError for a tensor or a range that is not there.
+        """
         check_vector(self.name, self.header)
-        return self._source.change(name, start, self.specs[name].size if stop is None else stop)
+        if name not in self.specs:
+            raise UsageError(f"{shortened(self.name)} has no tensor {said(name)}")
+        size = self.specs[name].size
+        stop = size if stop is None else stop
+        if not 0 <= start <= stop <= size:
+            raise UsageError(f"tensor {name!r} has {size} elements: {said(start)} to {said(stop)} is no range of them")
+        return self._source.change(name, start, stop)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -170,7 +239,11 @@ class TaskVector(Mapping[str, SparseTensor]):
         return len(self.specs)
 
     def __add__(self, other: TaskVector) -> TaskVector:
-        return _sum([*self._terms(), *other._terms()]) if _is_vector(other) else NotImplemented
+        return _sum([*self._terms(), *other._terms()], self, other) if _is_vector(other) else NotImplemented
+
+    def __radd__(self, other: object) -> TaskVector:
+        # what sum() begins with
+        return self if type(other) is int and other == 0 else NotImplemented
 
     def __sub__(self, other: TaskVector) -> TaskVector:
         return self + -other if _is_vector(other) else NotImplemented
@@ -178,26 +251,29 @@ class TaskVector(Mapping[str, SparseTensor]):
     def __neg__(self) -> TaskVector:
         return self * -1
 
-    def __mul__(self, factor: float) -> TaskVector:
+    def __mul__(self, factor: float | Decimal) -> TaskVector:
         if not _is_number(factor):
             return NotImplemented
-        if factor == 1:
+        number = real("a factor", factor)
+        if number == 1:
             return self
-        return _sum([replace(term, weight=term.weight * float(factor)) for term in self._terms()])
+        return _sum([replace(term, weight=term.weight * number) for term in self._terms()], self)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> TaskVector:
+    def __truediv__(self, divisor: float | Decimal) -> TaskVector:
         if not _is_number(divisor):
             return NotImplemented
-        if divisor == 0 or not math.isfinite(divisor):
-            raise UsageError(f"{self.name} can be divided by finite numbers other than zero, found {divisor}")
-        return self * (1 / float(divisor))
+        number = real("a divisor", divisor)
+        if number == 0 or not math.isfinite(number):
+            raise UsageError(f"{self.name} can be divided by finite numbers other than zero, found {said(divisor)}")
+        return self * (1 / number)
 
     def _terms(self) -> list[Term]:
         if isinstance(self._source, Sum):
             return self._source.terms
-        return [Term(1.0, self.name, self.digest, self.header, self.specs, self._source)]
+        record = stored_text(self.name, self.provenance)
+        return [Term(1.0, self.name, self.digest, self.header, self._source, self.specs, self.depth, record)]
 
     @property
     def eligible(self) -> int:
@@ -211,19 +287,17 @@ def _is_vector(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real)
+    return isinstance(value, (Real, Decimal))
 
 
-def _sum(terms: Iterable[Term]) -> TaskVector:
-    source = Sum(terms)
-    parents = [
-        {**term.header.provenance, "name": term.name, "weight": term.weight, "digest": term.digest}
-        for term in source.terms
-    ]
-    header = Header("vector", source.terms[0].header.base, None, tensors=())
-    header.provenance.update(made_by="arith", parents=parents)
-    name = " + ".join(f"{term.weight:g} * {term.name}" for term in source.terms)
-    return TaskVector(header, source.specs.values(), source, name)
+def _sum(terms: Iterable[Term], *parts: TaskVector) -> TaskVector:
+    """parts: what the terms are those of, so that sums of many vectors need not be compared anew."""
+    source = Sum(terms, common_specs([(part.name, part.header, part.specs) for part in parts]))
+    terms = source.terms
+    header = Header("vector", terms[0].header.base, None, tensors=())
+    header.provenance.update(made_by="arith", **lineage(terms, [term.weight for term in terms]))
+    name = joined((f"{term.weight:g} * {term.name}" for term in terms), " + ")
+    return TaskVector(header, source.specs.values(), source, name, made_of=terms)
 
 
 def vector_of(

@@ -192,10 +192,11 @@ def test_the_provenance_names_the_terms() -> None:
     assert total.provenance == {
         "made_by": "arith",
         "parents": [
-            {"made_by": "train", "name": "a.lota", "weight": -0.5, "digest": a.digest},
+            {"name": "a.lota", "weight": -0.5, "digest": a.digest},
             {"name": "b.lota", "weight": -0.5, "digest": b.digest},
             {"name": "b.lota", "weight": 2.0, "digest": b.digest},
         ],
+        "ancestors": {a.digest: {"made_by": "train", "name": "mine", "digest": "?"}},
     }
     assert (total.base, total.kind, total.header.tuned) == (BASE, "vector", None)
 

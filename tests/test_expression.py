@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def same(a: TaskVector, b: TaskVector) -> bool:
 @given(st.recursive(LEAVES, larger, max_leaves=12))
 def test_an_expression_is_what_python_takes_it_for(text: str) -> None:
     try:
-        expected = eval(text.replace("\n", " ").strip(), {}, dict(VECTORS))
+        # every number of an expression is a float; 0 + a is for Python's sum()
+        floats = re.sub(r"(?<![\w.])([02])(?![\w.])", r"\1.0", text)
+        expected = eval(floats.replace("\n", " ").strip(), {}, dict(VECTORS))
     except (TypeError, ZeroDivisionError, UsageError):
         expected = None
     if isinstance(expected, TaskVector):
@@ -160,6 +163,13 @@ def test_a_file_is_opened_once_and_none_before_the_whole_is_understood() -> None
         ("2 / a", "character 3 of the expression: / takes a number behind it, found a number and a vector"),
         ("a / b", "character 3 of the expression: / takes a number behind it, found two vectors"),
         ("a >> 2", "character 3 of the expression: >> takes two vectors, found a vector and a number"),
+        ("0.5 >> 0.5", "character 5 of the expression: >> takes two vectors, found two numbers"),
+        ("2 >> a", "character 3 of the expression: >> takes two vectors, found a number and a vector"),
+        ("0 + a", "character 3 of the expression: + takes two vectors or two numbers, found a number and a vector"),
+        ("1e999 - 1e999", "the expression is a number, nan: expected a vector"),
+        ("1" * 400 + " * a", "the factor of a must be a finite number, found inf"),
+        ("(1e999 - 1e999)*a", "the factor of a must be a finite number, found nan"),
+        ("a " + "b" * 100, f"character 3 of the expression: expected an operator, found '{'b' * 56}..."),
         ("a / (1 - 1)", "character 3 of the expression: cannot divide by zero"),
         ("1 / 0*a", "character 3 of the expression: cannot divide by zero"),
         ("1e999*a", "the factor of a must be a finite number, found inf"),
@@ -170,6 +180,53 @@ def test_what_is_no_expression_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         evaluated(text)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("text", ["''", '""', "'a\0b'", "x" * 5000, "'" + "x/" * 3000 + "'", "1" * 50_000 + "x"])
+def test_what_cannot_be_the_name_of_a_file_is_no_file(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^character 1 of the expression: there is no file '[^\n]{0,260}$"):
+        Expression(text).evaluate()
+
+
+def test_a_number_may_have_any_number_of_digits() -> None:
+    assert same(evaluated("0.5" + "0" * 5000 + "*a"), 0.5 * A)
+
+
+def test_a_chain_may_be_grouped_either_way(tmp_path: Path) -> None:
+    """Without the base too, where the parts lead to checkpoints: A -> B -> C -> D, all three change one weight."""
+    values = [[1.0, 2, 3, 4], [1.5, 2, 3, 4], [1.1, 2, 5, 4], [0.3, 7, 5, 4]]
+    states = [write_checkpoint(tmp_path / f"{i}", {"w": tensor("F32", each)}) for i, each in enumerate(values)]
+    for i in range(3):
+        diff(*states[i : i + 2]).save(tmp_path / f"s{i}.lota")
+    steps = {f"s{i}": TaskVector.open(tmp_path / f"s{i}.lota") for i in range(3)}
+    for text in ("s0 >> s1 >> s2", "s0 >> (s1 >> s2)", "(s0 >> s1) >> s2", "s0 >> (s1) >> (s2)"):
+        chained = evaluated(text, steps)
+        assert chained.header.tuned is None
+        assert chained.leads_to == steps["s2"].header.tuned
+        apply(chained, states[0], tmp_path / "out")
+        found = Checkpoint(tmp_path / "out").bits("w").view("<f4")
+        np.testing.assert_allclose(found, np.float32(values[-1]), rtol=1e-6)
+        beside = evaluated(text, steps, base=states[0])
+        assert apply(beside, states[0], tmp_path / "exact").exact
+        assert contents(Checkpoint(tmp_path / "exact")) == contents(states[-1])
+
+
+def test_patches_are_grouped_either_way_beside_the_base(tmp_path: Path) -> None:
+    states = [write_checkpoint(tmp_path / f"{i}", {"w": tensor("BF16", [i + 1.0, 2, 3])}) for i in range(4)]
+    steps = {f"s{i}": diff(*states[i : i + 2], kind="patch") for i in range(3)}
+    for text in ("s0 >> s1 >> s2", "s0 >> (s1 >> s2)"):
+        assert apply(evaluated(text, steps, base=states[0]), states[0], tmp_path / "out").exact
+
+
+def test_a_stored_chain_that_is_not_exact_needs_its_parts_or_the_base(tmp_path: Path) -> None:
+    values = [[1.0], [1.5], [1.1], [0.3]]
+    states = [write_checkpoint(tmp_path / f"{i}", {"w": tensor("F32", each)}) for i, each in enumerate(values)]
+    steps = {f"s{i}": diff(*states[i : i + 2]) for i in range(3)}
+    evaluated("s0 >> s1", steps).save(tmp_path / "two.lota")
+    steps["two"] = TaskVector.open(tmp_path / "two.lota")
+    with pytest.raises(UsageError, match=r"give the base \(--base\), or compose the vectors that it was made of$"):
+        evaluated("two >> s2", steps)
+    assert apply(evaluated("two >> s2", steps, base=states[0]), states[0], tmp_path / "out").exact
 
 
 @pytest.mark.parametrize("sign", ["-", "(", ")", "a", "a + ", "'", "* ", "1 ", "2*(-"])
@@ -266,11 +323,12 @@ def test_a_chain_of_two_leads_to_the_last(kind: str, tasks: Path) -> None:
 
 def test_the_report_as_json(tasks: Path) -> None:
     report = json.loads(ok("arith", "2*a.lota - a.lota", "-o", "d.lota", "--json", cwd=tasks))
-    parents = report["provenance"]["parents"]
-    assert [(parent["name"], parent["weight"], parent["made_by"]) for parent in parents] == [
-        ("a.lota", -1.0, "pack"),
-        ("a.lota", 2.0, "pack"),
-    ]
+    digest = TaskVector.open(tasks / "a.lota").digest
+    assert report["provenance"] == {
+        "made_by": "arith",
+        "parents": [{"name": "a.lota", "weight": weight, "digest": digest} for weight in (-1.0, 2.0)],
+        "ancestors": {digest: {"made_by": "pack"}},
+    }
     assert (report["path"], report["kind"], report["entries"], report["tuned"]) == ("d.lota", "vector", 2, None)
     assert "tensors" not in report
 

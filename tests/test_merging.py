@@ -194,9 +194,10 @@ def test_the_provenance_names_method_weights_and_parents() -> None:
         "options": {"normalize": False},
         "notes": [],
         "parents": [
-            {"name": "a.lota", "digest": parents[0].digest, "made_by": "train"},
+            {"name": "a.lota", "digest": parents[0].digest},
             {"name": "b.lota", "digest": parents[1].digest},
         ],
+        "ancestors": {parents[0].digest: {"made_by": "train", "name": "another", "digest": "another"}},
     }
 
 

@@ -45,6 +45,64 @@ def test_other_indices_are_refused(shape: tuple[int, ...], indices: Any, values:
         SparseTensor(shape, indices, values)
 
 
+@pytest.mark.parametrize(
+    ("shape", "indices", "values", "message"),
+    [
+        ((4,), [0], np.ones(1), "indices must be a numpy array, found list"),
+        ((4,), np.array([0]), [1.0], "values must be a numpy array, found list"),
+        ((4,), np.array([0]), None, "values must be a numpy array, found NoneType"),
+        ((4,), np.array([0]), np.array(["x"]), "values must be numbers, found <U1"),
+        ((4,), np.array([0]), np.array([None]), "values must be numbers, found object"),
+        ((4,), np.array([True]), np.ones(1), "indices must be int64"),
+        ((4,), np.array([0], ">i8"), np.ones(1), "indices must be int64"),
+        ((4,), np.array(0), np.ones(1), "indices must be int64"),
+        (4, np.array([0]), np.ones(1), "a shape is a list of whole numbers, found 4"),
+        ((4.0,), np.array([0]), np.ones(1), "a shape is a list of whole numbers"),
+        ((-4, -1), np.array([0]), np.ones(1), r"a shape has no negative sizes, found \[-4, -1\]"),
+        ("4", np.array([0]), np.ones(1), "a shape is a list of whole numbers"),
+    ],
+)
+def test_what_is_not_of_the_types_is_refused(shape: Any, indices: Any, values: Any, message: str) -> None:
+    with pytest.raises(StreamError, match=message):
+        SparseTensor(shape, indices, values)
+
+
+def test_the_arrays_given_stay_the_callers() -> None:
+    """They can be written to afterwards, through whatever they are views of, and the tensor does not notice."""
+    buffer, values = np.arange(8), np.ones(8, np.float32)
+    views = buffer[1::2], values[::2]
+    read_only = views[0].view(), views[1].view()
+    for each in read_only:
+        each.setflags(write=False)
+    for pair in (views, read_only):
+        tensor = SparseTensor((8,), *pair)
+        held = tensor.holding(pair[1])
+        before = exact(tensor)
+        buffer[:] = 0
+        values[:] = 7
+        assert exact(tensor) == exact(held) == before
+        buffer[:], values[:] = np.arange(8), 1
+
+
+def test_what_a_tensor_holds_cannot_be_made_writable() -> None:
+    tensor = SparseTensor((3,), np.array([0, 2]), np.ones(2, np.float32))
+    for array in (tensor.indices, tensor.values):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.setflags(write=True)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">u2", "<f8", "?"])
+def test_values_are_kept_in_the_machines_byte_order(dtype: str) -> None:
+    values = np.array([1, 0, 1], dtype)
+    tensor = SparseTensor((3,), np.arange(3), values)
+    assert tensor.values.tolist() == values.tolist()
+    assert tensor.values.dtype.isnative
+
+
+def test_sizes_of_numpy_make_a_shape() -> None:
+    assert SparseTensor([np.int32(2), 3], np.array([5]), np.ones(1)).shape == (2, 3)  # type: ignore[arg-type]
+
+
 def test_a_scalar_has_one_position() -> None:
     assert SparseTensor((), np.array([0]), np.ones(1, np.float32)).size == 1
 

@@ -280,6 +280,12 @@ def evaluate(
     answers: Annotated[
         Path | None, typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False)
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run Python code from the model folder, where the model has code of its own."
+        ),
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -303,7 +309,7 @@ def evaluate(
         check_output(answers, force=force)
     examples = read_examples(data)[:limit]
     opened = [TaskVector.open(path) for path in vectors or ()]
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, with_code=trust_remote_code)
     with progress_bars() as progress:
         worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
         evaluation = evaluate_checkpoint(
@@ -315,6 +321,7 @@ def evaluate(
             batch_size=batch_size,
             max_length=max_length,
             max_new_tokens=max_new_tokens,
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
     if answers is not None:

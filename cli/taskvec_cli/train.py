@@ -183,6 +183,12 @@ def train(
     device: Annotated[
         str, typer.Option(help="auto (an accelerator where there is one) or cpu.", rich_help_panel=_MEMORY)
     ] = "auto",
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Run Python code from the model folder, where the model has code of its own."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -222,7 +228,7 @@ def train(
         shutil.rmtree(folder)
     if report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
-    checkpoint = open_checkpoint(base)
+    checkpoint = open_checkpoint(base, with_code=trust_remote_code)
     with progress_bars() as progress:
         from taskvec.training.train import train as train_vector
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .forms import Form
 from .header import Block, Entries, Stream, TensorSpec, stored_digest
 from .sparse import Indices, SparseTensor
 
+Codec = TypeVar("Codec", PositionCodec, ValueCodec)
 DELTA = np.dtype("<f4")
 AUTO = "auto"
 # what a writer may be asked for: the codecs of positions and of values that are tried, the smallest result kept
@@ -29,6 +30,8 @@ _CHOICES: dict[str, tuple[tuple[PositionCodec, ...], tuple[ValueCodec, ...]]] = 
     "plain": ((POSITION_CODECS["plain"],), (VALUE_CODECS["plain"],)),
 }
 CODECS = tuple(_CHOICES)
+# what suits every block, and is taken where no codec of a choice does: those that code numbers take 2^24 of them
+_ANY = POSITION_CODECS["plain"], VALUE_CODECS["plain"]
 _SAMPLE = 4096  # values of one block are alike: this many tell which codec suits them
 
 
@@ -113,18 +116,22 @@ def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tup
     if not len(indices):
         return None, b""
     position_codecs, value_codecs = _CHOICES[codec]
-    positions, first = _smallest((each.name, each.encode(indices, frame)) for each in position_codecs)
+    positions, first = _smallest(position_codecs, _ANY[0], lambda each: each.encode(indices, frame))
     if len(value_codecs) > 1 and len(indices) > 2 * _SAMPLE:
         part = slice(len(indices) // 2, len(indices) // 2 + _SAMPLE)
-        best, _ = _smallest((each.name, each.encode(values[part], indices[part], frame)) for each in value_codecs)
+        best, _ = _smallest(value_codecs, _ANY[1], lambda each: each.encode(values[part], indices[part], frame))
         value_codecs = (VALUE_CODECS[best], VALUE_CODECS["plain"])
-    value_name, second = _smallest((each.name, each.encode(values, indices, frame)) for each in value_codecs)
+    value_name, second = _smallest(value_codecs, _ANY[1], lambda each: each.encode(values, indices, frame))
     streams = Stream(positions, len(first)), Stream(value_name, len(second))
     return Entries(len(indices), *streams), first + second
 
 
-def _smallest(tried: Iterable[tuple[str, bytes | None]]) -> tuple[str, bytes]:
-    return min(((name, data) for name, data in tried if data is not None), key=lambda pair: len(pair[1]))
+def _smallest(codecs: Iterable[Codec], any_block: Codec, encode: Callable[[Codec], bytes | None]) -> tuple[str, bytes]:
+    """The name and the bytes of the codec that takes least; `any_block` where none of them suits."""
+    found = {each.name: data for each in codecs if (data := encode(each)) is not None}
+    if not found:
+        return any_block.name, encode(any_block) or b""
+    return min(found.items(), key=lambda pair: len(pair[1]))
 
 
 def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], frame: Frame, part: str) -> SparseTensor:
@@ -134,9 +141,9 @@ def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], fra
     cut = entries.positions.length
     try:
         indices = POSITION_CODECS[entries.positions.codec].decode(data[:cut], entries.count, frame)
-        sparse = SparseTensor(shape, indices, np.zeros(len(indices), dtype))
+        sparse = SparseTensor.owning(shape, indices, np.zeros(len(indices), dtype))
         carrier = np.dtype(f"<u{dtype.itemsize}")
         values = VALUE_CODECS[entries.values.codec].decode(data[cut:], carrier, sparse.indices, frame)
-        return sparse.holding(values.view(dtype))
+        return sparse._holding(values.view(dtype))
     except StreamError as error:
         raise StreamError(f"{part}: {error}") from None

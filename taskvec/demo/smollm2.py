@@ -36,14 +36,16 @@ def write_base(out: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     # the GGUF reader draws a bar of its own, in a pipe too
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     config = quantised.config
     # a plain model: what is written is no longer quantised, nor does it come from a file of that name
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = ""
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
     with atomic_directory(out) as folder:

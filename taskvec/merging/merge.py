@@ -15,6 +15,7 @@ from taskvec_formats.forms import Bits
 
 from ..align import align, merging
 from ..errors import MergeError, UsageError
+from ..lineage import joined, lineage
 from ..overlap import meet
 from ..progress import Progress, silent
 from ..source import Entries, no_replacements
@@ -89,10 +90,12 @@ def merge(
         "lambda": described(lam),
         "options": effective if density is None else {"density": described(density), **effective},
         "notes": source.notes(progress),
-        "parents": [{**vector.provenance, "name": vector.name, "digest": vector.digest} for vector in vectors],
+        **lineage(vectors),
     }
     header = Header("vector", vectors[0].base, None, tensors=(), provenance=provenance)
-    return TaskVector(header, specs.values(), source, " + ".join(vector.name for vector in vectors))
+    return TaskVector(
+        header, specs.values(), source, joined((vector.name for vector in vectors), " + "), made_of=vectors
+    )
 
 
 class _Merge(Entries):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, UsageError
+from ..lineage import shortened
 from .data import Example, read_examples
 
 
@@ -64,4 +65,4 @@ def read_corpus(
 
 
 def _file(path: Path, examples: int) -> dict[str, object]:
-    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "examples": examples}
+    return {"name": shortened(path.name), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "examples": examples}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import DataError, UsageError
+from ..quantities import said
 
 Row = dict[str, list[int]]
 IGNORED = -100  # the label that transformers' losses skip
@@ -94,7 +95,9 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(list(example.messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates are programs of the model's author and raise what they like
-        raise DataError(f"{example.where}: the chat template refuses these messages ({error})") from None
+        raise DataError(
+            f"{example.where}: the chat template refuses these messages ({said(str(error), 200)[1:-1]})"
+        ) from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

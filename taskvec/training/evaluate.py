@@ -20,6 +20,7 @@ from taskvec_formats.atomic import atomic_file
 from ..errors import TrainingError, UsageError
 from ..live import applied
 from ..progress import Progress, silent
+from ..quantities import whole
 from ..vector import TaskVector
 from .data import IGNORED, Example, collate, encode, encode_completion, encode_prompt, pad_id
 from .estimate import Estimate, estimate
@@ -54,7 +55,7 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
         if metric not in METRICS:
             raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
     for name, count in counts.items():
-        if count is not None and count <= 0:
+        if count is not None and whole(name.replace("_", "-"), count) <= 0:
             raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {count}")
     if "rouge1" in metrics:
         check_rouge()
@@ -125,14 +126,16 @@ def evaluate_checkpoint(
     batch_size: int = 32,
     max_length: int = 1024,
     max_new_tokens: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """The same of a model folder in f32, with a vector or patch on it where there is one.
 
+    trust_remote_code: whether Python code from the model folder may run.
     Raises the errors of `load_model`, `applied` and `evaluate`.
     """
     progress("loading", 0, 1, base.name)
-    model, tokenizer = load_model(base.path)
+    model, tokenizer = load_model(base.path, trust_remote_code=trust_remote_code)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
     progress("loading", 1, 1, "")
     if is_masked(model):

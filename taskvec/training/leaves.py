@@ -90,7 +90,7 @@ class Leaf:
         total = base + delta.astype(base.dtype)
         short = (total - base).astype(np.float32)
         values = np.where(base + short.astype(base.dtype) == total, short, delta)
-        return SparseTensor(tuple(self.weight.shape), self.indices.cpu().numpy().astype(np.int64), values)
+        return SparseTensor.owning(tuple(self.weight.shape), self.indices.cpu().numpy().astype(np.int64), values)
 
 
 class SparseModel(nn.Module):

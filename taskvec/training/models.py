@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from taskvec_formats import Form
 from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import TrainingError, UsageError
+from ..quantities import said
 
 # safetensors dtype -> torch dtype, for those in which weights are kept
 TORCH_DTYPES = {
@@ -32,24 +34,54 @@ TORCH_DTYPES = {
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any]:
+def load_model(
+    path: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
     """The causal, or else masked, language model of a folder, its weights in `dtype`, and its tokenizer.
 
-    Raises TrainingError where transformers cannot load the folder.
+    trust_remote_code: whether Python code in the folder, or in a repository that it names, may run. Nobody is asked.
+    Raises UsageError for a folder that needs such code where it may not run, TrainingError where transformers cannot
+    load the folder.
     """
     if not path.is_dir():
         raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        masked = any(name.endswith("ForMaskedLM") for name in AutoConfig.from_pretrained(path).architectures or ())
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        masked = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
         kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model = kind.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+        model = kind.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever config, tokenizer and code of a stranger lead to
+        if not trust_remote_code and "trust_remote_code" in str(error) and (code := _own_code(path)):
+            raise UsageError(
+                f"{path} needs Python code from the model, {code}: it is run only with trust_remote_code "
+                "(--trust-remote-code), and can then do whatever you can"
+            ) from None
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrainingError(f"{path} cannot be loaded as a language model: {reason[0]}") from None
+        raise TrainingError(f"{path} cannot be loaded as a language model: {said(reason[0], 300)[1:-1]}") from None
     return model, tokenizer
+
+
+def _own_code(path: Path) -> str | None:
+    """Where the code lies that a model folder asks for, and which of its files asks."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            asked = json.loads((path / name).read_bytes())["auto_map"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        # AutoClass -> "module.Class", or of a tokenizer the slow one and the fast one; "repository--module.Class"
+        places = asked.values() if isinstance(asked, dict) else [asked]
+        for place in (one for each in places for one in (each if isinstance(each, list) else [each])):
+            if isinstance(place, str):
+                repository, _, module = place.rpartition("--")
+                file = said(f"{module.rpartition('.')[0]}.py")[1:-1]
+                holder = said(repository)[1:-1] if repository else "the folder"
+                return f"{file} of {holder} (auto_map in {name})"
+    return None
 
 
 def is_masked(model: nn.Module) -> bool:

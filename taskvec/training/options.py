@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ..errors import UsageError
 from ..masks import check_sparsity
+from ..quantities import real, said, whole
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -17,6 +19,28 @@ OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
 RELATIVES = ("base", "start")
+_SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
+
+
+def _number(what: str, value: object) -> float:
+    number = real(what, value)
+    return value if type(value) is int and math.isfinite(number) else number
+
+
+def _text(what: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{what} must be a string, found {said(value)}")
+    return value
+
+
+def _truth(what: str, value: object) -> bool:
+    if value not in (True, False):
+        raise UsageError(f"{what} must be True or False, found {said(value)}")
+    return bool(value)
+
+
+# by the annotation of a field
+_KINDS: dict[str, Callable[[str, Any], object]] = {"int": whole, "float": _number, "str": _text, "bool": _truth}
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,7 @@ class Options:
     save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
     seed: of the order of the data. device: "auto" (an accelerator where there is one) or "cpu".
     dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
+    trust_remote_code: whether Python code from the model folder may run.
     relative_to: what the vector is added to where training starts from another vector: the "base", or the "start".
     """
 
@@ -80,6 +105,14 @@ class Options:
     device: str = "auto"
     dtype: str = "float32"
     relative_to: str = "base"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Numbers of numpy and torch become Python's own. Raises UsageError for a value of another kind."""
+        for field in fields(self):
+            value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
+            if value is not None or not optional:
+                object.__setattr__(self, field.name, _KINDS[kind](field.name.replace("_", "-"), value))
 
     def check(self) -> None:
         """Raise UsageError for a setting that cannot be meant."""
@@ -103,6 +136,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must not be negative, found {value}")
+        if not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"seed must be at least 0 and below {_SEEDS}, found {said(self.seed)}")
         if not 0 <= self.eval_split < 1:
             raise UsageError(f"eval-split is a share of the data, at least 0 and below 1, found {self.eval_split}")
 

@@ -62,7 +62,7 @@ class Run:
         self.bf16 = options.dtype == "bfloat16"
         held = torch.bfloat16 if self.bf16 and not dense else torch.float32
         self.model: nn.Module
-        self.model, self.tokenizer = load_model(start.path, held)
+        self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
         masked = is_masked(self.model)
         rows = [
             [encode(example, self.tokenizer, options.max_length, masked=masked) for example in part]

@@ -90,4 +90,4 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
 
 def _zeros(form: Form, indices: Indices) -> SparseTensor:
-    return SparseTensor(form.shape, indices, np.zeros(len(indices), np.float32))
+    return SparseTensor.owning(form.shape, indices, np.zeros(len(indices), np.float32))

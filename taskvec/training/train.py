@@ -15,6 +15,7 @@ from taskvec_formats import Checkpoint
 
 from ..diff import diff
 from ..errors import BaseMismatchError, UsageError
+from ..lineage import shortened
 from ..patched import Patched
 from ..progress import Progress, silent
 from ..vector import TaskVector
@@ -135,16 +136,16 @@ def train(
     vector.header.provenance.update(
         made_by="train",
         method=options.method,
-        data=data.name,
+        data=shortened(data.name),
         examples=len(corpus.train),
         sparsity=options.sparsity,
         steps=len(curve.losses),
         final_loss=curve.losses[-1] if curve.losses else None,
         eval_loss=curve.eval_losses[-1][1] if curve.eval_losses else None,
         survived=survived,
-        mask_from=mask_from and mask_from.name,
-        disjoint_from=[earlier.name for earlier in disjoint_from],
-        start_from=start_from and start_from.name,
+        mask_from=mask_from and shortened(mask_from.name),
+        disjoint_from=[shortened(earlier.name) for earlier in disjoint_from],
+        start_from=start_from and shortened(start_from.name),
         run=record,
     )
     return Training(vector, calibration_losses, curve, free, left, entries, survived)
@@ -181,7 +182,7 @@ def _check_forms(start: TaskVector) -> None:
 
 
 def _identity(vector: TaskVector) -> dict[str, str]:
-    return {"name": vector.name, "digest": vector.digest}
+    return {"name": shortened(vector.name), "digest": vector.digest}
 
 
 def _versions() -> dict[str, str]:
