@@ -19,12 +19,15 @@ from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
 from .application import Application, mismatch
+from .destination import appearing, check_apart, check_folder
 from .errors import BaseMismatchError, UsageError
 from .output import AS_IT_IS, Files, Output, Shard
 from .progress import Progress, silent
 from .record import RecordedFolder
 from .vector import TaskVector
 from .writer import Writer
+
+WORK = "merge"  # what a folder of finished shards is of
 
 
 @dataclass(frozen=True)
@@ -57,26 +60,47 @@ def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = sile
 def apply(
     vector: TaskVector,
     base: Checkpoint,
-    out: Path,
+    out: str | Path,
     progress: Progress = silent,
     output: Output = AS_IT_IS,
     *,
+    force: bool = False,
     work: Path | None = None,
     record: Mapping[str, Any] | None = None,
+    resume: bool = True,
 ) -> Applied:
     """Write the folder `out`: the base with the vector applied; shards and side files as in the tuned checkpoint.
 
     Where the vector knows no tuned checkpoint, shards and side files are the base's. Memory: a few blocks.
-    `out` appears when complete; a folder that was there is replaced then.
-    output: what to write otherwise: the size of shards, the dtype, the card.
-    work: a folder on the same disk, where finished shards wait for the others after an interruption; the same call goes
-        on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was finished.
-        Not for a vector that knows a tuned checkpoint, which is compared as it is written.
-    record: with `work`, what the vector comes from, as JSON; the base and the output are recorded in any case.
-    Raises BaseMismatchError and FormatError; DTypeError where a value does not fit; ResumeError where `work` is that of
-    another call; UsageError for `work` beside a vector that knows its result, and for a quantised base that is to have
-    another dtype. Nothing is left behind then but finished shards in `work`.
+
+    Args:
+        vector: What to apply.
+        base: What to apply it to.
+        out: The model folder, which appears when it is complete.
+        progress: Told of every tensor.
+        output: What to write otherwise: the size of shards, the dtype, the card.
+        force: Whether a model folder of that name is replaced, once the new one is complete.
+        work: A folder on the same disk, where finished shards wait for the others after an interruption; the same call
+            goes on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was
+            finished. Not for a vector that knows a tuned checkpoint, which is compared as it is written.
+        record: With `work`, what the vector comes from, as JSON; the base and the output are recorded in any case.
+        resume: Whether to go on with what is in `work`; if not, it is removed once all else was checked.
+
+    Raises:
+        OutputExistsError: `out` exists and `force` is not given.
+        UsageError: `out` or `work` is or holds something that is read here, whatever `force` is; `out` is not a folder
+            that may be replaced; `work` beside a vector that knows its result; a quantised base that is to have another
+            dtype.
+        BaseMismatchError: The base is not the vector's.
+        FormatError: The vector's file is damaged.
+        DTypeError: A value does not fit.
+        ResumeError: `work` is that of another call, or in use. Nothing is left behind in any of these cases but
+            finished shards in `work`.
     """
+    inputs = (*vector.inputs, *base.inputs)
+    out = check_folder(out, force=force, inputs=inputs)
+    if work is not None:
+        check_apart(work, inputs)
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
     stored = vector.source.shards()
@@ -90,20 +114,20 @@ def apply(
     written |= output.index(written, shards)
     writer = Writer(application, vector, base, output, shards, progress)
     if work is None:
-        with atomic_directory(out) as folder:
+        with appearing(out), atomic_directory(out, replace=force) as folder:
             writer.write(folder)
             _write_files(written, folder)
     else:
         layout = {name: stored_digest(shard.header) for name, shard in shards.items()}
         settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": layout}
-        writer.write_missing(
-            RecordedFolder(work, {**(record or {}), "base": base.fingerprint, "output": settings}), work
-        )
-        with atomic_directory(out) as folder:
-            _write_files(written, folder)
-            for name in shards:
-                os.rename(work / name, folder / name)
-        shutil.rmtree(work, ignore_errors=True)
+        what = {**(record or {}), "base": base.fingerprint, "output": settings}
+        with RecordedFolder(work, WORK, what, resume=resume) as keep:
+            writer.write_missing(keep, work)
+            with appearing(out), atomic_directory(out, replace=force) as folder:
+                _write_files(written, folder)
+                for name in shards:
+                    os.rename(work / name, folder / name)
+            keep.remove()
     progress("applying", writer.total, writer.total, "")
     if vector.header.tuned is None:
         return Applied(None, tuple(differences))

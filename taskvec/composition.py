@@ -123,6 +123,7 @@ class _Layout:
     def __init__(self, first: TaskVector, second: TaskVector) -> None:
         self._first = first
         self._second = second
+        self.inputs = [*first.inputs, *second.inputs]
 
     def shards(self) -> dict[str, bytes] | None:
         shards = self._second.source.shards()
@@ -217,6 +218,7 @@ class _Difference(_Layout):
 
     def __init__(self, first: TaskVector, second: TaskVector, difference: TaskVector) -> None:
         super().__init__(first, second)
+        self.inputs += difference.inputs
         self._difference = difference
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._changed)

@@ -103,6 +103,7 @@ class _Pair:
         self._specs = specs
         self._kind = kind
         self._bits = BaseBits(base)
+        self.inputs = (*base.inputs, *tuned.inputs)
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         spec = self._specs[name]
@@ -139,6 +140,7 @@ class _Sparsified(Entries):
 
     def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
         self._source = source
+        self.inputs = source.inputs
         self._specs = {spec.name: spec for spec in specs}
         self._passes = 0
         self._progress = progress

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from taskvec_formats import Checkpoint, TensorSpec
@@ -28,6 +30,11 @@ class Patched(Checkpoint):
         tensors = {name: info for name, info in base.tensors.items() if name not in vector.header.removed}
         tensors |= {name: _info(spec) for name, spec in vector.specs.items() if spec.origin != spec.form}
         self.tensors = dict(sorted(tensors.items()))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What the base and the vector read."""
+        return (*self._base.inputs, *self._vector.inputs)
 
     def bits(self, name: str) -> BitArray:
         """A tensor as a flat array of carriers, [size]: mapped where the vector leaves it alone, else new."""

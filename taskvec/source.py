@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from taskvec_formats import Change, Companion, SparseTensor, TensorSpec
@@ -15,6 +16,10 @@ class Source(Protocol):
     @property
     def by_range(self) -> bool:
         """Whether each range is computed by itself, nothing kept for the next: then processes can share the work."""
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        """The files and folders that it reads, which no output may replace."""
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
@@ -30,6 +35,7 @@ class Entries:
     """A Source of entries alone: the result is laid out as the base."""
 
     by_range = True
+    inputs: Sequence[Path] = ()
 
     def shards(self) -> dict[str, bytes] | None:
         return None

@@ -39,6 +39,7 @@ class Sum(Entries):
             if not math.isfinite(term.weight):
                 raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
         self.by_range = all(term.source.by_range for term in self.terms)
+        self.inputs = [path for term in self.terms for path in term.source.inputs]
         self.specs = common_specs([(term.name, term.header, term.specs) for term in self.terms])
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:

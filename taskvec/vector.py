@@ -31,6 +31,7 @@ from taskvec_formats.dtypes import BitArray
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
+from .destination import appearing, check_file
 from .errors import UsageError
 from .progress import Progress, silent
 from .source import Memory, Source
@@ -101,17 +102,31 @@ class TaskVector(Mapping[str, SparseTensor]):
         return self._source
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files and folders that it reads, which no output may replace."""
+        return (*self._source.inputs, *(self._checkpoint.inputs if self._checkpoint else ()))
+
+    @property
     def digest(self) -> str:
         """16 hex digits that tell one stored vector from another: of what it says of its base and of every block."""
         return hashlib.sha256(repr([self.header.base, *self.specs.values()]).encode()).hexdigest()[:16]
 
-    def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO) -> None:
+    def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO, *, force: bool = False) -> None:
         """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
 
-        codec: "auto", the smallest; "fast", quickly written; "paper64" or "plain" (docs/format.md). Raises UsageError
-        for another.
+        Args:
+            path: The file to write; missing folders are made.
+            progress: Told of every tensor.
+            codec: "auto", the smallest; "fast", quickly written; "paper64" or "plain" (docs/format.md).
+            force: Whether a file of that name is replaced.
+
+        Raises:
+            OutputExistsError: `path` exists and `force` is not given.
+            UsageError: The codec is unknown; `path` is a file that this vector reads, whatever `force` is; or no file
+                can be written there.
         """
         check_codec(codec)
+        path = check_file(path, force=force, inputs=self.inputs)
         base_bits = BaseBits(self._checkpoint) if self._checkpoint else None
 
         def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
@@ -131,7 +146,8 @@ class TaskVector(Mapping[str, SparseTensor]):
         header = replace(self.header, tensors=(), shards=None, files=None)
         jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
         with (
-            LotaWriter(Path(path), header) as writer,
+            appearing(path),
+            LotaWriter(path, header, replace=force) as writer,
             closing(ordered_map(encode, jobs, processes=self._source.by_range)) as blocks,
         ):
             for done, spec in enumerate(self.specs.values()):

@@ -120,6 +120,7 @@ class _Merge(Entries):
         self._combine = partial(method.combine, **chosen)
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
         self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
+        self.inputs = [path for vector in vectors for path in vector.inputs]
         self._readers = [self._reader(number) for number in range(len(vectors))]
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._merged)
