@@ -24,6 +24,7 @@ from .errors import BaseMismatchError, UsageError
 from .output import AS_IT_IS, Files, Output, Shard
 from .progress import Progress, silent
 from .record import RecordedFolder
+from .source import inputs_of
 from .vector import TaskVector
 from .writer import Writer
 
@@ -97,7 +98,7 @@ def apply(
         ResumeError: `work` is that of another call, or in use. Nothing is left behind in any of these cases but
             finished shards in `work`.
     """
-    inputs = (*vector.inputs, *base.inputs)
+    inputs = inputs_of(vector, base)
     out = check_folder(out, force=force, inputs=inputs)
     if work is not None:
         check_apart(work, inputs)

@@ -13,7 +13,7 @@ from taskvec_formats.dtypes import BitArray
 from .errors import DiffError, UsageError
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
-from .source import Entries
+from .source import Entries, inputs_of
 from .tensor import BaseBits, diff_range, replace_range
 from .vector import TaskVector
 
@@ -103,7 +103,7 @@ class _Pair:
         self._specs = specs
         self._kind = kind
         self._bits = BaseBits(base)
-        self.inputs = (*base.inputs, *tuned.inputs)
+        self.inputs = inputs_of(base, tuned)
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         spec = self._specs[name]

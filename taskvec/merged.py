@@ -13,6 +13,7 @@ from .card import model_card
 from .destination import check_folder
 from .output import AS_IT_IS, Output
 from .progress import Progress, silent
+from .source import inputs_of
 from .tokenizers import compare_tokenizers
 from .vector import TaskVector
 
@@ -35,7 +36,7 @@ def write_model(
     Returns sentences about files in which the parents differ. Raises MergeError where their tokenizers do, and the
     errors of `apply`.
     """
-    out = check_folder(out, force=force, inputs=(*merged.inputs, *base.inputs))
+    out = check_folder(out, force=force, inputs=inputs_of(merged, base))
     agreement = compare_tokenizers(parents, base)
     output = replace(output, card=model_card(out.name, merged), carried=tuple(agreement.carried))
     apply(merged, base, out, progress, output, force=force, work=work, record=merged.provenance, resume=resume)

@@ -11,6 +11,7 @@ from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import BitArray
 
 from .application import Application
+from .source import inputs_of
 from .tensor import as_bytes
 from .vector import TaskVector
 
@@ -34,7 +35,7 @@ class Patched(Checkpoint):
     @property
     def inputs(self) -> tuple[Path, ...]:
         """What the base and the vector read."""
-        return (*self._base.inputs, *self._vector.inputs)
+        return inputs_of(self._base, self._vector)
 
     def bits(self, name: str) -> BitArray:
         """A tensor as a flat array of carriers, [size]: mapped where the vector leaves it alone, else new."""

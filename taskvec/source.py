@@ -10,16 +10,25 @@ from taskvec_formats import Change, Companion, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
 
-class Source(Protocol):
+class Reads(Protocol):
+    """What reads files: a source, a vector, a checkpoint."""
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        """The files and folders that it reads, which no output may replace."""
+
+
+def inputs_of(*readers: Reads) -> tuple[Path, ...]:
+    """What several read together, each path once: vectors that are made of one another name the same ones."""
+    return tuple(dict.fromkeys(path for reader in readers for path in reader.inputs))
+
+
+class Source(Reads, Protocol):
     """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
 
     @property
     def by_range(self) -> bool:
         """Whether each range is computed by itself, nothing kept for the next: then processes can share the work."""
-
-    @property
-    def inputs(self) -> Sequence[Path]:
-        """The files and folders that it reads, which no output may replace."""
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""

@@ -11,7 +11,7 @@ from taskvec_formats.dtypes import BitArray
 
 from .align import align, merging
 from .errors import BaseMismatchError, KindError, MergeError, UsageError
-from .source import Entries, Source, no_replacements
+from .source import Entries, Source, inputs_of, no_replacements
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sum(Entries):
             if not math.isfinite(term.weight):
                 raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
         self.by_range = all(term.source.by_range for term in self.terms)
-        self.inputs = [path for term in self.terms for path in term.source.inputs]
+        self.inputs = inputs_of(*(term.source for term in self.terms))
         self.specs = common_specs([(term.name, term.header, term.specs) for term in self.terms])
 
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:

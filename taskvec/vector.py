@@ -34,7 +34,7 @@ from taskvec_formats.parallel import ordered_map
 from .destination import appearing, check_file
 from .errors import UsageError
 from .progress import Progress, silent
-from .source import Memory, Source
+from .source import Memory, Source, inputs_of
 from .sums import Sum, Term, check_vector
 from .tensor import BaseBits, touched_bits
 
@@ -104,7 +104,7 @@ class TaskVector(Mapping[str, SparseTensor]):
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The files and folders that it reads, which no output may replace."""
-        return (*self._source.inputs, *(self._checkpoint.inputs if self._checkpoint else ()))
+        return inputs_of(self._source, *([self._checkpoint] if self._checkpoint else []))
 
     @property
     def digest(self) -> str:

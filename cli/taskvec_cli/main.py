@@ -110,6 +110,7 @@ def pack(
     from taskvec import diff, open_checkpoint
     from taskvec.destination import check_file
     from taskvec.diff import check_kind
+    from taskvec.source import inputs_of
     from taskvec.vector import check_codec
 
     from . import render
@@ -117,7 +118,7 @@ def pack(
     check_kind(kind, sparsity)
     check_codec(codec)
     before, after = open_checkpoint(base), open_checkpoint(tuned)
-    check_file(output, force=force, inputs=(*before.inputs, *after.inputs))
+    check_file(output, force=force, inputs=inputs_of(before, after))
     with progress_bars() as progress:
         vector = diff(before, after, sparsity, progress, kind)
         vector.save(output, progress, codec, force=force)
@@ -211,6 +212,7 @@ def inspect(
 ) -> None:
     """Show what is in a file; of several files also how their masks overlap."""
     from taskvec import TaskVector, overlap
+    from taskvec.source import inputs_of
 
     from . import render
 
@@ -223,7 +225,7 @@ def inspect(
     if plot is not None:
         from taskvec.plotting import check_picture, plot_density, plot_overlap
 
-        check_picture(plot, force=force, inputs=[path for vector in opened for path in vector.inputs])
+        check_picture(plot, force=force, inputs=inputs_of(*opened))
     with progress_bars() as progress:
         pairs = overlap(opened, progress) if len(opened) > 1 else []
     rows = [render.overlap_summary(labels, pair) for pair in pairs]
@@ -308,6 +310,7 @@ def evaluate(
     from taskvec import merge as merge_vectors
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
+    from taskvec.source import inputs_of
     from taskvec.training.data import read_examples
     from taskvec.training.evaluate import check_request, evaluate_checkpoint, needs_answers, write_answers
     from taskvec.training.models import device_of
@@ -323,8 +326,7 @@ def evaluate(
     opened = [TaskVector.open(path) for path in vectors or ()]
     checkpoint = open_checkpoint(model)
     if answers is not None:
-        inputs = [data, *checkpoint.inputs, *(path for vector in opened for path in vector.inputs)]
-        check_file(answers, force=force, inputs=inputs)
+        check_file(answers, force=force, inputs=[data, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
         worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
         evaluation = evaluate_checkpoint(
@@ -347,7 +349,7 @@ def evaluate(
     else:
         render.print_evaluation(summary)
     if worn is not None and (warning := render.evaluation_warning(worn)):
-        streams.say(f"taskvec: warning: {warning}")
+        typer.echo(f"taskvec: warning: {warning}", err=True)
 
 
 @app.command(short_help="Do all of it on a real model.")
@@ -381,6 +383,7 @@ def main() -> None:
             raise
         from .failure import explain
 
-        sentence, code = explain(streams.unwritten() or error)
-        streams.say(f"taskvec: {sentence}")
+        sentence, code = explain(error)
+        streams.settle()
+        typer.echo(f"taskvec: {sentence}", err=True)
         sys.exit(code)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from . import streams
 from .outputs import check_unfinished, file_name
 from .progress import progress_bars
 
@@ -210,6 +209,7 @@ def train(
     from taskvec.errors import UsageError
     from taskvec.plotting import check_picture, plot_losses
     from taskvec.record import remove_work
+    from taskvec.source import inputs_of
     from taskvec.training.folder import KIND
     from taskvec.training.options import Options
 
@@ -227,9 +227,9 @@ def train(
     holder = None if mask_from is None else TaskVector.open(mask_from)
     beginning = None if start_from is None else TaskVector.open(start_from)
     checkpoint = open_checkpoint(base)
-    read = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed), *checkpoint.inputs]
-    for vector in (holder, beginning, *earlier):
-        read += [] if vector is None else vector.inputs
+    vectors = [vector for vector in (holder, beginning, *earlier) if vector is not None]
+    files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
+    read = [*files, *inputs_of(checkpoint, *vectors)]
     check_distinct(output, plot)
     check_file(output, force=force, inputs=read)
     if plot is not None:
@@ -265,7 +265,7 @@ def train(
         output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
     )
     if warning := render.training_warning(summary):
-        streams.say(f"taskvec: warning: {warning}")
+        typer.echo(f"taskvec: warning: {warning}", err=True)
 
 
 def _mixed(text: str) -> tuple[Path, float]:

@@ -18,6 +18,7 @@ from ..diff import diff
 from ..errors import BaseMismatchError, UsageError
 from ..patched import Patched
 from ..progress import Progress, silent
+from ..source import inputs_of
 from ..vector import TaskVector
 from .corpus import read_corpus
 from .dense import difference, train_fully, train_lora
@@ -84,7 +85,7 @@ def train(
     if folder is not None:
         vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
         files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
-        check_apart(folder, [*files, *base.inputs, *(path for vector in vectors for path in vector.inputs)])
+        check_apart(folder, [*files, *inputs_of(base, *vectors)])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
     start = Patched(base, start_from) if start_from is not None else base
     record: dict[str, Any] = {
