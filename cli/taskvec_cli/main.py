@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from . import streams
 from .merge import merge
-from .outputs import file_name
+from .outputs import file_name, folder_name
 from .progress import progress_bars
 from .train import train
 
@@ -129,7 +129,17 @@ def pack(
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The model folder to write.",
+            metavar="PATH",
+            parser=folder_name,
+            show_default=False,
+        ),
+    ],
     force: Force = False,
     as_json: Json = False,
 ) -> None:

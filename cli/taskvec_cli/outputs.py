@@ -14,6 +14,15 @@ def file_name(text: str) -> Path:
     return Path(text)
 
 
+def folder_name(text: str) -> Path:
+    """A folder to write, from the text that was typed: as a path no text would be the current folder."""
+    from taskvec.errors import UsageError
+
+    if not text:
+        raise UsageError(f"the output is a folder, which needs a name, found {text!r}")
+    return Path(text)
+
+
 def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> None:
     """Refuse, before any work, a folder of unfinished work that is in use, or of which it is not said what to do.
 
