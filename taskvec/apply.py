@@ -16,14 +16,17 @@ from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
 from .application import Application
+from .destination import appearing, check_apart, check_folder
 from .errors import ResultError, SizeError, UsageError
 from .layout import check_index, layout_of
 from .output import AS_IT_IS, Files, Output, Shard
 from .progress import Progress, silent
 from .record import RecordedFolder
+from .source import inputs_of
 from .vector import TaskVector
 from .writer import Writer
 
+WORK = "merge"  # what a folder of finished shards is of
 # a result may be so many times as large as the base, and so much larger, without being asked for
 _GROWTH, _SLACK = 4, 1 << 28
 
@@ -59,44 +62,54 @@ def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = sile
 def apply(
     vector: TaskVector,
     base: Checkpoint,
-    out: Path,
+    out: str | Path,
     progress: Progress = silent,
     output: Output = AS_IT_IS,
     *,
+    force: bool = False,
     work: Path | None = None,
     record: Mapping[str, Any] | None = None,
+    resume: bool = True,
     max_bytes: int | None = None,
 ) -> Applied:
     """Write the folder `out`: the base with the vector applied; shards and side files as in the tuned checkpoint.
 
     Where the vector knows no tuned checkpoint, shards and side files are the base's. Memory: a few blocks.
-    `out` appears when complete; a folder that was there is replaced then.
     The finished folder is read again before it gets its name: the tensors that a program finds in it and, where the
     vector knows the tuned checkpoint, their fingerprint.
 
     Args:
         vector: A vector or a patch.
         base: The checkpoint that it was taken from, or one that agrees with it where the vector changes it.
-        out: The folder to write.
+        out: The model folder, which appears when it is complete.
         progress: Called with the stage, tensors done, tensors in all, and a note.
         output: What to write otherwise: the size of shards, the dtype, the card.
+        force: Whether a model folder of that name is replaced, once the new one is complete.
         work: A folder on the same disk, where finished shards wait for the others after an interruption; the same call
             goes on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was
             finished. Not for a vector that knows a tuned checkpoint, which is compared as it is written.
         record: With `work`, what the vector comes from, as JSON; base and output are recorded in any case.
+        resume: Whether to go on with what is in `work`; if not, it is removed once all else was checked.
         max_bytes: The largest result that is written. None allows four times the base and 2^28 bytes.
 
     Raises:
+        OutputExistsError: `out` exists and `force` is not given.
+        UsageError: `out` or `work` is or holds something that is read here, whatever `force` is; `out` is not a folder
+            that may be replaced; `work` beside a vector that knows its result; a quantised base that is to have another
+            dtype.
         BaseMismatchError: The vector does not fit the base.
         FormatError: A file is not what it should be.
         SizeError: The result is too large, or does not fit on the disk.
         ResultError: The finished folder is not what was to be written.
         DTypeError: A value does not fit the dtype.
-        ResumeError: `work` is that of another call.
-        UsageError: `work` beside a vector that knows its result; a quantised base that is to have another dtype.
+        ResumeError: `work` is that of another call, or in use.
 
-    Nothing is left behind then but finished shards in `work`.
+    In any of these cases nothing is left behind but finished shards in `work`.
     """
+    inputs = inputs_of(vector, base)
+    out = check_folder(out, force=force, inputs=inputs)
+    if work is not None:
+        check_apart(work, inputs)
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
     layout = layout_of(vector, base)
@@ -113,22 +126,22 @@ def apply(
     writer = Writer(application, vector, base, output, shards, progress)
     progress("applying", 0, writer.total, f"{size:,} bytes")
     if work is None:
-        with atomic_directory(out) as folder:
+        with appearing(out), atomic_directory(out, replace=force) as folder:
             writer.write(folder)
             _write_files(written, folder)
             found = _finished(folder, shards, written, output)
     else:
         headers = {name: stored_digest(shard.header) for name, shard in shards.items()}
         settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": headers}
-        writer.write_missing(
-            RecordedFolder(work, {**(record or {}), "base": base.fingerprint, "output": settings}), work
-        )
-        with atomic_directory(out) as folder:
-            _write_files(written, folder)
-            for name in shards:
-                os.rename(work / name, folder / name)
-            found = _finished(folder, shards, written, output)
-        shutil.rmtree(work, ignore_errors=True)
+        what = {**(record or {}), "base": base.fingerprint, "output": settings}
+        with RecordedFolder(work, WORK, what, resume=resume) as keep:
+            writer.write_missing(keep, work)
+            with appearing(out), atomic_directory(out, replace=force) as folder:
+                _write_files(written, folder)
+                for name in shards:
+                    os.rename(work / name, folder / name)
+                found = _finished(folder, shards, written, output)
+            keep.remove()
     progress("applying", writer.total, writer.total, "")
     differences = list(layout.differences)
     if vector.header.tuned is None:

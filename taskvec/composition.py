@@ -23,6 +23,7 @@ from .lineage import joined, lineage
 from .patched import Patched
 from .positions import common, union
 from .progress import Progress, silent
+from .source import inputs_of
 from .tensor import add
 from .vector import TaskVector
 
@@ -126,6 +127,7 @@ class _Layout:
     def __init__(self, first: TaskVector, second: TaskVector) -> None:
         self._first = first
         self._second = second
+        self.inputs = inputs_of(first, second)
 
     def shards(self) -> dict[str, bytes] | None:
         shards = self._second.source.shards()
@@ -220,6 +222,7 @@ class _Difference(_Layout):
 
     def __init__(self, first: TaskVector, second: TaskVector, difference: TaskVector) -> None:
         super().__init__(first, second)
+        self.inputs = difference.inputs  # those of both and of the base
         self._difference = difference
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._changed)

@@ -15,7 +15,7 @@ from .errors import DiffError, UsageError
 from .lineage import shortened
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
-from .source import Entries
+from .source import Entries, inputs_of
 from .tensor import BaseBits, diff_range, replace_range
 from .vector import TaskVector
 
@@ -106,6 +106,7 @@ class _Pair:
         self._specs = specs
         self._kind = kind
         self._bits = BaseBits(base)
+        self.inputs = inputs_of(base, tuned)
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         spec = self._specs[name]
@@ -140,6 +141,7 @@ class _Sparsified(Entries):
 
     def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
         self._source = source
+        self.inputs = source.inputs
         self._specs = {spec.name: spec for spec in specs}
         self._passes = 0
         self._progress = progress

@@ -1,4 +1,4 @@
-"""From what a user types to a checkpoint, and the guard in front of every output."""
+"""From what a user types to a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from taskvec_formats import Checkpoint
 
-from .errors import OutputExistsError, UsageError
+from .errors import UsageError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
@@ -44,32 +44,3 @@ def open_checkpoint(reference: str | Path, *, with_code: bool = False) -> Checkp
     path = local_model(reference, with_code=with_code)
     is_hub_id = not Path(reference).exists()
     return Checkpoint(path, name=str(reference) if is_hub_id else None)
-
-
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse an output file that exists, before any work is done; with `force` it will be replaced.
-
-    Raises OutputExistsError, and UsageError where a folder has that name.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; the output is a file")
-    if path.exists() and not force:
-        raise OutputExistsError(f"{path} exists already; --force replaces it")
-
-
-def check_output_folder(path: Path, base: Checkpoint, *, force: bool) -> None:
-    """The same for a model folder. `force` replaces only what looks like one, never the base or its parents.
-
-    Raises OutputExistsError, and UsageError for a file, for the base itself, and for a folder that holds no model.
-    """
-    if path.resolve() == base.path.resolve() or path.resolve() in base.path.resolve().parents:
-        raise UsageError(f"{path} holds the base; the output needs a folder of its own")
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise UsageError(f"{path} is a file; the output is a folder")
-    if any(path.iterdir()):
-        if not any(path.glob("*.safetensors")):
-            raise UsageError(f"{path} exists and holds no model; it will not be replaced")
-        if not force:
-            raise OutputExistsError(f"{path} exists already; --force replaces it")

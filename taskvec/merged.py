@@ -10,8 +10,10 @@ from taskvec_formats import Checkpoint
 
 from .apply import apply
 from .card import model_card
+from .destination import check_folder
 from .output import AS_IT_IS, Output
 from .progress import Progress, silent
+from .source import inputs_of
 from .tokenizers import compare_tokenizers
 from .vector import TaskVector
 
@@ -20,19 +22,22 @@ def write_model(
     merged: TaskVector,
     parents: Sequence[TaskVector],
     base: Checkpoint,
-    out: Path,
+    out: str | Path,
     progress: Progress = silent,
     *,
     output: Output = AS_IT_IS,
+    force: bool = False,
     work: Path | None = None,
+    resume: bool = True,
 ) -> list[str]:
     """Write the folder `out`: the base with a merge applied, a model card, and the side files that all parents share.
 
-    merged: what `merge` made of parents. output: shards and dtype. work: keeps finished shards, as in `apply`.
+    merged: what `merge` made of parents. output: shards and dtype. force, work, resume: as in `apply`.
     Returns sentences about files in which the parents differ. Raises MergeError where their tokenizers do, and the
     errors of `apply`.
     """
+    out = check_folder(out, force=force, inputs=inputs_of(merged, base))
     agreement = compare_tokenizers(parents, base)
     output = replace(output, card=model_card(out.name, merged), carried=tuple(agreement.carried))
-    apply(merged, base, out, progress, output, work=work, record=merged.provenance)
+    apply(merged, base, out, progress, output, force=force, work=work, record=merged.provenance, resume=resume)
     return agreement.notes

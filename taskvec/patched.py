@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from taskvec_formats import Checkpoint, TensorSpec
@@ -9,6 +11,7 @@ from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import BitArray
 
 from .application import Application
+from .source import inputs_of
 from .tensor import as_bytes
 from .vector import TaskVector
 
@@ -28,6 +31,11 @@ class Patched(Checkpoint):
         tensors = {name: info for name, info in base.tensors.items() if name not in vector.header.removed}
         tensors |= {name: _info(spec) for name, spec in vector.specs.items() if spec.origin != spec.form}
         self.tensors = dict(sorted(tensors.items()))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What the base and the vector read."""
+        return inputs_of(self._base, self._vector)
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """The elements [start, stop) of a tensor as a flat array of carriers."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from taskvec_formats.atomic import atomic_file
+from taskvec_formats.text import printable
 
+from .destination import appearing, check_file
 from .errors import UsageError
 from .names import layer_and_module
 from .overlap import Overlap, Place
@@ -22,13 +24,14 @@ _LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 _DPI, _PIXELS = 150, 1 << 16  # matplotlib draws no more on a side
 
 
-def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path) -> None:
+def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *, force: bool = False) -> None:
     """Draw one heat map a pair: the Jaccard index of the two masks in each module of each block.
 
     labels: one a vector. One colour scale serves all panels; a mark on it shows what independent random masks would
-    give. Raises UsageError for a file type that matplotlib does not write here, or where matplotlib is missing.
+    give. force: whether a file of that name is replaced. Raises as `check_picture`.
     """
-    names = [_label(label, 40) for label in labels]
+    check_picture(path, force=force)
+    names = [printable(label, 40) for label in labels]
     panels = [
         (
             f"{names[pair.a]} and {names[pair.b]}: {pair.total.intersection:,} shared positions, "
@@ -38,11 +41,13 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path) ->
         for pair in pairs
     ]
     chance = [pair.expected_jaccard for pair in pairs]
-    _draw(panels, "Jaccard index of the masks", path, chance[0] if len(set(chance)) == 1 else None, "chance")
+    figure = _draw(panels, "Jaccard index of the masks", chance[0] if len(set(chance)) == 1 else None, "chance")
+    _save(figure, path, force=force)
 
 
-def plot_density(label: str, vector: TaskVector, path: Path) -> None:
+def plot_density(label: str, vector: TaskVector, path: Path, *, force: bool = False) -> None:
     """Draw where a vector's entries are: the density in each module of each block. Raises as `plot_overlap`."""
+    check_picture(path, force=force, inputs=vector.inputs)
     entries: dict[Place, tuple[int, int]] = {}
     for name, spec in vector.specs.items():
         place = layer_and_module(name)
@@ -51,7 +56,8 @@ def plot_density(label: str, vector: TaskVector, path: Path) -> None:
     total = sum(count for count, _ in entries.values())
     share = total / vector.eligible if vector.eligible else 0.0
     density = {place: count / size if size else 0.0 for place, (count, size) in entries.items()}
-    _draw([(f"{_label(label, 40)}: {total:,} entries, density {share:.2%}", density)], "density", path, share, "mean")
+    title = f"{printable(label, 40)}: {total:,} entries, density {share:.2%}"
+    _save(_draw([(title, density)], "density", share, "mean"), path, force=force)
 
 
 def plot_losses(
@@ -60,12 +66,14 @@ def plot_losses(
     losses: Sequence[float],
     evaluations: Sequence[tuple[int, float]],
     path: Path,
+    *,
+    force: bool = False,
 ) -> None:
     """Draw the loss of every step, in nats a token: calibration before step 0, training, and evaluations as dots.
 
-    Raises as `plot_overlap`.
+    force: whether a file of that name is replaced. Raises as `check_picture`.
     """
-    check_picture(path)
+    check_picture(path, force=force)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -77,26 +85,29 @@ def plot_losses(
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", label="held out")
     axes.set(xlabel="step", ylabel="loss (nats a token)")
-    axes.set_title(_label(label, 60), **_LITERAL)
+    axes.set_title(printable(label, 60), **_LITERAL)
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    _save(figure, path, force=force)
 
 
-def check_picture(path: Path) -> None:
-    """Raise UsageError where a picture cannot be written to `path`: an unknown file type, or no matplotlib."""
+def check_picture(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a picture that cannot be drawn, before any work.
+
+    Raises:
+        UsageError: matplotlib does not write that file type here, or is missing.
+        OutputExistsError: The file exists and `force` is not given; and the other errors of `check_file`.
+    """
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"{path}: a picture is one of {', '.join(_FORMATS)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError("pictures need matplotlib: pip install 'taskvec[plot]'") from None
+    check_file(path, force=force, inputs=inputs)
 
 
-def _draw(
-    panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, path: Path, mark: float | None, label: str
-) -> None:
-    check_picture(path)
+def _draw(panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, mark: float | None, label: str) -> Any:
     from matplotlib.figure import Figure  # the object API: no display, no global state
     from matplotlib.ticker import PercentFormatter
 
@@ -104,7 +115,7 @@ def _draw(
     layers = sorted({layer for layer, _ in places if layer is not None})
     # first what lies in the blocks, then what lies outside, which may be called the same
     rows = sorted({(layer is None, module) for layer, module in places})
-    shown = [_label(module, 40) for _, module in rows]
+    shown = [printable(module, 40) for _, module in rows]
     columns = max(len(layers), 1)
     longest = max(map(len, shown), default=0)
     width = max(6.0, 2.6 + 0.3 * columns) + 0.15 * max(0, longest - 24)
@@ -148,21 +159,13 @@ def _draw(
     if mark is not None and 0 < mark < top:
         bar.ax.axhline(mark, color="white", linewidth=1.5)
         bar.ax.text(-0.3, mark, label, fontsize=8, ha="right", va="center", transform=bar.ax.get_yaxis_transform())
-    _save(figure, path)
+    return figure
 
 
-def _label(text: str, most: int) -> str:
-    """A name as it is drawn: on one line, without characters that cannot be seen, its middle left out where long."""
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-    half = (most - 1) // 2
-    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
-
-
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, *, force: bool) -> None:
     from matplotlib import rc_context
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary, warnings.catch_warnings():
+    with appearing(path), atomic_file(path, replace=force) as temporary, warnings.catch_warnings():
         # a letter that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         # a fixed date and no software stamp: the same masks give the same bytes

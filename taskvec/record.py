@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from taskvec_formats.atomic import atomic_file
+from taskvec_formats.locks import Lock
 
 from .errors import ResumeError
 
@@ -15,35 +20,156 @@ RECORD = "run.json"
 
 
 class RecordedFolder:
-    """A folder with `run.json` in it, which is written before anything else.
+    """A folder with `run.json` in it, which is written before anything else. One process at a time works in it.
 
-    path: None keeps nothing. record: what makes this run the one it is, as JSON.
-    Raises ResumeError where the folder holds another run, or files of which nothing is said.
+    It is locked from when it is there until the `with` block ends, or the process.
+
+    Args:
+        path: The folder, which need not be there yet; None keeps nothing.
+        kind: What work it is of: a folder of another kind is not touched.
+        record: What makes this run the one it is, as JSON.
+        resume: Whether to go on with what is there. If not, that is removed, be it another run's, when this one begins.
+        beside: Names that may be there before the record is.
+
+    Raises:
+        ResumeError: The folder is in use, or holds work of another kind, files of which nothing is said or, with
+            `resume`, another run.
     """
 
-    def __init__(self, path: Path | None, record: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        kind: str,
+        record: Mapping[str, Any],
+        *,
+        resume: bool = True,
+        beside: Collection[str] = (),
+    ) -> None:
         self.path = path
-        self._record = json.loads(json.dumps(record))
-        if path is None:
-            return
+        self.is_stale = not resume
+        self._kind = kind
+        self._beside = beside
+        self._record = {"kind": kind, **json.loads(json.dumps(record))}
+        self._lock: Lock | None = None
+        if path is not None and os.path.lexists(path):
+            with suppress(FileNotFoundError):  # another run has just ended, and removed it
+                self._take(path)
+
+    def _take(self, path: Path) -> None:
+        """Lock the folder, and see to it that what it holds may be gone on with, or removed."""
+        self._lock = _locked(path)
         try:
-            found = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            # a run may have been killed while it wrote the record, under a temporary name
-            if path.is_dir() and any(not file.name.startswith(f".{RECORD}.") for file in path.iterdir()):
-                raise ResumeError(f"{path} holds files, but no record of the run that they belong to") from None
-            return
-        except ValueError:
-            raise ResumeError(f"{path / RECORD} is not the record of a run") from None
-        _compare(path, found, self._record)
+            found = _read(path, self._kind, self._beside)
+            if found is not None and not self.is_stale:
+                _compare(path, found, self._record)
+        except BaseException:
+            self._release()
+            raise
 
     def begin(self) -> Path | None:
-        """The folder, with its record: made when there is something to keep."""
-        if self.path and not (self.path / RECORD).exists():
+        """The folder, with its record: made when there is something to keep, emptied of what is not gone on with."""
+        if self.path is None:
+            return None
+        while self._lock is None:
             self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self._take(self.path)
+        if self.is_stale:
+            # the record goes last: without it the rest would be nobody's
+            for entry in self.path.iterdir():
+                if entry.name != RECORD:
+                    _remove(entry)
+        if self.is_stale or not (self.path / RECORD).exists():
             with atomic_file(self.path / RECORD) as temporary:
                 temporary.write_text(json.dumps(self._record, indent=1) + "\n", encoding="utf-8")
+        self.is_stale = False
         return self.path
+
+    def remove(self) -> None:
+        """Remove the folder, where this run has begun or found it."""
+        if self.path is not None and self._lock is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RecordedFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+
+def holds_work(path: Path, kind: str) -> bool:
+    """Whether there is unfinished work of a kind, for whoever decides early what is to become of it.
+
+    Raises:
+        ResumeError: The folder is in use, or is not one of that kind of work.
+    """
+    if not os.path.lexists(path):
+        return False
+    try:
+        lock = _locked(path)
+    except FileNotFoundError:
+        return False
+    try:
+        _read(path, kind, ())
+    finally:
+        lock.release()
+    return True
+
+
+def remove_work(path: Path) -> None:
+    """Remove a folder of work that is finished, unless another process has begun to go on with it."""
+    try:
+        lock = Lock(path)
+    except (FileNotFoundError, BlockingIOError):
+        return
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _locked(path: Path) -> Lock:
+    """The lock of a folder. Raises ResumeError where it is in use, FileNotFoundError where it has just been removed."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ResumeError(f"{path} is not a folder of unfinished work")
+    try:
+        lock = Lock(path)
+    except BlockingIOError:
+        raise ResumeError(f"{path} is in use by another process") from None
+    if not lock.is_of(path):
+        lock.release()
+        raise FileNotFoundError(path)
+    return lock
+
+
+def _read(path: Path, kind: str, beside: Collection[str]) -> dict[str, Any] | None:
+    """The record in a folder; None where it is empty. Raises ResumeError where it is not one of that kind of work."""
+    try:
+        found = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # a run may have been killed while it wrote the record, under a temporary name
+        if any(not name.startswith(f".{RECORD}.") and name not in beside for name in os.listdir(path)):
+            raise ResumeError(f"{path} holds files, but no record of the run that they belong to") from None
+        return None
+    except (ValueError, RecursionError):
+        raise ResumeError(f"{path / RECORD} is not the record of a run") from None
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        raise ResumeError(f"{path / RECORD} is not the record of a {kind}")
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _compare(path: Path, found: Any, record: Any, what: str = "") -> None:

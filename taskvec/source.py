@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,20 @@ from taskvec_formats.forms import Bits
 from .errors import UsageError
 
 
-class Source(Protocol):
+class Reads(Protocol):
+    """What reads files: a source, a vector, a checkpoint."""
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        """The files and folders that it reads, which no output may replace."""
+
+
+def inputs_of(*readers: Reads) -> tuple[Path, ...]:
+    """What several read together, each path once: vectors that are made of one another name the same ones."""
+    return tuple(dict.fromkeys(path for reader in readers for path in reader.inputs))
+
+
+class Source(Reads, Protocol):
     """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
 
     @property
@@ -34,6 +48,7 @@ class Entries:
     """A Source of entries alone: the result is laid out as the base."""
 
     by_range = True
+    inputs: Sequence[Path] = ()
 
     def shards(self) -> dict[str, bytes] | None:
         return None

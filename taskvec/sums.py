@@ -12,7 +12,7 @@ from taskvec_formats.forms import Bits
 
 from .align import align, merging
 from .errors import BaseMismatchError, KindError, MergeError, UsageError
-from .source import Entries, Source, no_replacements
+from .source import Entries, Source, inputs_of, no_replacements
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Sum(Entries):
             if not math.isfinite(term.weight):
                 raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
         self.by_range = all(term.source.by_range for term in self.terms)
+        self.inputs = inputs_of(*(term.source for term in self.terms))
         self.specs = specs
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:

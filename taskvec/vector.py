@@ -32,11 +32,12 @@ from taskvec_formats.dtypes import BitArray
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
+from .destination import appearing, check_file
 from .errors import UsageError
 from .lineage import joined, lineage, shortened, stored_text
 from .progress import Progress, silent
 from .quantities import real, said
-from .source import Memory, Source
+from .source import Memory, Source, inputs_of
 from .sums import Sum, Term, check_vector, common_specs
 from .tensor import BaseBits, touched_bits
 
@@ -138,6 +139,11 @@ class TaskVector(Mapping[str, SparseTensor]):
         self._leads_to = checkpoint
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files and folders that it reads, which no output may replace."""
+        return inputs_of(self._source, *([self._checkpoint] if self._checkpoint else []))
+
+    @property
     def digest(self) -> str:
         """16 hex digits that tell one vector from another: of what it says of its base and of every block.
 
@@ -161,14 +167,23 @@ class TaskVector(Mapping[str, SparseTensor]):
     def __hash__(self) -> int:
         return hash(self.digest) if self._is_stored else id(self)
 
-    def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO) -> None:
+    def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO, *, force: bool = False) -> None:
         """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
 
-        codec: "auto", the smallest; "fast", quickly written; "paper64" or "plain" (docs/format.md). Raises UsageError
-        for another.
+        Args:
+            path: The file to write; missing folders are made.
+            progress: Told of every tensor.
+            codec: "auto", the smallest; "fast", quickly written; "paper64" or "plain" (docs/format.md).
+            force: Whether a file of that name is replaced.
+
+        Raises:
+            OutputExistsError: `path` exists and `force` is not given.
+            UsageError: The codec is unknown; `path` is a file that this vector reads, whatever `force` is; or no file
+                can be written there.
         """
         check_codec(codec)
         stored_text(self.name, self.provenance)
+        path = check_file(path, force=force, inputs=self.inputs)
         base_bits = BaseBits(self._checkpoint) if self._checkpoint else None
 
         def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
@@ -186,7 +201,8 @@ class TaskVector(Mapping[str, SparseTensor]):
         header = replace(self.header, tensors=(), shards=None, files=None)
         jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
         with (
-            LotaWriter(Path(path), header) as writer,
+            appearing(path),
+            LotaWriter(path, header, replace=force) as writer,
             closing(ordered_map(encode, jobs, processes=self._source.by_range)) as blocks,
         ):
             for done, spec in enumerate(self.specs.values()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -64,9 +63,9 @@ class Writer:
 
     def write_missing(self, keep: RecordedFolder, folder: Path) -> None:
         """Write the shards that an earlier call did not finish; the folder stays where there is a finished one."""
-        finished = {name for name, shard in self._shards.items() if self._is_finished(folder / name, shard)}
         try:
             keep.begin()
+            finished = {name for name, shard in self._shards.items() if self._is_finished(folder / name, shard)}
             for name, shard in self._shards.items():
                 if name in finished:
                     for tensor in shard.tensors:
@@ -76,7 +75,7 @@ class Writer:
                     self._write(shard, temporary)
         except BaseException:
             if not any(self._is_finished(folder / name, shard) for name, shard in self._shards.items()):
-                shutil.rmtree(folder, ignore_errors=True)
+                keep.remove()
             raise
 
     def _is_finished(self, path: Path, shard: Shard) -> bool:

@@ -591,7 +591,7 @@ def test_force_never_replaces_a_folder_that_is_no_model(llama: Path, vector: Pat
     precious.parent.mkdir()
     precious.write_text("dear")
     assert "holds no model" in refused(2, "unpack", vector, "--base", llama, "-o", precious.parent, "--force")
-    assert "holds the base" in refused(2, "unpack", vector, "--base", llama, "-o", llama, "--force")
+    assert "is an input" in refused(2, "unpack", vector, "--base", llama, "-o", llama, "--force")
     assert "is a folder" in refused(2, "merge", vector, "-o", precious.parent, "--force")
     assert "is a file" in refused(2, "unpack", vector, "--base", llama, "-o", precious, "--force")
     assert precious.read_text() == "dear"

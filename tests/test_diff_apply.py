@@ -476,7 +476,7 @@ def test_a_damaged_vector_leaves_an_earlier_output_as_it_was(tmp_path: Path) -> 
     expected = contents(Checkpoint(tmp_path / "out"))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ChecksumError):
-        apply(TaskVector.open(tmp_path / "vector.lota"), base, tmp_path / "out")
+        apply(TaskVector.open(tmp_path / "vector.lota"), base, tmp_path / "out", force=True)
     assert contents(Checkpoint(tmp_path / "out")) == expected
     assert sorted(tmp_path.iterdir()) == before
 

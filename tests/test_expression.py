@@ -255,8 +255,8 @@ def test_the_longest_chains_are_read(tmp_path: Path) -> None:
     ]
     vectors = {f"s{i}": diff(*states[i : i + 2]) for i in range(steps)}
     for base in (None, states[0]):
-        evaluated(" >> ".join(vectors), vectors, base=base).save(tmp_path / "x.lota")
-        assert apply(TaskVector.open(tmp_path / "x.lota"), states[0], tmp_path / "out").exact
+        evaluated(" >> ".join(vectors), vectors, base=base).save(tmp_path / "x.lota", force=True)
+        assert apply(TaskVector.open(tmp_path / "x.lota"), states[0], tmp_path / "out", force=True).exact
         assert contents(Checkpoint(tmp_path / "out")) == contents(states[-1])
 
 
@@ -338,11 +338,13 @@ def test_one_vector_is_written_as_it_is(tasks: Path) -> None:
     assert (tasks / "d.lota").read_bytes() == (tasks / "a.lota").read_bytes()
 
 
-def test_an_output_may_replace_what_it_is_made_of(tasks: Path) -> None:
-    before = TaskVector.open(tasks / "a.lota")
+def test_an_output_replaces_another_file_but_not_what_it_is_made_of(tasks: Path) -> None:
+    before, a = (tasks / "a.lota").read_bytes(), TaskVector.open(tasks / "a.lota")
     assert "exists already; --force replaces it" in refused(2, "arith", "2*a", "-o", tasks / "a.lota")
-    ok("arith", "2*a.lota", "-o", "a.lota", "--force", cwd=tasks)
-    assert oracle.exact(TaskVector.open(tasks / "a.lota")["w"]) == oracle.exact((2 * before)["w"])
+    assert "a.lota is an input" in refused(2, "arith", "2*a.lota", "-o", "a.lota", "--force", cwd=tasks)
+    assert (tasks / "a.lota").read_bytes() == before
+    ok("arith", "2*a.lota", "-o", "b.lota", "--force", cwd=tasks)
+    assert oracle.exact(TaskVector.open(tasks / "b.lota")["w"]) == oracle.exact((2 * a)["w"])
 
 
 def test_bad_requests_leave_nothing(tasks: Path) -> None:
@@ -370,7 +372,10 @@ def test_bad_requests_leave_nothing(tasks: Path) -> None:
 def test_a_chain_without_the_base_is_called_exact_where_it_is(tasks: Path) -> None:
     write_checkpoint(tasks / "d", {"w": tensor("F32", [1.5, 2, 3, 7]), "v": tensor("BF16", [1.5, 2, 3, 7])})
     for start, end, exact in (("a", "d", True), ("b", "c", None)):
-        diff(Checkpoint(tasks / start), Checkpoint(tasks / end)).save(tasks / "next.lota")
+        diff(Checkpoint(tasks / start), Checkpoint(tasks / end)).save(tasks / "next.lota", force=True)
         ok("arith", f"{start}.lota >> next.lota", "-o", "x.lota", "--force", cwd=tasks)
-        assert apply(TaskVector.open(tasks / "x.lota"), Checkpoint(tasks / "base"), tasks / "out").exact is exact
+        assert (
+            apply(TaskVector.open(tasks / "x.lota"), Checkpoint(tasks / "base"), tasks / "out", force=True).exact
+            is exact
+        )
         assert values(tasks / "out") == values(tasks / end)

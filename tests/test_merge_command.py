@@ -132,7 +132,7 @@ def test_an_unfinished_merge_is_not_removed_for_a_request_that_is_refused(
 ) -> None:
     part = tmp_path / "m.part"
     part.mkdir()
-    (part / "run.json").write_text("{}")
+    (part / "run.json").write_text('{"kind": "merge"}')
     folder = ("merge", vector, "--base", llama, "-o", tmp_path / "m", "--force")
     refused(2, *folder, "--shard-size", "big")
     refused(2, *folder, "--dtype", "int4")

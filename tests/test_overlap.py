@@ -158,8 +158,8 @@ def test_a_picture_shows_three_vectors_as_well(pair: list[TaskVector], tmp_path:
 @pytest.mark.parametrize("deltas", [{}, {"w": SparseTensor.empty((4,))}], ids=["no tensors", "no entries"])
 def test_empty_vectors_can_be_drawn(deltas: dict[str, SparseTensor], tmp_path: Path) -> None:
     for draw in (draw_overlap, draw_density):
-        draw([vector_of(deltas)] * 2, tmp_path / "a.png")
-        assert imread(tmp_path / "a.png").size
+        draw([vector_of(deltas)] * 2, tmp_path / f"{draw.__name__}.png")
+        assert imread(tmp_path / f"{draw.__name__}.png").size
 
 
 def test_the_density_of_a_vector_does_not_depend_on_whether_it_was_saved(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskvec.errors import TaskvecError, UsageError
+from taskvec.errors import OutputExistsError, TaskvecError, UsageError
 from taskvec_formats import FormatError
 from taskvec_formats.errors import WorkerError
 from taskvec_formats.text import printable
@@ -12,6 +12,8 @@ USAGE, FAILURE = 2, 1
 
 def explain(error: Exception) -> tuple[str, int]:
     """What to tell the user, and how to exit. An error of neither package is a bug, and says how to see it whole."""
+    if isinstance(error, OutputExistsError):
+        return f"{error}; --force replaces it", USAGE
     if isinstance(error, UsageError):
         return str(error), USAGE
     if isinstance(error, (TaskvecError, FormatError, WorkerError)):

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from . import streams
 from .merge import merge
+from .outputs import file_name, folder_name
 from .progress import progress_bars
 from .train import train
 
@@ -47,6 +49,12 @@ app = typer.Typer(
 _MODEL = "Model folder, .safetensors file or Hub id."
 Base = Annotated[str, typer.Argument(metavar="BASE", help=_MODEL, show_default=False)]
 Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=_MODEL, show_default=False)]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -79,7 +87,7 @@ app.command(short_help="Train a sparse task vector.")(train)
 def pack(
     base: Base,
     tuned: Tuned,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    output: Output,
     sparsity: Annotated[
         float | None,
         typer.Option(
@@ -100,18 +108,20 @@ def pack(
 ) -> None:
     """Store what fine-tuning changed: all of it, exact to the last bit, or with --sparsity its largest part."""
     from taskvec import diff, open_checkpoint
+    from taskvec.destination import check_file
     from taskvec.diff import check_kind
-    from taskvec.files import check_output
+    from taskvec.source import inputs_of
     from taskvec.vector import check_codec
 
     from . import render
 
     check_kind(kind, sparsity)
     check_codec(codec)
-    check_output(output, force=force)
+    before, after = open_checkpoint(base), open_checkpoint(tuned)
+    check_file(output, force=force, inputs=inputs_of(before, after))
     with progress_bars() as progress:
-        vector = diff(open_checkpoint(base), open_checkpoint(tuned), sparsity, progress, kind)
-        vector.save(output, progress, codec)
+        vector = diff(before, after, sparsity, progress, kind)
+        vector.save(output, progress, codec, force=force)
     render.report_file(output, as_json)
 
 
@@ -119,20 +129,28 @@ def pack(
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The model folder to write.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The model folder to write.",
+            metavar="PATH",
+            parser=folder_name,
+            show_default=False,
+        ),
+    ],
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write the complete model folder: the base with the vector applied, checked to the last bit."""
     from taskvec import TaskVector, apply, open_checkpoint
-    from taskvec.files import check_output_folder
 
     from . import render
 
     opened, checkpoint = TaskVector.open(vector), open_checkpoint(base)
-    check_output_folder(output, checkpoint, force=force)
     with progress_bars() as progress:
-        applied = apply(opened, checkpoint, output, progress)
+        applied = apply(opened, checkpoint, output, progress, force=force)
     if as_json:
         render.report_folder(output, as_json, exact=applied.exact, differences=applied.differences)
         return
@@ -154,7 +172,7 @@ def arith(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    output: Output,
     base: Annotated[
         str | None,
         typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),
@@ -169,19 +187,19 @@ def arith(
     An expression that begins with a minus stands in parentheses, "(-a.lota)", or behind --.
     """
     from taskvec import open_checkpoint
+    from taskvec.destination import check_file
     from taskvec.errors import UsageError
     from taskvec.expression import Expression
-    from taskvec.files import check_output
 
     from . import render
 
     parsed = Expression(expression)
     if base is not None and not parsed.composes:
         raise UsageError("--base is for >>, which the expression does not hold")
-    check_output(output, force=force)
     checkpoint = open_checkpoint(base) if base is not None else None
+    check_file(output, force=force, inputs=checkpoint.inputs if checkpoint else ())
     with progress_bars() as progress:
-        parsed.evaluate(base=checkpoint, progress=progress).save(output, progress)
+        parsed.evaluate(base=checkpoint, progress=progress).save(output, progress, force=force)
     render.report_file(output, as_json)
 
 
@@ -192,11 +210,19 @@ def inspect(
     ],
     as_json: Json = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Draw a blocks × modules heat map: .png, .svg or .pdf.",
+            metavar="PATH",
+            parser=file_name,
+            show_default=False,
+        ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a picture that exists.")] = False,
 ) -> None:
     """Show what is in a file; of several files also how their masks overlap."""
     from taskvec import TaskVector, overlap
+    from taskvec.source import inputs_of
 
     from . import render
 
@@ -209,15 +235,15 @@ def inspect(
     if plot is not None:
         from taskvec.plotting import check_picture, plot_density, plot_overlap
 
-        check_picture(plot)
+        check_picture(plot, force=force, inputs=inputs_of(*opened))
     with progress_bars() as progress:
         pairs = overlap(opened, progress) if len(opened) > 1 else []
     rows = [render.overlap_summary(labels, pair) for pair in pairs]
     if plot is not None:
         if pairs:
-            plot_overlap([path.stem for path in vectors], pairs, plot)
+            plot_overlap([path.stem for path in vectors], pairs, plot, force=force)
         else:
-            plot_density(vectors[0].stem, opened[0], plot)
+            plot_density(vectors[0].stem, opened[0], plot, force=force)
     if as_json:
         render.print_json({"files": files, "overlap": rows})
         return
@@ -278,7 +304,13 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Take only the first examples.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
     answers: Annotated[
-        Path | None, typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Write prompt, completion and answer as JSON lines.",
+            metavar="PATH",
+            parser=file_name,
+            show_default=False,
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool,
@@ -292,8 +324,9 @@ def evaluate(
     """Score MODEL, with the vectors of --with on it, on held-out data: loss, exact match, ROUGE-1."""
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
+    from taskvec.destination import check_file
     from taskvec.errors import UsageError
-    from taskvec.files import check_output
+    from taskvec.source import inputs_of
     from taskvec.training.data import read_examples
     from taskvec.training.evaluate import check_request, evaluate_checkpoint, needs_answers, write_answers
     from taskvec.training.models import device_of
@@ -303,13 +336,13 @@ def evaluate(
     metrics = list(dict.fromkeys(metric or ["loss"]))
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
     computer = device_of(device)
-    if answers is not None:
-        if not needs_answers(metrics):
-            raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
-        check_output(answers, force=force)
+    if answers is not None and not needs_answers(metrics):
+        raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
     examples = read_examples(data)[:limit]
     opened = [TaskVector.open(path) for path in vectors or ()]
     checkpoint = open_checkpoint(model, with_code=trust_remote_code)
+    if answers is not None:
+        check_file(answers, force=force, inputs=[data, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
         worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
         evaluation = evaluate_checkpoint(
@@ -325,7 +358,7 @@ def evaluate(
             progress=progress,
         )
     if answers is not None:
-        write_answers(answers, examples, evaluation.answers)
+        write_answers(answers, examples, evaluation.answers, force=force)
     merged = worn.provenance if worn is not None and len(opened) > 1 else None
     summary = render.evaluation_summary(model, vectors or (), merged, data, evaluation)
     if as_json:
@@ -356,6 +389,7 @@ def demo(
 
 def main() -> None:
     """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
+    streams.repair()
     debugs = bool(os.environ.get("TASKVEC_DEBUG"))
     # this process runs one command, and every thread in it is known; a traceback does not leave its process
     os.environ.setdefault("TASKVEC_PROCESSES", "0" if debugs else "1")
@@ -367,5 +401,6 @@ def main() -> None:
         from .failure import explain
 
         sentence, code = explain(error)
+        streams.settle()
         typer.echo(f"taskvec: {sentence}", err=True)
         sys.exit(code)

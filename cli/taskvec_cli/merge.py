@@ -1,12 +1,12 @@
 """`taskvec merge`: a command with many options, in panels."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .outputs import check_unfinished
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -25,8 +25,14 @@ def merge(
         typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="What to write.", show_default="merged.lota; a model folder: merged/"),
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="What to write.",
+            metavar="PATH",
+            show_default="merged.lota; a model folder: merged/",
+        ),
     ] = None,
     method: Annotated[
         str | None,
@@ -146,11 +152,11 @@ def merge(
     if asked is None and not vectors:
         raise UsageError("nothing to merge: give .lota files, or --recipe")
     checkpoint = asked.open_base() if asked else None if base is None else open_checkpoint(base)
-    to_folder = checkpoint is not None if asked is None else output is None or output.suffix != ".lota"
-    output = output or Path("merged" if to_folder else "merged.lota")
+    to_folder = checkpoint is not None if asked is None else output is None or not output.endswith(".lota")
+    target = ("merged" if to_folder else "merged.lota") if output is None else output
     size = None if shard_size is None else _bytes(shard_size)
     form = Output(size, dtype or (asked.dtype if asked and to_folder else None))
-    _check_output(given, output, checkpoint if to_folder else None, to_folder=to_folder)
+    destination = _check_output(given, target, checkpoint, to_folder=to_folder)
     with progress_bars() as progress:
         if asked:
             parents = asked.vectors(checkpoint, progress)
@@ -162,14 +168,24 @@ def merge(
             from taskvec.merged import write_model
 
             assert checkpoint is not None
-            notes = write_model(merged, parents, checkpoint, output, progress, output=form, work=_part_of(output))
+            notes = write_model(
+                merged,
+                parents,
+                checkpoint,
+                destination,
+                progress,
+                output=form,
+                force=force,
+                work=_part_of(destination),
+                resume=resume or not force,
+            )
         else:
             notes = check_tokenizers(parents)
-            merged.save(output, progress, codec)
+            merged.save(destination, progress, codec, force=force)
     made = merged.provenance
     notes = [*made["notes"], *notes]
     report = render.report_folder if to_folder else render.report_file
-    report(output, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
+    report(destination, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
     if not as_json:
         for note in notes:
             typer.echo(f"note: {note}")
@@ -186,27 +202,26 @@ def _recipe(given: dict[str, Any]) -> "Recipe":
     return Recipe.read(given["recipe"])
 
 
-def _check_output(given: dict[str, Any], output: Path, base: "Checkpoint | None", *, to_folder: bool) -> None:
-    """Refuse what cannot be written, before any work is done; make room where it was asked for."""
+def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None", *, to_folder: bool) -> Path:
+    """Refuse what cannot be written, before any work is done."""
+    from taskvec.apply import WORK
+    from taskvec.destination import check_apart, check_file, check_folder
     from taskvec.errors import UsageError
-    from taskvec.files import check_output, check_output_folder
 
+    read = [*(given["vectors"] or ()), *([given["recipe"]] if given["recipe"] else []), *(base.inputs if base else ())]
     if not to_folder:
         for name in ("dtype", "shard_size", "resume"):
             if given[name]:
                 raise UsageError(f"--{name.replace('_', '-')} is for a model folder: --base says of which model")
-        check_output(output, force=given["force"])
-        return
+        return check_file(output, force=given["force"], inputs=read)
     if given["codec"] != "auto":
         raise UsageError("--codec is for a .lota file, not for a model folder")
     if base is None:
         raise UsageError(f"{given['recipe']} names no base_model, so only a .lota file can be written: -o merged.lota")
-    check_output_folder(output, base, force=given["force"])
-    work = _part_of(output)
-    if work.exists() and not given["resume"]:
-        if not given["force"]:
-            raise UsageError(f"{work} holds an unfinished merge: --resume goes on with it, --force starts anew")
-        shutil.rmtree(work)
+    path = check_folder(output, force=given["force"], inputs=read)
+    check_apart(_part_of(path), read)
+    check_unfinished(_part_of(path), WORK, resume=given["resume"], force=given["force"])
+    return path
 
 
 def _part_of(output: Path) -> Path:

@@ -13,6 +13,8 @@ import typer
 from taskvec_formats.file_names import INDEX
 from taskvec_formats.text import json_text, printable
 
+from . import streams
+
 if TYPE_CHECKING:
     from taskvec import Applied, TaskVector
     from taskvec.demo.run import Demo
@@ -108,6 +110,7 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
     if as_json:
         print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
         return
+    streams.need_no_reader()
     say(
         f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
         f"(density {summary['density']:.2%}), {size(summary['bytes'])}"
@@ -124,6 +127,7 @@ def report_folder(output: Path, as_json: bool, **more: object) -> None:
     if as_json:
         print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
         return
+    streams.need_no_reader()
     say(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {size(total)}")
     print_more(more)
 

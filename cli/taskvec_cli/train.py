@@ -1,12 +1,12 @@
 """`taskvec train`: a command with many options, in panels."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .outputs import check_unfinished, file_name
 from .progress import progress_bars
 
 _MASK = "Which weights (--method lota)"
@@ -21,7 +21,12 @@ def train(
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
+        ),
+    ],
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
     ] = "lota",
@@ -158,7 +163,13 @@ def train(
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw the losses: .png, .svg or .pdf.", show_default=False, rich_help_panel=_WATCH),
+        typer.Option(
+            help="Draw the losses: .png, .svg or .pdf.",
+            metavar="PATH",
+            parser=file_name,
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
     ] = None,
     report_to: Annotated[
         str, typer.Option(help="tensorboard (into runs/), wandb or what else Trainer knows.", rich_help_panel=_WATCH)
@@ -200,9 +211,12 @@ def train(
     from dataclasses import fields
 
     from taskvec import TaskVector, open_checkpoint
+    from taskvec.destination import check_distinct, check_file
     from taskvec.errors import UsageError
-    from taskvec.files import check_output
     from taskvec.plotting import check_picture, plot_losses
+    from taskvec.record import remove_work
+    from taskvec.source import inputs_of
+    from taskvec.training.folder import KIND
     from taskvec.training.options import Options
 
     from . import render
@@ -211,9 +225,6 @@ def train(
         given["sparsity"] = 0.9
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
     options.check()
-    check_output(output, force=force)
-    if plot is not None:
-        check_picture(plot)
     for file in (data, eval_data):
         if file is not None and not file.is_file():
             raise UsageError(f"{file}: no such file")
@@ -221,14 +232,18 @@ def train(
     earlier = [TaskVector.open(path) for path in disjoint_from or ()]
     holder = None if mask_from is None else TaskVector.open(mask_from)
     beginning = None if start_from is None else TaskVector.open(start_from)
+    checkpoint = open_checkpoint(base)
+    vectors = [vector for vector in (holder, beginning, *earlier) if vector is not None]
+    files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
+    read = [*files, *inputs_of(checkpoint, *vectors)]
+    check_distinct(output, plot)
+    check_file(output, force=force, inputs=read)
+    if plot is not None:
+        check_picture(plot, force=force, inputs=read)
     folder = output.with_name(f"{output.name}.run")
-    if folder.exists() and not resume:
-        if not force:
-            raise UsageError(f"{folder} holds an unfinished run: --resume goes on with it, --force starts anew")
-        shutil.rmtree(folder)
+    check_unfinished(folder, KIND, resume=resume, force=force)
     if report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
-    checkpoint = open_checkpoint(base, with_code=trust_remote_code)
     with progress_bars() as progress:
         from taskvec.training.train import train as train_vector
 
@@ -243,11 +258,14 @@ def train(
             mix=mixed,
             eval_data=eval_data,
             folder=folder,
+            resume=resume or not force,
         )
-        trained.vector.save(output, progress)
-    shutil.rmtree(folder, ignore_errors=True)
+        trained.vector.save(output, progress, force=force)
+    remove_work(folder)
     if plot is not None:
-        plot_losses(output.stem, trained.calibration_losses, trained.curve.losses, trained.curve.eval_losses, plot)
+        plot_losses(
+            output.stem, trained.calibration_losses, trained.curve.losses, trained.curve.eval_losses, plot, force=force
+        )
     summary = render.training_summary(trained)
     render.report_file(
         output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -12,13 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .locks import Lock
+
+# bytes that the temporary name .NAME.xxxxxxxx.part has more than NAME
+SPARE = len("..xxxxxxxx.part")
+_MINUTE = 60.0
+# file systems that cannot sync a file or folder, and folders that may be written but not opened
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file or folder is on the disk, where the file system can tell."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 @contextmanager
@@ -39,48 +53,44 @@ def _default_mode(kind: int) -> int:
     return kind & ~umask
 
 
-_MINUTE = 60.0
-
-
 @contextmanager
 def _held(temporary: Path) -> Iterator[None]:
     """Mark a temporary file or folder as in use, and remove those beside it whose writer was killed."""
-    if sys.platform == "win32":  # no locks on folders there
-        yield
-        return
-    import fcntl
-
-    handle = os.open(temporary, os.O_RDONLY)
+    lock = Lock(temporary)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         name = temporary.name.rsplit(".", 2)[0]
         for path in map(Path, glob.glob(f"{glob.escape(str(temporary.with_name(name)))}.*.part")):
             _remove_if_abandoned(path)
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    import fcntl
-
     try:
         # whoever has just made one may not have locked it yet
         if time.time() - path.stat().st_mtime < _MINUTE:
             return
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path)
-        finally:
-            os.close(handle)
+        lock = Lock(path)
     except OSError:
         return  # in use, or gone
+    try:
+        if lock.is_held:
+            _remove(path)
+    finally:
+        lock.release()
+
+
+def _appeared(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "appeared in the meantime", str(path))
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it over `path`, on any error remove it."""
+def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and give it that name, on any error remove it.
+
+    replace: whether what has the name is replaced; else FileExistsError is raised at the end, and it stays as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
@@ -90,10 +100,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             os.chmod(temporary, _default_mode(0o666))
             _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+            if replace:
+                os.replace(temporary, path)
+            else:
+                _put_new_file(temporary, path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _put_new_file(temporary: Path, path: Path) -> None:
+    """Give a file a name that nothing has. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _appeared(path) from None
+    except OSError:  # a file system without hard links, where two steps remain
+        if os.path.lexists(path):
+            raise _appeared(path) from None
+        os.rename(temporary, path)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -118,10 +143,11 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success sync its files and rename it to `path`.
 
-    A folder already at `path` is replaced only once the new one is complete; on any error it stays as it was.
+    replace: whether what has the name is replaced, once the new folder is complete; on any error it stays as it was.
+    Else FileExistsError is raised at the end where anything but an empty folder has the name.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,13 +160,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 _sync(file)
             _sync(temporary)
-        # rename() cannot replace a folder with content
-        if not os.path.lexists(path):
-            os.rename(temporary, path)
-        elif not _exchange(temporary, path):
-            os.rename(path, retired)
-            os.rename(temporary, path)
-        _sync(path.parent)
+            if not replace:
+                _put_new_folder(temporary, path)
+            # rename() cannot replace a folder with content
+            elif not os.path.lexists(path):
+                os.rename(temporary, path)
+            elif not _exchange(temporary, path):
+                os.rename(path, retired)
+                os.rename(temporary, path)
+            _sync(path.parent)
     except BaseException:
         if os.path.lexists(retired) and not os.path.lexists(path):
             os.rename(retired, path)
@@ -149,3 +177,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _remove(temporary)
         if os.path.lexists(path):
             _remove(retired)
+
+
+def _put_new_folder(temporary: Path, path: Path) -> None:
+    """Give a folder a name that nothing has, or an empty folder. Raises FileExistsError."""
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _appeared(path) from None
+        raise

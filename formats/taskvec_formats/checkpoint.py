@@ -86,6 +86,15 @@ class Checkpoint:
         self._owners = owners
         self.tensors: dict[str, TensorInfo] = {name: owners[name].tensors[name] for name in sorted(owners)}
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folder and every file of the model in it, or the single file: what no output may replace."""
+        if not self.path.is_dir():
+            return (self.path,)
+        # a vector that lies in the folder is not part of the model
+        files = (file for file in self.path.iterdir() if file.suffix != ".lota" and not file.is_dir())
+        return (self.path, *sorted(files))
+
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """The elements [start, stop) of a tensor as a flat read-only array of carriers, read now."""
         return self._owners[name].bits(name, start, stop)

@@ -41,12 +41,14 @@ class LotaWriter:
     """Write a `.lota` file block by block; it appears at `path`, synced, when the `with` block ends without error.
 
     header: what the file says of itself; its tensors, shards and files are filled in here.
+    replace: whether a file of that name is replaced; else FileExistsError is raised at the end.
     The same calls give the same bytes. Memory: what a call is given.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: Header, *, replace: bool = True) -> None:
         self._path = path
         self._header = header
+        self._replace = replace
         self._tensors: list[TensorSpec] = []
         self._shards: list[SideFile] | None = None
         self._files: list[SideFile] | None = None
@@ -113,7 +115,7 @@ class LotaWriter:
                     INDEX: ("U8", (len(index),), len(index)),
                     BLOCKS: ("U8", (self._length,), self._length),
                 }
-                with atomic_file(self._path) as temporary, open(temporary, "wb") as out:
+                with atomic_file(self._path, replace=self._replace) as temporary, open(temporary, "wb") as out:
                     out.write(encode_header(layout, metadata))
                     out.write(index)
                     self._spool.seek(0)
@@ -132,6 +134,7 @@ class LotaReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.inputs = (path.absolute(),)  # what it reads
         self._file = SafetensorsFile(path, _HEADER_BYTES)
         try:
             self.header = self._parse()

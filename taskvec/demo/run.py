@@ -16,6 +16,7 @@ from ..apply import apply
 from ..merging import merge
 from ..overlap import Overlap, overlap
 from ..progress import Progress, silent
+from ..record import RecordedFolder
 from ..vector import TaskVector
 from .smollm2 import write_base
 from .tasks import TASKS, write_task
@@ -63,10 +64,17 @@ class Demo:
 
 
 def run(folder: Path, progress: Progress = silent) -> Demo:
-    """Run the demo in `folder`; whatever an earlier run finished there is used again.
+    """Run the demo in `folder`; whatever an earlier run finished there is used again, and `base/` where it is there.
 
-    Raises UsageError where the model or a package for it is missing, and the errors of training and merging.
+    Raises ResumeError for a folder that holds anything else than an earlier run's files, UsageError where the model or
+    a package for it is missing, and the errors of training and merging.
     """
+    with RecordedFolder(folder, "demo", {}, beside=("base",)) as keep:
+        keep.begin()
+        return _run(folder, progress)
+
+
+def _run(folder: Path, progress: Progress) -> Demo:
     base_folder, picture = folder / "base", folder / "overlap.png"
     tickets = {task: folder / f"{task}.lota" for task in TASKS}
     data = {task: write_task(task, folder / "data", TRAIN_ITEMS, TEST_ITEMS) for task in TASKS}
@@ -83,14 +91,14 @@ def run(folder: Path, progress: Progress = silent) -> Demo:
     merged = merge(vectors, progress=progress)
     merged_file, merged_folder = folder / "merged.lota", folder / "merged"
     if _outdated(merged_file, *tickets.values()):
-        merged.save(merged_file, progress)
+        merged.save(merged_file, progress, force=True)
     if _outdated(merged_folder, merged_file):
-        apply(TaskVector.open(merged_file), base, merged_folder, progress)
+        apply(TaskVector.open(merged_file), base, merged_folder, progress, force=True)
     pair = overlap(vectors, progress)[0]
     if _outdated(picture, *tickets.values()):
         from ..plotting import plot_overlap
 
-        plot_overlap(list(tickets), [pair], picture)
+        plot_overlap(list(tickets), [pair], picture, force=True)
 
     scores, samples = _scores(folder, base, tickets, {task: paths[1] for task, paths in data.items()}, progress)
     sizes = {path.name: path.stat().st_size for path in (*tickets.values(), merged_file)}

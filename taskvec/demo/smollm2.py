@@ -26,7 +26,7 @@ def find_gguf() -> Path:
 
 
 def write_base(out: Path) -> None:
-    """Write the model as a safetensors folder in f32, which holds the dequantised weights exactly."""
+    """Write the model as a new safetensors folder in f32, which holds the dequantised weights exactly."""
     gguf = find_gguf()
     import torch
     import transformers
@@ -48,6 +48,6 @@ def write_base(out: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, replace=False) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -18,7 +18,7 @@ from ..errors import MergeError, UsageError
 from ..lineage import joined, lineage
 from ..overlap import meet
 from ..progress import Progress, silent
-from ..source import Entries, no_replacements
+from ..source import Entries, inputs_of, no_replacements
 from ..sums import common_specs
 from ..vector import TaskVector
 from .dialects import DIALECTS
@@ -123,6 +123,7 @@ class _Merge(Entries):
         self._combine = partial(method.combine, **chosen)
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
         self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
+        self.inputs = inputs_of(*vectors)
         self._readers = [self._reader(number) for number in range(len(vectors))]
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._merged)

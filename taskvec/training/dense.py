@@ -92,6 +92,7 @@ class _Trained(Entries):
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self.inputs = run.start.inputs
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         dtype = self._run.start.tensors[name].dtype

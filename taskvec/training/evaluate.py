@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from taskvec_formats import Checkpoint
 from taskvec_formats.atomic import atomic_file
 
+from ..destination import appearing, check_file
 from ..errors import TrainingError, UsageError
 from ..live import applied
 from ..progress import Progress, silent
@@ -153,8 +154,12 @@ def evaluate_checkpoint(
         )
 
 
-def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str]) -> None:
-    """Write {"prompt", "completion", "answer"} a line; the messages of a prompt stand one below another."""
+def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str], *, force: bool = False) -> None:
+    """Write {"prompt", "completion", "answer"} a line; the messages of a prompt stand one below another.
+
+    force: whether a file of that name is replaced. Raises OutputExistsError and the other errors of `check_file`.
+    """
+    check_file(path, force=force)
     rows = [
         {
             "prompt": "\n".join(message["content"] for message in example.messages),
@@ -163,7 +168,7 @@ def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str
         }
         for example, answer in zip(examples, answers, strict=True)
     ]
-    with atomic_file(path) as temporary:
+    with appearing(path), atomic_file(path, replace=force) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..record import RecordedFolder
 from ..vector import TaskVector
 
+KIND = "run"
+
 
 class RunFolder(RecordedFolder):
     """Finished masks and vectors as `.lota` files, and the Trainer's checkpoints of the phase under way."""
+
+    def __init__(self, path: Path | None, record: Mapping[str, Any], *, resume: bool = True) -> None:
+        super().__init__(path, KIND, record, resume=resume)
 
     def vector(self, name: str, make: Callable[[], TaskVector]) -> TaskVector:
         """The vector of that name, made where an earlier run did not finish it."""
         if self.path is None:
             return make()
         file = self.path / f"{name}.lota"
-        if not file.exists():
+        if self.is_stale or not file.exists():
             made = make()
             self.begin()
             made.save(file)

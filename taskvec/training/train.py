@@ -13,11 +13,13 @@ import transformers
 
 from taskvec_formats import Checkpoint
 
+from ..destination import check_apart
 from ..diff import diff
 from ..errors import BaseMismatchError, UsageError
 from ..lineage import shortened
 from ..patched import Patched
 from ..progress import Progress, silent
+from ..source import inputs_of
 from ..vector import TaskVector
 from .corpus import read_corpus
 from .dense import difference, train_fully, train_lora
@@ -62,6 +64,7 @@ def train(
     mix: Sequence[tuple[Path, float]] = (),
     eval_data: Path | None = None,
     folder: Path | None = None,
+    resume: bool = True,
 ) -> Training:
     """Train a task vector.
 
@@ -72,6 +75,7 @@ def train(
     start_from: begin at base + this vector; options.relative_to says what the result is added to.
     mix, eval_data: files whose examples are mixed in or evaluated on (corpus.py).
     folder: keeps what is needed to go on after an interruption; a run that was interrupted there goes on.
+    resume: False starts anew: what is in `folder` is removed once inputs and options were checked.
     A ticket has exactly k entries (relative to where it starts); every other weight of the trained model had the
     start's bits at the end, and applying it gives the trained weights to the last bit: both are checked here, tensor by
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
@@ -79,6 +83,10 @@ def train(
     options.check()
     check_report_to(options.report_to)
     _check(options, mask_from, disjoint_from, start_from, eval_data)
+    if folder is not None:
+        vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
+        files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
+        check_apart(folder, [*files, *inputs_of(base, *vectors)])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
     start = Patched(base, start_from) if start_from is not None else base
     record: dict[str, Any] = {
@@ -90,49 +98,51 @@ def train(
         "start_from": start_from and _identity(start_from),
         "versions": _versions(),
     }
-    keep = RunFolder(folder, record)
     denser: TaskVector | None = None
-    if options.via is not None:
-        first = replace(options, sparsity=options.via, via=None, relative_to="base" if start_from is None else "start")
-
-        def train_denser() -> TaskVector:
-            return train(
-                base,
-                data,
-                first,
-                _labelled(progress, f"{first.sparsity:.0%}"),
-                disjoint_from=disjoint_from,
-                start_from=start_from,
-                mix=mix,
-                eval_data=eval_data,
-                folder=keep.below("via"),
-            ).vector
-
-        denser = keep.vector("via", train_denser)
-    lota = options.method == "lota"
-    holder = mask_from or denser
-    calibrates = lota and holder is None and options.mask != "random"
-    dense = options.method == "fft" or (calibrates and not options.low_memory)
-    changed = list(start_from.specs) if start_from is not None else []
-    run = Run(start, changed, corpus, options, progress, dense=dense)
-
     calibration_losses: list[float] = []
     left: float | None
-    if lota:
-        taken = taken_by(disjoint_from, run.forms)
-        ticket = train_ticket(run, keep, taken, holder)
-        vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
-        masks = {name: vector[name].indices for name in vector}
-        entries, survived = sum(map(len, masks.values())), ticket.survived
-        free = free_share([taken, masks], run.forms)
-        left = 1 - (sum(map(len, taken.values())) + entries) / run.eligible
-    else:
-        curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
-        vector = difference(run)
-        entries = survived = sum(len(vector.change(name).touched()) for name in vector)
-        free, left = {}, None
-    if start_from is not None and options.relative_to == "base":
-        vector = diff(base, Patched(start, vector), progress=progress)
+    keep = RunFolder(folder, record, resume=resume)
+    with keep:
+        if options.via is not None:
+            first = replace(
+                options, sparsity=options.via, via=None, relative_to="base" if start_from is None else "start"
+            )
+
+            def train_denser() -> TaskVector:
+                return train(
+                    base,
+                    data,
+                    first,
+                    _labelled(progress, f"{first.sparsity:.0%}"),
+                    disjoint_from=disjoint_from,
+                    start_from=start_from,
+                    mix=mix,
+                    eval_data=eval_data,
+                    folder=keep.below("via"),
+                ).vector
+
+            denser = keep.vector("via", train_denser)
+        lota = options.method == "lota"
+        holder = mask_from or denser
+        calibrates = lota and holder is None and options.mask != "random"
+        dense = options.method == "fft" or (calibrates and not options.low_memory)
+        changed = list(start_from.specs) if start_from is not None else []
+        run = Run(start, changed, corpus, options, progress, dense=dense)
+        if lota:
+            taken = taken_by(disjoint_from, run.forms)
+            ticket = train_ticket(run, keep, taken, holder)
+            vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
+            masks = {name: vector[name].indices for name in vector}
+            entries, survived = sum(map(len, masks.values())), ticket.survived
+            free = free_share([taken, masks], run.forms)
+            left = 1 - (sum(map(len, taken.values())) + entries) / run.eligible
+        else:
+            curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
+            vector = difference(run)
+            entries = survived = sum(len(vector.change(name).touched()) for name in vector)
+            free, left = {}, None
+        if start_from is not None and options.relative_to == "base":
+            vector = diff(base, Patched(start, vector), progress=progress)
     vector.header.provenance.update(
         made_by="train",
         method=options.method,

@@ -1,0 +1,579 @@
+"""The guard in front of every output: nothing that is read is replaced, and nothing else without being asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from building import package, sparse, tensor, vector_of, write_checkpoint, write_shard
+from models import write_rows
+from test_cli import inside, ok, refused
+
+from taskvec import Checkpoint, TaskVector, apply, compose, diff, merge, overlap
+from taskvec.destination import check_apart, check_distinct, check_file, check_folder
+from taskvec.errors import OutputExistsError, TaskvecError, UsageError
+from taskvec.merged import write_model
+from taskvec.patched import Patched
+from taskvec.plotting import plot_density, plot_losses, plot_overlap
+
+TENSORS = {f"model.layers.{i}.weight": tensor("F32", np.arange(6.0)) for i in range(3)}
+MOVED = {name: tensor("F32", np.arange(6.0) + (np.arange(6) == 2)) for name in TENSORS}
+FILES = {"config.json": b"{}", "tokenizer.json": b"{}"}
+RECIPE = "merge_method: task_arithmetic\nbase_model: {folder}/base\nmodels: [{{model: {folder}/tuned}}]\n"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all kinds of inputs, in which commands run."""
+    base = write_checkpoint(tmp_path / "base", TENSORS, 2, FILES)
+    tuned = write_checkpoint(tmp_path / "tuned", MOVED, 2, FILES)
+    diff(base, tuned).save(tmp_path / "a.lota")
+    diff(base, tuned, sparsity=0.9).save(tmp_path / "b.lota")
+    (tmp_path / "recipe.yml").write_text(RECIPE.format(folder=tmp_path))
+    write_rows(tmp_path / "rows.jsonl")
+    # a base whose weights lie elsewhere, as in the Hub's cache
+    (tmp_path / "blobs").mkdir()
+    write_shard(tmp_path / "blobs" / "x.safetensors", TENSORS)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "config.json").write_bytes(b"{}")
+    (tmp_path / "linked" / "model.safetensors").symlink_to(tmp_path / "blobs" / "x.safetensors")
+    (tmp_path / "linked.lota").symlink_to("a.lota")
+    (tmp_path / "way").symlink_to("base")
+    # a model folder with one of the vectors in it
+    write_checkpoint(tmp_path / "dir", TENSORS, 1, FILES)
+    (tmp_path / "dir" / "v.lota").write_bytes((tmp_path / "a.lota").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, bytes | str]:
+    """Everything in a folder: the bytes of files, where links lead to, and that a folder is one."""
+    found: dict[str, bytes | str] = {}
+    for path in sorted(folder.rglob("*")):
+        what = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() else path.read_bytes()
+        found[str(path.relative_to(folder))] = what
+    return found
+
+
+INPUT = "is an input"
+HOLDS = "holds the input"
+# name -> what is typed, and a piece of the sentence
+ONTO_INPUTS: dict[str, tuple[str, str]] = {
+    "pack, shard of base": ("pack base tuned -o base/model-00001-of-00002.safetensors --force", INPUT),
+    "pack, shard of tuned": ("pack base tuned -o tuned/model-00002-of-00002.safetensors --force", INPUT),
+    "pack, side file": ("pack base tuned -o tuned/tokenizer.json --force", INPUT),
+    "pack, index": ("pack base tuned -o base/model.safetensors.index.json --force", INPUT),
+    "pack, through a link to the folder": ("pack base tuned -o way/config.json --force", INPUT),
+    "pack, by another way": ("pack base tuned -o base/../base/config.json --force", INPUT),
+    "pack, weights behind a link": ("pack linked tuned -o blobs/x.safetensors --force", INPUT),
+    "pack, the link to weights": ("pack linked tuned -o linked/model.safetensors --force", INPUT),
+    "pack, a file as base": ("pack blobs/x.safetensors tuned -o blobs/x.safetensors --force", INPUT),
+    "unpack, the base": ("unpack a.lota --base base -o base --force", INPUT),
+    "unpack, a link to the base": ("unpack a.lota --base base -o way --force", INPUT),
+    "unpack, the base by a link": ("unpack a.lota --base way -o base --force", INPUT),
+    "unpack, weights behind a link": ("unpack a.lota --base linked -o blobs --force", HOLDS),
+    "unpack, all above": ("unpack a.lota --base base -o . --force", HOLDS),
+    "unpack, the vector's folder": ("unpack dir/v.lota --base base -o dir --force", HOLDS),
+    "merge, a vector": ("merge a.lota b.lota -o b.lota --force", INPUT),
+    "merge, a link to a vector": ("merge a.lota b.lota -o linked.lota --force", INPUT),
+    "merge, a vector by a link": ("merge linked.lota b.lota -o a.lota --force", INPUT),
+    "merge, the base": ("merge a.lota b.lota --base base -o base --force", INPUT),
+    "merge, a vector's folder": ("merge a.lota dir/v.lota --base base -o dir --force", HOLDS),
+    "recipe, the recipe": ("merge --recipe recipe.yml -o recipe.yml/ --force", "is a file"),
+    "recipe, a model": ("merge --recipe recipe.yml -o tuned --force", INPUT),
+    "recipe, the base": ("merge --recipe recipe.yml -o base --force", INPUT),
+    "recipe, to a file": ("merge --recipe recipe.lota -o recipe.lota --force", INPUT),
+    "arith": ("arith 2*a.lota -o a.lota --force", INPUT),
+    "arith, one of two": ("arith 'a.lota + b.lota' -o b.lota --force", INPUT),
+    "arith, the base": ("arith 'a.lota >> a.lota' --base base -o base/config.json --force", INPUT),
+    "inspect": ("inspect picture.png --plot picture.png --force", INPUT),
+    "inspect, of two": ("inspect a.lota picture.png --plot picture.png --force", INPUT),
+    "train, the data": ("train base rows.jsonl -o rows.jsonl --force", INPUT),
+    "train, the base": ("train base rows.jsonl -o base/config.json --force", INPUT),
+    "train, evaluation": ("train base rows.jsonl --eval-data eval.jsonl -o eval.jsonl --force", INPUT),
+    "train, mixed in": ("train base rows.jsonl --mix eval.jsonl:0.1 -o eval.jsonl --force", INPUT),
+    "train, the mask": ("train base rows.jsonl --mask-from a.lota -o a.lota --force", INPUT),
+    "train, an earlier task": ("train base rows.jsonl --disjoint-from a.lota -o a.lota --force", INPUT),
+    "train, the start": ("train base rows.jsonl --start-from a.lota -o a.lota --force", INPUT),
+    "train, plot on data": ("train base data.png -o x.lota --plot data.png --force", INPUT),
+    "train, plot on the output": ("train base rows.jsonl -o x.png --plot ./x.png --force", "named for two outputs"),
+    "eval, the data": ("eval base --data rows.jsonl --metric exact_match --answers rows.jsonl --force", INPUT),
+    "eval, the model": ("eval base --data rows.jsonl --metric exact_match --answers base/config.json --force", INPUT),
+    "eval, a vector": (
+        "eval base --data rows.jsonl --with a.lota --metric exact_match --answers a.lota --force",
+        INPUT,
+    ),
+}
+
+
+@pytest.mark.parametrize(("typed", "sentence"), ONTO_INPUTS.values(), ids=ONTO_INPUTS.keys())
+def test_no_command_replaces_what_it_reads(typed: str, sentence: str, work: Path) -> None:
+    import shlex
+
+    for name, source in {"picture.png": "a.lota", "recipe.lota": "recipe.yml"}.items():
+        (work / name).write_bytes((work / source).read_bytes())
+    for name in ("eval.jsonl", "data.png"):
+        (work / name).write_bytes((work / "rows.jsonl").read_bytes())
+    before = snapshot(work)
+    assert sentence in refused(2, *shlex.split(typed))
+    assert snapshot(work) == before
+
+
+def vectors(work: Path) -> dict[str, TaskVector]:
+    """Vectors that read a.lota, base or tuned in every way that there is."""
+    base, tuned, a = Checkpoint(work / "base"), Checkpoint(work / "tuned"), TaskVector.open(work / "a.lota")
+    sparsified = diff(base, tuned, sparsity=0.9)
+    return {
+        "file": a,
+        "sum": a + 0.5 * a,
+        "merge": merge([a, TaskVector.open(work / "b.lota")]),
+        "merge of a merge": merge([merge([a]), TaskVector.open(work / "b.lota")]),
+        "chain": compose(a, diff(tuned, base)),
+        "pair": diff(base, tuned),
+        "patch": diff(base, tuned, kind="patch"),
+        "sparsified": sparsified,
+        "sum of a pair": sparsified - a,
+        "chain on the base": compose(a, diff(tuned, base), base),
+        "pair with a patched checkpoint": diff(base, Patched(base, a)),
+    }
+
+
+READ = {
+    "a.lota": ("file", "sum", "merge", "merge of a merge", "chain", "chain on the base", "sum of a pair"),
+    "base/config.json": ("pair", "patch", "sparsified", "sum of a pair", "chain", "chain on the base"),
+    "tuned/model-00001-of-00002.safetensors": ("pair", "patch", "sparsified", "sum of a pair", "chain"),
+}
+READ["a.lota"] += ("pair with a patched checkpoint",)
+
+
+@pytest.mark.parametrize("target", READ)
+def test_a_vector_is_not_saved_over_what_it_reads(target: str, work: Path) -> None:
+    made = vectors(work)
+    before = snapshot(work)
+    for name in READ[target]:
+        with pytest.raises(UsageError, match=INPUT):
+            made[name].save(work / target, force=True)
+        with pytest.raises(UsageError, match=INPUT):
+            made[name].save(str(work / target), force=False)
+    assert snapshot(work) == before
+
+
+def test_applying_replaces_neither_the_base_nor_where_the_vector_comes_from(work: Path) -> None:
+    base, a = Checkpoint(work / "base"), TaskVector.open(work / "a.lota")
+    inner = TaskVector.open(work / "dir" / "v.lota")
+    before = snapshot(work)
+    for vector, out in (
+        (a, "base"),
+        (a, "way"),
+        (a, "."),
+        (inner, "dir"),
+        (diff(base, Checkpoint(work / "tuned")), "tuned"),
+    ):
+        for where in (work / out, str(work / out)):
+            with pytest.raises(UsageError, match="input"):
+                apply(vector, base, where, force=True)
+    with pytest.raises(UsageError, match="input"):
+        write_model(merge([a]), [a], base, work / "base", force=True)
+    assert snapshot(work) == before
+
+
+def test_a_vector_that_is_made_of_one_many_times_names_its_file_once(work: Path) -> None:
+    vector = TaskVector.open(work / "a.lota")
+    for _ in range(5):
+        vector = merge([vector, vector], "linear")
+    assert vector.inputs == (work / "a.lota",)
+
+
+def existing(path: Path) -> bytes:
+    path.write_bytes(b"mine")
+    return b"mine"
+
+
+SAVES: dict[str, Callable[[Path, Any], object]] = {
+    "save": lambda path, force: vector_of({"w": sparse((4,), {1: 2.0})}).save(path, **force),
+    "density": lambda path, force: plot_density("a", vector_of({"w": sparse((4,), {1: 2.0})}), path, **force),
+    "overlap": lambda path, force: plot_overlap(
+        "ab", overlap([vector_of({"w": sparse((4,), {1: 2.0})})] * 2), path, **force
+    ),
+    "losses": lambda path, force: plot_losses("a", [], [1.0], [], path, **force),
+}
+
+
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES.keys())
+def test_from_python_a_file_is_replaced_by_force_only(save: Callable[[Path, Any], object], tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    existing(path)
+    with pytest.raises(OutputExistsError, match=r"x\.png exists already$"):
+        save(path, {})
+    assert path.read_bytes() == b"mine"
+    save(path, {"force": True})
+    assert path.read_bytes() != b"mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_answers_are_replaced_by_force_only(tmp_path: Path) -> None:
+    from taskvec.training.evaluate import write_answers
+
+    existing(tmp_path / "a.jsonl")
+    with pytest.raises(OutputExistsError):
+        write_answers(tmp_path / "a.jsonl", [], [])
+    assert (tmp_path / "a.jsonl").read_bytes() == b"mine"
+    write_answers(tmp_path / "a.jsonl", [], [], force=True)
+    assert (tmp_path / "a.jsonl").read_bytes() == b""
+
+
+def test_from_python_a_model_folder_is_replaced_by_force_only(work: Path) -> None:
+    base, a = Checkpoint(work / "base"), TaskVector.open(work / "a.lota")
+    before = package(work / "dir")
+    for write in (
+        lambda **more: apply(a, base, work / "dir", **more),
+        lambda **more: write_model(merge([a]), [a], base, work / "dir", **more),
+    ):
+        with pytest.raises(OutputExistsError):
+            write()
+        assert package(work / "dir") == before
+    apply(a, base, work / "dir", force=True)
+    assert package(work / "dir") == package(work / "tuned")
+
+
+def test_an_existing_output_is_said_before_any_work(work: Path) -> None:
+    def never(stage: str, done: int, total: int, note: str) -> None:
+        raise AssertionError(f"{stage} began")
+
+    a = TaskVector.open(work / "a.lota")
+    with pytest.raises(OutputExistsError):
+        a.save(work / "b.lota", never)
+    with pytest.raises(OutputExistsError):
+        apply(a, Checkpoint(work / "base"), work / "tuned", never)
+
+
+def test_inspect_has_force(work: Path) -> None:
+    existing(work / "x.png")
+    assert "x.png exists already; --force replaces it" in refused(2, "inspect", "a.lota", "--plot", "x.png")
+    assert (work / "x.png").read_bytes() == b"mine"
+    ok("inspect", "a.lota", "--plot", "x.png", "--force")
+    assert (work / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+# what cannot be an output, whatever is forced: how it is made, and a piece of the sentence for a file and for a folder
+def _socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
+    os.chdir(here)
+
+
+PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "FIFO": (os.mkfifo, "out is a FIFO"),
+    "socket": (_socket, "out is a socket"),
+    "link to a device": (lambda path: path.symlink_to("/dev/null"), "out is a device"),
+    "link to nothing": (lambda path: path.symlink_to("gone"), "out is a link to gone, which is not there"),
+    "link in a circle": (lambda path: path.symlink_to("out"), "out is a link to out, which is not there"),
+}
+COMMANDS = ("pack base tuned -o {}", "unpack a.lota --base base -o {}", "merge a.lota --base base -o {}")
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
+@pytest.mark.parametrize(("make", "sentence"), PLACES.values(), ids=PLACES.keys())
+def test_what_is_no_plain_file_is_never_replaced(
+    make: Callable[[Path], object], sentence: str, force: list[str], work: Path
+) -> None:
+    make(work / "out")
+    before = os.lstat(work / "out")
+    for command in COMMANDS:
+        assert sentence in refused(2, *command.format("out").split(), *force)
+    assert os.lstat(work / "out") == before
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/full"])
+def test_a_device_is_no_output(path: str, work: Path) -> None:
+    # from Python: were it replaced, the machine would suffer, so only the check itself is called
+    for check in (check_file, check_folder):
+        with pytest.raises(UsageError, match=rf"^{path} is a device"):
+            check(path, force=True)
+
+
+NAMES: dict[str, tuple[str, str]] = {
+    "empty": ("", "name"),
+    "below a file": ("a.lota/x", "is not a folder"),
+    "below a file, deeper": ("a.lota/y/x", "is not a folder"),
+    "too long": ("x" * 250, "too long: the file system takes 240 bytes"),
+    "too long in bytes": ("ü" * 125, "too long"),
+    "below a name that is too long": ("x" * 300 + "/x", "too long"),
+    "no place to write": ("/proc/x", "/proc/x cannot be written: /proc: "),
+}
+
+
+@pytest.mark.parametrize(("name", "sentence"), NAMES.values(), ids=NAMES.keys())
+def test_a_place_where_nothing_can_be_written_is_said_early(name: str, sentence: str, work: Path) -> None:
+    before = snapshot(work)
+    for command in COMMANDS:
+        said = inside(*[name if word == "{}" else word for word in command.split()])
+        assert (said.returncode, sentence in said.stderr, said.stderr.count("\n")) == (2, True, 1), said.stderr
+    assert snapshot(work) == before
+
+
+@pytest.mark.parametrize("length", [240, 100])
+def test_the_longest_name_that_is_let_through_can_be_written(length: int, work: Path) -> None:
+    for command in COMMANDS:
+        name = "x" * (length - 1) + str(COMMANDS.index(command))
+        ok(*command.format(name).split())
+        assert (work / name).exists()
+
+
+def test_training_hears_of_its_output_before_it_begins(work: Path) -> None:
+    for output, sentence in (("x" * 250, "too long"), ("zdir/", "a file"), ("dir", "is a folder")):
+        assert sentence in refused(2, "train", "base", "rows.jsonl", "-o", output)
+
+
+def test_a_file_does_not_end_with_a_slash(work: Path) -> None:
+    for command in (
+        "pack base tuned -o new/",
+        "arith 2*a.lota -o new/",
+        "merge a.lota b.lota -o new/",
+        "inspect a.lota --plot new.png/",
+    ):
+        assert "file" in refused(2, *command.split())
+    assert not list(work.glob("new*"))
+    ok("unpack", "a.lota", "--base", "base", "-o", "new/")
+    assert package(work / "new") == package(work / "tuned")
+
+
+# what may lie in a folder that is replaced, and what may not
+def _into(name: str, content: bytes = b"1") -> Callable[[Path], object]:
+    def put(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return put
+
+
+HELD: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "a model": (lambda folder: None, None),
+    "other files": (_into("optimizer.pt"), None),
+    "a link to a file": (lambda folder: (folder / "vocab.txt").symlink_to("config.json"), None),
+    "the Hub's notes": (_into(".cache/huggingface/download/config.json.metadata"), None),
+    "a cache of somebody else": (_into(".cache/mine/x"), "holds the folder '.cache', which would be lost"),
+    "a cache of both": (
+        lambda folder: (_into(".cache/mine/x")(folder), _into(".cache/huggingface/x")(folder)),
+        "holds the folder '.cache', which would be lost",
+    ),
+    "a Trainer's checkpoint": (_into("checkpoint-500/model.safetensors"), "holds the folder 'checkpoint-500'"),
+    "history": (_into(".git/HEAD"), "holds the folder '.git'"),
+    "a link to a folder": (lambda folder: (folder / "more").symlink_to(".."), "holds the folder 'more'"),
+    "a FIFO": (lambda folder: os.mkfifo(folder / "pipe"), "holds 'pipe', which is no plain file"),
+    "a link to nothing": (lambda folder: (folder / "x").symlink_to("gone"), "holds 'x', which is no plain file"),
+    "no model": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model"),
+}
+
+
+@pytest.mark.parametrize(("put", "sentence"), HELD.values(), ids=HELD.keys())
+def test_force_replaces_only_a_folder_that_is_a_model(
+    put: Callable[[Path], object], sentence: str | None, work: Path
+) -> None:
+    write_checkpoint(work / "old", TENSORS, 1, FILES)
+    put(work / "old")
+    names = sorted(os.listdir(work / "old"))
+    command = ("unpack", "a.lota", "--base", "base", "-o", "old", "--force")
+    if sentence is None:
+        ok(*command)
+        assert package(work / "old") == package(work / "tuned")
+    else:
+        assert sentence in refused(2, *command)
+        assert sorted(os.listdir(work / "old")) == names
+
+
+def test_new_and_empty_folders_need_no_force(work: Path) -> None:
+    (work / "empty").mkdir()
+    for name in ("new", "empty", "new parent/new"):
+        ok("unpack", "a.lota", "--base", "base", "-o", name)
+        assert package(work / name) == package(work / "tuned")
+
+
+def test_a_link_that_is_replaced_leaves_what_it_leads_to(work: Path) -> None:
+    existing(work / "first.lota")
+    (work / "latest.lota").symlink_to("first.lota")
+    (work / "latest").symlink_to("dir")
+    before = package(work / "dir")
+    ok("merge", "a.lota", "b.lota", "-o", "latest.lota", "--force")
+    ok("unpack", "a.lota", "--base", "base", "-o", "latest", "--force")
+    assert (work / "first.lota").read_bytes() == b"mine"
+    assert package(work / "dir") == before
+    assert package(work / "latest") == package(work / "tuned")
+
+
+def test_two_outputs_of_one_command_are_two(tmp_path: Path) -> None:
+    check_distinct(tmp_path / "a", None, tmp_path / "b", None)
+    (tmp_path / "link").symlink_to("a")
+    for other in (tmp_path / "a", tmp_path / "x" / ".." / "a", tmp_path / "link"):
+        with pytest.raises(UsageError, match="named for two outputs"):
+            check_distinct(tmp_path / "a", other)
+
+
+def test_every_link_on_the_way_to_an_input_is_part_of_it(tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "third" / "file").touch()
+    (tmp_path / "second" / "link").symlink_to("../third/file")
+    (tmp_path / "first" / "link").symlink_to("../second/link")
+    for name in ("first", "second", "third", "first/link", "second/link", "third/file", "."):
+        with pytest.raises(UsageError, match="input"):
+            check_apart(tmp_path / name, [tmp_path / "first" / "link"])
+    check_apart(tmp_path / "other", [tmp_path / "first" / "link"])
+    check_apart(tmp_path / "second", [tmp_path / "third" / "file"])
+
+
+# work that is not finished, and what is done to it
+MERGE = ("merge", "a.lota", "b.lota", "--base", "base", "-o", "m", "--method", "linear")
+TRAIN = ("train", "base", "rows.jsonl", "-o", "x.lota")
+
+
+def unfinished(kind: str, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"kind": kind}))
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"half")
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no record": (_into("letter.txt"), "holds files, but no record of the run that they belong to"),
+    "no object": (_into("run.json", b"[]"), "is not the record of a "),
+    "no JSON": (_into("run.json", b"{"), "is not the record of a run"),
+    "somebody else's": (_into("run.json", b'{"name": "mine"}'), "is not the record of a "),
+    "other work": (_into("run.json", b'{"kind": "demo"}'), "is not the record of a "),
+    "a file": (lambda folder: folder.write_bytes(b"mine"), "is not a folder of unfinished work"),
+    "a link": (lambda folder: folder.symlink_to("dir"), "is not a folder of unfinished work"),
+}
+
+
+@pytest.mark.parametrize("flag", ["--force", "--resume"])
+@pytest.mark.parametrize(("put", "sentence"), FOREIGN.values(), ids=FOREIGN.keys())
+def test_only_our_own_unfinished_work_is_removed(
+    put: Callable[[Path], object], sentence: str, flag: str, work: Path
+) -> None:
+    put(work / "m.part")
+    put(work / "x.lota.run")
+    before = snapshot(work)
+    for command, folder in ((MERGE, "m.part"), (TRAIN, "x.lota.run")):
+        said = refused(1, *command, flag)
+        assert folder in said
+        assert sentence in said
+    assert snapshot(work) == before
+
+
+BROKEN = {
+    "base": ("--base", "bse"),
+    "vector": ("absent.lota",),
+    "dtype": ("--dtype", "int4"),
+    "size": ("--shard-size", "much"),
+    "weights": ("--weights", "1"),
+    "method": ("--method", "magic"),
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN.values(), ids=BROKEN.keys())
+def test_unfinished_work_stays_where_the_command_is_refused(wrong: tuple[str, ...], work: Path) -> None:
+    unfinished("merge", work / "m.part")
+    before = snapshot(work)
+    said = inside(*MERGE, "--force", *wrong)
+    assert said.returncode in (1, 2), said
+    assert snapshot(work) == before
+
+
+def test_unfinished_work_stays_where_the_base_is_another(work: Path) -> None:
+    unfinished("merge", work / "m.part")
+    write_checkpoint(work / "other", {"w": tensor("F32", [1.0])})
+    before = snapshot(work)
+    refused(1, *MERGE, "--base", "other", "--force")
+    assert snapshot(work) == before
+
+
+def test_an_unfinished_training_stays_where_the_command_is_refused(work: Path) -> None:
+    unfinished("run", work / "x.lota.run")
+    before = snapshot(work)
+    for wrong in (("--sparsity", "2"), ("--mask-from", "absent.lota"), ("--eval-data", "absent.jsonl")):
+        inside(*TRAIN, "--force", *wrong)
+        assert snapshot(work) == before
+    refused(2, "train", "bse", "rows.jsonl", "-o", "x.lota", "--force")
+    refused(1, *TRAIN, "--force")  # no language model
+    assert snapshot(work) == before
+
+
+def test_force_starts_a_merge_anew(work: Path) -> None:
+    unfinished("merge", work / "m.part")
+    assert "--resume goes on with it, --force starts anew" in refused(2, *MERGE)
+    ok(*MERGE, "--force")
+    assert not (work / "m.part").exists()
+    ok(*MERGE[:-3], "whole", *MERGE[-2:])
+    files = {name: digest for name, digest in package(work / "m").items() if name != "README.md"}
+    assert files.items() <= package(work / "whole").items()
+
+
+def test_unfinished_work_that_is_read_is_not_removed(work: Path) -> None:
+    unfinished("merge", work / "m.part")
+    (work / "m.part" / "v.lota").write_bytes((work / "a.lota").read_bytes())
+    unfinished("run", work / "x.lota.run")
+    (work / "x.lota.run" / "mask.lota").write_bytes((work / "a.lota").read_bytes())
+    before = snapshot(work)
+    for flag in ("--force", "--resume"):
+        assert HOLDS in refused(2, *MERGE, "m.part/v.lota", flag)
+        assert HOLDS in refused(2, *TRAIN, "--mask-from", "x.lota.run/mask.lota", flag)
+    assert snapshot(work) == before
+
+
+@pytest.mark.parametrize("put", [_into("letter.txt"), _into("data/sql-train.jsonl"), _into("merged/model.safetensors")])
+def test_the_demo_leaves_a_folder_of_somebody_else_alone(put: Callable[[Path], object], tmp_path: Path) -> None:
+    put(tmp_path / "demo")
+    before = snapshot(tmp_path)
+    assert "holds files, but no record" in refused(1, "demo", tmp_path / "demo")
+    existing(tmp_path / "file")
+    refused(1, "demo", tmp_path / "file")
+    assert snapshot(tmp_path) == {**before, "file": b"mine"}
+
+
+def racing(path: Path) -> Callable[[str, int, int, str], None]:
+    """Progress that lets another output appear at the end of the work."""
+
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        if done and done == total - 1 and not path.exists():
+            if path.suffix:
+                path.write_bytes(b"another")
+            else:
+                write_checkpoint(path, TENSORS)
+
+    return progress
+
+
+def test_what_appears_in_the_meantime_is_not_replaced(work: Path) -> None:
+    base, a = Checkpoint(work / "base"), TaskVector.open(work / "a.lota")
+    file, folder = work / "new.lota", work / "new"
+    message = r"(lota|new) appeared in the meantime$"
+    with pytest.raises(OutputExistsError, match=message):
+        a.save(file, racing(file))
+    assert file.read_bytes() == b"another"
+    with pytest.raises(OutputExistsError, match=message):
+        apply(a, base, folder, racing(folder))
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+    assert not list(work.glob(".*"))
+    # with force it is
+    file.unlink()
+    a.save(file, racing(file), force=True)
+    assert file.read_bytes() == (work / "a.lota").read_bytes()
+
+
+def test_errors_name_no_option_of_the_command_line(work: Path) -> None:
+    for call in (
+        lambda: check_file(work / "a.lota"),
+        lambda: check_folder(work / "dir"),
+        lambda: check_file(work / "a.lota", force=True, inputs=[work / "a.lota"]),
+    ):
+        with pytest.raises(TaskvecError) as raised:
+            call()
+        assert not re.search("--", str(raised.value))
