@@ -11,6 +11,7 @@ from taskvec_formats.checkpoint import INDEX, SINGLE, short
 from taskvec_formats.dtypes import BitArray
 
 from .errors import DiffError, UsageError
+from .layers import counted, record
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
 from .source import Entries
@@ -75,13 +76,16 @@ def diff(
         removed=tuple(sorted(base.tensors.keys() - tuned.tensors.keys())),
         provenance={"made_by": "pack"},
     )
+    layers = counted(base.tensors) if kind == "vector" else {}
     source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind)
     if sparsity is None:
+        header.provenance.update(record((spec.name for spec in specs), layers))
         return TaskVector(header, specs, source, tuned.name, base)
 
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
     provenance = {**header.provenance, "tuned": tuned.name, "sparsity": sparsity}
+    provenance |= record((spec.name for spec in specs), layers)
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, checkpoint=base)
 

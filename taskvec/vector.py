@@ -32,6 +32,7 @@ from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
 from .errors import UsageError
+from .layers import counted, most, record, recorded
 from .progress import Progress, silent
 from .source import Memory, Source
 from .sums import Sum, Term, check_vector
@@ -223,7 +224,8 @@ def _sum(terms: Iterable[Term]) -> TaskVector:
         for term in source.terms
     ]
     header = Header("vector", source.terms[0].header.base, None, tensors=())
-    header.provenance.update(made_by="arith", parents=parents)
+    layers = most([*(counted(term.specs) for term in source.terms), *(recorded(parent) for parent in parents)])
+    header.provenance.update(made_by="arith", parents=parents, **record(source.specs, layers))
     name = " + ".join(f"{term.weight:g} * {term.name}" for term in source.terms)
     return TaskVector(header, source.specs.values(), source, name)
 
@@ -240,7 +242,7 @@ def vector_of(
     forms: tensor name -> Form of the eligible tensors. deltas: tensor name -> f32 entries, of some of them.
     """
     specs = specs_of(base, forms, progress)
-    return TaskVector(header_of(base, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
+    return TaskVector(header_of(base, specs, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
 
 
 def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = silent) -> dict[str, TensorSpec]:
@@ -249,6 +251,7 @@ def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = s
     return {name: TensorSpec.like(name, form, short(digests[name])) for name, form in forms.items()}
 
 
-def header_of(base: Checkpoint, provenance: Mapping[str, Any]) -> Header:
-    """The header of a vector that knows no tuned checkpoint."""
-    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=dict(provenance))
+def header_of(base: Checkpoint, names: Iterable[str], provenance: Mapping[str, Any]) -> Header:
+    """The header of a vector of these tensors that knows no tuned checkpoint."""
+    said = {**provenance, **record(names, counted(base.tensors))}
+    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=said)

@@ -66,6 +66,8 @@ class Writer:
         # what is rounded is not the tuned checkpoint in any case
         self._proves = vector.header.tuned is not None and all(output.form(form) == form for form in forms)
         self._digests: dict[str, str] = {}
+        # what is known to the bit is rounded from there; a sum is rounded once, to the dtype asked for
+        self._sums = vector.header.tuned is None
 
     @property
     def fingerprint(self) -> str | None:
@@ -149,6 +151,9 @@ class Writer:
         if piece.number is None:
             return self._base.bytes(piece.name)
         spec = self._vector.specs.get(piece.name)
+        if spec is not None and self._sums and self._output.form(piece.form) != piece.form:
+            values = self._application.values(spec, piece.number)
+            return as_bytes(self._output.rounded_values(piece.name, values, piece.form))
         if spec is not None:
             bits = self._application.range(spec, piece.number)
         else:

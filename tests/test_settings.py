@@ -17,12 +17,12 @@ from taskvec.merging.settings import Depth, numbers_of, resolve
 NAMES = [f"model.layers.{i}.mlp.up.weight" for i in range(5)]
 
 
-def test_layers_lie_at_equal_steps_between_what_comes_before_and_after() -> None:
+def test_layers_lie_at_equal_steps_and_all_other_tensors_at_the_start() -> None:
     depth = Depth([*NAMES, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
     assert [depth(name) for name in NAMES] == [0, 0.25, 0.5, 0.75, 1]
     assert depth("model.embed_tokens.weight") == 0
     assert depth("transformer.wpe.weight") == 0
-    assert depth("lm_head.weight") == depth("model.norm.weight") == 1
+    assert depth("lm_head.weight") == depth("model.norm.weight") == 0
     assert Depth(NAMES[:1])(NAMES[0]) == 1
 
 
