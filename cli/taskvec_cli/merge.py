@@ -1,5 +1,6 @@
 """`taskvec merge`: a command with many options, in panels."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _METHOD = "Options of methods"
 _FOLDER = "Model folder (--base)"
 _OPTIONS = "method weights lam density dialect elect normalize rescale gamma seed on_overlap".split()
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?")
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([kKMGT])(i?)B?")
 
 
 def merge(
@@ -25,7 +26,7 @@ def merge(
         typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,  # a Path would lose the slash that a folder may end in
         typer.Option("-o", "--output", help="What to write.", show_default="merged.lota; a model folder: merged/"),
     ] = None,
     method: Annotated[
@@ -146,30 +147,30 @@ def merge(
     if asked is None and not vectors:
         raise UsageError("nothing to merge: give .lota files, or --recipe")
     checkpoint = asked.open_base() if asked else None if base is None else open_checkpoint(base)
-    to_folder = checkpoint is not None if asked is None else output is None or output.suffix != ".lota"
-    output = output or Path("merged" if to_folder else "merged.lota")
+    to_folder = checkpoint is not None if asked is None else output is None or not output.endswith(".lota")
+    out = _path(output or ("merged" if to_folder else "merged.lota"), to_folder=to_folder)
     size = None if shard_size is None else _bytes(shard_size)
     form = Output(size, dtype or (asked.dtype if asked and to_folder else None))
-    _check_output(given, output, checkpoint if to_folder else None, to_folder=to_folder)
+    _check_output(given, out, checkpoint if to_folder else None, to_folder=to_folder)
     with progress_bars() as progress:
         if asked:
             parents = asked.vectors(checkpoint, progress)
-            merged = asked.merge(parents, progress)
+            merged = asked.merge(parents, progress, checkpoint, form.dtype)
         else:
             parents = [TaskVector.open(path) for path in vectors or ()]
-            merged = merge_vectors(parents, progress=progress, **options)
+            merged = merge_vectors(parents, progress=progress, base=checkpoint, **options)
         if to_folder:
             from taskvec.merged import write_model
 
             assert checkpoint is not None
-            notes = write_model(merged, parents, checkpoint, output, progress, output=form, work=_part_of(output))
+            notes = write_model(merged, parents, checkpoint, out, progress, output=form, work=_part_of(out))
         else:
-            notes = check_tokenizers(parents)
-            merged.save(output, progress, codec)
+            notes = [*check_tokenizers(parents), *(asked.notes_on_file() if asked else [])]
+            merged.save(out, progress, codec)
     made = merged.provenance
     notes = [*made["notes"], *notes]
     report = render.report_folder if to_folder else render.report_file
-    report(output, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
+    report(out, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
     if not as_json:
         for note in notes:
             typer.echo(f"note: {note}")
@@ -209,6 +210,15 @@ def _check_output(given: dict[str, Any], output: Path, base: "Checkpoint | None"
         shutil.rmtree(work)
 
 
+def _path(text: str, *, to_folder: bool) -> Path:
+    """The path of the output, which is a folder where it ends in a slash."""
+    from taskvec.errors import UsageError
+
+    if text.endswith(tuple(filter(None, (os.sep, os.altsep)))) and not to_folder:
+        raise UsageError(f"{text} is the name of a folder, and the merge is a .lota file: --base writes a model folder")
+    return Path(text)
+
+
 def _part_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.part")
 
@@ -223,10 +233,11 @@ def _numbers(name: str, text: str) -> list[float]:
 
 
 def _bytes(text: str) -> int:
-    """Bytes from 500MB or 2GB, powers of ten as transformers reads them."""
+    """Bytes from 500MB or 2GB, powers of ten, or 500MiB, powers of two, as transformers reads them."""
     from taskvec.errors import UsageError
 
     found = _SIZE.fullmatch(text.strip())
     if not found:
-        raise UsageError(f"--shard-size is a size such as 500MB or 2GB, found {text!r}")
-    return int(float(found[1]) * 1000 ** ["", "k", "M", "G", "T"].index(found[2].replace("K", "k")))
+        raise UsageError(f"--shard-size is a size such as 500MB or 2GB, found {text!r:.80}: a number needs a unit")
+    thousand = 1024 if found[3] else 1000
+    return int(float(found[1]) * thousand ** (1 + "KMGT".index(found[2].upper())))

@@ -13,16 +13,16 @@ from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
 from ..align import align, merging
-from ..application import mismatch
 from ..errors import MergeError, UsageError
-from ..layers import counted, most, record, recorded
+from ..layers import record
 from ..progress import Progress, silent
 from ..promotion import Layout
 from ..source import no_replacements
 from ..sums import common_specs
 from ..vector import TaskVector
 from .dialects import DIALECTS
-from .notes import assumed_layers, divided_out, first_meeting, given_twice, untrimmed
+from .measured import depth_of, measured_from
+from .notes import divided_out, first_meeting, notes_on, untrimmed
 from .pruned import Pruned, Request
 from .registry import AUTO, Method, method_of, options_of
 from .requests import by_tensor, densities_for, lambda_for, options_for, weights_for
@@ -68,6 +68,8 @@ def merge(
         raise UsageError("nothing to merge: give at least one vector")
     factors = weights_for(weights, vectors)
     lambda_for(lam)
+    depth = depth_of(vectors, base)
+    vectors = [measured_from(base, vector, progress) for vector in vectors]
     specs = common_specs([(vector.name, vector.header, vector.specs) for vector in vectors])
     reason = "asked for"
     if method == AUTO:
@@ -79,42 +81,47 @@ def merge(
     chosen = method_of(method)
     effective = options_for(chosen, options, density)
     densities = densities_for(chosen, density, vectors)
-    depth = depth_of(vectors, base)
     source = _Merge(vectors, chosen, factors, densities, lam, effective, specs, depth, base)
-    notes = [
-        *given_twice(vectors),
-        *assumed_layers(vectors, [*factors, *densities, lam], depth, base),
-        *source.notes(progress),
-    ]
-    provenance: dict[str, Any] = {
-        "made_by": "merge",
-        "method": method,
-        "reason": reason,
-        "weights": [described(weight) for weight in factors],
-        "lambda": described(lam),
-        "options": effective if density is None else {"density": described(density), **effective},
-        "notes": notes,
-        "parents": [{**vector.provenance, "name": vector.name, "digest": vector.digest} for vector in vectors],
-        **record(specs, depth.layers),
-    }
+    settings = [*factors, *densities, lam]
+    provenance = provenance_of(
+        vectors,
+        depth,
+        specs,
+        method=method,
+        reason=reason,
+        weights=factors,
+        lam=lam,
+        options=effective if density is None else {"density": described(density), **effective},
+        notes=[*notes_on(vectors, settings, depth, base), *source.notes(progress)],
+    )
     header = Header("vector", vectors[0].base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs.values(), source, " + ".join(vector.name for vector in vectors))
 
 
-def depth_of(vectors: Sequence[TaskVector], base: Checkpoint | None) -> Depth:
-    """How deep the tensors of vectors lie in their base, at hand or not.
-
-    Raises:
-        BaseMismatchError: The base lacks a tensor that a vector changes, or has it in another form.
-    """
-    if base is None:
-        return Depth([], most([*map(counted, vectors), *(recorded(vector.provenance) for vector in vectors)]))
-    for vector in vectors:
-        for name, spec in vector.specs.items():
-            found = base.tensors[name].form if name in base.tensors else None
-            if found != spec.origin:
-                raise mismatch(vector, base, f"tensor {name!r} should be {spec.origin}, found {found or 'none'}")
-    return Depth(base.tensors)
+def provenance_of(
+    vectors: Sequence[TaskVector],
+    depth: Depth,
+    specs: Specs,
+    *,
+    method: str,
+    reason: str,
+    weights: Sequence[Setting],
+    lam: Setting,
+    options: Mapping[str, Any],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """What a merge says of itself."""
+    return {
+        "made_by": "merge",
+        "method": method,
+        "reason": reason,
+        "weights": [described(weight) for weight in weights],
+        "lambda": described(lam),
+        "options": options,
+        "notes": list(notes),
+        "parents": [{**vector.provenance, "name": vector.name, "digest": vector.digest} for vector in vectors],
+        **record(specs, depth.layers),
+    }
 
 
 class _Merge(Layout):

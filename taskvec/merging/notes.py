@@ -18,7 +18,14 @@ from .settings import Depth, Setting, has_gradient
 _ByTensor = Mapping[str, float]
 
 
-def given_twice(vectors: Sequence[TaskVector]) -> list[str]:
+def notes_on(
+    vectors: Sequence[TaskVector], settings: Iterable[Setting], depth: Depth, base: Checkpoint | None
+) -> list[str]:
+    """Of the vectors of a merge and the layers over which gradients among its settings are read."""
+    return [*_given_twice(vectors), *_assumed_layers(vectors, settings, depth, base)]
+
+
+def _given_twice(vectors: Sequence[TaskVector]) -> list[str]:
     """Of vectors that are one and the same."""
     names: dict[str, str] = {}
     notes = []
@@ -43,7 +50,7 @@ def _identity(vector: TaskVector) -> str | None:
     return vector.digest if stored else None
 
 
-def assumed_layers(
+def _assumed_layers(
     vectors: Sequence[TaskVector], settings: Iterable[Setting], depth: Depth, base: Checkpoint | None
 ) -> list[str]:
     """Of the layers that gradients are read over, where only the tensors of the vectors tell them."""

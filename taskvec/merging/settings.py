@@ -141,3 +141,8 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
         return f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def printable(name: str) -> str:
+    """A name for a message: as it is where that is a part of a line, else its repr."""
+    return name if name.isprintable() and len(name) <= 80 else shown(name)
