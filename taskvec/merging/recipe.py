@@ -114,7 +114,8 @@ class Recipe:
         Raises:
             UsageError: The settings cannot be meant; the other errors of `merge`.
         """
-        weights = [_or_one(self._of(model, "weight")) for model in self._merged]
+        found = [self._of(model, "weight") for model in self._merged]
+        weights = [1.0 if weight is None else weight for weight in found]
         with _naming(self.path):
             if self.method == "average" and base is not None:
                 within = self.within if dtype else None
@@ -153,8 +154,8 @@ class Recipe:
             self.method,
             weights,
             progress,
-            density=[_or_one(each) for each in density] if asked or "density" in known else None,
-            lam=self.parameters.get("lambda", 1.0),
+            density=[_else_one(each) for each in density] if asked or "density" in known else None,
+            lam=_else_one(self.parameters.get("lambda")),
             base=base,
             **options,
         )
@@ -261,5 +262,7 @@ def _rules(setting: Setting) -> list[Rule] | None:
     return rules or None
 
 
-def _or_one(setting: Setting | None) -> Setting:
-    return 1.0 if setting is None else setting
+def _else_one(setting: Setting | None) -> Setting:
+    """A setting, or where there is none, for all tensors or for some, 1: mergekit's default."""
+    rules = None if setting is None else _rules(setting)
+    return [*rules, Rule(1.0)] if rules else 1.0 if setting is None else setting
