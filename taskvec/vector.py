@@ -32,6 +32,7 @@ from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
 from .errors import UsageError
+from .found import check_lota
 from .layers import counted, most, record, recorded
 from .progress import Progress, silent
 from .source import Memory, Source
@@ -77,7 +78,11 @@ class TaskVector(Mapping[str, SparseTensor]):
 
     @classmethod
     def open(cls, path: str | Path) -> TaskVector:
-        """Open a `.lota` file; entries are decoded when a tensor is asked for. Raises FormatError."""
+        """Open a `.lota` file; entries are decoded when a tensor is asked for.
+
+        Raises FormatError, and UsageError for a folder or a recipe.
+        """
+        check_lota(Path(path))
         reader = LotaReader(Path(path))
         return cls(reader.header, reader.header.tensors, reader, Path(path).name)
 

@@ -113,7 +113,7 @@ def shapes_of(layers: int, *, tied: bool) -> dict[str, tuple[int, ...]]:
 
 
 def draw(dice: np.random.Generator, method: str) -> Case:
-    """A random recipe: gradients, filters, fine-tunes of a part of the layers, dtypes, shards, with and without a base."""
+    """A random recipe and its models: gradients, filters, fine-tunes of a part of the layers, dtypes, shards."""
     layers, count = int(dice.integers(1, 6)), int(dice.integers(2, 6))
     shapes = shapes_of(layers, tied=bool(dice.integers(2)))
     names = ["base", *(f"model{i}" for i in range(count))]
@@ -132,8 +132,15 @@ def draw(dice: np.random.Generator, method: str) -> Case:
             if part in name and not beyond:
                 values = values + dice.normal(size=each.shape).astype(np.float32) * (dice.random(each.shape) < 0.7)
             states[model][name] = tensor(dtypes[model], values)
+    document = draw_document(dice, method, names[1:])
+    packed = frozenset(name for name in names[1:] if "base_model" in document and dice.random() < 0.25)
+    return Case(document, layers, states, {name: int(dice.integers(1, 4)) for name in names}, packed)
+
+
+def draw_document(dice: np.random.Generator, method: str, models: list[str]) -> dict[str, Any]:
+    """A random recipe that names these models and "base"."""
     document: dict[str, Any] = {"merge_method": method, "models": []}
-    for model in names[1:]:
+    for model in models:
         parameters: dict[str, Any] = {"weight": _setting(dice, [1.0, 0.5, 0.3, 2.0, 0.7], required=True)}
         if method not in ("linear", "task_arithmetic") and dice.random() < 0.8:
             parameters["density"] = _setting(dice, [0.1, 0.2, 0.5, 0.77, 1.0])
@@ -143,29 +150,35 @@ def draw(dice: np.random.Generator, method: str) -> Case:
         document["base_model"] = "base"
     if method == "linear" and "base_model" in document:
         if dice.random() < 0.5:
-            place = int(dice.integers(count + 1))
+            place = int(dice.integers(len(models) + 1))
             document["models"].insert(place, {"model": "base", "parameters": {"weight": 0.5}})
         else:
             shared["weight"] = _setting(dice, [0.4, 1.0], required=True)
     if method != "linear":
-        if dice.random() < 0.4:
-            shared["normalize"] = bool(dice.integers(2))
-        if dice.random() < 0.3:
-            shared["lambda"] = _setting(dice, [0.5, 1.5, 1.0], required=True)
-        if "dare" in method or method == "ties":
-            shared |= {"rescale": bool(dice.integers(2))} if dice.random() < 0.4 else {}
-        if method.startswith("breadcrumbs") and dice.random() < 0.6:
-            shared["gamma"] = float(dice.choice([0.0, 0.01, 0.1]))
-        if dice.random() < 0.2:
-            shared["int8_mask"] = True
+        shared |= draw_shared(dice, method)
     if shared:
         document["parameters"] = shared
     if dice.random() < 0.6:
         document["dtype"] = str(dice.choice(list(DTYPES), p=[0.8, 0.1, 0.1]))
     if dice.random() < 0.4:
         document["out_dtype"] = str(dice.choice(list(DTYPES)))
-    packed = frozenset(name for name in names[1:] if "base_model" in document and dice.random() < 0.25)
-    return Case(document, layers, states, {name: int(dice.integers(1, 4)) for name in names}, packed)
+    return document
+
+
+def draw_shared(dice: np.random.Generator, method: str) -> dict[str, Any]:
+    """Random parameters of all models, for a method that merges deltas."""
+    shared: dict[str, Any] = {}
+    if dice.random() < 0.4:
+        shared["normalize"] = bool(dice.integers(2))
+    if dice.random() < 0.3:
+        shared["lambda"] = _setting(dice, [0.5, 1.5, 1.0], required=True)
+    if method != "task_arithmetic" and dice.random() < 0.4:
+        shared["rescale"] = bool(dice.integers(2))
+    if method.startswith("breadcrumbs") and dice.random() < 0.6:
+        shared["gamma"] = float(dice.choice([0.0, 0.01, 0.1]))
+    if dice.random() < 0.2:
+        shared["int8_mask"] = True
+    return shared
 
 
 def _setting(dice: np.random.Generator, numbers: list[float], *, required: bool = False) -> Any:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from .merge import merge
+from .paths import FILE, LotaOutput
 from .progress import progress_bars
 from .train import train
 
@@ -79,7 +80,7 @@ app.command(short_help="Train a sparse task vector.")(train)
 def pack(
     base: Base,
     tuned: Tuned,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    output: LotaOutput,
     sparsity: Annotated[
         float | None,
         typer.Option(
@@ -154,7 +155,7 @@ def arith(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False)],
+    output: LotaOutput,
     base: Annotated[
         str | None,
         typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),
@@ -192,7 +193,8 @@ def inspect(
     ],
     as_json: Json = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False)
+        Path | None,
+        typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False, **FILE),
     ] = None,
 ) -> None:
     """Show what is in a file; of several files also how their masks overlap."""
@@ -244,8 +246,8 @@ def verify(
     from . import render
 
     with progress_bars() as progress:
-        LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
         opened = TaskVector.open(vector)
+        LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
         if base is not None:
             check_result(opened, open_checkpoint(base), progress)
     if as_json:
@@ -278,7 +280,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Take only the first examples.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
     answers: Annotated[
-        Path | None, typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False)
+        Path | None,
+        typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False, **FILE),
     ] = None,
     force: Force = False,
     as_json: Json = False,

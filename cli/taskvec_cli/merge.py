@@ -1,6 +1,5 @@
 """`taskvec merge`: a command with many options, in panels."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .paths import is_folder_name
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _path(text: str, *, to_folder: bool) -> Path:
     """The path of the output, which is a folder where it ends in a slash."""
     from taskvec.errors import UsageError
 
-    if text.endswith(tuple(filter(None, (os.sep, os.altsep)))) and not to_folder:
+    if is_folder_name(text) and not to_folder:
         raise UsageError(f"{text} is the name of a folder, and the merge is a .lota file: --base writes a model folder")
     return Path(text)
 
