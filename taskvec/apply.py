@@ -87,7 +87,7 @@ def apply(
     application = Application(vector, base, progress)
     whole = _layout(vector, base, stored)
     shards = output.shards(whole)
-    written |= output.index(written, shards)
+    written |= output.index(written, shards, lacking=stored is not None and vector.source.files() is None)
     writer = Writer(application, vector, base, output, shards, progress)
     if work is None:
         with atomic_directory(out) as folder:

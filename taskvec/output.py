@@ -147,10 +147,13 @@ class Output:
             written[CARD] = self.card.encode()
         return written
 
-    def index(self, files: Files, shards: Mapping[str, Shard]) -> Files:
-        """The index of these shards, where it has to be another than that among the files."""
+    def index(self, files: Files, shards: Mapping[str, Shard], *, lacking: bool = False) -> Files:
+        """The index of these shards, where it has to be another than that among the files.
+
+        lacking: whether there is none among the files that fits the shards of the result.
+        """
         sized_anew = self.dtype is not None and INDEX in files
-        if not sized_anew and (self.shard_size is None or len(shards) == 1):
+        if not sized_anew and (len(shards) == 1 or (self.shard_size is None and not lacking)):
             return {}
         size = sum(self._length(form) for shard in shards.values() for form in shard.tensors.values())
         places = {name: file for file, shard in shards.items() for name in shard.tensors}

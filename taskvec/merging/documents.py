@@ -85,10 +85,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != _STRING:
-                found = key.value if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"a key is text, found {shown(found)}", key.start_mark
-                )
+                found = shown(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
+                raise yaml.constructor.ConstructorError(None, None, f"a key is text, found {found}", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {shown(key.value)} is given twice", key.start_mark

@@ -128,7 +128,7 @@ class Recipe:
     def notes_on_file(self) -> list[str]:
         """Sentences about what is asked for and has no effect on a `.lota` file."""
         dtype = [f"dtype {self.dtype} has no effect on a .lota file: a model folder is written in it"]
-        start = [f"the file is relative to {printable(self.start)}, the first of the models"] if self.start else []
+        start = [f"the file is relative to {self.start}, the first of the models"] if self.start else []
         return [*(dtype if self.dtype else []), *(start if self.base is None else [])]
 
     def _merge(
@@ -172,9 +172,7 @@ class Recipe:
         if model.reference.endswith(".lota"):
             return TaskVector.open(model.reference)
         if base is None:
-            raise UsageError(
-                f"{printable(model.reference)} is a checkpoint: base_model must say what it was tuned from"
-            )
+            raise UsageError(f"{model.reference} is a checkpoint: base_model must say what it was tuned from")
         if model.reference == self.start:
             identity = Identity(base.name, base.fingerprint)
             return TaskVector(Header("vector", identity, None, tensors=()), [], Memory({}, {}), base.name)
@@ -209,7 +207,7 @@ def _recipe(path: Path, document: Any) -> Recipe:
     if not isinstance(models, list) or not models:
         raise UsageError("'models' must be a list of models")
     base = document.get("base_model")
-    if base is not None and not isinstance(base, str):
+    if base is not None and not _is_reference(base):
         raise UsageError(f"base_model is a path or a Hub id, found {shown(base)}")
     if method == "average" and parameters.pop("normalize", True) is False:
         raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
@@ -219,13 +217,18 @@ def _recipe(path: Path, document: Any) -> Recipe:
 
 
 def _model(entry: Any, named: str, method: str, notes: list[str]) -> Model:
-    if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+    if not isinstance(entry, dict) or not _is_reference(entry.get("model")):
         raise UsageError(f"a model is {{model: PATH, parameters: …}}, found {shown(entry)}")
     reference = entry["model"]
-    owner = f"model {printable(reference)}"
+    owner = f"model {reference if len(reference) <= 80 else shown(reference)}"
     keys = _others(entry, ("model", "parameters"), f" of {owner}", owner)
     notes += [f"{owner}: the key {printable(key)} has no effect" for key in keys]
     return Model(reference, parameters_of(entry.get("parameters"), named, method, OF_A_MODEL, f"{owner}: ", notes))
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a value may be a path or a Hub id: a line of text."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1024
 
 
 def _others(document: Mapping[str, Any], known: Sequence[str], of: str, where: str) -> list[str]:
