@@ -1,39 +1,40 @@
-"""What lies at a path where a `.lota` file is expected."""
+"""What lies at a path where a `.lota` file is expected, and what to do with it."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
 
+from taskvec_formats import LotaReader
+from taskvec_formats.errors import NotLotaError
+
 from .errors import UsageError
 
 
-def check_lota(path: Path) -> None:
-    """Say what lies at a path that cannot be a `.lota` file, and what to do with it.
+def open_lota(path: Path) -> LotaReader:
+    """Open a `.lota` file.
 
     Raises:
-        UsageError: It is a folder, a device or a pipe, or by its name a merge recipe. A path that is not there, and a
-            file that holds something else, are left to the reader.
+        UsageError: There is a folder, a device or a pipe, or by its name a merge recipe.
+        NotLotaError: It is a safetensors file, but no `.lota` file.
+        FormatError: It cannot be read, or is damaged.
     """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
-        return
+        return LotaReader(path)  # which says why
     pack = f"pack what it changed first (taskvec pack BASE {path} -o NAME.lota), or list it in a merge recipe"
     if stat.S_ISDIR(mode):
         if any(path.glob("*.safetensors")):
-            raise UsageError(f"{path} is a model folder where a .lota file is expected: {pack}")
-        raise UsageError(f"{path} is a folder where a .lota file is expected, and holds no model")
+            raise UsageError(f"{path} is a model folder, not a .lota file: {pack}")
+        raise UsageError(f"{path} is a folder, not a .lota file, and holds no model")
     if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} is no regular file; a .lota file is expected")
+        raise UsageError(f"{path} is not a regular file; expected a .lota file")
     if path.suffix in (".yaml", ".yml"):
-        raise UsageError(f"{path} is a YAML file where a .lota file is expected: taskvec merge --recipe {path}")
-    if path.suffix == ".safetensors" and not _is_described(path):
-        raise UsageError(f"{path} is a .safetensors checkpoint where a .lota file is expected: {pack}")
-
-
-def _is_described(path: Path) -> bool:
-    """Whether the file begins as `.lota` files do, whatever its name: the description is in its header."""
-    with open(path, "rb") as file:
-        start = file.read(1 << 16)
-    return b'"taskvec"' in start
+        raise UsageError(
+            f"{path} is a YAML file, not a .lota file: a recipe is merged by taskvec merge --recipe {path}"
+        )
+    try:
+        return LotaReader(path)
+    except NotLotaError as error:
+        raise NotLotaError(f"{error}; if it is a checkpoint, {pack}") from None

@@ -20,7 +20,6 @@ from taskvec_formats import (
     Form,
     Header,
     Identity,
-    LotaReader,
     LotaWriter,
     SparseTensor,
     TensorSpec,
@@ -32,7 +31,7 @@ from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
 from .errors import UsageError
-from .found import check_lota
+from .found import open_lota
 from .layers import counted, most, record, recorded
 from .progress import Progress, silent
 from .source import Memory, Source
@@ -82,8 +81,7 @@ class TaskVector(Mapping[str, SparseTensor]):
 
         Raises FormatError, and UsageError for a folder or a recipe.
         """
-        check_lota(Path(path))
-        reader = LotaReader(Path(path))
+        reader = open_lota(Path(path))
         return cls(reader.header, reader.header.tensors, reader, Path(path).name)
 
     @property

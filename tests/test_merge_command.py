@@ -166,15 +166,15 @@ def test_what_is_no_lota_file_is_called_by_what_it_is(llama: Path, vector: Path,
     weights = llama / "model.safetensors"
     os.mkfifo(tmp_path / "pipe")
     found = {
-        llama: f"{llama} is a model folder where a .lota file is expected: pack what it changed first",
-        weights: f"{weights} is a .safetensors checkpoint where a .lota file is expected: pack what it changed first",
-        tmp_path / "empty": "is a folder where a .lota file is expected, and holds no model",
-        tmp_path / "merge.yaml": f"expected: taskvec merge --recipe {tmp_path / 'merge.yaml'}",
-        tmp_path / "pipe": "is no regular file; a .lota file is expected",
+        llama: (2, f"{llama} is a model folder, not a .lota file: pack what it changed first"),
+        weights: (1, "not a .lota file: a safetensors file without a taskvec description; if it is a checkpoint, pack"),
+        tmp_path / "empty": (2, "is a folder, not a .lota file, and holds no model"),
+        tmp_path / "merge.yaml": (2, f"is merged by taskvec merge --recipe {tmp_path / 'merge.yaml'}"),
+        tmp_path / "pipe": (2, "is not a regular file; expected a .lota file"),
     }
-    for path, message in found.items():
+    for path, (code, message) in found.items():
         for command in (["merge", vector, path], ["inspect", path], ["verify", path]):
-            assert message in refused(2, *command)
+            assert message in refused(code, *command)
 
 
 def test_a_vector_given_twice_is_said(vector: Path, second: Path, tmp_path: Path) -> None:
