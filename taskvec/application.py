@@ -6,7 +6,11 @@ do not meet can be applied one after the other. The digest of those elements is 
 
 from __future__ import annotations
 
-from taskvec_formats import Checkpoint, TensorSpec
+from typing import Any
+
+import numpy as np
+
+from taskvec_formats import Change, Checkpoint, TensorSpec
 from taskvec_formats.blocks import touched_digest
 from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import BitArray
@@ -57,27 +61,46 @@ class Application:
         tuned[touched] = after
         return tuned
 
+    def values(self, spec: TensorSpec, number: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """The tuned values of block `number` of an additive tensor before they are rounded to its dtype.
+
+        f32, or f64 for F64: base + delta, or the value that replaces it. The errors of `touched`.
+        """
+        change, base = self._change(spec, number)
+        self._checked(spec, number, change, base)
+        real, compute = spec.dtype.real, spec.dtype.compute
+        with np.errstate(all="ignore"):
+            values = base.view(real).astype(compute)
+            values[change.delta.indices] += change.delta.values
+            values[change.replacements.indices] = change.replacements.values.view(real).astype(compute)
+        return values
+
     def touched(self, spec: TensorSpec, number: int) -> tuple[Indices, BitArray, BitArray]:
         """The elements that change in block `number` of a tensor: positions in it, carriers before and after.
 
         Raises AlreadyAppliedError where the base is the result already, ChecksumError where the result is not the one
         that the vector gives a digest for.
         """
+        change, base = self._change(spec, number)
+        return change.touched(), *self._checked(spec, number, change, base)
+
+    def _change(self, spec: TensorSpec, number: int) -> tuple[Change, BitArray]:
+        """What happens to block `number` of a tensor, and the block of the base."""
         start, stop = spec.form.block(number)
         whole = self._bits(spec)
-        base = whole[start:stop]
         try:
-            change = self._vector.source.change(spec.name, start, stop, whole)
+            return self._vector.source.change(spec.name, start, stop, whole), whole[start:stop]
         except StreamError:
             self._check_origin(spec)
             raise
-        touched = change.touched()
+
+    def _checked(self, spec: TensorSpec, number: int, change: Change, base: BitArray) -> tuple[BitArray, BitArray]:
         before, after = touched_bits(spec.dtype, base, change)
         # a vector that is not from a file has no blocks yet: its entries come from this very base, or are checked whole
         block = spec.blocks[number] if spec.blocks else None
         if block and block.before is not None:
-            self._check_touched(spec, start, block, before, after)
-        return touched, before, after
+            self._check_touched(spec, spec.form.block(number)[0], block, before, after)
+        return before, after
 
     def _check_origin(self, spec: TensorSpec) -> None:
         """What is stored relative to a base need not decode beside another, which is no fault of the file."""

@@ -115,7 +115,7 @@ def apply(
     layout = layout_of(vector, base)
     written = output.files(layout.files, base.name)
     shards = output.shards(layout.shards)
-    written |= output.index(written, shards)
+    written |= output.index(written, shards, lacking=layout.lacks_index)
     check_index(shards, written, out.name)
     size = _size(shards, written, output)
     _check_size(vector, base, size, max_bytes)

@@ -19,6 +19,7 @@ from taskvec_formats.sparse import Indices
 from .align import merging
 from .diff import diff
 from .errors import BaseMismatchError, MergeError, UsageError
+from .layers import counted, most, record, recorded
 from .lineage import joined, lineage
 from .patched import Patched
 from .positions import common, union
@@ -49,6 +50,8 @@ def compose(
         return _on(base, first, second, name, provenance, progress)
     _check_consecutive(first, second)
     specs = _specs(first, second)
+    layers = most([counted(first.specs), recorded(first.provenance), recorded(second.provenance)])
+    provenance |= record(specs, layers)
     source = _Chain(first, second, specs)
     added = {name for name, spec in first.specs.items() if spec.origin is None}
     header = Header(
@@ -69,7 +72,7 @@ def _on(
 ) -> TaskVector:
     kind = "patch" if first.kind == second.kind == "patch" else "vector"
     whole = diff(base, Patched(_Between(base, first), second), progress=progress, kind=kind)
-    header = replace(whole.header, provenance=provenance)
+    header = replace(whole.header, provenance=provenance | record(whole.specs, counted(base.tensors)))
     return TaskVector(header, whole.specs.values(), _Difference(first, second, whole), name, base, (first, second))
 
 

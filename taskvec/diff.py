@@ -12,6 +12,7 @@ from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
 from .errors import DiffError, UsageError
+from .layers import counted, record
 from .lineage import shortened
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .progress import Progress, silent
@@ -78,13 +79,16 @@ def diff(
         removed=tuple(sorted(base.tensors.keys() - tuned.tensors.keys())),
         provenance={"made_by": "pack"},
     )
+    layers = counted(base.tensors) if kind == "vector" else {}
     source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind)
     if sparsity is None:
+        header.provenance.update(record((spec.name for spec in specs), layers))
         return TaskVector(header, specs, source, tuned.name, base)
 
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
     provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
+    provenance |= record((spec.name for spec in specs), layers)
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, checkpoint=base)
 

@@ -30,11 +30,13 @@ class Layout:
         shards: File name -> Shard.
         files: The side files by name.
         differences: What in the side files cannot be as in the tuned checkpoint, one sentence each.
+        lacks_index: Whether the vector gives shards of its own, and no index of them.
     """
 
     shards: dict[str, Shard]
     files: Files
     differences: list[str]
+    lacks_index: bool
 
 
 def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
@@ -50,7 +52,7 @@ def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
     files, differences = _side_files(vector, base, laid_out_anew=stored is not None)
     shards = _shards(vector, base, stored)
     check_index(shards, files, f"the result of {vector.name} on {base.name}")
-    return Layout(shards, files, differences)
+    return Layout(shards, files, differences, stored is not None and vector.source.files() is None)
 
 
 def check_stored_layout(vector: TaskVector) -> None:

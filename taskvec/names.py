@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")  # longer numbers count nothing
+# a number of more digits is no layer's, and Python does not convert one of thousands
+_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})\.")
 _EXPERT = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -17,3 +18,13 @@ def layer_and_module(name: str) -> tuple[int | None, str]:
     found = _LAYER.search(name)
     rest = (name[found.end() :] if found else name).removesuffix(".weight")
     return (int(found[1]), _EXPERT.sub("*", f".{rest}").lstrip(".")) if found else (None, rest)
+
+
+def stack_and_layer(name: str) -> tuple[str, int] | None:
+    """Split a tensor name at its transformer block: what comes before the number, and the number.
+
+    "model.layers.3.self_attn.q_proj.weight" gives ("model.layers", 3); a tensor outside the blocks, None. A number that
+    begins a name counts modules, not layers, and is passed over.
+    """
+    found = _LAYER.search(name, 1)
+    return (name[: found.start()], int(found[1])) if found else None

@@ -96,10 +96,8 @@ class Output:
         return self._shard(shard.tensors, parse_header(shard.header)[0])
 
     def _shard(self, tensors: Mapping[str, Form], metadata: dict[str, str]) -> Shard:
-        # the widest first, as the safetensors library writes them: each lies at a multiple of its item size
-        ordered = dict(sorted(tensors.items(), key=lambda item: -self.form(item[1]).dtype.itemsize))
-        layout = {name: (self.form(form).dtype.name, form.shape, self._length(form)) for name, form in ordered.items()}
-        return Shard(encode_header(layout, metadata), ordered)
+        written = {name: self.form(form) for name, form in tensors.items()}
+        return Shard(shard_header(written, metadata), {name: tensors[name] for name in _widest_first(written)})
 
     def _length(self, form: Form) -> int:
         return form.size * self.form(form).dtype.itemsize
@@ -111,14 +109,21 @@ class Output:
     def rounded(self, name: str, bits: BitArray, form: Form) -> BitArray:
         """A range of a tensor of `form` as it is written: the same carriers where its dtype stays, else new ones.
 
-        Through f32, to nearest, ties to even. Every NaN becomes the same one: machines convert payloads differently.
+        The errors of `rounded_values`.
+        """
+        if self.form(form) == form:
+            return bits
+        return self.rounded_values(name, bits.view(form.dtype.real).astype(form.dtype.compute, copy=False), form)
+
+    def rounded_values(self, name: str, values: np.ndarray[Any, np.dtype[Any]], form: Form) -> BitArray:
+        """Values, f32 or f64 [n], of a tensor of `form` as they are written: new carriers.
+
+        Rounded to nearest, ties to even; f64 through f32, as torch does. Every NaN becomes the same one: machines
+        convert payloads differently.
         Raises DTypeError, naming the tensor, where a finite value becomes infinite.
         """
-        source, target = form.dtype, self.form(form).dtype
-        if source == target:
-            return bits
+        target = self.form(form).dtype
         with np.errstate(all="ignore"):
-            values = bits.view(source.real).astype(source.compute, copy=False)
             result = values.astype(np.float32, copy=False).astype(target.real)
         result[np.isnan(values)] = np.nan
         beyond = np.flatnonzero(np.isinf(result) & np.isfinite(values))
@@ -142,10 +147,13 @@ class Output:
             written[CARD] = self.card.encode()
         return written
 
-    def index(self, files: Files, shards: Mapping[str, Shard]) -> Files:
-        """The index of these shards, where it has to be another than that among the files."""
+    def index(self, files: Files, shards: Mapping[str, Shard], *, lacking: bool = False) -> Files:
+        """The index of these shards, where it has to be another than that among the files.
+
+        lacking: whether there is none among the files that fits the shards of the result.
+        """
         sized_anew = self.dtype is not None and INDEX in files
-        if not sized_anew and (self.shard_size is None or len(shards) == 1):
+        if not sized_anew and (len(shards) == 1 or (self.shard_size is None and not lacking)):
             return {}
         size = sum(self._length(form) for shard in shards.values() for form in shard.tensors.values())
         places = {name: file for file, shard in shards.items() for name in shard.tensors}
@@ -166,6 +174,17 @@ class Output:
 
 
 AS_IT_IS = Output()
+
+
+def shard_header(forms: Mapping[str, Form], metadata: dict[str, str]) -> bytes:
+    """The header of a safetensors file, length prefix included, whose tensors lie in the order of `_widest_first`."""
+    lengths = {name: forms[name].size * forms[name].dtype.itemsize for name in _widest_first(forms)}
+    return encode_header({n: (forms[n].dtype.name, forms[n].shape, length) for n, length in lengths.items()}, metadata)
+
+
+def _widest_first(forms: Mapping[str, Form]) -> list[str]:
+    """Names in the order in which the safetensors library writes them: each lies at a multiple of its item size."""
+    return sorted(forms, key=lambda name: -forms[name].dtype.itemsize)
 
 
 def content_of(file: Path | bytes) -> bytes:

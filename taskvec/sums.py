@@ -12,7 +12,8 @@ from taskvec_formats.forms import Bits
 
 from .align import align, merging
 from .errors import BaseMismatchError, KindError, MergeError, UsageError
-from .source import Entries, Source, inputs_of, no_replacements
+from .promotion import WidenedEntries, is_widened, promoted
+from .source import Source, inputs_of, no_replacements
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Term:
         return self.header.provenance
 
 
-class Sum(Entries):
+class Sum(WidenedEntries):
     """The Source of Σ weightᵢ·τᵢ. Entries that cancel, and those that are zero, are dropped.
 
     Terms are added in the order of their names, whatever the order given: sums commute and associate to the byte.
@@ -50,8 +51,9 @@ class Sum(Entries):
             if not math.isfinite(term.weight):
                 raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
         self.by_range = all(term.source.by_range for term in self.terms)
-        self.inputs = inputs_of(*(term.source for term in self.terms))
         self.specs = specs
+        super().__init__([term.source for term in self.terms], self.specs)
+        self.inputs = inputs_of(*(term.source for term in self.terms))
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         held = [term for term in self.terms if name in term.specs]
@@ -63,7 +65,7 @@ class Sum(Entries):
 
 
 def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:
-    """The tensors of a combination of vectors, given as (name, header, specs).
+    """The tensors of a combination of vectors, given as (name, header, specs), in dtypes that hold the values of all.
 
     Raises BaseMismatchError where bases or shapes differ, KindError for a patch, MergeError for changes that cannot be
     added (integer or boolean tensors; tensors added, removed or resized).
@@ -82,14 +84,15 @@ def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]
         for name, spec in own.items():
             if not spec.dtype.additive:
                 raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
-            if spec.origin != spec.form:
+            if not is_widened(spec):
                 origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
                 raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: that cannot be added up")
             known = specs.get(name, spec)
-            if known.form != spec.form:
+            dtype = promoted(known.dtype, spec.dtype)
+            if known.origin != spec.origin or dtype is None:
                 raise BaseMismatchError(f"tensor {name!r} is {known.form} in one vector and {spec.form} in another")
             eligible, base = known.eligible or spec.eligible, known.base or spec.base
-            specs[name] = replace(known, eligible=eligible, base=base, blocks=())
+            specs[name] = replace(known, dtype=dtype, eligible=eligible, base=base, blocks=())
     return dict(sorted(specs.items()))
 
 

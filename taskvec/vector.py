@@ -34,6 +34,8 @@ from taskvec_formats.parallel import ordered_map
 
 from .destination import appearing, check_file
 from .errors import UsageError
+from .found import open_lota
+from .layers import counted, most, record, recorded
 from .lineage import joined, lineage, shortened, stored_text
 from .progress import Progress, silent
 from .quantities import real, said
@@ -106,8 +108,11 @@ class TaskVector(Mapping[str, SparseTensor]):
 
     @classmethod
     def open(cls, path: str | Path) -> TaskVector:
-        """Open a `.lota` file; entries are decoded when a tensor is asked for. Raises FormatError."""
-        reader = LotaReader(Path(path))
+        """Open a `.lota` file; entries are decoded when a tensor is asked for.
+
+        Raises FormatError, and UsageError for a folder or a recipe.
+        """
+        reader = open_lota(Path(path))
         return cls(reader.header, reader.header.tensors, reader, Path(path).name)
 
     @property
@@ -311,7 +316,9 @@ def _sum(terms: Iterable[Term], *parts: TaskVector) -> TaskVector:
     source = Sum(terms, common_specs([(part.name, part.header, part.specs) for part in parts]))
     terms = source.terms
     header = Header("vector", terms[0].header.base, None, tensors=())
-    header.provenance.update(made_by="arith", **lineage(terms, [term.weight for term in terms]))
+    layers = most([*(counted(part.specs) for part in parts), *(recorded(part.provenance) for part in parts)])
+    made = lineage(terms, [term.weight for term in terms])
+    header.provenance.update(made_by="arith", **made, **record(source.specs, layers))
     name = joined((f"{term.weight:g} * {term.name}" for term in terms), " + ")
     return TaskVector(header, source.specs.values(), source, name, made_of=terms)
 
@@ -328,7 +335,7 @@ def vector_of(
     forms: tensor name -> Form of the eligible tensors. deltas: tensor name -> f32 entries, of some of them.
     """
     specs = specs_of(base, forms, progress)
-    return TaskVector(header_of(base, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
+    return TaskVector(header_of(base, specs, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
 
 
 def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = silent) -> dict[str, TensorSpec]:
@@ -337,6 +344,7 @@ def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = s
     return {name: TensorSpec.like(name, form, short(digests[name])) for name, form in forms.items()}
 
 
-def header_of(base: Checkpoint, provenance: Mapping[str, Any]) -> Header:
-    """The header of a vector that knows no tuned checkpoint."""
-    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=dict(provenance))
+def header_of(base: Checkpoint, names: Iterable[str], provenance: Mapping[str, Any]) -> Header:
+    """The header of a vector of these tensors that knows no tuned checkpoint."""
+    said = {**provenance, **record(names, counted(base.tensors))}
+    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=said)

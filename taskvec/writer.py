@@ -55,6 +55,8 @@ class Writer:
         self._progress = progress
         self._done = 0
         self.total = sum(len(shard.tensors) for shard in shards.values())
+        # what is known to the bit is rounded from there; a sum is rounded once, to the dtype asked for
+        self._sums = vector.header.tuned is None
 
     def write(self, folder: Path) -> None:
         """Write every shard into a folder that will be given up on an error."""
@@ -119,6 +121,9 @@ class Writer:
 
     def _data(self, piece: _Piece) -> memoryview:
         spec = self._vector.specs.get(piece.name)
+        if spec is not None and self._sums and self._output.form(piece.form) != piece.form:
+            values = self._application.values(spec, piece.number)
+            return as_bytes(self._output.rounded_values(piece.name, values, piece.form))
         if spec is not None:
             bits = self._application.range(spec, piece.number)
         else:

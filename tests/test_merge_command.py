@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,10 @@ def test_a_recipe_says_all_but_the_output(llama: Path, vector: Path, second: Pat
         message = refused(2, "merge", "--recipe", recipe, *option, "-o", tmp_path / "x.lota")
         assert f"the recipe says what to merge and how: {option[0]} has no place beside it" in message
     assert "VECTORS has no place beside it" in refused(2, "merge", vector, "--recipe", recipe)
-    recipe.write_text("merge_method: ties\nspeed: 3")
-    assert "unknown key 'speed'" in refused(2, "merge", "--recipe", recipe)
+    recipe.write_text(f"merge_method: ties\nspeed: 3\ndtype: float16\n{models}")
+    said = ok("merge", "--recipe", recipe, "-o", tmp_path / "o.lota")
+    assert "note: the key speed has no effect" in said
+    assert "note: dtype float16 has no effect on a .lota file" in said
 
 
 def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, vector: Path, tmp_path: Path) -> None:
@@ -121,10 +124,66 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
     folder = ("merge", vector, "--base", llama, *out)
     assert "--codec is for a .lota file" in refused(2, *folder, "--codec", "fast")
     assert "dtype is one of float32, bfloat16, float16, found 'int4'" in refused(2, *folder, "--dtype", "int4")
-    assert "--shard-size is a size such as 500MB or 2GB, found 'big'" in refused(2, *folder, "--shard-size", "big")
+    assert "--shard-size is a size such as 500MB or 2GB, found 'big': a number needs a unit" in refused(
+        2, *folder, "--shard-size", "big"
+    )
     assert "--density takes numbers separated by commas" in refused(2, *folder, "--density", "all")
     assert "linear has no option 'seed'" in refused(2, *folder, "--method", "linear", "--seed", "3")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["2", "2B", "1000", "5b", "-1MB", "1e9", "GB", "1,5GB", "9" * 5000 + "GB"])
+def test_a_shard_size_needs_a_unit(size: str, llama: Path, vector: Path, tmp_path: Path) -> None:
+    message = refused(2, "merge", vector, "--base", llama, "-o", tmp_path / "m", f"--shard-size={size}")
+    assert "--shard-size is a size such as 500MB or 2GB, found '" in message
+    assert len(message) < 250
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shard_sizes_are_read_as_transformers_reads_them() -> None:
+    from taskvec_cli.merge import _bytes
+
+    assert [_bytes(text) for text in ("2GB", "1.5kB", "1 MiB", "3T")] == [2 * 10**9, 1500, 2**20, 3 * 10**12]
+
+
+def test_a_path_that_ends_in_a_slash_is_a_folder(llama: Path, vector: Path, tmp_path: Path) -> None:
+    out = f"{tmp_path}/m/"
+    assert f"{out} is the name of a folder" in refused(2, "merge", vector, "-o", out)
+    for command in (["pack", llama, llama], ["arith", vector]):
+        assert f"{out} is the name of a folder; the output is a file" in refused(2, *command, "-o", out)
+    assert list(tmp_path.iterdir()) == []
+    ok("merge", vector, "--base", llama, "-o", out)
+    assert Checkpoint(tmp_path / "m").tensors
+    recipe = tmp_path / "merge.yaml"
+    recipe.write_text(f"merge_method: ties\nbase_model: {llama}\nmodels: [{{model: {vector}}}]")
+    ok("merge", "--recipe", recipe, "-o", f"{tmp_path}/m.lota/")
+    assert Checkpoint(tmp_path / "m.lota").tensors
+
+
+def test_what_is_no_lota_file_is_called_by_what_it_is(llama: Path, vector: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "merge.yaml").write_text("merge_method: ties")
+    weights = llama / "model.safetensors"
+    os.mkfifo(tmp_path / "pipe")
+    found = {
+        llama: (2, f"{llama} is a model folder, not a .lota file: pack what it changed first"),
+        weights: (1, "not a .lota file: a safetensors file without a taskvec description; if it is a checkpoint, pack"),
+        tmp_path / "empty": (2, "is a folder, not a .lota file, and holds no model"),
+        tmp_path / "merge.yaml": (2, f"is merged by taskvec merge --recipe {tmp_path / 'merge.yaml'}"),
+        tmp_path / "pipe": (2, "is not a regular file; expected a .lota file"),
+    }
+    for path, (code, message) in found.items():
+        for command in (["merge", vector, path], ["inspect", path], ["verify", path]):
+            assert message in refused(code, *command)
+
+
+def test_a_vector_given_twice_is_said(vector: Path, second: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.lota"
+    copy.write_bytes(vector.read_bytes())
+    said = ok("merge", vector, second, copy, vector, "-o", tmp_path / "m.lota")
+    assert f"note: {vector.name} and copy.lota are the same vector, which counts each time" in said
+    assert f"note: {vector.name} is given twice and counts each time" in said
+    assert "same vector" not in ok("merge", vector, second, "-o", tmp_path / "n.lota")
 
 
 def test_an_unfinished_merge_is_not_removed_for_a_request_that_is_refused(

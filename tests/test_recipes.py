@@ -160,9 +160,6 @@ ONE = "models: [{model: a.lota}]\n"
         (ONE + "merge_method: slerp", "no merge method 'slerp'; there are auto, linear"),
         (ONE + "merge_method: ties\nslices: []", "'slices' is not supported"),
         (ONE + "merge_method: ties\nmodules: {}", "'modules' is not supported"),
-        (ONE + "merge_method: ties\nspeed: 3", "unknown key 'speed'; known here are models, merge_method"),
-        (ONE + "merge_method: ties\nchat_template: auto", "unknown key 'chat_template'"),
-        (ONE + "merge_method: ties\nparameters: {epsilon: 1}", "unknown parameter 'epsilon'"),
         (ONE + "merge_method: ties\nparameters: [1]", "parameters are names and values, found"),
         (ONE + "merge_method: ties\ntokenizer_source: union", "the tokenizer is always the base's"),
         (ONE + "merge_method: ties\ntokenizer: {source: base, tokens: {}}", "the tokenizer is always the base's"),
@@ -172,6 +169,21 @@ ONE = "models: [{model: a.lota}]\n"
         ("merge_method: ties\nmodels: [a.lota]", r"a model is \{model: PATH, parameters: …\}, found 'a.lota'"),
         ("merge_method: ties\nmodels: [{model: a.lota, weight: 1}]", "unknown key of model a.lota 'weight'"),
         ("merge_method: ties\nmodels: [{model: a.lota, parameters: {lambda: 1}}]", "unknown parameter 'lambda'"),
+        (ONE + "merge_method: ties\ndensity: 0.5", "unknown key 'density': settings belong under the 'parameters'"),
+        (ONE + "merge_method: ties\ndtype: float64", "dtype is one of float32, bfloat16, float16, found 'float64'"),
+        (
+            ONE + "merge_method: ties\nparameters: {normalize: maybe}",
+            "normalize: expected true or false for all tensors",
+        ),
+        (
+            ONE + "merge_method: ties\nparameters: {density: [{filter: 3, value: 1}]}",
+            "density: the filter of a rule is text",
+        ),
+        (ONE + "merge_method: ties\nparameters: {lambda: .nan}", "lambda: expected a finite number, found nan"),
+        (
+            "merge_method: ties\nmodels: [{model: a.lota, parameters: {weight: abc}}]",
+            "model a.lota: weight: expected a number",
+        ),
     ],
 )
 def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
@@ -190,14 +202,45 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
         (ONE + "merge_method: ties\nparameters: {weight: heavy}", "expected a number, found 'heavy'"),
         (ONE + "merge_method: ties\nparameters: {weight: true}", "expected a number, found True"),
         (ONE + "merge_method: ties\nparameters: {weight: [{filter: a}]}", "a rule is {filter: NAME, value: NUMBER}"),
-        (ONE + "merge_method: ties\nparameters: {gamma: 0.1}", "ties has no option 'gamma'"),
         (ONE + "merge_method: breadcrumbs\nparameters: {gamma: [0, 1]}", "gamma must be one number for all models"),
-        (ONE + "merge_method: task_arithmetic\nparameters: {density: 0.5}", "linear has no density"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(models: dict[str, Checkpoint], text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         merged(text)
+
+
+def test_keys_that_mergekit_passes_over_are_taken_and_said(models: dict[str, Checkpoint]) -> None:
+    found = merged("""
+        merge_method: task_arithmetic
+        speed: 3
+        chat_template: auto
+        parameters: {density: 0.5, int8_mask: true, epsilon: 1, normalize: "no"}
+        models:
+        - {model: a.lota, note: the first, parameters: {gamma: 0.1, weight: 2}}
+    """)
+    assert found.provenance["notes"] == [
+        "the key speed has no effect",
+        "the key chat_template has no effect",
+        "density has no effect on task_arithmetic",
+        "int8_mask has no effect on task_arithmetic",
+        "epsilon has no effect on task_arithmetic",
+        "model a.lota: the key note has no effect",
+        "model a.lota: gamma has no effect on task_arithmetic",
+    ]
+    assert same(found, 2 * TaskVector.open("a.lota"))
+    for method in ("ties", "linear", "breadcrumbs", "dare_ties"):
+        base = "base_model: base\n" if method == "linear" else ""
+        said = merged(f"{base}{ONE}merge_method: {method}\nparameters: {{epsilon: 1}}").provenance["notes"]
+        assert f"epsilon has no effect on {method}" in said
+
+
+def test_rules_that_fit_no_tensor_leave_densities_and_lambda_at_1(models: dict[str, Checkpoint]) -> None:
+    rules = "[{filter: mlp, value: 0.3}]"
+    found = merged(f"{HEAD}merge_method: ties\nparameters: {{density: {rules}, lambda: {rules}}}")
+    expected: list[Any] = [Rule(0.3, "mlp"), Rule(1.0)]
+    vectors = [TaskVector.open("a.lota"), diff(models["base"], models["b"])]
+    assert same(found, merge(vectors, "ties", [0.5, -1], density=[expected] * 2, lam=expected, dialect="mergekit"))
 
 
 def test_there_must_be_a_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from . import streams
 from .merge import merge
-from .outputs import file_name, folder_name
+from .outputs import FILE, LotaOutput, folder_name
 from .progress import progress_bars
 from .train import train
 
@@ -49,12 +49,6 @@ app = typer.Typer(
 _MODEL = "Model folder, .safetensors file or Hub id."
 Base = Annotated[str, typer.Argument(metavar="BASE", help=_MODEL, show_default=False)]
 Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=_MODEL, show_default=False)]
-Output = Annotated[
-    Path,
-    typer.Option(
-        "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
-    ),
-]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -87,7 +81,7 @@ app.command(short_help="Train a sparse task vector.")(train)
 def pack(
     base: Base,
     tuned: Tuned,
-    output: Output,
+    output: LotaOutput,
     sparsity: Annotated[
         float | None,
         typer.Option(
@@ -172,7 +166,7 @@ def arith(
             show_default=False,
         ),
     ],
-    output: Output,
+    output: LotaOutput,
     base: Annotated[
         str | None,
         typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),
@@ -211,12 +205,7 @@ def inspect(
     as_json: Json = False,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            help="Draw a blocks × modules heat map: .png, .svg or .pdf.",
-            metavar="PATH",
-            parser=file_name,
-            show_default=False,
-        ),
+        typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False, **FILE),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a picture that exists.")] = False,
 ) -> None:
@@ -270,8 +259,8 @@ def verify(
     from . import render
 
     with progress_bars() as progress:
-        LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
         opened = TaskVector.open(vector)
+        LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
         if base is not None:
             check_result(opened, open_checkpoint(base), progress)
     if as_json:
@@ -305,12 +294,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
     answers: Annotated[
         Path | None,
-        typer.Option(
-            help="Write prompt, completion and answer as JSON lines.",
-            metavar="PATH",
-            parser=file_name,
-            show_default=False,
-        ),
+        typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False, **FILE),
     ] = None,
     trust_remote_code: Annotated[
         bool,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _METHOD = "Options of methods"
 _FOLDER = "Model folder (--base)"
 _OPTIONS = "method weights lam density dialect elect normalize rescale gamma seed on_overlap".split()
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?")
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([kKMGT])(i?)B?")
 
 
 def merge(
@@ -160,10 +160,10 @@ def merge(
     with progress_bars() as progress:
         if asked:
             parents = asked.vectors(checkpoint, progress)
-            merged = asked.merge(parents, progress)
+            merged = asked.merge(parents, progress, checkpoint, form.dtype)
         else:
             parents = [TaskVector.open(path) for path in vectors or ()]
-            merged = merge_vectors(parents, progress=progress, **options)
+            merged = merge_vectors(parents, progress=progress, base=checkpoint, **options)
         if to_folder:
             from taskvec.merged import write_model
 
@@ -180,7 +180,7 @@ def merge(
                 resume=resume or not force,
             )
         else:
-            notes = check_tokenizers(parents)
+            notes = [*check_tokenizers(parents), *(asked.notes_on_file() if asked else [])]
             merged.save(destination, progress, codec, force=force)
     made = merged.provenance
     notes = [*made["notes"], *notes]
@@ -238,10 +238,11 @@ def _numbers(name: str, text: str) -> list[float]:
 
 
 def _bytes(text: str) -> int:
-    """Bytes from 500MB or 2GB, powers of ten as transformers reads them."""
+    """Bytes from 500MB or 2GB, powers of ten, or 500MiB, powers of two, as transformers reads them."""
     from taskvec.errors import UsageError
 
     found = _SIZE.fullmatch(text.strip())
     if not found:
-        raise UsageError(f"--shard-size is a size such as 500MB or 2GB, found {text!r}")
-    return int(float(found[1]) * 1000 ** ["", "k", "M", "G", "T"].index(found[2].replace("K", "k")))
+        raise UsageError(f"--shard-size is a size such as 500MB or 2GB, found {text!r:.80}: a number needs a unit")
+    thousand = 1024 if found[3] else 1000
+    return int(float(found[1]) * thousand ** (1 + "KMGT".index(found[2].upper())))

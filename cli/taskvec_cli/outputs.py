@@ -1,8 +1,9 @@
 """What the commands that write share: the name of an output, and the work that one before left unfinished."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 
 def file_name(text: str) -> Path:
@@ -21,6 +22,13 @@ def folder_name(text: str) -> Path:
     if not text:
         raise UsageError(f"the output is a folder, which needs a name, found {text!r}")
     return Path(text)
+
+
+# the options of a file that is going to be written
+FILE: dict[str, Any] = {"parser": file_name, "metavar": "PATH"}
+LotaOutput = Annotated[
+    Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False, **FILE)
+]
 
 
 def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> None:

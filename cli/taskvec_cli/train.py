@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .outputs import check_unfinished, file_name
+from .outputs import FILE, LotaOutput, check_unfinished
 from .progress import progress_bars
 
 _MASK = "Which weights (--method lota)"
@@ -21,12 +21,7 @@ def train(
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
-        ),
-    ],
+    output: LotaOutput,
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
     ] = "lota",
@@ -163,13 +158,7 @@ def train(
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            help="Draw the losses: .png, .svg or .pdf.",
-            metavar="PATH",
-            parser=file_name,
-            show_default=False,
-            rich_help_panel=_WATCH,
-        ),
+        typer.Option(help="Draw the losses: .png, .svg or .pdf.", show_default=False, rich_help_panel=_WATCH, **FILE),
     ] = None,
     report_to: Annotated[
         str, typer.Option(help="tensorboard (into runs/), wandb or what else Trainer knows.", rich_help_panel=_WATCH)

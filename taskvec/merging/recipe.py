@@ -5,35 +5,42 @@ A model is a `.lota` file, or a checkpoint whose difference from the base is tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from taskvec_formats import Checkpoint, Header, Identity
 
 from ..diff import diff
 from ..errors import UsageError
 from ..files import open_checkpoint
+from ..output import TARGETS
 from ..progress import Progress, silent
+from ..promotion import wider
 from ..source import Memory
 from ..vector import TaskVector
+from .average import average
+from .documents import read_document
 from .merge import merge
+from .parameters import OF_A_MODEL, OF_ALL, parameters_of
 from .registry import AUTO, method_of
-from .settings import Rule, Setting
+from .settings import Rule, Setting, printable, shown
 
 # what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
 _METHODS = {"task_arithmetic": "linear", "linear": "average"}
 _KEYS = ("models", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer")
-_OF_A_MODEL = ("weight", "density", "gamma")
-_OF_ALL = (*_OF_A_MODEL, "lambda", "normalize", "rescale", "int8_mask", "dialect", "elect", "seed", "on_overlap")
+# what mergekit does by these is not done here
+_REFUSED = {
+    "slices": "models are merged whole, under 'models'",
+    "modules": "models are merged whole, under 'models'",
+}
 
 
 @dataclass(frozen=True)
 class Model:
-    """reference: a `.lota` file, a model folder or a Hub id. parameters: its own, as in the file."""
+    """reference: a `.lota` file, a model folder or a Hub id. parameters: its own settings."""
 
     reference: str
     parameters: Mapping[str, Any]
@@ -43,54 +50,99 @@ class Model:
 class Recipe:
     """What a merge file asks for.
 
-    method: by its name here. models: in their order. base: a reference, or None. dtype: of the resulting model, or None
-    for the base's. parameters: those that hold for all models, as in the file.
+    path: of the file, for errors. method: by its name here. models: in their order. base: a reference, or None.
+    dtype: of the resulting model, or None for the base's, or for the widest of several. within: the dtype in which
+    mergekit computes. parameters: those that hold for all models. notes: sentences about keys that have no effect.
     """
 
+    path: Path
     method: str
     models: Sequence[Model]
     base: str | None
     dtype: str | None
+    within: str | None
     parameters: Mapping[str, Any]
+    notes: Sequence[str]
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
         """Read a file. Raises UsageError, naming it, where it is missing or asks for what cannot be done."""
-        try:
-            return _recipe(yaml.load(path.read_text(encoding="utf-8"), _Loader))
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such file") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} cannot be read as UTF-8 text ({error})") from None
-        except yaml.YAMLError as error:
-            raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
+        with _naming(path):
+            return _recipe(path, read_document(path))
+
+    @property
+    def start(self) -> str | None:
+        """What the result is relative to: base_model; or, where models are averaged without one, the first of them."""
+        if self.base is not None or self.method != "average":
+            return self.base
+        return next((model.reference for model in self.models if not model.reference.endswith(".lota")), None)
 
     def open_base(self) -> Checkpoint | None:
-        """The base, where one is named. Raises the errors of `open_checkpoint`."""
-        return None if self.base is None else open_checkpoint(self.base)
+        """The checkpoint that `start` names, where there is one. Raises the errors of `open_checkpoint`."""
+        with _naming(self.path):
+            return None if self.start is None else open_checkpoint(self.start)
 
     def vectors(self, base: Checkpoint | None = None, progress: Progress = silent) -> list[TaskVector]:
         """What is merged, in order. base: what `open_base` gave. Raises the errors of `diff` and of opening files."""
-        return [self._vector(model, base, progress) for model in self._merged]
+        with _naming(self.path):
+            return [self._vector(model, base, progress) for model in self._merged]
 
     @property
     def _merged(self) -> list[Model]:
-        # for mergekit the base is one of the models that are averaged; elsewhere it brings nothing
-        return [model for model in self.models if self.method == "average" or model.reference != self.base]
+        if self.method != "average":
+            return [model for model in self.models if model.reference != self.base]
+        # for mergekit the base is one of the models that are averaged, by the weight of all models if it has none
+        listed = self.base is None or any(model.reference == self.base for model in self.models)
+        joins = not listed and "weight" in self.parameters
+        return [*self.models, Model(self.base, {})] if joins and self.base else list(self.models)
 
-    def merge(self, vectors: Sequence[TaskVector], progress: Progress = silent) -> TaskVector:
-        """Merge what `vectors` gave. Raises the errors of `merge`."""
+    def merge(
+        self,
+        vectors: Sequence[TaskVector],
+        progress: Progress = silent,
+        base: Checkpoint | None = None,
+        dtype: str | None = None,
+    ) -> TaskVector:
+        """Merge what `vectors` gave.
+
+        Args:
+            vectors: What `vectors` gave.
+            progress: Called while masks are compared.
+            base: What `open_base` gave. Gradients are read over its layers, and whole models are averaged.
+            dtype: In which dtype a model folder is going to be written; None for a `.lota` file and for the base's.
+
+        Raises:
+            UsageError: The settings cannot be meant; the other errors of `merge`.
+        """
+        found = [self._of(model, "weight") for model in self._merged]
+        weights = [1.0 if weight is None else weight for weight in found]
+        with _naming(self.path):
+            if self.method == "average" and base is not None:
+                within = self.within if dtype else None
+                merged = average(vectors, base, weights, progress, dtype=within, out_dtype=dtype)
+            else:
+                merged = self._merge(vectors, weights, progress, base)
+        merged.provenance["notes"][:0] = self.notes
+        return merged
+
+    def notes_on_file(self) -> list[str]:
+        """Sentences about what is asked for and has no effect on a `.lota` file."""
+        dtype = [f"dtype {self.dtype} has no effect on a .lota file: a model folder is written in it"]
+        start = [f"the file is relative to {self.start}, the first of the models"] if self.start else []
+        return [*(dtype if self.dtype else []), *(start if self.base is None else [])]
+
+    def _merge(
+        self, vectors: Sequence[TaskVector], weights: Sequence[Setting], progress: Progress, base: Checkpoint | None
+    ) -> TaskVector:
         known = {} if self.method == AUTO else method_of(self.method).options
-        apart = (*_OF_A_MODEL, "lambda", "int8_mask", "rescale")
+        apart = (*OF_A_MODEL, "lambda")
         options = {name: value for name, value in self.parameters.items() if name not in apart}
         if "dialect" in known:
             options.setdefault("dialect", "mergekit")
-        if "rescale" in self.parameters:
-            options["rescale"] = "norm" if self.parameters["rescale"] else "none"
+        if "rescale" in options:
+            options["rescale"] = "norm" if options["rescale"] else "none"
         sources = [*(model.parameters for model in self._merged), self.parameters]
-        gammas = [_setting(source["gamma"]) for source in sources if "gamma" in source]
+        gammas = [source["gamma"] for source in sources if "gamma" in source]
         if gammas:
             if any(gamma != gammas[0] for gamma in gammas) or not isinstance(gammas[0], float):
                 raise UsageError("gamma must be one number for all models")
@@ -100,97 +152,101 @@ class Recipe:
         return merge(
             vectors,
             self.method,
-            [_or_one(self._of(model, "weight")) for model in self._merged],
+            weights,
             progress,
-            density=[_or_one(each) for each in density] if asked or "density" in known else None,
-            lam=_setting(self.parameters.get("lambda", 1.0)),
+            density=[_else_one(each) for each in density] if asked or "density" in known else None,
+            lam=_else_one(self.parameters.get("lambda")),
+            base=base,
             **options,
         )
 
     def _of(self, model: Model, name: str) -> Setting | None:
         """A model's setting; where its rules do not fit, that of all models."""
-        own, shared = (
-            _setting(source[name]) if name in source else None for source in (model.parameters, self.parameters)
-        )
+        own, shared = model.parameters.get(name), self.parameters.get(name)
         if own is None or shared is None:
             return shared if own is None else own
         rules = _rules(own)
-        return own if rules is None else [*rules, *(_rules(shared) or [Rule(shared)])]  # type: ignore[arg-type]
+        return own if rules is None else [*rules, *(_rules(shared) or [Rule(shared)])]
 
     def _vector(self, model: Model, base: Checkpoint | None, progress: Progress) -> TaskVector:
         if model.reference.endswith(".lota"):
             return TaskVector.open(model.reference)
         if base is None:
             raise UsageError(f"{model.reference} is a checkpoint: base_model must say what it was tuned from")
-        if model.reference == self.base:
+        if model.reference == self.start:
             identity = Identity(base.name, base.fingerprint)
             return TaskVector(Header("vector", identity, None, tensors=()), [], Memory({}, {}), base.name)
-        return diff(base, open_checkpoint(model.reference), progress=progress)
+        return diff(base, wider(base, open_checkpoint(model.reference)), progress=progress)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses keys that are given twice; YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Within the block a UsageError names the file."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
-def _recipe(document: Any) -> Recipe:
+def _recipe(path: Path, document: Any) -> Recipe:
     if not isinstance(document, dict):
         raise UsageError(f"expected keys such as merge_method and models, found {type(document).__name__}")
-    for key in ("slices", "modules"):
+    for key, instead in _REFUSED.items():
         if key in document:
-            raise UsageError(f"{key!r} is not supported: models are merged whole, under 'models'")
-    _known(document, _KEYS, "key")
-    _base_tokenizer(document)
-    method = document.get("merge_method")
-    if not isinstance(method, str):
-        raise UsageError(f"merge_method names a method, found {method!r}")
+            raise UsageError(f"{key!r} is not supported: {instead}")
+    named = document.get("merge_method")
+    if not isinstance(named, str):
+        raise UsageError(f"merge_method names a method, found {shown(named)}")
+    method = _METHODS.get(named, named)
     if method != AUTO:
-        method_of(_METHODS.get(method, method))
+        method_of(method)
+    _base_tokenizer(document)
+    notes = [f"the key {printable(key)} has no effect" for key in _others(document, _KEYS, "", "the document")]
+    parameters = parameters_of(document.get("parameters"), named, method, OF_ALL, "", notes)
     models = document.get("models")
     if not isinstance(models, list) or not models:
         raise UsageError("'models' must be a list of models")
-    parameters = _parameters(document.get("parameters"), _OF_ALL)
-    if method == "linear" and parameters.get("normalize") is False:
-        raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
     base = document.get("base_model")
-    if base is not None and not isinstance(base, str):
-        raise UsageError(f"base_model is a path or a Hub id, found {base!r}")
-    if method == "linear":
-        parameters.pop("normalize", None)
-    dtype = document.get("out_dtype") or document.get("dtype")
-    return Recipe(_METHODS.get(method, method), [_model(each) for each in models], base, dtype, parameters)
+    if base is not None and not _is_reference(base):
+        raise UsageError(f"base_model is a path or a Hub id, found {shown(base)}")
+    if method == "average" and parameters.pop("normalize", True) is False:
+        raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
+    within, out = (_dtype(document, key) for key in ("dtype", "out_dtype"))
+    read = [_model(each, named, method, notes) for each in models]
+    return Recipe(path, method, read, base, out or within, within, parameters, list(dict.fromkeys(notes)))
 
 
-def _model(entry: Any) -> Model:
-    if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
-        raise UsageError(f"a model is {{model: PATH, parameters: …}}, found {entry!r}")
-    _known(entry, ("model", "parameters"), f"key of model {entry['model']}")
-    return Model(entry["model"], _parameters(entry.get("parameters"), _OF_A_MODEL))
+def _model(entry: Any, named: str, method: str, notes: list[str]) -> Model:
+    if not isinstance(entry, dict) or not _is_reference(entry.get("model")):
+        raise UsageError(f"a model is {{model: PATH, parameters: …}}, found {shown(entry)}")
+    reference = entry["model"]
+    owner = f"model {reference if len(reference) <= 80 else shown(reference)}"
+    keys = _others(entry, ("model", "parameters"), f" of {owner}", owner)
+    notes += [f"{owner}: the key {printable(key)} has no effect" for key in keys]
+    return Model(reference, parameters_of(entry.get("parameters"), named, method, OF_A_MODEL, f"{owner}: ", notes))
 
 
-def _parameters(document: Any, names: Sequence[str]) -> dict[str, Any]:
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise UsageError(f"parameters are names and values, found {document!r}")
-    _known(document, names, "parameter")
-    return document
+def _is_reference(value: Any) -> bool:
+    """Whether a value may be a path or a Hub id: a line of text."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1024
 
 
-def _known(document: Mapping[str, Any], names: Sequence[str], what: str) -> None:
-    for key in document:
-        if key not in names:
-            raise UsageError(f"unknown {what} {key!r}; known here are {', '.join(names)}")
+def _others(document: Mapping[str, Any], known: Sequence[str], of: str, where: str) -> list[str]:
+    """The keys that mergekit passes over. Raises UsageError for a setting that is not among the parameters."""
+    others = [key for key in document if key not in known]
+    for key in others:
+        if key in OF_ALL:
+            raise UsageError(f"unknown key{of} {key!r}: settings belong under the 'parameters' of {where}")
+    return others
+
+
+def _dtype(document: Mapping[str, Any], key: str) -> str | None:
+    value = document.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or value.removeprefix("torch.") not in TARGETS:
+        raise UsageError(f"{key} is one of {', '.join(TARGETS)}, found {shown(value)}")
+    return value.removeprefix("torch.")
 
 
 def _base_tokenizer(document: Mapping[str, Any]) -> None:
@@ -201,32 +257,6 @@ def _base_tokenizer(document: Mapping[str, Any]) -> None:
         raise UsageError("the tokenizer is always the base's: tokenizer_source must be 'base' or left out")
 
 
-def _setting(value: Any) -> Setting:
-    """A parameter as mergekit writes it: a number, a list of numbers, {value, filter} or a list of those."""
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
-        rules = []
-        for each in value:
-            if not isinstance(each, dict) or "value" not in each or set(each) - {"value", "filter"}:
-                raise UsageError(f"a rule is {{filter: NAME, value: NUMBER}}, found {each!r}")
-            rules.append(Rule(_setting(each["value"]), each.get("filter")))  # type: ignore[arg-type]
-        return rules
-    if isinstance(value, list):
-        return [_number(each) for each in value]
-    return _number(value)
-
-
-def _number(value: Any) -> float:
-    # YAML reads 1e-3 as text
-    try:
-        if not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    raise UsageError(f"expected a number, found {value!r}")
-
-
 def _rules(setting: Setting) -> list[Rule] | None:
     """The rules that a setting is, or None for a number or a gradient."""
     if not isinstance(setting, Sequence):
@@ -235,5 +265,7 @@ def _rules(setting: Setting) -> list[Rule] | None:
     return rules or None
 
 
-def _or_one(setting: Setting | None) -> Setting:
-    return 1.0 if setting is None else setting
+def _else_one(setting: Setting | None) -> Setting:
+    """A setting, or where there is none, for all tensors or for some, 1: mergekit's default."""
+    rules = None if setting is None else _rules(setting)
+    return [*rules, Rule(1.0)] if rules else 1.0 if setting is None else setting

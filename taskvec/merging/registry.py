@@ -164,5 +164,5 @@ def method_of(name: str) -> Method:
         for point in entry_points(group=ENTRY_POINTS, name=name):
             point.load()
     if name not in METHODS:
-        raise UsageError(f"no merge method {name!r}; there are {', '.join([AUTO, *METHODS])}")
+        raise UsageError(f"no merge method {name!r:.80}; there are {', '.join([AUTO, *METHODS])}")
     return METHODS[name]

@@ -6,12 +6,14 @@ https://github.com/arcee-ai/mergekit/blob/main/README.md#parameter-specification
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 from ..errors import UsageError
-from ..names import layer_and_module
+from ..layers import counted, most
+from ..names import stack_and_layer
 
 Gradient: TypeAlias = Sequence[float]
 
@@ -29,21 +31,24 @@ Setting: TypeAlias = float | Gradient | Sequence[Rule]
 
 
 class Depth:
-    """How deep each tensor lies in a model, in [0, 1]: what gradients are read at.
+    """How deep each tensor lies in its model, in [0, 1]: where gradients are read.
 
-    Layer i of n lies at i / (n − 1), or at 1 where there is only one; tensors before the blocks lie at 0, those after
-    them at 1.
+    Layer i of the n layers of a stack (`taskvec.layers`) lies at i / (n − 1), or at 1 where there is only one. Tensors
+    outside of layers, such as embeddings, final norms and heads, lie at 0.
+    Source: mergekit's planner, which gives t = 0 to all tensors that are in no layer.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        layers = {layer for name in names if (layer := layer_and_module(name)[0]) is not None}
-        self._last = max(layers, default=0)
+    def __init__(self, names: Iterable[str], layers: Mapping[str, int] | None = None) -> None:
+        """Take the layers from the names of tensors, and from `layers`, stack -> number, where that is larger."""
+        self.layers = most([counted(names), layers or {}])
 
     def __call__(self, name: str) -> float:
-        layer, module = layer_and_module(name)
-        if layer is None:
-            return 0.0 if any(word in module for word in ("embed", "wte", "wpe")) else 1.0
-        return layer / self._last if self._last else 1.0
+        place = stack_and_layer(name)
+        if place is None:
+            return 0.0
+        stack, layer = place
+        last = self.layers.get(stack, 0) - 1
+        return layer / last if last > 0 else 1.0
 
 
 def resolve(setting: Setting, name: str, depth: float) -> float | None:
@@ -68,22 +73,76 @@ def _interpolated(values: Sequence[float], depth: float) -> float:
     return (1 - (place - low)) * values[low] + (place - low) * values[high]
 
 
-def numbers_of(setting: object) -> list[float]:
-    """Every number in a setting. Raises UsageError where it is none, or holds something else."""
+def has_gradient(setting: object) -> bool:
+    """Whether a setting may differ from layer to layer."""
     if isinstance(setting, Rule):
-        return numbers_of(setting.value)
+        return has_gradient(setting.value)
+    if not isinstance(setting, Sequence):
+        return False
+    if any(isinstance(each, Rule) for each in setting):
+        return any(map(has_gradient, setting))
+    return any(each != setting[0] for each in setting)
+
+
+def numbers_of(setting: object, what: str = "setting") -> list[float]:
+    """Every number in a setting.
+
+    Args:
+        setting: A number, a gradient or rules.
+        what: The name of the setting, for errors.
+
+    Raises:
+        UsageError: It is none of these, or holds a number that is not finite.
+    """
+    if isinstance(setting, Rule):
+        if not isinstance(setting.filter, str | None):
+            raise UsageError(f"{what}: the filter of a rule is text, found {shown(setting.filter)}")
+        return numbers_of(setting.value, what)
     if isinstance(setting, Sequence) and not isinstance(setting, str):
         kinds = {isinstance(each, Rule) for each in setting}
         if len(kinds) != 1 or any(isinstance(each, Sequence) for each in setting):
-            raise UsageError(f"a setting is a number, a list of numbers or a list of rules, found {setting!r}")
-        return [number for each in setting for number in numbers_of(each)]
-    if isinstance(setting, bool) or not isinstance(setting, (int, float)) or not math.isfinite(setting):
-        raise UsageError(f"expected a finite number, found {setting}")
-    return [float(setting)]
+            raise UsageError(
+                f"{what}: a setting is a number, a list of numbers or a list of rules, found {shown(setting)}"
+            )
+        return [number for each in setting for number in numbers_of(each, what)]
+    return [number_of(setting, what)]
+
+
+def number_of(value: object, what: str) -> float:
+    """A finite number as a float: Python's and numpy's numbers, but no truth values.
+
+    Raises:
+        UsageError: It is something else, or too large for a float.
+    """
+    if not isinstance(value, bool) and isinstance(value, Real):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise UsageError(f"{what}: expected a finite number, found one beyond the range of f64") from None
+        if math.isfinite(number):
+            return number
+    raise UsageError(f"{what}: expected a finite number, found {shown(value)}")
 
 
 def described(setting: object) -> Any:
     """A setting as JSON."""
     if isinstance(setting, Rule):
         return {"filter": setting.filter, "value": described(setting.value)}
-    return [described(each) for each in setting] if isinstance(setting, Sequence) else setting
+    if isinstance(setting, Sequence):
+        return [described(each) for each in setting]
+    # numbers of numpy are not JSON, those of Python stay as they were given
+    return setting if isinstance(setting, int) or type(setting) is float else number_of(setting, "setting")
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr on one line, cut at 80 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def printable(name: str) -> str:
+    """A name for a message: as it is where that is a part of a line, else its repr."""
+    return name if name.isprintable() and len(name) <= 80 else shown(name)

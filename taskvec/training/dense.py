@@ -84,7 +84,7 @@ def difference(run: Run) -> TaskVector:
     tensors = {name: run.start.tensors[name] for name in names}
     forms = {name: info.form for name, info in tensors.items() if info.dtype.name in TORCH_DTYPES}
     specs = specs_of(run.start, forms, run.progress)
-    return TaskVector(header_of(run.start, {}), specs.values(), _Trained(run), checkpoint=run.start)
+    return TaskVector(header_of(run.start, specs, {}), specs.values(), _Trained(run), checkpoint=run.start)
 
 
 class _Trained(Entries):

@@ -1,0 +1,155 @@
+"""The weighted average of whole models, Σ wᵢ·mᵢ / Σ wᵢ, as mergekit's `linear` computes it.
+
+In exact arithmetic it is the base plus the average of the task vectors. In f32 both differ in the last bit, and tensors
+that are the same in all models may move by it too; this module gives the bits of the average of the models.
+Source: Wortsman et al., "Model soups", arXiv 2203.05482.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from taskvec_formats import Change, Checkpoint, Form, Header, Identity, TensorSpec
+from taskvec_formats.checkpoint import short
+from taskvec_formats.dtypes import DTYPES, BitArray, DType
+from taskvec_formats.forms import Bits, take_for
+
+from ..errors import MergeError, UsageError
+from ..lineage import joined
+from ..output import TARGETS
+from ..progress import Progress, silent
+from ..promotion import WidenedEntries
+from ..source import inputs_of
+from ..sums import common_specs
+from ..tensor import apply_range, diff_range
+from ..vector import TaskVector
+from .measured import depth_of, measured_from
+from .merge import provenance_of
+from .notes import notes_on
+from .requests import by_tensor, weights_for
+from .settings import Setting
+
+Values = npt.NDArray[np.floating[Any]]
+
+
+def average(
+    vectors: Sequence[TaskVector],
+    base: Checkpoint,
+    weights: Sequence[Setting] | None = None,
+    progress: Progress = silent,
+    *,
+    dtype: str | None = None,
+    out_dtype: str | None = None,
+) -> TaskVector:
+    """What turns the base into the weighted average of the models that vectors lead to, computed when it is read.
+
+    Args:
+        vectors: One a model, all of this base; one without tensors is the base itself.
+        base: The checkpoint that they start from.
+        weights: One factor a model, 1 each where left out.
+        progress: Called while the base is read.
+        dtype: "float32", "bfloat16" or "float16": what the weights of all models are rounded to before, and the average
+            after. None takes the narrowest dtype that holds those of all models, for each tensor.
+        out_dtype: What the average is rounded to then. None leaves it as it is.
+
+    Returns:
+        A vector that is exact: applied to the base it gives the average to the bit.
+
+    Raises:
+        MergeError: The models do not have the same tensors, differ in tensors that are not floating, or the weights of
+            a tensor add up to 0.
+        BaseMismatchError: A vector is of another base.
+        UsageError: The weights are not one a model.
+    """
+    if not vectors:
+        raise UsageError("nothing to merge: give at least one model")
+    factors = weights_for(weights, vectors)
+    depth = depth_of(vectors, base)
+    vectors = [measured_from(base, vector, progress) for vector in vectors]
+    held = common_specs([(vector.name, vector.header, vector.specs) for vector in vectors])
+    digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    within: dict[str, DType] = {}
+    specs = {}
+    for name, info in base.tensors.items():
+        if info.dtype.additive:
+            spec = held.get(name) or TensorSpec.like(name, info.form, short(digests[name]))
+            within[name] = DTYPES[TARGETS[dtype]] if dtype else spec.dtype
+            specs[name] = replace(spec, dtype=DTYPES[TARGETS[out_dtype]] if out_dtype else within[name])
+    source = _Average(vectors, base, [by_tensor("weight", weight, specs, depth) for weight in factors], specs, within)
+    provenance = provenance_of(
+        vectors,
+        depth,
+        specs,
+        method="average",
+        reason="asked for",
+        weights=factors,
+        lam=1.0,
+        options={name: value for name, value in (("dtype", dtype), ("out_dtype", out_dtype)) if value},
+        notes=notes_on(vectors, factors, depth, base),
+    )
+    header = Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=provenance)
+    name = joined((vector.name for vector in vectors), " + ")
+    return TaskVector(header, specs.values(), source, name, base)
+
+
+class _Average(WidenedEntries):
+    """The Source of an average of models."""
+
+    def __init__(
+        self,
+        vectors: Sequence[TaskVector],
+        base: Checkpoint,
+        weights: Sequence[Mapping[str, float]],
+        specs: Mapping[str, TensorSpec],
+        within: Mapping[str, DType],
+    ) -> None:
+        super().__init__([vector.source for vector in vectors], specs, base)
+        self.inputs = inputs_of(base, *vectors)
+        self.by_range = all(vector.source.by_range for vector in vectors)
+        self._vectors = vectors
+        self._start = base
+        self._weights = weights
+        self._specs = specs
+        self._within = within
+        self._divisors = {name: self._divisor(name) for name in specs}
+
+    def _divisor(self, name: str) -> np.float32:
+        total = np.float32(0)
+        for weights in self._weights:
+            total += np.float32(weights[name])
+        if total == 0:
+            raise MergeError(f"tensor {name!r}: the weights add up to 0, so there is no average")
+        return total
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        spec, within = self._specs[name], self._within[name]
+        own = self._start.bits(name, start, stop)
+        before = _taken(own, self._start.tensors[name].dtype, spec.dtype)
+        with np.errstate(all="ignore"):
+            total: Values = np.zeros(stop - start, within.compute)
+            for vector, weights in zip(self._vectors, self._weights, strict=True):
+                values = self._values(vector, name, start, stop, own)
+                # the product is added before it is rounded, as the fused multiply-add does that torch uses
+                total = (total + values.astype(np.float64) * np.float64(np.float32(weights[name]))).astype(total.dtype)
+            total /= self._divisors[name]
+            after = total.astype(within.real).astype(spec.dtype.real).view(spec.dtype.carrier)
+        return diff_range(spec.dtype, before, after)
+
+    def _values(self, vector: TaskVector, name: str, start: int, stop: int, base: BitArray) -> Values:
+        """The weights of a model in a range of a tensor, as values of the dtype of the average."""
+        dtype, target = self._start.tensors[name].dtype, self._within[name]
+        if name in vector.specs:
+            origin, dtype = dtype, vector.specs[name].dtype
+            base = apply_range(dtype, _taken(base, origin, dtype), vector.change(name, start, stop))
+        values = base.view(dtype.real).astype(target.compute)
+        return values if dtype == target else values.astype(target.real).astype(target.compute)
+
+
+def _taken(bits: BitArray, origin: DType, dtype: DType) -> BitArray:
+    """A range of a base tensor in the dtype of the result: what its changes are measured from."""
+    return take_for(bits, Form(origin, bits.shape), Form(dtype, bits.shape)) if origin != dtype else bits

@@ -1,0 +1,57 @@
+"""Vectors beside their base: how deep their tensors lie in it, and their deltas from its own values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskvec_formats import Checkpoint
+
+from ..application import mismatch
+from ..diff import diff
+from ..layers import counted, most, recorded
+from ..patched import Patched
+from ..progress import Progress
+from ..promotion import is_widened, promoted, wider
+from ..vector import TaskVector
+from .settings import Depth
+
+
+def depth_of(vectors: Sequence[TaskVector], base: Checkpoint | None) -> Depth:
+    """How deep the tensors of vectors lie in their base, at hand or not.
+
+    Raises:
+        BaseMismatchError: The base lacks a tensor that a vector changes, or has it in another form.
+    """
+    if base is None:
+        return Depth([], most([*(counted(vector.specs) for vector in vectors), *map(_recorded, vectors)]))
+    for vector in vectors:
+        for name, spec in vector.specs.items():
+            found = base.tensors[name].form if name in base.tensors else None
+            if spec.origin is not None and found is None:
+                raise mismatch(vector, base, f"it has no tensor {name!r}")
+            if found != spec.origin:
+                raise mismatch(vector, base, f"tensor {name!r} should be {spec.origin or 'absent'}, found {found}")
+    return Depth(base.tensors)
+
+
+def _recorded(vector: TaskVector) -> dict[str, int]:
+    return recorded(vector.provenance)
+
+
+def measured_from(base: Checkpoint | None, vector: TaskVector, progress: Progress) -> TaskVector:
+    """The vector; or, where it is measured from base tensors that were rounded to its dtype, one that is not.
+
+    A vector from an F32 base to a BF16 model holds what is to be added to the base rounded to BF16. Beside the base it
+    is measured anew: BF16 weight minus F32 weight.
+    """
+    rounds = any(
+        not is_widened(spec)
+        and spec.origin is not None
+        and spec.origin.shape == spec.shape
+        and promoted(spec.origin.dtype, spec.dtype) is not None
+        for spec in vector.specs.values()
+    )
+    if base is None or not rounds or vector.kind != "vector":
+        return vector
+    whole = diff(base, wider(base, Patched(base, vector)), progress=progress)
+    return TaskVector(whole.header, whole.specs.values(), whole.source, vector.name, base)

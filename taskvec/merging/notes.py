@@ -1,0 +1,107 @@
+"""Sentences about what a merge was asked for and what has no effect on its vectors, or an unexpected one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+from taskvec_formats import Checkpoint, TensorSpec
+
+from ..layers import counted, recorded
+from ..overlap import meet
+from ..progress import Progress
+from ..vector import TaskVector
+from .dialects import Dialect
+from .settings import Depth, Setting, has_gradient
+
+# one number a tensor, by name
+_ByTensor = Mapping[str, float]
+
+
+def notes_on(
+    vectors: Sequence[TaskVector], settings: Iterable[Setting], depth: Depth, base: Checkpoint | None
+) -> list[str]:
+    """Of the vectors of a merge and the layers over which gradients among its settings are read."""
+    return [*_given_twice(vectors), *_assumed_layers(vectors, settings, depth, base)]
+
+
+def _given_twice(vectors: Sequence[TaskVector]) -> list[str]:
+    """Of vectors that are one and the same."""
+    names: dict[str, str] = {}
+    notes = []
+    for vector in vectors:
+        identity = _identity(vector)
+        if identity is None:
+            continue
+        first = names.get(identity)
+        names.setdefault(identity, vector.name)
+        if first == vector.name:
+            notes.append(f"{first} is given twice and counts each time")
+        elif first is not None:
+            notes.append(f"{first} and {vector.name} are the same vector, which counts each time")
+    return notes
+
+
+def _identity(vector: TaskVector) -> str | None:
+    """What tells a vector from others; None for one that was not stored yet and comes from no checkpoint."""
+    if vector.header.tuned is not None:
+        return vector.header.tuned.fingerprint
+    stored = vector.specs and all(spec.blocks or not spec.size for spec in vector.specs.values())
+    return vector.digest if stored else None
+
+
+def _assumed_layers(
+    vectors: Sequence[TaskVector], settings: Iterable[Setting], depth: Depth, base: Checkpoint | None
+) -> list[str]:
+    """Of the layers that gradients are read over, where only the tensors of the vectors tell them."""
+    if base is not None or not any(map(has_gradient, settings)):
+        return []
+    known = {stack for vector in vectors for stack in recorded(vector.provenance)}
+    told = {stack for vector in vectors for stack in counted(vector.specs)}
+    assumed = ", ".join(f"{stack} {depth.layers[stack]}" for stack in sorted(told - known))
+    return [f"gradients are read over the layers that the vectors hold ({assumed})"] if assumed else []
+
+
+def untrimmed(vectors: Sequence[TaskVector], densities: Sequence[_ByTensor], dialect: Dialect) -> list[str]:
+    """Of densities that trim nothing from vectors which are sparser than that."""
+    found = []
+    for vector, shares in zip(vectors, densities, strict=True):
+        asked = sorted({shares[name] for name in vector.specs})
+        # how much is in a vector that was not stored yet is not known
+        stored = all(spec.blocks or not spec.size for spec in vector.specs.values())
+        if not asked or asked == [1.0] or not stored:
+            continue
+        specs = vector.specs.values()
+        own = sum(spec.entries for spec in specs)
+        said = f"{asked[0]:g}" if len(asked) == 1 else f"{asked[0]:g} to {asked[-1]:g}"
+        if dialect.whole_vector:
+            idle = dialect.entries(asked[0], vector.eligible) >= own
+        else:
+            idle = all(dialect.entries(shares[spec.name], spec.size) >= spec.entries for spec in specs)
+        if idle:
+            share = own / vector.eligible if vector.eligible else 0.0
+            found.append(f"density {said} trims nothing from {vector.name}, whose own density is {share:.2%}")
+    return found
+
+
+def divided_out(
+    vectors: Sequence[TaskVector], weights: Sequence[_ByTensor], specs: Mapping[str, TensorSpec], progress: Progress
+) -> list[str]:
+    """Of weights that normalizing by weight divides out again."""
+    if all(weight == 1 for shares in weights for weight in shares.values()):
+        return []
+    if first_meeting(vectors, specs, progress) is not None:
+        return []
+    return ["no two masks share a position, so normalizing divides every weight out again: they have no effect"]
+
+
+def first_meeting(vectors: Sequence[TaskVector], specs: Mapping[str, TensorSpec], progress: Progress) -> str | None:
+    """The first tensor in which two masks share a position, or None."""
+    for done, name in enumerate(specs):
+        progress("comparing masks", done, len(specs), name)
+        tensors = [vector[name] for vector in vectors if name in vector.specs]
+        if any(meet(a, b) for a, b in combinations(tensors, 2)):
+            progress("comparing masks", len(specs), len(specs), "")
+            return name
+    progress("comparing masks", len(specs), len(specs), "")
+    return None
