@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from . import streams
 from .merge import merge
-from .outputs import file_name, folder_name
+from .outputs import LotaFile, ModelFolder, file_name
 from .progress import progress_bars
 from .train import train
 
@@ -49,12 +49,6 @@ app = typer.Typer(
 _MODEL = "Model folder, .safetensors file or Hub id."
 Base = Annotated[str, typer.Argument(metavar="BASE", help=_MODEL, show_default=False)]
 Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=_MODEL, show_default=False)]
-Output = Annotated[
-    Path,
-    typer.Option(
-        "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
-    ),
-]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
@@ -87,7 +81,7 @@ app.command(short_help="Train a sparse task vector.")(train)
 def pack(
     base: Base,
     tuned: Tuned,
-    output: Output,
+    output: LotaFile,
     sparsity: Annotated[
         float | None,
         typer.Option(
@@ -129,17 +123,7 @@ def pack(
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The model folder to write.",
-            metavar="PATH",
-            parser=folder_name,
-            show_default=False,
-        ),
-    ],
+    output: ModelFolder,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -172,7 +156,7 @@ def arith(
             show_default=False,
         ),
     ],
-    output: Output,
+    output: LotaFile,
     base: Annotated[
         str | None,
         typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
 def file_name(text: str) -> Path:
@@ -21,6 +24,20 @@ def folder_name(text: str) -> Path:
     if not text:
         raise UsageError(f"the output is a folder, which needs a name, found {text!r}")
     return Path(text)
+
+
+LotaFile = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
+    ),
+]
+ModelFolder = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", help="The model folder to write.", metavar="PATH", parser=folder_name, show_default=False
+    ),
+]
 
 
 def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> None:

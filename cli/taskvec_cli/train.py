@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .outputs import check_unfinished, file_name
+from .outputs import LotaFile, check_unfinished, file_name
 from .progress import progress_bars
 
 _MASK = "Which weights (--method lota)"
@@ -21,12 +21,7 @@ def train(
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", help="The .lota file to write.", metavar="PATH", parser=file_name, show_default=False
-        ),
-    ],
+    output: LotaFile,
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
     ] = "lota",
