@@ -136,6 +136,7 @@ def apply(
         what = {**(record or {}), "base": base.fingerprint, "output": settings}
         with RecordedFolder(work, WORK, what, resume=resume) as keep:
             writer.write_missing(keep, work)
+            check_folder(out, force=force, inputs=inputs)  # again, as long as the shards can wait
             with appearing(out), atomic_directory(out, replace=force) as folder:
                 _write_files(written, folder)
                 for name in shards:
