@@ -19,6 +19,7 @@ from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
 from .application import Application, mismatch
+from .arguments import instance
 from .errors import BaseMismatchError, UsageError
 from .output import AS_IT_IS, Files, Output, Shard
 from .progress import Progress, silent
@@ -43,6 +44,8 @@ class Applied:
 
 def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
     """Apply every block in memory and compare it with its digests; the errors of `apply`, nothing written."""
+    instance("vector", vector, TaskVector)
+    instance("base", base, Checkpoint)
     application = Application(vector, base, progress)
 
     def check(spec: TensorSpec) -> None:
@@ -77,6 +80,9 @@ def apply(
     another call; UsageError for `work` beside a vector that knows its result, and for a quantised base that is to have
     another dtype. Nothing is left behind then but finished shards in `work`.
     """
+    for what, value, kind in (("vector", vector, TaskVector), ("base", base, Checkpoint), ("output", output, Output)):
+        instance(what, value, kind)
+    out = Path(out)
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
     stored = vector.source.shards()

@@ -10,6 +10,7 @@ from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, Ten
 from taskvec_formats.checkpoint import INDEX, SINGLE, short
 from taskvec_formats.dtypes import BitArray
 
+from .arguments import instance, one_of
 from .errors import DiffError, UsageError
 from .lineage import shortened
 from .masks import FloatArray, TopK, check_sparsity, entries_for, top_k
@@ -23,8 +24,7 @@ KINDS = ("vector", "patch")
 
 def check_kind(kind: str, sparsity: float | None) -> None:
     """Raise UsageError for another kind, for a sparsity outside (0, 1) and for a sparse patch."""
-    if kind not in KINDS:
-        raise UsageError(f"kind is one of {', '.join(KINDS)}, found {kind!r}")
+    one_of("kind", kind, KINDS)
     if sparsity is not None:
         check_sparsity(sparsity)
         if kind != "vector":
@@ -60,6 +60,8 @@ def diff(
     Raises the UsageError of check_kind, and DiffError where the two have no tensor in common or, with a sparsity, are
     not two states of one model.
     """
+    instance("base", base, Checkpoint)
+    instance("tuned", tuned, Checkpoint)
     check_kind(kind, sparsity)
     if sparsity is not None:
         sparsity = check_sparsity(sparsity)

@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from .arguments import said
 from .errors import UsageError
-from .quantities import said
 
 ANCESTORS = 64
 BYTES = 1 << 16  # of the JSON of all ancestors

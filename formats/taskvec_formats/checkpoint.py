@@ -49,8 +49,8 @@ class Checkpoint:
     of SafetensorsFile for a bad shard.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.path = path = Path(path)
         self.name = name or path.resolve().name
         self.side_files: list[Path] = []
         if path.is_dir():

@@ -14,6 +14,7 @@ from taskvec_formats import Change, Header, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray
 
 from ..align import align, merging
+from ..arguments import instances
 from ..errors import MergeError, UsageError
 from ..lineage import joined, lineage
 from ..overlap import meet
@@ -67,6 +68,7 @@ def merge(
     differ, KindError for a patch, MergeError for changes that cannot be added (integer or boolean tensors, tensors
     added, removed or resized).
     """
+    instances("vectors", vectors, TaskVector)
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
     factors = [1.0] * len(vectors) if weights is None else _one_each("weights", weights, len(vectors))
