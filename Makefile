@@ -9,13 +9,14 @@ RUNS ?= bench-runs
 TASKS ?= tasks
 FUZZ ?= 100000 0
 CASES ?= 6000 0
+RECIPES ?= 200 0
 
 .PHONY: help demo test fuzz conformance check format bench bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
 	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
-	@echo "make conformance   merge random vectors beside mergekit and peft (a minute)"
+	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
@@ -53,6 +54,7 @@ $(VENV)/mergekit: $(VENV)/installed
 
 conformance: $(VENV)/mergekit
 	$(BIN)/python -W ignore tests/peers.py $(CASES)
+	$(BIN)/python -W ignore tests/peer_folders.py $(RECIPES)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

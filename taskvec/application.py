@@ -55,10 +55,10 @@ class Application:
 
     def range(self, spec: TensorSpec, number: int) -> BitArray:
         """The tuned bits of block `number` of a tensor, new carriers; the errors of `touched`."""
-        start, stop = spec.form.block(number)
-        touched, _, after = self.touched(spec, number)
-        tuned: BitArray = self._bits(spec)[start:stop].copy()
-        tuned[touched] = after
+        change, base = self._change(spec, number)
+        _, after = self._checked(spec, number, change, base)
+        tuned: BitArray = base.copy()
+        tuned[change.touched()] = after
         return tuned
 
     def values(self, spec: TensorSpec, number: int) -> np.ndarray[Any, np.dtype[Any]]:

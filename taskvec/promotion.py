@@ -7,15 +7,15 @@ every value of the base's, as F32 does of BF16, vectors of both dtypes can be ad
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from pathlib import Path
 
-from taskvec_formats import Checkpoint, TensorSpec
+from taskvec_formats import Checkpoint, Form, TensorSpec
 from taskvec_formats.container import TensorInfo, parse_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 from taskvec_formats.forms import take_for
 
 from .output import shard_header
-from .source import Entries, Source
+from .source import Entries, Source, inputs_of
 from .tensor import as_bytes
 
 _PROMOTED = ("F16", "BF16", "F32", "F64")
@@ -40,10 +40,11 @@ def is_widened(spec: TensorSpec) -> bool:
 
 
 class WidenedEntries(Entries):
-    """A Source of entries whose tensors may have wider dtypes than the base's: the shards are the base's but for that.
+    """A Source of the entries of several vectors, whose tensors may have wider dtypes than the base's.
 
-    sources: of the vectors that are combined. specs: of the result, by name. base: the base, where it is at hand; else
-    the layout is that of the first vector that has one of its own, as all have that widen a tensor.
+    sources: of the vectors that are combined. specs: of the result, by name. base: the base, where it is at hand.
+    The shards are the base's, but for the dtypes; without the base they are those of the first vector that has shards
+    of its own, as all have that widen a tensor.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class WidenedEntries(Entries):
         self._forms = {name: spec.form for name, spec in specs.items()}
         self._widens = any(spec.form != spec.origin for spec in specs.values())
         self._base = base
+        self.inputs = inputs_of(*sources)
 
     def shards(self) -> dict[str, bytes] | None:
         if not self._widens:
@@ -85,18 +87,25 @@ class Cast(Checkpoint):
         for name, dtype in dtypes.items():
             form = self._origins[name]
             self.tensors[name] = TensorInfo(dtype, form.shape, 0, form.size * dtype.itemsize)
-        self._kept = lru_cache(maxsize=1)(self._converted)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What the checkpoint reads."""
+        return self._checkpoint.inputs
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """The elements [start, stop) of a tensor as a flat array of carriers."""
-        return self._kept(name)[start:stop] if name in self._origins else self._checkpoint.bits(name, start, stop)
-
-    def _converted(self, name: str) -> BitArray:
-        return take_for(self._checkpoint.bits(name), self._origins[name], self.tensors[name].form)
+        bits = self._checkpoint.bits(name, start, stop)
+        return in_dtype(bits, self._origins[name].dtype, self.tensors[name].dtype) if name in self._origins else bits
 
     def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a tensor."""
-        return as_bytes(self.bits(name)) if name in self._origins else self._checkpoint.bytes(name)
+        """The raw bytes of a whole tensor."""
+        return as_bytes(self.bits(name))
+
+
+def in_dtype(bits: BitArray, origin: DType, dtype: DType) -> BitArray:
+    """A range of a tensor in another dtype, as `take_for` converts it."""
+    return take_for(bits, Form(origin, bits.shape), Form(dtype, bits.shape)) if origin != dtype else bits
 
 
 def wider(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:

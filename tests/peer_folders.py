@@ -16,9 +16,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,8 @@ def by_taskvec(folder: Path, out: Path) -> Checkpoint:
     """What the command makes of ours.yaml."""
     from taskvec_cli.main import app
 
-    app(["merge", "--recipe", str(folder / "ours.yaml"), "-o", str(out), "--json"], standalone_mode=False)
+    with redirect_stdout(StringIO()):
+        app(["merge", "--recipe", str(folder / "ours.yaml"), "-o", str(out), "--json"], standalone_mode=False)
     return Checkpoint(out)
 
 

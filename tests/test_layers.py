@@ -54,7 +54,7 @@ def at_layer(values: dict[str, float]) -> list[float]:
 
 def again(vector: TaskVector, base: Checkpoint) -> TaskVector:
     path = base.path.parent / "again.lota"
-    vector.save(path)
+    vector.save(path, force=True)
     return TaskVector.open(path)
 
 

@@ -148,9 +148,8 @@ def test_shard_sizes_are_read_as_transformers_reads_them() -> None:
 
 def test_a_path_that_ends_in_a_slash_is_a_folder(llama: Path, vector: Path, tmp_path: Path) -> None:
     out = f"{tmp_path}/m/"
-    assert f"{out} is the name of a folder" in refused(2, "merge", vector, "-o", out)
-    for command in (["pack", llama, llama], ["arith", vector]):
-        assert f"{out} is the name of a folder; the output is a file" in refused(2, *command, "-o", out)
+    for command in (["merge", vector], ["pack", llama, llama], ["arith", vector]):
+        assert "the output is a file" in refused(2, *command, "-o", out)
     assert list(tmp_path.iterdir()) == []
     ok("merge", vector, "--base", llama, "-o", out)
     assert Checkpoint(tmp_path / "m").tensors

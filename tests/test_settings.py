@@ -65,13 +65,13 @@ def test_a_setting_that_is_no_number_is_refused(setting: Any) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (10**400, "weight of a: expected a finite number, found one beyond the range of f64"),
-        ([1, 10**400], "weight of a: expected a finite number, found one beyond"),
+        (10**400, "weight of a: expected a finite number, found a number of about 400 digits"),
+        ([1, 10**400], "weight of a: expected a finite number, found a number of about"),
         (np.float32("nan"), "weight of a: expected a finite number, found np.float32\\(nan\\)"),
         (np.bool_(True), "weight of a: expected a finite number, found np.True_"),
-        (Decimal(1), "weight of a: expected a finite number, found Decimal"),
+        (Decimal("sNaN"), "weight of a: expected a finite number, found Decimal"),
         (1j, "weight of a: expected a finite number, found 1j"),
-        ("x" * 1000, "weight of a: expected a finite number, found 'xxx.*…$"),
+        ("x" * 1000, "weight of a: expected a finite number, found 'xxx.*\\.\\.\\.$"),
         (np.zeros((30, 30)), "weight of a: expected a finite number, found array"),
         (Rule(0.5), "weight of a: the rules of a vector are a list, found Rule"),
         ([Rule(0.5, 3)], "weight of a: the filter of a rule is text, found 3"),  # type: ignore[arg-type]
@@ -86,13 +86,15 @@ def test_a_weight_that_cannot_be_meant_is_refused_in_one_line(setting: Any, mess
 
 
 def test_an_integer_that_python_does_not_print_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^weight of a: expected a finite number, found one beyond the range"):
+    with pytest.raises(
+        UsageError, match=r"^weight of a: expected a finite number, found a number of about 5000 digits"
+    ):
         merge([layered(1, "a")], "linear", [-(10**5000)])
     with pytest.raises(UsageError, match=r"or a list of rules, found a list$"):
         merge([layered(1, "a")], "linear", [[[10**5000]]])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("number", [np.float32(2), np.float64(2), np.int8(2), Fraction(2), 2])
+@pytest.mark.parametrize("number", [np.float32(2), np.float64(2), np.int8(2), Fraction(2), Decimal(2), 2])
 def test_numbers_of_any_library_are_numbers(number: Any) -> None:
     merged = merge([layered(3, "a")], "linear", [number], lam=number)
     assert merged[NAMES[0]].values.tolist() == [12]

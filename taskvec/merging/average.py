@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from taskvec_formats import Change, Checkpoint, Form, Header, Identity, TensorSpec
+from taskvec_formats import Change, Checkpoint, Header, Identity, TensorSpec
 from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
-from taskvec_formats.forms import Bits, take_for
+from taskvec_formats.forms import Bits
 
 from ..errors import MergeError, UsageError
 from ..lineage import joined
 from ..output import TARGETS
 from ..progress import Progress, silent
-from ..promotion import WidenedEntries
+from ..promotion import WidenedEntries, in_dtype
 from ..source import inputs_of
 from ..sums import common_specs
 from ..tensor import apply_range, diff_range
@@ -70,8 +70,8 @@ def average(
         raise UsageError("nothing to merge: give at least one model")
     factors = weights_for(weights, vectors)
     depth = depth_of(vectors, base)
-    vectors = [measured_from(base, vector, progress) for vector in vectors]
-    held = common_specs([(vector.name, vector.header, vector.specs) for vector in vectors])
+    measured = [measured_from(base, vector, progress) for vector in vectors]
+    held = common_specs([(vector.name, vector.header, vector.specs) for vector in measured])
     digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
     within: dict[str, DType] = {}
     specs = {}
@@ -80,7 +80,7 @@ def average(
             spec = held.get(name) or TensorSpec.like(name, info.form, short(digests[name]))
             within[name] = DTYPES[TARGETS[dtype]] if dtype else spec.dtype
             specs[name] = replace(spec, dtype=DTYPES[TARGETS[out_dtype]] if out_dtype else within[name])
-    source = _Average(vectors, base, [by_tensor("weight", weight, specs, depth) for weight in factors], specs, within)
+    source = _Average(measured, base, [by_tensor("weight", weight, specs, depth) for weight in factors], specs, within)
     provenance = provenance_of(
         vectors,
         depth,
@@ -94,7 +94,7 @@ def average(
     )
     header = Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=provenance)
     name = joined((vector.name for vector in vectors), " + ")
-    return TaskVector(header, specs.values(), source, name, base)
+    return TaskVector(header, specs.values(), source, name, base, made_of=measured)
 
 
 class _Average(WidenedEntries):
@@ -109,8 +109,8 @@ class _Average(WidenedEntries):
         within: Mapping[str, DType],
     ) -> None:
         super().__init__([vector.source for vector in vectors], specs, base)
-        self.inputs = inputs_of(base, *vectors)
         self.by_range = all(vector.source.by_range for vector in vectors)
+        self.inputs = inputs_of(*vectors, base)
         self._vectors = vectors
         self._start = base
         self._weights = weights
@@ -129,7 +129,7 @@ class _Average(WidenedEntries):
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         spec, within = self._specs[name], self._within[name]
         own = self._start.bits(name, start, stop)
-        before = _taken(own, self._start.tensors[name].dtype, spec.dtype)
+        before = in_dtype(own, self._start.tensors[name].dtype, spec.dtype)
         with np.errstate(all="ignore"):
             total: Values = np.zeros(stop - start, within.compute)
             for vector, weights in zip(self._vectors, self._weights, strict=True):
@@ -145,11 +145,6 @@ class _Average(WidenedEntries):
         dtype, target = self._start.tensors[name].dtype, self._within[name]
         if name in vector.specs:
             origin, dtype = dtype, vector.specs[name].dtype
-            base = apply_range(dtype, _taken(base, origin, dtype), vector.change(name, start, stop))
+            base = apply_range(dtype, in_dtype(base, origin, dtype), vector.change(name, start, stop))
         values = base.view(dtype.real).astype(target.compute)
         return values if dtype == target else values.astype(target.real).astype(target.compute)
-
-
-def _taken(bits: BitArray, origin: DType, dtype: DType) -> BitArray:
-    """A range of a base tensor in the dtype of the result: what its changes are measured from."""
-    return take_for(bits, Form(origin, bits.shape), Form(dtype, bits.shape)) if origin != dtype else bits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from taskvec_formats import Checkpoint
 
-from ..application import mismatch
+from ..application import check_forms
 from ..diff import diff
 from ..layers import counted, most, recorded
 from ..patched import Patched
@@ -25,12 +25,7 @@ def depth_of(vectors: Sequence[TaskVector], base: Checkpoint | None) -> Depth:
     if base is None:
         return Depth([], most([*(counted(vector.specs) for vector in vectors), *map(_recorded, vectors)]))
     for vector in vectors:
-        for name, spec in vector.specs.items():
-            found = base.tensors[name].form if name in base.tensors else None
-            if spec.origin is not None and found is None:
-                raise mismatch(vector, base, f"it has no tensor {name!r}")
-            if found != spec.origin:
-                raise mismatch(vector, base, f"tensor {name!r} should be {spec.origin or 'absent'}, found {found}")
+        check_forms(vector, base)
     return Depth(base.tensors)
 
 
@@ -54,4 +49,4 @@ def measured_from(base: Checkpoint | None, vector: TaskVector, progress: Progres
     if base is None or not rounds or vector.kind != "vector":
         return vector
     whole = diff(base, wider(base, Patched(base, vector)), progress=progress)
-    return TaskVector(whole.header, whole.specs.values(), whole.source, vector.name, base)
+    return TaskVector(whole.header, whole.specs.values(), whole.source, vector.name, base, made_of=[vector])

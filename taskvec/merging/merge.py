@@ -72,19 +72,19 @@ def merge(
     factors = weights_for(weights, vectors)
     lambda_for(lam)
     depth = depth_of(vectors, base)
-    vectors = [measured_from(base, vector, progress) for vector in vectors]
-    specs = common_specs([(vector.name, vector.header, vector.specs) for vector in vectors])
+    measured = [measured_from(base, vector, progress) for vector in vectors]
+    specs = common_specs([(vector.name, vector.header, vector.specs) for vector in measured])
     reason = "asked for"
     if method == AUTO:
         if density is not None or options:
             raise UsageError(f"{AUTO} chooses the method, which then has no options: name one to give it some")
-        shared = first_meeting(vectors, specs, progress)
+        shared = first_meeting(measured, specs, progress)
         method = "disjoint" if shared is None else "ties"
         reason = "no two masks share a position" if shared is None else f"the masks meet, first in {shared}"
     chosen = method_of(method)
     effective = options_for(chosen, options, density)
     densities = densities_for(chosen, density, vectors)
-    source = _Merge(vectors, chosen, factors, densities, lam, effective, specs, depth, base)
+    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base)
     settings = [*factors, *densities, lam]
     provenance = provenance_of(
         vectors,
@@ -99,7 +99,7 @@ def merge(
     )
     header = Header("vector", vectors[0].base, None, tensors=(), provenance=provenance)
     return TaskVector(
-        header, specs.values(), source, joined((vector.name for vector in vectors), " + "), made_of=vectors
+        header, specs.values(), source, joined((vector.name for vector in vectors), " + "), made_of=measured
     )
 
 

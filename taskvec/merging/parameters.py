@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from taskvec_formats.text import printable
+
 from ..errors import UsageError
 from .registry import AUTO, method_of
-from .settings import Rule, Setting, number_of, numbers_of, printable, shown
+from .settings import Rule, Setting, number_of, numbers_of, shown
 
 OF_A_MODEL = ("weight", "density", "gamma")
 OF_ALL = (*OF_A_MODEL, "lambda", "normalize", "rescale", "int8_mask", "dialect", "elect", "seed", "on_overlap")
@@ -46,7 +48,7 @@ def parameters_of(
         if name in OF_ALL and name not in known:
             raise UsageError(f"{owner}unknown parameter {name!r}: it belongs under the 'parameters' of the document")
         if name not in known or not _has_effect(name, method):
-            notes.append(f"{owner}{printable(name)} has no effect on {named}")
+            notes.append(f"{owner}{printable(name, 80)} has no effect on {named}")
             continue
         found[name] = _READERS.get(name, _as_it_is)(value, f"{owner}{name}")
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_formats import Checkpoint, Header, Identity
+from taskvec_formats.text import printable
 
 from ..diff import diff
 from ..errors import UsageError
@@ -26,7 +27,7 @@ from .documents import read_document
 from .merge import merge
 from .parameters import OF_A_MODEL, OF_ALL, parameters_of
 from .registry import AUTO, method_of
-from .settings import Rule, Setting, printable, shown
+from .settings import Rule, Setting, shown
 
 # what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
 _METHODS = {"task_arithmetic": "linear", "linear": "average"}
@@ -201,7 +202,7 @@ def _recipe(path: Path, document: Any) -> Recipe:
     if method != AUTO:
         method_of(method)
     _base_tokenizer(document)
-    notes = [f"the key {printable(key)} has no effect" for key in _others(document, _KEYS, "", "the document")]
+    notes = [f"the key {printable(key, 80)} has no effect" for key in _others(document, _KEYS, "", "the document")]
     parameters = parameters_of(document.get("parameters"), named, method, OF_ALL, "", notes)
     models = document.get("models")
     if not isinstance(models, list) or not models:
@@ -220,9 +221,9 @@ def _model(entry: Any, named: str, method: str, notes: list[str]) -> Model:
     if not isinstance(entry, dict) or not _is_reference(entry.get("model")):
         raise UsageError(f"a model is {{model: PATH, parameters: …}}, found {shown(entry)}")
     reference = entry["model"]
-    owner = f"model {reference if len(reference) <= 80 else shown(reference)}"
+    owner = f"model {printable(reference, 80)}"
     keys = _others(entry, ("model", "parameters"), f" of {owner}", owner)
-    notes += [f"{owner}: the key {printable(key)} has no effect" for key in keys]
+    notes += [f"{owner}: the key {printable(key, 80)} has no effect" for key in keys]
     return Model(reference, parameters_of(entry.get("parameters"), named, method, OF_A_MODEL, f"{owner}: ", notes))
 
 

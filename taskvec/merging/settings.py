@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeAlias
+
+import numpy as np
+
+from taskvec_formats.text import printable
 
 from ..errors import UsageError
 from ..layers import counted, most
 from ..names import stack_and_layer
+from ..quantities import real, said
 
 Gradient: TypeAlias = Sequence[float]
 
@@ -109,18 +114,16 @@ def numbers_of(setting: object, what: str = "setting") -> list[float]:
 
 
 def number_of(value: object, what: str) -> float:
-    """A finite number as a float: Python's and numpy's numbers, but no truth values.
+    """A finite number as a float: Python's and numpy's numbers, fractions and decimals, but no truth values.
 
     Raises:
         UsageError: It is something else, or too large for a float.
     """
-    if not isinstance(value, bool) and isinstance(value, Real):
-        try:
-            number = float(value)
-        except OverflowError:
-            raise UsageError(f"{what}: expected a finite number, found one beyond the range of f64") from None
-        if math.isfinite(number):
-            return number
+    if not isinstance(value, (bool, np.bool_)):
+        with suppress(UsageError):
+            number = real(what, value)
+            if math.isfinite(number):
+                return number
     raise UsageError(f"{what}: expected a finite number, found {shown(value)}")
 
 
@@ -135,14 +138,8 @@ def described(setting: object) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value for a message: its repr on one line, cut at 80 characters."""
+    """A value for a message: its repr as a part of one line."""
     try:
-        text = " ".join(repr(value).split())
+        return printable(said(value, 80))
     except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
         return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def printable(name: str) -> str:
-    """A name for a message: as it is where that is a part of a line, else its repr."""
-    return name if name.isprintable() and len(name) <= 80 else shown(name)
