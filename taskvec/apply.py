@@ -15,6 +15,7 @@ from taskvec_formats.errors import FormatError
 from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
+from . import carried
 from .application import Application
 from .arguments import instance
 from .destination import appearing, check_apart, check_folder
@@ -40,10 +41,13 @@ class Applied:
         byte for byte; None where the vector does not know one (trained, merged or sparsified).
     differences: why it is not, one sentence each: the base differs from the vector's in something it does not touch, or
         something was to be written otherwise.
+    left_out: what of the tuned folder the vector does not carry, or of the base's folder, where the side files are the
+        base's: subfolders, weights in other files, permissions.
     """
 
     exact: bool | None
     differences: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
@@ -150,15 +154,16 @@ def apply(
             keep.remove()
     progress("applying", writer.total, writer.total, "")
     differences = list(layout.differences)
+    left_out = tuple(base.left_out) if vector.source.files() is None else carried.recorded(vector.provenance)
     if vector.header.tuned is None:
-        return Applied(None, tuple(differences))
+        return Applied(None, tuple(differences), left_out)
     as_it_is = all(output.form(form) == form for shard in shards.values() for form in shard.tensors.values())
     # tensors of another dtype are not the tuned checkpoint's in any case, and are named below
     if as_it_is and found.fingerprint != vector.header.tuned.fingerprint:
         differences.insert(0, "weights that the vector leaves alone are not as in its base")
     differences += [f"{name} is written anew" for name in shards if shards[name] != layout.shards.get(name)]
     differences += [f"{name} is written anew" for name in sorted(written) if written[name] != layout.files.get(name)]
-    return Applied(not differences, tuple(differences))
+    return Applied(not differences, tuple(differences), left_out)
 
 
 def _size(shards: Mapping[str, Shard], files: Files, output: Output) -> int:

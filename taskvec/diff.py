@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, TensorSpec
@@ -11,6 +11,7 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
+from . import carried
 from .arguments import instance, one_of
 from .errors import DiffError, UsageError
 from .layers import counted, record
@@ -59,8 +60,10 @@ def diff(
         largest magnitude, N being the elements of the tensors that can be added and that tuning changed at all, or
         every change where there are fewer; ties by position.
     Eligible are the tensors that changed at all: a checkpoint does not say which others were frozen.
+    What of the tuned folder does not travel stands in the provenance under "not_carried": subfolders, weights in other
+    files, permissions; with a sparsity also changed side files and changed tensors that cannot be added.
     Raises the UsageError of check_kind, and DiffError where the two have no tensor in common or, with a sparsity, are
-    not two states of one model.
+    not two states of one model, and where a side file has a name that cannot be stored.
     """
     instance("base", base, Checkpoint)
     instance("tuned", tuned, Checkpoint)
@@ -70,6 +73,7 @@ def diff(
         check_same_model(base, tuned)
     elif not base.tensors.keys() & tuned.tensors.keys():
         raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
+    beside = carried.carried(tuned)
     before = base.digests(lambda done, total: progress("hashing base", done, total, ""))
     after = tuned.digests(lambda done, total: progress("hashing tuned", done, total, ""))
     specs = [_spec(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
@@ -82,15 +86,17 @@ def diff(
         provenance={"made_by": "pack"},
     )
     layers = counted(base.tensors) if kind == "vector" else {}
-    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind)
+    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, beside.files)
     if sparsity is None:
-        header.provenance.update(record((spec.name for spec in specs), layers))
+        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(beside.left_out))
         return TaskVector(header, specs, source, tuned.name, base)
 
+    left_out = [*beside.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
+    left_out += [name for name in carried.changed_files(base, tuned) if name != INDEX]
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
     provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
-    provenance |= record((spec.name for spec in specs), layers)
+    provenance |= record((spec.name for spec in specs), layers) | carried.record(left_out)
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, checkpoint=base)
 
@@ -106,11 +112,14 @@ class _Pair:
 
     by_range = True
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: str) -> None:
+    def __init__(
+        self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: str, side_files: Sequence[Path]
+    ) -> None:
         self._base = base
         self._tuned = tuned
         self._specs = specs
         self._kind = kind
+        self._side_files = side_files
         self._bits = BaseBits(base)
         self.inputs = inputs_of(base, tuned)
 
@@ -134,7 +143,7 @@ class _Pair:
         if not self._tuned.path.is_dir():
             return None
         base = {file.name: file.read_bytes() for file in self._base.side_files}
-        return [_companion(file, base.get(file.name)) for file in self._tuned.side_files]
+        return [_companion(file, base.get(file.name)) for file in self._side_files]
 
 
 def _companion(file: Path, in_base: bytes | None) -> Companion:

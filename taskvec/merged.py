@@ -33,11 +33,14 @@ def write_model(
     """Write the folder `out`: the base with a merge applied, a model card, and the side files that all parents share.
 
     merged: what `merge` made of parents. output: shards and dtype. force, work, resume: as in `apply`.
-    Returns sentences about files in which the parents differ. Raises MergeError where their tokenizers do, and the
+    Returns sentences about files in which the parents differ, and about those of the base that are not written. Raises MergeError where their tokenizers do, and the
     errors of `apply`.
     """
     out = check_folder(out, force=force, inputs=inputs_of(merged, base))
     agreement = compare_tokenizers(parents, base)
     output = replace(output, card=model_card(out.name, merged), carried=tuple(agreement.carried))
-    apply(merged, base, out, progress, output, force=force, work=work, record=merged.provenance, resume=resume)
-    return agreement.notes
+    applied = apply(
+        merged, base, out, progress, output, force=force, work=work, record=merged.provenance, resume=resume
+    )
+    left_out = f"not carried from {base.name}: {', '.join(applied.left_out)}"
+    return [*agreement.notes, *([left_out] if applied.left_out else [])]

@@ -71,6 +71,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
     """What `inspect --json` says of one file. The entries of a patch are the elements that it replaces."""
+    from taskvec.carried import recorded
+
     counts = {name: spec.replaced if vector.kind == "patch" else spec.entries for name, spec in vector.specs.items()}
     entries = sum(counts.values())
     tuned = vector.header.tuned
@@ -87,6 +89,7 @@ def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any
         "tuned": tuned and {"name": tuned.name, "fingerprint": tuned.fingerprint},
         "removed": list(vector.header.removed),
         "side_files": [file.name for file in vector.header.files or () if file.blob],
+        "not_carried": list(recorded(vector.provenance)),
         "provenance": vector.provenance,
         "tensors": [
             {
@@ -115,6 +118,8 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
         f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
         f"(density {summary['density']:.2%}), {size(summary['bytes'])}"
     )
+    if summary["not_carried"]:
+        say(not_carried(summary["not_carried"]))
     print_more(more)
 
 
@@ -254,9 +259,16 @@ def _form(form: dict[str, Any]) -> str:
 
 def exactness(applied: Applied) -> str:
     """Whether the result is the tuned checkpoint, and if not, why."""
+    if applied.exact and applied.left_out:
+        return "the tuned checkpoint's weights and side files, byte for byte, but for what is not carried"
     if applied.exact:
         return "the tuned checkpoint, byte for byte"
     return f"not the tuned checkpoint byte for byte: {'; '.join(applied.differences)}"
+
+
+def not_carried(left_out: Sequence[str]) -> str:
+    """What of a folder is not in the result."""
+    return f"not carried: {', '.join(printable(each, _CELL) for each in left_out)}"
 
 
 def print_file(summary: dict[str, Any]) -> None:
@@ -281,6 +293,7 @@ def print_file(summary: dict[str, Any]) -> None:
         ("other form", reformed),
         ("removed", summary["removed"]),
         ("side files", summary["side_files"]),
+        ("not carried", summary["not_carried"]),
     ):
         if names:
             shown = ", ".join(printable(name, _CELL) for name in names[:8])

@@ -33,7 +33,7 @@ INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
 _BLOCKS = 1 << 20
 # no codec needs a longer stream for so many entries
 _STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
-_BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
+BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STORED = re.compile("[0-9a-f]{32}")
 _TOUCHED = re.compile("[0-9a-f]{16}")
@@ -145,8 +145,8 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     _check_once("shards", [shard.name for shard in shards or ()])
     _check_order("files", [file.name for file in files or ()])
     held = sum(file.blob.size for file in (*(shards or ()), *(files or ())) if file.blob)
-    if held > _BLOB_BYTES:
-        raise HeaderError(f"shard headers and side files of {held} bytes, at most {_BLOB_BYTES} are read")
+    if held > BLOB_BYTES:
+        raise HeaderError(f"shard headers and side files of {held} bytes, at most {BLOB_BYTES} are read")
     tuned = None if top.value["tuned"] is None else _identity(top, "tuned", later)
     provenance = top.get("provenance", dict)
     return Header(kind, _identity(top, "base", later), tuned, tensors, tuple(removed), shards, files, provenance)
