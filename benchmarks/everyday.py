@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 from processes import measure
@@ -19,7 +20,7 @@ COLUMNS = ("command", "seconds", "÷ cp + sha256sum", "peak MB")
 def main(folder: Path, runs: int) -> None:
     """Run every command in turn, `runs` times, and print the table."""
     taskvec = str(Path(sys.executable).with_name("taskvec"))
-    base, tuned, work = folder / "base", folder / "merged", folder / "bench-work"
+    base, tuned, work = folder / "base", folder / "merged", Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
     sql, maths = folder / "sql.lota", folder / "maths.lota"
     shard = base / "model.safetensors"
     commands = {
@@ -34,7 +35,6 @@ def main(folder: Path, runs: int) -> None:
         "inspect, two": [taskvec, "inspect", str(sql), str(maths)],
         "verify --base": [taskvec, "verify", str(sql), "--base", str(base)],
     }
-    work.mkdir(exist_ok=True)
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     try:
         for _ in range(runs):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def main(base: Path, folder: Path, runs: int) -> None:
     prepare(open_checkpoint(base), folder)
     programs = Path(sys.executable).parent
     taskvec, mergekit = str(programs / "taskvec"), programs / "mergekit-yaml"
-    work = folder / "work"
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
     two = [str(folder / "0.lota"), str(folder / "1.lota")]
     to_file, to_folder = ["-o", str(work / "m.lota")], ["--base", str(base), "-o", str(work / "m")]
     commands = {}

@@ -16,6 +16,7 @@ from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
 from .application import Application
+from .arguments import instance
 from .destination import appearing, check_apart, check_folder
 from .errors import ResultError, SizeError, UsageError
 from .layout import check_index, layout_of
@@ -47,6 +48,8 @@ class Applied:
 
 def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
     """Apply every block in memory and compare it with its digests; the errors of `apply`, nothing written."""
+    instance("vector", vector, TaskVector)
+    instance("base", base, Checkpoint)
     layout = layout_of(vector, base)
     _check_size(vector, base, _size(layout.shards, layout.files, AS_IT_IS), None)
     application = Application(vector, base, progress)
@@ -106,6 +109,8 @@ def apply(
 
     In any of these cases nothing is left behind but finished shards in `work`.
     """
+    for what, value, kind in (("vector", vector, TaskVector), ("base", base, Checkpoint), ("output", output, Output)):
+        instance(what, value, kind)
     inputs = inputs_of(vector, base)
     out = check_folder(out, force=force, inputs=inputs)
     if work is not None:
@@ -133,9 +138,10 @@ def apply(
     else:
         headers = {name: stored_digest(shard.header) for name, shard in shards.items()}
         settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": headers}
-        what = {**(record or {}), "base": base.fingerprint, "output": settings}
-        with RecordedFolder(work, WORK, what, resume=resume) as keep:
+        recorded = {**(record or {}), "base": base.fingerprint, "output": settings}
+        with RecordedFolder(work, WORK, recorded, resume=resume) as keep:
             writer.write_missing(keep, work)
+            check_folder(out, force=force, inputs=inputs)  # again, as long as the shards can wait
             with appearing(out), atomic_directory(out, replace=force) as folder:
                 _write_files(written, folder)
                 for name in shards:

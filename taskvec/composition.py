@@ -17,6 +17,7 @@ from taskvec_formats.parallel import threads
 from taskvec_formats.sparse import Indices
 
 from .align import merging
+from .arguments import instance
 from .diff import diff
 from .errors import BaseMismatchError, MergeError, UsageError
 from .layers import counted, most, record, recorded
@@ -44,6 +45,10 @@ def compose(
     Raises BaseMismatchError where second does not start where first leads to; UsageError where this, or what becomes of
     a tensor, cannot be told without the base; MergeError where a sum leaves the range of f32.
     """
+    instance("first", first, TaskVector)
+    instance("second", second, TaskVector)
+    if base is not None:
+        instance("base", base, Checkpoint)
     provenance: dict[str, Any] = {"made_by": "compose", **lineage((first, second))}
     name = joined((first.name, second.name), " >> ")
     if base is not None:

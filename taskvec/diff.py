@@ -11,6 +11,7 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
+from .arguments import instance, one_of
 from .errors import DiffError, UsageError
 from .layers import counted, record
 from .lineage import shortened
@@ -25,8 +26,7 @@ KINDS = ("vector", "patch")
 
 def check_kind(kind: str, sparsity: float | None) -> None:
     """Raise UsageError for another kind, for a sparsity outside (0, 1) and for a sparse patch."""
-    if kind not in KINDS:
-        raise UsageError(f"kind is one of {', '.join(KINDS)}, found {kind!r}")
+    one_of("kind", kind, KINDS)
     if sparsity is not None:
         check_sparsity(sparsity)
         if kind != "vector":
@@ -62,6 +62,8 @@ def diff(
     Raises the UsageError of check_kind, and DiffError where the two have no tensor in common or, with a sparsity, are
     not two states of one model.
     """
+    instance("base", base, Checkpoint)
+    instance("tuned", tuned, Checkpoint)
     check_kind(kind, sparsity)
     if sparsity is not None:
         sparsity = check_sparsity(sparsity)

@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 
 from taskvec_formats import Checkpoint, FormatError
 
+from .arguments import said
 from .composition import compose
 from .errors import UsageError
 from .progress import Progress, silent
-from .quantities import said
 from .vector import TaskVector
 
 # a vector is made of those before it: what many were chained to would be read by too deep a recursion

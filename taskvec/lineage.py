@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from .arguments import said
 from .errors import UsageError
-from .quantities import said
 
 ANCESTORS = 64
 BYTES = 1 << 16  # of the JSON of all ancestors
@@ -64,7 +64,7 @@ def lineage(parents: Sequence[Parent], weights: Sequence[float] | None = None) -
             room -= size
     # what several parents left out cannot be told apart, so only the most that one of them left out is added
     before = (parent.provenance.get("ancestors_left_out") for parent in parents)
-    left_out = len(found) - len(kept) + max((count for count in before if type(count) is int), default=0)
+    left_out = len(found) - len(kept) + max((count for count in before if type(count) is int and count > 0), default=0)
     return record | ({"ancestors": kept} if kept else {}) | ({"ancestors_left_out": left_out} if left_out else {})
 
 
@@ -103,8 +103,9 @@ def _learn(known: dict[str, list[Facts]], digest: str, provenance: Mapping[str, 
         if nested:
             facts["parents"] = [_split(parent)[0] if _is_link(parent) else parent for parent in facts["parents"]]
             waiting += nested
-        if facts and facts not in known.setdefault(digest, []):
-            known[digest].append(facts)
+        same = known.setdefault(digest, [])
+        if facts and facts not in same[:ANCESTORS]:  # more are not kept, and need not be told apart
+            same.append(facts)
 
 
 def _split(link: Facts) -> tuple[Facts, Facts]:

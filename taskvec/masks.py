@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from taskvec_formats.sparse import Indices
 
+from .arguments import real, said
 from .errors import MaskError, UsageError
-from .quantities import real, said
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Part = Hashable

@@ -16,6 +16,7 @@ from taskvec_formats.dtypes import DTYPES, BitArray
 from taskvec_formats.errors import CheckpointError
 from taskvec_formats.file_names import INDEX, SINGLE
 
+from .arguments import instance, one_of, said, whole
 from .errors import DTypeError, UsageError
 
 CONFIG, CARD = "config.json", "README.md"
@@ -55,10 +56,14 @@ class Output:
     carried: tuple[Companion, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.shard_size is not None and self.shard_size < 1:
-            raise UsageError(f"a shard needs a size of at least 1 byte, found {self.shard_size}")
-        if self.dtype is not None and self.dtype not in TARGETS:
-            raise UsageError(f"dtype is one of {', '.join(TARGETS)}, found {self.dtype!r}")
+        if self.shard_size is not None:
+            object.__setattr__(self, "shard_size", whole("shard_size", self.shard_size))
+            if self.shard_size < 1:
+                raise UsageError(f"a shard needs a size of at least 1 byte, found {said(self.shard_size)}")
+        if self.dtype is not None:
+            one_of("dtype", self.dtype, list(TARGETS))
+        if self.card is not None:
+            instance("card", self.card, str)
 
     def form(self, form: Form) -> Form:
         """That in which a tensor is written."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from taskvec_formats import SparseTensor
 
+from .arguments import instances
 from .names import layer_and_module
 from .positions import common
 from .progress import Progress, silent
@@ -67,7 +68,11 @@ class Overlap:
 
 
 def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[Overlap]:
-    """Compare every pair of vectors, tensor by tensor. Masks are compared, so an explicit zero is a held position."""
+    """Compare every pair of vectors, tensor by tensor. Masks are compared, so an explicit zero is a held position.
+
+    Raises UsageError for anything but a list of vectors, KindError for a patch, which has no mask.
+    """
+    instances("vectors", vectors, TaskVector)
     pairs = list(combinations(range(len(vectors)), 2))
     places: dict[tuple[int, int], dict[Place, Cell]] = {pair: {} for pair in pairs}
     dots = np.zeros((len(vectors), len(vectors)))

@@ -32,13 +32,13 @@ from taskvec_formats.dtypes import BitArray
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
+from .arguments import one_of, real, said, whole
 from .destination import appearing, check_file
 from .errors import UsageError
 from .found import open_lota
 from .layers import counted, most, record, recorded
 from .lineage import joined, lineage, shortened, stored_text
 from .progress import Progress, silent
-from .quantities import real, said
 from .source import Memory, Source, inputs_of
 from .sums import Sum, Term, check_vector, common_specs
 from .tensor import BaseBits, touched_bits
@@ -46,8 +46,7 @@ from .tensor import BaseBits, touched_bits
 
 def check_codec(codec: str) -> None:
     """Raise UsageError for a codec that a writer cannot be asked for."""
-    if codec not in CODECS:
-        raise UsageError(f"codec is one of {', '.join(CODECS)}, found {codec!r}")
+    one_of("codec", codec, CODECS)
 
 
 # each is computed from those before it, in a recursion that Python bounds
@@ -248,7 +247,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         if name not in self.specs:
             raise UsageError(f"{shortened(self.name)} has no tensor {said(name)}")
         size = self.specs[name].size
-        stop = size if stop is None else stop
+        start, stop = whole("start", start), size if stop is None else whole("stop", stop)
         if not 0 <= start <= stop <= size:
             raise UsageError(f"tensor {name!r} has {size} elements: {said(start)} to {said(stop)} is no range of them")
         return self._source.change(name, start, stop)

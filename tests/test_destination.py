@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -10,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from building import package, sparse, tensor, vector_of, write_checkpoint, write_shard
-from models import write_rows
+from building import package, sparse, vector_of, write_checkpoint
+from inputs import FILES, TENSORS, existing, into, make_inputs, snapshot
 from test_cli import inside, ok, refused
 
 from taskvec import Checkpoint, TaskVector, apply, compose, diff, merge, overlap
@@ -23,43 +21,12 @@ from taskvec.merged import write_model
 from taskvec.patched import Patched
 from taskvec.plotting import plot_density, plot_losses, plot_overlap
 
-TENSORS = {f"model.layers.{i}.weight": tensor("F32", np.arange(6.0)) for i in range(3)}
-MOVED = {name: tensor("F32", np.arange(6.0) + (np.arange(6) == 2)) for name in TENSORS}
-FILES = {"config.json": b"{}", "tokenizer.json": b"{}"}
-RECIPE = "merge_method: task_arithmetic\nbase_model: {folder}/base\nmodels: [{{model: {folder}/tuned}}]\n"
-
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all kinds of inputs, in which commands run."""
-    base = write_checkpoint(tmp_path / "base", TENSORS, 2, FILES)
-    tuned = write_checkpoint(tmp_path / "tuned", MOVED, 2, FILES)
-    diff(base, tuned).save(tmp_path / "a.lota")
-    diff(base, tuned, sparsity=0.9).save(tmp_path / "b.lota")
-    (tmp_path / "recipe.yml").write_text(RECIPE.format(folder=tmp_path))
-    write_rows(tmp_path / "rows.jsonl")
-    # a base whose weights lie elsewhere, as in the Hub's cache
-    (tmp_path / "blobs").mkdir()
-    write_shard(tmp_path / "blobs" / "x.safetensors", TENSORS)
-    (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "config.json").write_bytes(b"{}")
-    (tmp_path / "linked" / "model.safetensors").symlink_to(tmp_path / "blobs" / "x.safetensors")
-    (tmp_path / "linked.lota").symlink_to("a.lota")
-    (tmp_path / "way").symlink_to("base")
-    # a model folder with one of the vectors in it
-    write_checkpoint(tmp_path / "dir", TENSORS, 1, FILES)
-    (tmp_path / "dir" / "v.lota").write_bytes((tmp_path / "a.lota").read_bytes())
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def snapshot(folder: Path) -> dict[str, bytes | str]:
-    """Everything in a folder: the bytes of files, where links lead to, and that a folder is one."""
-    found: dict[str, bytes | str] = {}
-    for path in sorted(folder.rglob("*")):
-        what = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() else path.read_bytes()
-        found[str(path.relative_to(folder))] = what
-    return found
+    return make_inputs(tmp_path)
 
 
 INPUT = "is an input"
@@ -189,11 +156,6 @@ def test_a_vector_that_is_made_of_one_many_times_names_its_file_once(work: Path)
     for _ in range(5):
         vector = merge([vector, vector], "linear")
     assert vector.inputs == (work / "a.lota",)
-
-
-def existing(path: Path) -> bytes:
-    path.write_bytes(b"mine")
-    return b"mine"
 
 
 SAVES: dict[str, Callable[[Path, Any], object]] = {
@@ -348,26 +310,18 @@ def test_a_file_does_not_end_with_a_slash(work: Path) -> None:
 
 
 # what may lie in a folder that is replaced, and what may not
-def _into(name: str, content: bytes = b"1") -> Callable[[Path], object]:
-    def put(folder: Path) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-    return put
-
-
 HELD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "a model": (lambda folder: None, None),
-    "other files": (_into("optimizer.pt"), None),
+    "other files": (into("optimizer.pt"), None),
     "a link to a file": (lambda folder: (folder / "vocab.txt").symlink_to("config.json"), None),
-    "the Hub's notes": (_into(".cache/huggingface/download/config.json.metadata"), None),
-    "a cache of somebody else": (_into(".cache/mine/x"), "holds the folder '.cache', which would be lost"),
+    "the Hub's notes": (into(".cache/huggingface/download/config.json.metadata"), None),
+    "a cache of somebody else": (into(".cache/mine/x"), "holds the folder '.cache', which would be lost"),
     "a cache of both": (
-        lambda folder: (_into(".cache/mine/x")(folder), _into(".cache/huggingface/x")(folder)),
+        lambda folder: (into(".cache/mine/x")(folder), into(".cache/huggingface/x")(folder)),
         "holds the folder '.cache', which would be lost",
     ),
-    "a Trainer's checkpoint": (_into("checkpoint-500/model.safetensors"), "holds the folder 'checkpoint-500'"),
-    "history": (_into(".git/HEAD"), "holds the folder '.git'"),
+    "a Trainer's checkpoint": (into("checkpoint-500/model.safetensors"), "holds the folder 'checkpoint-500'"),
+    "history": (into(".git/HEAD"), "holds the folder '.git'"),
     "a link to a folder": (lambda folder: (folder / "more").symlink_to(".."), "holds the folder 'more'"),
     "a FIFO": (lambda folder: os.mkfifo(folder / "pipe"), "holds 'pipe', which is no plain file"),
     "a link to nothing": (lambda folder: (folder / "x").symlink_to("gone"), "holds 'x', which is no plain file"),
@@ -429,113 +383,6 @@ def test_every_link_on_the_way_to_an_input_is_part_of_it(tmp_path: Path) -> None
             check_apart(tmp_path / name, [tmp_path / "first" / "link"])
     check_apart(tmp_path / "other", [tmp_path / "first" / "link"])
     check_apart(tmp_path / "second", [tmp_path / "third" / "file"])
-
-
-# work that is not finished, and what is done to it
-MERGE = ("merge", "a.lota", "b.lota", "--base", "base", "-o", "m", "--method", "linear")
-TRAIN = ("train", "base", "rows.jsonl", "-o", "x.lota")
-
-
-def unfinished(kind: str, folder: Path) -> None:
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"kind": kind}))
-    (folder / "model-00001-of-00002.safetensors").write_bytes(b"half")
-
-
-FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no record": (_into("letter.txt"), "holds files, but no record of the run that they belong to"),
-    "no object": (_into("run.json", b"[]"), "is not the record of a "),
-    "no JSON": (_into("run.json", b"{"), "is not the record of a run"),
-    "somebody else's": (_into("run.json", b'{"name": "mine"}'), "is not the record of a "),
-    "other work": (_into("run.json", b'{"kind": "demo"}'), "is not the record of a "),
-    "a file": (lambda folder: folder.write_bytes(b"mine"), "is not a folder of unfinished work"),
-    "a link": (lambda folder: folder.symlink_to("dir"), "is not a folder of unfinished work"),
-}
-
-
-@pytest.mark.parametrize("flag", ["--force", "--resume"])
-@pytest.mark.parametrize(("put", "sentence"), FOREIGN.values(), ids=FOREIGN.keys())
-def test_only_our_own_unfinished_work_is_removed(
-    put: Callable[[Path], object], sentence: str, flag: str, work: Path
-) -> None:
-    put(work / "m.part")
-    put(work / "x.lota.run")
-    before = snapshot(work)
-    for command, folder in ((MERGE, "m.part"), (TRAIN, "x.lota.run")):
-        said = refused(1, *command, flag)
-        assert folder in said
-        assert sentence in said
-    assert snapshot(work) == before
-
-
-BROKEN = {
-    "base": ("--base", "bse"),
-    "vector": ("absent.lota",),
-    "dtype": ("--dtype", "int4"),
-    "size": ("--shard-size", "much"),
-    "weights": ("--weights", "1"),
-    "method": ("--method", "magic"),
-}
-
-
-@pytest.mark.parametrize("wrong", BROKEN.values(), ids=BROKEN.keys())
-def test_unfinished_work_stays_where_the_command_is_refused(wrong: tuple[str, ...], work: Path) -> None:
-    unfinished("merge", work / "m.part")
-    before = snapshot(work)
-    said = inside(*MERGE, "--force", *wrong)
-    assert said.returncode in (1, 2), said
-    assert snapshot(work) == before
-
-
-def test_unfinished_work_stays_where_the_base_is_another(work: Path) -> None:
-    unfinished("merge", work / "m.part")
-    write_checkpoint(work / "other", {"w": tensor("F32", [1.0])})
-    before = snapshot(work)
-    refused(1, *MERGE, "--base", "other", "--force")
-    assert snapshot(work) == before
-
-
-def test_an_unfinished_training_stays_where_the_command_is_refused(work: Path) -> None:
-    unfinished("run", work / "x.lota.run")
-    before = snapshot(work)
-    for wrong in (("--sparsity", "2"), ("--mask-from", "absent.lota"), ("--eval-data", "absent.jsonl")):
-        inside(*TRAIN, "--force", *wrong)
-        assert snapshot(work) == before
-    refused(2, "train", "bse", "rows.jsonl", "-o", "x.lota", "--force")
-    refused(1, *TRAIN, "--force")  # no language model
-    assert snapshot(work) == before
-
-
-def test_force_starts_a_merge_anew(work: Path) -> None:
-    unfinished("merge", work / "m.part")
-    assert "--resume goes on with it, --force starts anew" in refused(2, *MERGE)
-    ok(*MERGE, "--force")
-    assert not (work / "m.part").exists()
-    ok(*MERGE[:-3], "whole", *MERGE[-2:])
-    files = {name: digest for name, digest in package(work / "m").items() if name != "README.md"}
-    assert files.items() <= package(work / "whole").items()
-
-
-def test_unfinished_work_that_is_read_is_not_removed(work: Path) -> None:
-    unfinished("merge", work / "m.part")
-    (work / "m.part" / "v.lota").write_bytes((work / "a.lota").read_bytes())
-    unfinished("run", work / "x.lota.run")
-    (work / "x.lota.run" / "mask.lota").write_bytes((work / "a.lota").read_bytes())
-    before = snapshot(work)
-    for flag in ("--force", "--resume"):
-        assert HOLDS in refused(2, *MERGE, "m.part/v.lota", flag)
-        assert HOLDS in refused(2, *TRAIN, "--mask-from", "x.lota.run/mask.lota", flag)
-    assert snapshot(work) == before
-
-
-@pytest.mark.parametrize("put", [_into("letter.txt"), _into("data/sql-train.jsonl"), _into("merged/model.safetensors")])
-def test_the_demo_leaves_a_folder_of_somebody_else_alone(put: Callable[[Path], object], tmp_path: Path) -> None:
-    put(tmp_path / "demo")
-    before = snapshot(tmp_path)
-    assert "holds files, but no record" in refused(1, "demo", tmp_path / "demo")
-    existing(tmp_path / "file")
-    refused(1, "demo", tmp_path / "file")
-    assert snapshot(tmp_path) == {**before, "file": b"mine"}
 
 
 def racing(path: Path) -> Callable[[str, int, int, str], None]:

@@ -244,7 +244,7 @@ def trained_by_trainer(model_folder: Path, data: Path, folder: Path, stop: int =
         trainer.train(resume_from_checkpoint=resume)
         evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         assert evaluated[-1] < evaluated[0]
-        tickets.vector().save(folder / "x.lota")
+        tickets.vector().save(folder / "x.lota", force=True)
     for name, parameter in model.named_parameters():
         changed = torch.nonzero((parameter.detach() != untouched[name]).view(-1)).view(-1).numpy()
         assert np.isin(changed, masks.get(name, [])).all(), f"{name} changed outside the mask"

@@ -83,6 +83,29 @@ def test_a_parent_too_large_to_be_recorded_is_counted() -> None:
     assert [parent["name"] for parent in made.provenance["parents"]] == ["large", "small"]
 
 
+def test_vectors_of_one_content_that_came_about_differently_are_both_recorded(tmp_path: Path) -> None:
+    """A merge of one vector has its content, and so its digest."""
+    first = stored(trained("a"), tmp_path / "a.lota")
+    copy = stored(merge([first], "linear"), tmp_path / "b.lota")
+    assert copy.digest == first.digest
+    for _ in range(2):
+        copy = stored(merge([copy, first], "linear", [1, 0]), tmp_path / "c.lota")
+        facts = copy.provenance["ancestors"]
+        assert {key.partition(":")[0] for key in facts} == {first.digest}
+        assert sum(each["made_by"] == "train" for each in facts.values()) == 1
+    assert len(facts) == 3
+
+
+def test_a_hostile_table_of_ancestors_costs_little(tmp_path: Path) -> None:
+    vector = trained("a")
+    table = {f"{'d' * 16}:{number}": {"n": number} for number in range(60_000)}
+    parents = [{"name": "x", "digest": "d" * 16}]
+    vector.header.provenance.update(parents=parents, ancestors=table, ancestors_left_out=-5)
+    made = stored(merge([vector], "linear"), tmp_path / "x.lota")
+    assert len(made.provenance["ancestors"]) == ANCESTORS
+    assert made.provenance["ancestors_left_out"] == 60_001 - ANCESTORS
+
+
 def test_names_of_merges_of_merges_stay_short() -> None:
     vector = trained("x" * 500)
     for _ in range(6):

@@ -486,7 +486,8 @@ vectors = [TaskVector.open(folder / f"{name}.lota") for name in ("first", "secon
 merged = merge(vectors, "linear", [1, 0.5])
 output = Output(100, "bfloat16", "a card")
 record = {"vectors": ["first", "second"], "weights": [1, 0.5]}
-apply(merged, Checkpoint(folder / "base"), folder / "out", progress, output, work=folder / "out.part", record=record)
+base, out = Checkpoint(folder / "base"), folder / "out"
+apply(merged, base, out, progress, output, force=True, work=folder / "out.part", record=record)
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 # a limit on the size of a file stands in for the disk

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from . import streams
 from .merge import merge
-from .outputs import FILE, LotaOutput, folder_name
+from .outputs import FILE, LotaFile, ModelFolder
 from .progress import progress_bars
 from .train import train
 
@@ -81,7 +81,7 @@ app.command(short_help="Train a sparse task vector.")(train)
 def pack(
     base: Base,
     tuned: Tuned,
-    output: LotaOutput,
+    output: LotaFile,
     sparsity: Annotated[
         float | None,
         typer.Option(
@@ -123,17 +123,7 @@ def pack(
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The model folder to write.",
-            metavar="PATH",
-            parser=folder_name,
-            show_default=False,
-        ),
-    ],
+    output: ModelFolder,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -166,7 +156,7 @@ def arith(
             show_default=False,
         ),
     ],
-    output: LotaOutput,
+    output: LotaFile,
     base: Annotated[
         str | None,
         typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),

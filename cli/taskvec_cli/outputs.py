@@ -26,8 +26,12 @@ def folder_name(text: str) -> Path:
 
 # the options of a file that is going to be written
 FILE: dict[str, Any] = {"parser": file_name, "metavar": "PATH"}
-LotaOutput = Annotated[
-    Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False, **FILE)
+LotaFile = Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False, **FILE)]
+ModelFolder = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", help="The model folder to write.", metavar="PATH", parser=folder_name, show_default=False
+    ),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .outputs import FILE, LotaOutput, check_unfinished
+from .outputs import FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
 _MASK = "Which weights (--method lota)"
@@ -21,7 +21,7 @@ def train(
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
-    output: LotaOutput,
+    output: LotaFile,
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
     ] = "lota",

@@ -49,8 +49,8 @@ class Checkpoint:
     of SafetensorsFile for a bad shard.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.path = path = Path(path)
         # the name is stored as Unicode, which the name of a folder need not be
         self.name = name or os.fsencode(path.resolve().name).decode(errors="replace")
         self.side_files: list[Path] = []

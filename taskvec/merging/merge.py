@@ -13,6 +13,7 @@ from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from ..align import align, merging
+from ..arguments import instances
 from ..errors import MergeError, UsageError
 from ..layers import record
 from ..lineage import joined, lineage
@@ -65,6 +66,7 @@ def merge(
     differ, KindError for a patch, MergeError for changes that cannot be added (integer or boolean tensors, tensors
     added, removed or resized).
     """
+    instances("vectors", vectors, TaskVector)
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
     factors = weights_for(weights, vectors)

@@ -15,10 +15,10 @@ import numpy as np
 
 from taskvec_formats.text import printable
 
+from ..arguments import real, said
 from ..errors import UsageError
 from ..layers import counted, most
 from ..names import stack_and_layer
-from ..quantities import real, said
 
 Gradient: TypeAlias = Sequence[float]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ..arguments import said
 from ..errors import DataError, UsageError
-from ..quantities import said
 
 Row = dict[str, list[int]]
 IGNORED = -100  # the label that transformers' losses skip

@@ -17,11 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel
 from taskvec_formats import Checkpoint
 from taskvec_formats.atomic import atomic_file
 
+from ..arguments import whole
 from ..destination import appearing, check_file
 from ..errors import TrainingError, UsageError
 from ..live import applied
 from ..progress import Progress, silent
-from ..quantities import whole
 from ..vector import TaskVector
 from .data import IGNORED, Example, collate, encode, encode_completion, encode_prompt, pad_id
 from .estimate import Estimate, estimate

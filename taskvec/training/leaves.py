@@ -29,6 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from taskvec_formats import Checkpoint, SparseTensor
 from taskvec_formats.sparse import Indices
 
+from ..arguments import instance
 from ..errors import BaseMismatchError, MaskError, UsageError
 from ..vector import TaskVector, vector_of
 from .models import TORCH_DTYPES, places, tensor_of
@@ -200,8 +201,13 @@ def sparse_finetune(
     Raises MaskError, naming it, for a parameter that the model does not have, that is masked twice under two names, or
     whose mask does not fit, and BaseMismatchError for one that the base does not have.
     """
+    instance("model", model, nn.Module)
+    if base is not None:
+        instance("base", base, Checkpoint)
     if isinstance(masks, TaskVector):
         masks = _by_parameter(model, masks)
+    instance("masks", masks, Mapping)
+    masks = {name: _positions(name, indices) for name, indices in masks.items()}
     masks = {name: indices for name, indices in masks.items() if len(indices)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     required = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
@@ -236,6 +242,17 @@ def sparse_finetune(
             handle.remove()
         for parameter, requires_grad in required:
             parameter.requires_grad_(requires_grad)
+
+
+def _positions(name: str, indices: object) -> Indices:
+    """A mask as int64 [n]. Raises MaskError for what is no list of whole numbers."""
+    try:
+        found = np.asarray(indices)
+    except (TypeError, ValueError) as error:
+        raise MaskError(f"parameter {name!r}: its mask must be int64 [n] ({error})") from None
+    if found.ndim != 1 or (len(found) and (found.dtype.kind not in "iu" or found.max() >= 1 << 63)):
+        raise MaskError(f"parameter {name!r}: its mask must be int64 [n], found {found.dtype} {list(found.shape)}")
+    return found.astype(np.int64, copy=False)
 
 
 def _check(masks: Mapping[str, Indices], parameters: Mapping[str, nn.Parameter]) -> None:

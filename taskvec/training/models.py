@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from taskvec_formats import Form
 from taskvec_formats.dtypes import BitArray, DType
 
+from ..arguments import said
 from ..errors import TrainingError, UsageError
-from ..quantities import said
 
 # safetensors dtype -> torch dtype, for those in which weights are kept
 TORCH_DTYPES = {

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
+from ..arguments import instance, real, said, whole
 from ..errors import UsageError
 from ..masks import check_sparsity
-from ..quantities import real, said, whole
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -27,14 +29,13 @@ def _number(what: str, value: object) -> float:
     return value if type(value) is int and math.isfinite(number) else number
 
 
-def _text(what: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{what} must be a string, found {said(value)}")
+def _text(what: str, value: object) -> object:
+    instance(what, value, str)
     return value
 
 
 def _truth(what: str, value: object) -> bool:
-    if value not in (True, False):
+    if not isinstance(value, (bool, np.bool_)):
         raise UsageError(f"{what} must be True or False, found {said(value)}")
     return bool(value)
 

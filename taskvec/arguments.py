@@ -1,9 +1,13 @@
-"""Numbers that a caller gives, of whatever kind: of Python, numpy or torch, fractions and decimals."""
+"""What a caller gives: values of the types that are meant, and numbers of whatever kind as Python's own.
+
+Numbers may be those of numpy and torch, fractions and decimals.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection, Sequence
 from typing import SupportsFloat
 
 import numpy as np
@@ -33,6 +37,26 @@ def whole(what: str, value: object) -> int:
         return int(operator.index(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(f"{what} must be a whole number, found {said(value)}") from None
+
+
+def one_of(what: str, value: object, choices: Collection[str]) -> None:
+    """Raise UsageError for anything but one of these strings."""
+    if not isinstance(value, str) or value not in choices:
+        raise UsageError(f"{what} is one of {', '.join(choices)}, found {said(value)}")
+
+
+def instance(what: str, value: object, kind: type) -> None:
+    """Raise UsageError for anything but an instance of a type."""
+    if not isinstance(value, kind):
+        raise UsageError(f"{what} must be a {kind.__name__}, found {said(value)}")
+
+
+def instances(what: str, values: object, kind: type) -> None:
+    """Raise UsageError for anything but a sequence of instances of a type."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise UsageError(f"{what} must be a list of {kind.__name__}s, found {said(values)}")
+    for number, value in enumerate(values, 1):
+        instance(f"{what}, number {number},", value, kind)
 
 
 def said(value: object, most: int = 60) -> str:

@@ -1,0 +1,258 @@
+"""Arguments that cannot be meant end in one sentence that names them, whatever their type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from building import sparse, tensor, vector_of, write_checkpoint
+
+from taskvec import (
+    Checkpoint,
+    FormatError,
+    Output,
+    SparseTensor,
+    TaskvecError,
+    TaskVector,
+    apply,
+    check_result,
+    compose,
+    diff,
+    merge,
+    open_checkpoint,
+    overlap,
+    sparse_finetune,
+)
+from taskvec.arguments import real, said, whole
+from taskvec.errors import MaskError, UsageError
+from taskvec.training.options import Options
+
+
+class Case(NamedTuple):
+    """What the calls are made with."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    vector: TaskVector
+    patch: TaskVector
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("case")
+    base = write_checkpoint(folder / "base", {"w": tensor("F32", [1, 2, 3, 4])})
+    tuned = write_checkpoint(folder / "tuned", {"w": tensor("F32", [1.5, 2, 3.5, 4])})
+    return Case(base, tuned, diff(base, tuned), diff(base, tuned, kind="patch"), folder)
+
+
+STRANGE: list[Any] = [
+    *(None, "x", "", "\0", b"x", 0, -1, 1.5, float("nan"), float("inf"), 10**400, True, 1j, object(), print),
+    *([], [None], {}, (), Path("nope"), np.float32(0.5), np.int64(-1), np.array([1, 2]), np.array(1.0)),
+    *(Decimal("sNaN"), Decimal("0.5"), Fraction(1, 3), torch.tensor([1.0]), SparseTensor.empty((2,))),
+]
+CALLS: dict[str, Callable[[Case, Any], object]] = {
+    "diff, base": lambda case, value: diff(value, case.tuned),
+    "diff, tuned": lambda case, value: diff(case.base, value),
+    "diff, sparsity": lambda case, value: diff(case.base, case.tuned, value),
+    "diff, kind": lambda case, value: diff(case.base, case.tuned, kind=value),
+    "merge": lambda case, value: merge(value),
+    "merge, a vector": lambda case, value: merge([case.vector, value]),
+    "compose, first": lambda case, value: compose(value, case.vector),
+    "compose, second": lambda case, value: compose(case.vector, value),
+    "compose, base": lambda case, value: compose(case.vector, case.vector, 0 if value is None else value),
+    "apply, vector": lambda case, value: apply(value, case.base, case.folder / "out"),
+    "apply, base": lambda case, value: apply(case.vector, value, case.folder / "out"),
+    "apply, output": lambda case, value: apply(case.vector, case.base, case.folder / "out", output=value),
+    "check_result, vector": lambda case, value: check_result(value, case.base),
+    "check_result, base": lambda case, value: check_result(case.vector, value),
+    "overlap": lambda case, value: overlap(value),
+    "overlap, a vector": lambda case, value: overlap([case.vector, value]),
+    "change": lambda case, value: case.vector.change(value),
+    "change, start": lambda case, value: case.vector.change("w", value),
+    "change, stop": lambda case, value: case.vector.change("w", 0, value),
+    "save, codec": lambda case, value: case.vector.save(case.folder / "x.lota", codec=value),
+    "open_checkpoint": lambda case, value: open_checkpoint(value),
+    "TaskVector.open": lambda case, value: TaskVector.open(value),
+    "times": lambda case, value: case.vector * value,
+    "by": lambda case, value: case.vector / value,
+    "plus": lambda case, value: case.vector + value,
+    "SparseTensor, shape": lambda case, value: SparseTensor(value, np.array([0]), np.ones(1)),
+    "SparseTensor, indices": lambda case, value: SparseTensor((4,), value, np.ones(1)),
+    "SparseTensor, values": lambda case, value: SparseTensor((4,), np.array([0]), value),
+    "Output, shard_size": lambda case, value: Output(shard_size=value),
+    "Output, dtype": lambda case, value: Output(dtype=value),
+    "Output, card": lambda case, value: Output(card=value),
+    **{
+        f"Options, {name}": lambda case, value, name=name: Options(**{name: value}).check()
+        for name in Options.__dataclass_fields__
+    },
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_argument_ends_in_an_error_from_the_depths(call: str, case: Case) -> None:
+    for value in STRANGE:
+        message = outcome(call, case, value)
+        assert len(message) < 400
+        assert "\n" not in message
+
+
+def outcome(call: str, case: Case, value: Any) -> str:
+    """What a call is refused with; nothing where it is not."""
+    try:
+        CALLS[call](case, value)
+    except (TaskvecError, FormatError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("call", "value", "message"),
+    [
+        ("diff, base", "base", "base must be a Checkpoint, found 'base'"),
+        ("diff, sparsity", "0.9", "the sparsity must be a number, found '0.9'"),
+        (
+            "diff, sparsity",
+            10**400,
+            "the sparsity must lie between 0 and 1, both excluded; found a number of about 400",
+        ),
+        ("diff, kind", ["vector"], "kind is one of vector, patch, found ['vector']"),
+        ("merge", "ab", "vectors must be a list of TaskVectors, found 'ab'"),
+        ("merge, a vector", Path("a.lota"), "vectors, number 2, must be a TaskVector, found PosixPath('a.lota')"),
+        ("compose, first", "a.lota", "first must be a TaskVector, found 'a.lota'"),
+        ("overlap", None, "vectors must be a list of TaskVectors, found None"),
+        ("change", "x", "tuned has no tensor 'x'"),
+        ("change, start", 5, "tensor 'w' has 4 elements: 5 to 4 is no range of them"),
+        ("change, start", -1, "tensor 'w' has 4 elements: -1 to 4 is no range of them"),
+        ("change, stop", 10**400, "tensor 'w' has 4 elements: 0 to a number of about 400 digits is no range of them"),
+        ("Output, shard_size", "2GB", "shard_size must be a whole number, found '2GB'"),
+        ("Output, card", b"# x", "card must be a str, found b'# x'"),
+        ("Options, lr", "1e-4", "lr must be a number, found '1e-4'"),
+        ("Options, batch_size", 1.5, "batch-size must be a whole number, found 1.5"),
+        ("Options, seed", -1, "seed must be at least 0 and below 4294967295, found -1"),
+        ("Options, low_memory", "no", "low-memory must be True or False, found 'no'"),
+        ("Options, method", None, "method must be a str, found None"),
+    ],
+)
+def test_what_is_wrong_is_said(call: str, value: Any, message: str, case: Case) -> None:
+    with pytest.raises(UsageError) as refused:
+        CALLS[call](case, value)
+    assert str(refused.value).startswith(message)
+
+
+def test_one_vector_is_no_list_of_vectors(case: Case) -> None:
+    for call in (merge, overlap):
+        with pytest.raises(UsageError, match="must be a list of TaskVectors"):
+            call(case.vector)  # type: ignore[arg-type]
+
+
+NUMBERS = [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2), Decimal("0.5"), 0.5]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: type(number).__name__)
+def test_numbers_of_any_kind_are_numbers(number: Any, case: Case, tmp_path: Path) -> None:
+    sparse_vector = diff(case.base, case.tuned, number)
+    assert sparse_vector.provenance["sparsity"] == 0.5
+    assert type(sparse_vector.provenance["sparsity"]) is float
+    sparse_vector.save(tmp_path / "x.lota")
+    options = Options(sparsity=number, lr=number, via=None, epochs=number)
+    assert [type(each) for each in (options.sparsity, options.lr, options.epochs)] == [float] * 3
+    assert real("x", number) == 0.5
+
+
+def test_whole_numbers_of_any_kind_are_ints() -> None:
+    options = Options(steps=np.int64(3), batch_size=torch.tensor(2), seed=np.uint8(7), epochs=2, low_memory=np.True_)
+    found = options.steps, options.batch_size, options.seed, options.epochs, options.low_memory
+    assert found == (3, 2, 7, 2, True)
+    assert [type(each) for each in found] == [int, int, int, int, bool]
+    assert Output(shard_size=np.int32(5)) == Output(shard_size=5)
+    assert type(Output(shard_size=np.int32(5)).shard_size) is int
+    with pytest.raises(UsageError, match=r"^x must be a whole number, found 3\.0$"):
+        whole("x", 3.0)
+
+
+@pytest.mark.parametrize("factor", [Fraction(1, 2), Decimal("0.5"), np.float32(0.5)])
+def test_fractions_and_decimals_are_factors(factor: Any) -> None:
+    vector = vector_of({"w": sparse((4,), {1: 3.0})})
+    for half in (vector * factor, factor * vector, vector / (1 / factor)):
+        assert half["w"].values.tolist() == [1.5]
+        assert half.provenance["parents"][0]["weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "factor", [10**400, -(10**400), Fraction(10**400), Decimal("1e400"), Decimal("NaN"), Decimal("sNaN")]
+)
+def test_factors_beyond_f64_are_refused(factor: Any) -> None:
+    vector = vector_of({"w": sparse((4,), {1: 3.0})}, name="v")
+    with pytest.raises(UsageError, match=r"^the factor of v must be a finite number, found (-?inf|nan)$"):
+        vector * factor
+    with pytest.raises(UsageError, match=r"^v can be divided by finite numbers other than zero, found .{1,60}$"):
+        vector / factor
+
+
+def test_a_value_in_an_error_is_never_long() -> None:
+    assert said("x" * 100) == f"'{'x' * 56}..."
+    assert said(10**5000) == "a number of about 5000 digits"
+    assert said(12) == "12"
+
+
+def test_deltas_of_another_kind_are_refused() -> None:
+    for delta, message in (
+        (SparseTensor((4,), np.array([1]), np.ones(1)), r"must be F32 \[4\], found float64 \[4\]"),
+        (sparse((5,), {1: 1}), r"must be F32 \[4\], found float32 \[5\]"),
+    ):
+        vector = vector_of({"w": sparse((4,), {1: 1})})
+        with pytest.raises(UsageError, match=message):
+            type(vector.source)({"w": delta}, vector.specs)
+    with pytest.raises(UsageError, match="there are deltas of 'x', which is none of the tensors"):
+        type(vector.source)({"x": delta}, vector.specs)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.array([1.5]), r"must be int64 \[n\], found float64 \[1\]"),
+        (np.array([True, False]), r"must be int64 \[n\], found bool \[2\]"),
+        (np.array([[1]]), r"must be int64 \[n\], found int64 \[1, 1\]"),
+        (np.array([1 << 63], np.uint64), r"must be int64 \[n\], found uint64 \[1\]"),
+        ([[1], [1, 2]], r"must be int64 \[n\] \("),
+        ("x", r"must be int64 \[n\], found <U1 \[\]"),
+        (np.array([2, 1]), "its mask must hold increasing positions below 6"),
+        ([-1], "its mask must hold increasing positions below 6"),
+    ],
+)
+def test_masks_that_are_none_are_refused(mask: Any, message: str) -> None:
+    with (
+        pytest.raises(MaskError, match=f"^parameter 'weight': .*{message}"),
+        sparse_finetune(torch.nn.Linear(2, 3), {"weight": mask}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("mask", [[0, 4], (0, 4), np.array([0, 4], np.uint8), torch.tensor([0, 4])])
+def test_masks_of_any_whole_numbers_are_taken(mask: Any) -> None:
+    with sparse_finetune(torch.nn.Linear(2, 3), {"weight": mask}) as model:
+        assert model.leaves["weight"].indices.tolist() == [0, 4]
+
+
+def test_what_is_finetuned_is_a_model() -> None:
+    for arguments, message in (
+        ((3, {}), "^model must be a Module, found 3$"),
+        ((torch.nn.Linear(1, 1), [1]), r"^masks must be a Mapping, found \[1\]$"),
+        ((torch.nn.Linear(1, 1), {}, "base"), "^base must be a Checkpoint, found 'base'$"),
+    ):
+        with pytest.raises(UsageError, match=message), sparse_finetune(*arguments):  # type: ignore[arg-type]
+            pass
+
+
+def test_paths_may_be_strings(case: Case, tmp_path: Path) -> None:
+    case.vector.save(str(tmp_path / "x.lota"))
+    opened = TaskVector.open(str(tmp_path / "x.lota"))
+    assert apply(opened, Checkpoint(str(case.base.path)), str(tmp_path / "out")).exact  # type: ignore[arg-type]
