@@ -188,11 +188,12 @@ def _postfix(words: Sequence[Word]) -> list[Word]:
 
 
 def _opened(word: Word, open_vector: Callable[[str], TaskVector]) -> TaskVector:
-    try:
-        return open_vector(word.text)
-    except FormatError:
-        if os.path.exists(word.text):  # False for what cannot be a path either
-            raise
+    if word.text:  # an empty path would be the current folder
+        try:
+            return open_vector(word.text)
+        except FormatError:
+            if os.path.exists(word.text):  # False for what cannot be a path either
+                raise
     joined = any(sign in word.text for sign in ("+", "-", "/", ">>"))
     hint = ": put white space around what is an operator in it" if joined else ""
     raise _error(word, f"there is no file {said(word.text, 200)}{hint}")

@@ -203,11 +203,11 @@ def test_a_chain_may_be_grouped_either_way(tmp_path: Path) -> None:
         chained = evaluated(text, steps)
         assert chained.header.tuned is None
         assert chained.leads_to == steps["s2"].header.tuned
-        apply(chained, states[0], tmp_path / "out")
+        apply(chained, states[0], tmp_path / "out", force=True)
         found = Checkpoint(tmp_path / "out").bits("w").view("<f4")
         np.testing.assert_allclose(found, np.float32(values[-1]), rtol=1e-6)
         beside = evaluated(text, steps, base=states[0])
-        assert apply(beside, states[0], tmp_path / "exact").exact
+        assert apply(beside, states[0], tmp_path / "exact", force=True).exact
         assert contents(Checkpoint(tmp_path / "exact")) == contents(states[-1])
 
 
@@ -215,7 +215,7 @@ def test_patches_are_grouped_either_way_beside_the_base(tmp_path: Path) -> None:
     states = [write_checkpoint(tmp_path / f"{i}", {"w": tensor("BF16", [i + 1.0, 2, 3])}) for i in range(4)]
     steps = {f"s{i}": diff(*states[i : i + 2], kind="patch") for i in range(3)}
     for text in ("s0 >> s1 >> s2", "s0 >> (s1 >> s2)"):
-        assert apply(evaluated(text, steps, base=states[0]), states[0], tmp_path / "out").exact
+        assert apply(evaluated(text, steps, base=states[0]), states[0], tmp_path / "out", force=True).exact
 
 
 def test_a_stored_chain_that_is_not_exact_needs_its_parts_or_the_base(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_stored_chain_that_is_not_exact_needs_its_parts_or_the_base(tmp_path: 
     steps["two"] = TaskVector.open(tmp_path / "two.lota")
     with pytest.raises(UsageError, match=r"give the base \(--base\), or compose the vectors that it was made of$"):
         evaluated("two >> s2", steps)
-    assert apply(evaluated("two >> s2", steps, base=states[0]), states[0], tmp_path / "out").exact
+    assert apply(evaluated("two >> s2", steps, base=states[0]), states[0], tmp_path / "out", force=True).exact
 
 
 @pytest.mark.parametrize("sign", ["-", "(", ")", "a", "a + ", "'", "* ", "1 ", "2*(-"])

@@ -88,8 +88,8 @@ def test_vectors_of_one_content_that_came_about_differently_are_both_recorded(tm
     first = stored(trained("a"), tmp_path / "a.lota")
     copy = stored(merge([first], "linear"), tmp_path / "b.lota")
     assert copy.digest == first.digest
-    for _ in range(2):
-        copy = stored(merge([copy, first], "linear", [1, 0]), tmp_path / "c.lota")
+    for generation in range(2):
+        copy = stored(merge([copy, first], "linear", [1, 0]), tmp_path / f"c{generation}.lota")
         facts = copy.provenance["ancestors"]
         assert {key.partition(":")[0] for key in facts} == {first.digest}
         assert sum(each["made_by"] == "train" for each in facts.values()) == 1
@@ -156,8 +156,8 @@ def test_files_that_record_their_parents_inside_are_read_and_recorded_flat(gener
 def test_any_object_may_be_the_provenance_of_a_parent(provenance: dict[str, Any], tmp_path: Path) -> None:
     vector = vector_of(ONE)
     vector.header.provenance.update(provenance)
-    for make in MAKE.values():
-        made = stored(make(vector, trained("b", OTHER)), tmp_path / "x.lota")
+    for how, make in MAKE.items():
+        made = stored(make(vector, trained("b", OTHER)), tmp_path / f"{how}.lota")
         assert vector.digest in made.provenance["ancestors"]
 
 

@@ -49,13 +49,10 @@ WRITES = {
 }
 
 
-@buffering
 @pytest.mark.parametrize("closed", ["2>&-", "<&-", "0<&- 2>&-", "1>&-", "<&- 1>&- 2>&-"])
 @pytest.mark.parametrize("command", WRITES.values(), ids=WRITES.keys())
-def test_a_command_that_writes_a_file_needs_none_of_them(
-    command: str, closed: str, unbuffered: str, work: Path
-) -> None:
-    done = shell(f"{command} {closed}", unbuffered)
+def test_a_command_that_writes_a_file_needs_none_of_them(command: str, closed: str, work: Path) -> None:
+    done = shell(f"{command} {closed}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("new.lota: ") == ("1>&-" not in closed)
     LotaReader(work / "new.lota").verify()
@@ -75,14 +72,10 @@ FAILS = {
 }
 
 
-@buffering
 @pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "1>&- 2>&-"])
 @pytest.mark.parametrize(("command", "code"), FAILS.values(), ids=FAILS.keys())
-def test_where_nothing_can_be_said_the_exit_code_is_the_same(
-    command: str, code: int, where: str, unbuffered: str, work: Path
-) -> None:
-    assert shell(command, unbuffered).returncode == code
-    done = shell(f"{command} {where}", unbuffered)
+def test_where_nothing_can_be_said_the_exit_code_is_the_same(command: str, code: int, where: str, work: Path) -> None:
+    done = shell(f"{command} {where}")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
@@ -101,7 +94,7 @@ REPORTS = {
 @buffering
 @pytest.mark.parametrize(
     ("where", "why"),
-    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor"), ("</dev/null >&-", "Bad file desc")],
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")],
 )
 @pytest.mark.parametrize("command", REPORTS.values(), ids=REPORTS.keys())
 def test_a_report_that_cannot_be_written_is_a_failure(

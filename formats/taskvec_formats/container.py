@@ -153,8 +153,8 @@ class SafetensorsFile:
         try:
             # without O_NONBLOCK, opening a FIFO waits for somebody to write to it
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except OSError as error:
-            raise NotSafetensorsError(f"{path} cannot be read ({error.strerror or error})") from None
+        except (OSError, ValueError) as error:  # a ValueError for what cannot be a path
+            raise NotSafetensorsError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
         weakref.finalize(self, os.close, self._file)
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise NotSafetensorsError(f"{path} is not a regular file")
