@@ -185,6 +185,18 @@ def test_a_vector_given_twice_is_said(vector: Path, second: Path, tmp_path: Path
     assert "same vector" not in ok("merge", vector, second, "-o", tmp_path / "n.lota")
 
 
+def test_the_base_of_a_recipe_must_be_that_of_its_files(llama: Path, vector: Path, tmp_path: Path) -> None:
+    other = perturb(llama, tmp_path / "other", dtype="float32", seed=7)
+    recipe = tmp_path / "merge.yaml"
+    for method in ("task_arithmetic", "linear"):
+        recipe.write_text(f"merge_method: {method}\nbase_model: {other}\nmodels: [{{model: {vector}}}]")
+        for out in ("m.lota", "m"):
+            assert "other is not the base of" in refused(1, "merge", "--recipe", recipe, "-o", tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merge.yaml", "other"]
+    recipe.write_text(f"merge_method: linear\nbase_model: {llama}\nmodels: [{{model: {vector}}}]")
+    ok("merge", "--recipe", recipe, "-o", tmp_path / "m.lota")
+
+
 def test_an_unfinished_merge_is_not_removed_for_a_request_that_is_refused(
     llama: Path, vector: Path, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def merge(
     given = dict(locals())
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
+    from taskvec.application import Application
     from taskvec.errors import UsageError
     from taskvec.output import Output
     from taskvec.tokenizers import check_tokenizers
@@ -180,6 +181,8 @@ def merge(
                 resume=resume or not force,
             )
         else:
+            if checkpoint is not None:
+                Application(merged, checkpoint, progress)  # the base of the recipe must be that of its files
             notes = [*check_tokenizers(parents), *(asked.notes_on_file() if asked else [])]
             merged.save(destination, progress, codec, force=force)
     made = merged.provenance
@@ -234,7 +237,7 @@ def _numbers(name: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--{name} takes numbers separated by commas, found {text!r}") from None
+        raise UsageError(f"--{name} takes numbers separated by commas, found {text!r:.80}") from None
 
 
 def _bytes(text: str) -> int:

@@ -19,6 +19,7 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 from taskvec_formats.forms import Bits
 
+from ..application import mismatch
 from ..errors import MergeError, UsageError
 from ..lineage import joined
 from ..output import TARGETS
@@ -73,6 +74,9 @@ def average(
     measured = [measured_from(base, vector, progress) for vector in vectors]
     held = common_specs([(vector.name, vector.header, vector.specs) for vector in measured])
     digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    for vector in measured:
+        if vector.base.fingerprint != base.fingerprint:
+            raise mismatch(vector, base, "its fingerprint is another")
     within: dict[str, DType] = {}
     specs = {}
     for name, info in base.tensors.items():
