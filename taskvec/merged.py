@@ -33,8 +33,8 @@ def write_model(
     """Write the folder `out`: the base with a merge applied, a model card, and the side files that all parents share.
 
     merged: what `merge` made of parents. output: shards and dtype. force, work, resume: as in `apply`.
-    Returns sentences about files in which the parents differ, and about those of the base that are not written. Raises MergeError where their tokenizers do, and the
-    errors of `apply`.
+    Returns sentences about files in which the parents differ, and about what of the base's folder is not written.
+    Raises MergeError where the parents' tokenizers differ, and the errors of `apply`.
     """
     out = check_folder(out, force=force, inputs=inputs_of(merged, base))
     agreement = compare_tokenizers(parents, base)

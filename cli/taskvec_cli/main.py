@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from . import streams
 from .merge import merge
-from .outputs import FILE, LotaFile, ModelFolder
+from .outputs import FILE, LotaFile, ModelFolder, parse_size
 from .progress import progress_bars
 from .train import train
 
@@ -124,6 +124,10 @@ def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
     output: ModelFolder,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="Largest model to write, e.g. 20GB.", show_default="four times BASE and 268 MB"),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -132,15 +136,19 @@ def unpack(
 
     from . import render
 
+    most = None if max_size is None else parse_size("--max-size", max_size)
     opened, checkpoint = TaskVector.open(vector), open_checkpoint(base)
     with progress_bars() as progress:
-        applied = apply(opened, checkpoint, output, progress, force=force)
+        applied = apply(opened, checkpoint, output, progress, force=force, max_bytes=most)
     if as_json:
-        render.report_folder(output, as_json, exact=applied.exact, differences=applied.differences)
+        said = {"exact": applied.exact, "differences": applied.differences, "not_carried": applied.left_out}
+        render.report_folder(output, as_json, **said)
         return
     render.report_folder(output, as_json)
+    if applied.left_out:
+        render.say(render.not_carried(applied.left_out))
     if applied.exact is not None:
-        typer.echo(render.exactness(applied))
+        render.say(render.exactness(applied))
 
 
 app.command(short_help="Merge vectors of one base.")(merge)
@@ -231,7 +239,7 @@ def inspect(
     if rows:
         render.print_overlap(rows)
     if plot is not None:
-        typer.echo(f"picture: {plot}")
+        render.say(f"picture: {plot}")
 
 
 @app.command(short_help="Check every checksum and decode every entry.")
@@ -244,6 +252,7 @@ def verify(
 ) -> None:
     """Check every checksum and decode every entry; with --base also that the result is the one promised."""
     from taskvec import TaskVector, check_result, open_checkpoint
+    from taskvec.layout import check_stored_layout
     from taskvec_formats import LotaReader
 
     from . import render
@@ -251,13 +260,14 @@ def verify(
     with progress_bars() as progress:
         opened = TaskVector.open(vector)
         LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
+        check_stored_layout(opened)
         if base is not None:
             check_result(opened, open_checkpoint(base), progress)
     if as_json:
         render.print_json({"path": str(vector), "ok": True, "base_checked": base is not None})
     else:
         against = f", and applies to {base} as promised" if base is not None else ""
-        typer.echo(f"{vector}: {len(opened)} tensors, all intact{against}")
+        render.say(f"{vector}: {len(opened)} tensors, all intact{against}")
 
 
 @app.command("eval", short_help="Score a model on held-out data.")
@@ -340,7 +350,7 @@ def evaluate(
     else:
         render.print_evaluation(summary)
     if worn is not None and (warning := render.evaluation_warning(worn)):
-        typer.echo(f"taskvec: warning: {warning}", err=True)
+        render.say(f"taskvec: warning: {warning}", err=True)
 
 
 @app.command(short_help="Do all of it on a real model.")

@@ -1,12 +1,11 @@
 """`taskvec merge`: a command with many options, in panels."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .outputs import check_unfinished
+from .outputs import check_unfinished, parse_size
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 _METHOD = "Options of methods"
 _FOLDER = "Model folder (--base)"
 _OPTIONS = "method weights lam density dialect elect normalize rescale gamma seed on_overlap".split()
-_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([kKMGT])(i?)B?")
 
 
 def merge(
@@ -155,7 +153,7 @@ def merge(
     checkpoint = asked.open_base() if asked else None if base is None else open_checkpoint(base)
     to_folder = checkpoint is not None if asked is None else output is None or not output.endswith(".lota")
     target = ("merged" if to_folder else "merged.lota") if output is None else output
-    size = None if shard_size is None else _bytes(shard_size)
+    size = None if shard_size is None else parse_size("--shard-size", shard_size)
     form = Output(size, dtype or (asked.dtype if asked and to_folder else None))
     destination = _check_output(given, target, checkpoint, to_folder=to_folder)
     with progress_bars() as progress:
@@ -191,7 +189,7 @@ def merge(
     report(destination, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
     if not as_json:
         for note in notes:
-            typer.echo(f"note: {note}")
+            render.say(f"note: {note}")
 
 
 def _recipe(given: dict[str, Any]) -> "Recipe":
@@ -238,14 +236,3 @@ def _numbers(name: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--{name} takes numbers separated by commas, found {text!r:.80}") from None
-
-
-def _bytes(text: str) -> int:
-    """Bytes from 500MB or 2GB, powers of ten, or 500MiB, powers of two, as transformers reads them."""
-    from taskvec.errors import UsageError
-
-    found = _SIZE.fullmatch(text.strip())
-    if not found:
-        raise UsageError(f"--shard-size is a size such as 500MB or 2GB, found {text!r:.80}: a number needs a unit")
-    thousand = 1024 if found[3] else 1000
-    return int(float(found[1]) * thousand ** (1 + "KMGT".index(found[2].upper())))

@@ -1,9 +1,12 @@
-"""What the commands that write share: the name of an output, and the work that one before left unfinished."""
+"""What the commands that write share: names and sizes of outputs, and the work that one before left unfinished."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([kKMGT])(i?)B?")
 
 
 def file_name(text: str) -> Path:
@@ -45,3 +48,14 @@ def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> N
 
     if holds_work(folder, kind) and not resume and not force:
         raise UsageError(f"{folder} holds an unfinished {kind}: --resume goes on with it, --force starts anew")
+
+
+def parse_size(option: str, text: str) -> int:
+    """Bytes from 500MB or 2GB, powers of ten, or 500MiB, powers of two, as transformers reads them."""
+    from taskvec.errors import UsageError
+
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"{option} is a size such as 500MB or 2GB, found {text!r:.80}: a number needs a unit")
+    thousand = 1024 if found[3] else 1000
+    return int(float(found[1]) * thousand ** (1 + "KMGT".index(found[2].upper())))

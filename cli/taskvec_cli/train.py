@@ -260,7 +260,7 @@ def train(
         output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
     )
     if warning := render.training_warning(summary):
-        typer.echo(f"taskvec: warning: {warning}", err=True)
+        render.say(f"taskvec: warning: {warning}", err=True)
 
 
 def _mixed(text: str) -> tuple[Path, float]:
