@@ -53,7 +53,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 STRANGE: list[Any] = [
-    *(None, "x", "", "\0", b"x", 0, -1, 1.5, float("nan"), float("inf"), 10**400, True, 1j, object(), print),
+    *(None, "x", "", "\0", "\ud800", b"x", 0, -1, 1.5, float("nan"), float("inf"), 10**400, True, 1j, object(), print),
     *([], [None], {}, (), Path("nope"), np.float32(0.5), np.int64(-1), np.array([1, 2]), np.array(1.0)),
     *(Decimal("sNaN"), Decimal("0.5"), Fraction(1, 3), torch.tensor([1.0]), SparseTensor.empty((2,))),
 ]
@@ -79,6 +79,8 @@ CALLS: dict[str, Callable[[Case, Any], object]] = {
     "change, stop": lambda case, value: case.vector.change("w", 0, value),
     "save, codec": lambda case, value: case.vector.save(case.folder / "x.lota", codec=value),
     "open_checkpoint": lambda case, value: open_checkpoint(value),
+    "Checkpoint": lambda case, value: Checkpoint(value),
+    "merge, method": lambda case, value: merge([case.vector], value),
     "TaskVector.open": lambda case, value: TaskVector.open(value),
     "times": lambda case, value: case.vector * value,
     "by": lambda case, value: case.vector / value,

@@ -51,8 +51,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = path = Path(path)
-        # the name is stored as Unicode, which the name of a folder need not be
-        self.name = name or os.fsencode(path.resolve().name).decode(errors="replace")
+        self.name = name or _name_of(path)
         self.side_files: list[Path] = []
         self.left_out: list[str] = []
         if path.is_dir():
@@ -135,6 +134,14 @@ class Checkpoint:
 def fingerprint(digests: dict[str, str]) -> str:
     """The fingerprint of a checkpoint from the digests of its tensors."""
     return blake3("".join(f"{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def _name_of(path: Path) -> str:
+    """The name of a file or folder as Unicode, in which it is stored, and which it need not be."""
+    try:
+        return os.fsencode(path.resolve().name).decode(errors="replace")
+    except ValueError as error:  # a NUL, or what the file system's encoding lacks
+        raise CheckpointError(f"{str(path)!r} cannot be the name of a file ({error})") from None
 
 
 def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:

@@ -13,7 +13,7 @@ from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from ..align import align, merging
-from ..arguments import instances
+from ..arguments import instance, instances
 from ..errors import MergeError, UsageError
 from ..layers import record
 from ..lineage import joined, lineage
@@ -67,6 +67,7 @@ def merge(
     added, removed or resized).
     """
     instances("vectors", vectors, TaskVector)
+    instance("method", method, str)
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
     factors = weights_for(weights, vectors)
