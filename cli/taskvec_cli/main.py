@@ -1,6 +1,7 @@
 """The `taskvec` command. Library modules are imported inside the commands: `--help` stays quick."""
 
 # annotations are evaluated where they stand: as strings each would be evaluated twice while commands are set up
+import gc
 import os
 import sys
 from pathlib import Path
@@ -64,7 +65,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _keep_memory() -> None:
-    """Let the C library keep freed memory: blocks come and go, and each time new pages would have to be zeroed."""
+    """Let the C library keep freed memory: blocks come and go, and each time new pages would have to be zeroed.
+
+    Cycles of Python objects are looked for seldom, too: each time all objects of a long list of tensors are visited.
+    """
+    gc.set_threshold(200_000, 50, 1000)
     if sys.platform == "linux":
         import ctypes
 
@@ -259,7 +264,8 @@ def verify(
 
     with progress_bars() as progress:
         opened = TaskVector.open(vector)
-        LotaReader(vector).verify(lambda done, total: progress("decoding", done, total, ""))
+        assert isinstance(opened.source, LotaReader)
+        opened.source.verify(lambda done, total: progress("decoding", done, total, ""))
         check_stored_layout(opened)
         if base is not None:
             check_result(opened, open_checkpoint(base), progress)

@@ -51,11 +51,11 @@ class TensorInfo:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in keys:
-            raise HeaderError(f"the key {key!r} occurs twice")
-        keys[key] = value
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise HeaderError(f"the key {twice!r:.200} occurs twice")
     return keys
 
 

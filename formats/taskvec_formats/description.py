@@ -30,7 +30,7 @@ DIGEST_KEY = "taskvec.sha256"
 _DESCRIPTION_BYTES = 1 << 22
 # the largest index, and the largest with other characters than ASCII, which take up to four times the memory
 INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
-_BLOCKS = 1 << 20
+_NAMES, _BLOCKS, _FILES = 1 << 18, 1 << 20, 1 << 14
 # no codec needs a longer stream for so many entries
 _STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
 BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
@@ -136,6 +136,8 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     tensors = _tensors(index, kind, later)
     _check_order("tensors", [tensor.name for tensor in tensors])
     removed = index.get("removed", list)
+    if len(removed) > _NAMES:
+        raise HeaderError(f"{len(removed)} removed tensors, at most {_NAMES} are read")
     if not all(type(name) is str for name in removed):
         raise HeaderError(f"removed must be names, found {removed!r:.80}")
     for name in removed:
@@ -169,7 +171,10 @@ def _index(top: _Fields, stored: bytes | memoryview, later: bool) -> Any:
     size = fields.get("size", int)
     if not 0 <= size <= INDEX_BYTES:
         raise HeaderError(f"an index of {size} bytes")
-    text = unpack_blob(stored, size, "the index")
+    try:
+        text = unpack_blob(stored, size, "the index").decode()
+    except UnicodeDecodeError as error:
+        raise HeaderError(f"not valid JSON: {error}") from None
     if size > _WIDE_INDEX_BYTES and not text.isascii():
         raise HeaderError(f"an index of {size} bytes that are not all ASCII, at most {_WIDE_INDEX_BYTES} are read")
     return strict_json(text)
@@ -224,6 +229,8 @@ def _identity(top: _Fields, key: str, later: bool) -> Identity:
 def _tensors(index: _Fields, kind: str, later: bool) -> tuple[TensorSpec, ...]:
     tensors, blocks = [], 0
     items = index.get("tensors", list)
+    if len(items) > _NAMES:
+        raise HeaderError(f"{len(items)} tensors, at most {_NAMES} are read")
     items.reverse()
     while items:
         # what was read is given up at once: as JSON it takes as much memory again
@@ -307,7 +314,10 @@ def _entries(where: str, value: Any, size: int) -> Entries | None:
 def _files(index: _Fields, key: str, check: Callable[[str], None]) -> tuple[SideFile, ...] | None:
     if index.value[key] is None:
         return None
-    return tuple(_file(key, item, check) for item in index.get(key, list))
+    items = index.get(key, list)
+    if len(items) > _FILES:
+        raise HeaderError(f"{key}: {len(items)} files, at most {_FILES} are read")
+    return tuple(_file(key, item, check) for item in items)
 
 
 def _file(key: str, item: Any, check: Callable[[str], None]) -> SideFile:

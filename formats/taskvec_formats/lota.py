@@ -8,11 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
-import numpy.typing as npt
 
 from .atomic import atomic_file, naming
 from .blobs import pack_blob, unpack_blob
@@ -141,14 +139,13 @@ class LotaReader:
         except FormatError as error:
             raise type(error)(f"{path}: {error}") from None
         self.specs = {spec.name: spec for spec in self.header.tensors}
-        # where each tensor's blocks begin, and behind them the end of its last
-        self._offsets: dict[str, npt.NDArray[np.int64]] = {}
+        self._starts: dict[str, int] = {}  # where each tensor's blocks begin
         self._blobs: dict[SideFile, int] = {}
+        self._offsets: dict[str, list[int]] = {}  # and each of its blocks, once one of them was asked for
         offset = 0
         for spec in self.header.tensors:
-            lengths = [0, *(block.length if block else 0 for block in spec.blocks)]
-            self._offsets[spec.name] = offsets = offset + np.cumsum(lengths, dtype=np.int64)
-            offset = int(offsets[-1])
+            self._starts[spec.name] = offset
+            offset += spec.length
         for file in self.header.blobs:
             self._blobs[file] = offset
             offset += file.blob.length if file.blob else 0
@@ -191,9 +188,12 @@ class LotaReader:
 
     def _stored(self, spec: TensorSpec, start: int, stop: int) -> Iterator[tuple[Block, tuple[int, int], int]]:
         """The blocks with elements of [start, stop) in which something changes: their ranges, and where they lie."""
+        if spec.name not in self._offsets:
+            lengths = (block.length if block else 0 for block in spec.blocks)
+            self._offsets[spec.name] = list(accumulate(lengths, initial=self._starts[spec.name]))
         for number in spec.form.numbers_of(start, stop):
             if block := spec.blocks[number]:
-                yield block, spec.form.block(number), int(self._offsets[spec.name][number])
+                yield block, spec.form.block(number), self._offsets[spec.name][number]
 
     def _decode(self, spec: TensorSpec, block: Block, span: tuple[int, int], offset: int, base: Bits | None) -> Change:
         data = self._file.bytes(BLOCKS, offset, offset + block.length)
@@ -253,8 +253,9 @@ class LotaReader:
                 with self._naming(spec, span, offset):
                     check_block(block, self._file.bytes(BLOCKS, offset, offset + block.length))
 
-        progress(0, len(self.specs))
-        for done, _ in enumerate(ordered_map(check, self.specs.values()), 1):
-            progress(done, len(self.specs))
+        changing = [spec for spec in self.header.tensors if any(spec.blocks)]
+        progress(0, len(changing))
+        for done, _ in enumerate(ordered_map(check, changing), 1):
+            progress(done, len(changing))
         for file in self.header.blobs:
             self.content(file)
