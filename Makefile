@@ -11,11 +11,12 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test fuzz conformance check format bench bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test fuzz attack conformance check format bench bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
 	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
+	@echo "make attack  try crafted files, slips and foreign recipes, and measure (some two minutes)"
 	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
@@ -51,6 +52,10 @@ fuzz: $(VENV)/installed
 $(VENV)/mergekit: $(VENV)/installed
 	$(PIP) --editable '.[peers]'
 	@touch $@
+
+# ATTACK: words of the names of those to try
+attack: $(VENV)/installed
+	$(BIN)/python tests/attack.py $(ATTACK)
 
 conformance: $(VENV)/mergekit
 	$(BIN)/python -W ignore tests/peers.py $(CASES)

@@ -44,7 +44,13 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
     """Everything in a folder: the bytes of files, where links lead to, and that a folder is one."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
-        what = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() else path.read_bytes()
+        what: bytes | str = f"mode {path.lstat().st_mode}"  # a FIFO would wait for a writer
+        if path.is_symlink():
+            what = os.readlink(path)
+        elif path.is_dir():
+            what = "folder"
+        elif path.is_file():
+            what = path.read_bytes()
         found[str(path.relative_to(folder))] = what
     return found
 

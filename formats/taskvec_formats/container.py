@@ -31,7 +31,7 @@ from .forms import Form, check_shape
 
 METADATA = "__metadata__"
 HEADER_BYTES = 100_000_000  # the most that the safetensors library reads
-_VALUES = 1 << 22
+_VALUES = 3_500_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -67,7 +67,7 @@ def _finite(text: str) -> float:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Parse JSON of at most 2^22 commas, colons and opening brackets, which bound the objects that it becomes.
+    """Parse JSON of at most 3,500,000 commas, colons and opening brackets, which bound the objects that it becomes.
 
     Raises HeaderError where it is larger or malformed, has a key twice or a number beyond f64, or nests too deep.
     """

@@ -1,0 +1,5 @@
+"""`python -m taskvec_cli`."""
+
+from .main import main
+
+main()

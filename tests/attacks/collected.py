@@ -1,0 +1,5 @@
+"""Every attack."""
+
+from . import Attack, files
+
+ATTACKS: list[Attack] = [*files.ATTACKS]
