@@ -185,8 +185,7 @@ def read_tensor(tensor, data, kind, base):  # §3, §4
     need(all(len(s) <= 64 and min(s, default=0) >= 0 and math.prod(filter(None, s)) < 1 << 48 for s in (shape, origin)), "shape")
     cols, whole = shape[-1] if len(shape) > 1 else 1, math.prod(shape)
     step, old = max(1, (1 << 22) // max(cols, 1)) * cols, base_bits(tensor, base) if kind == "patch" else None
-    starts = range(0, whole, step) if whole else []
-    for start, (check, _, _, *parts) in ((a, b) for a, b in zip(starts, tensor["blocks"], strict=True) if b):
+    for start, (check, _, _, *parts) in ((a, b) for a, b in zip(range(0, whole, max(step, 1)), tensor["blocks"], strict=True) if b):
         size, stored = min(step, whole - start), sum(part[2] + part[4] for part in parts if part)
         need(any(parts) and stored <= len(data), "block")
         digest(data[:stored], check, 32)
@@ -195,6 +194,7 @@ def read_tensor(tensor, data, kind, base):  # §3, §4
             need(0 < n <= size and (what != "delta" or kind == "vector" and dtype in MANTISSA), "count or kind")
             at = positions(codec, data[:length], n, cols, size, dtype, beside)
             new = values(value_codec, data[length : length + value_length], at, width, dtype, beside)
+            need(what != "delta" or np.isfinite(np.frombuffer(bytes.fromhex("".join(new)), "<f4")).all(), "a delta is no number")
             found[what] += [[start + position, value] for position, value in zip(at, new, strict=True)]
             data = data[length + value_length :]
     return found, data

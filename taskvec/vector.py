@@ -29,6 +29,7 @@ from taskvec_formats import (
 from taskvec_formats.blocks import AUTO, CODECS, encode_block, touched_digest
 from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import BitArray
+from taskvec_formats.errors import StreamError
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 
@@ -182,6 +183,7 @@ class TaskVector(Mapping[str, SparseTensor]):
 
         Raises:
             OutputExistsError: `path` exists and `force` is not given.
+            StreamError: A delta is not a finite number.
             UsageError: The codec is unknown; `path` is a file that this vector reads, whatever `force` is; or no file
                 can be written there.
         """
@@ -196,7 +198,10 @@ class TaskVector(Mapping[str, SparseTensor]):
             base = base_bits(spec) if base_bits else None
             change = self._source.change(spec.name, *span, base)
             beside = None if base is None else base[slice(*span)]
-            block, data = encode_block(spec.form, change, beside if self.kind == "patch" else None, codec)
+            try:
+                block, data = encode_block(spec.form, change, beside if self.kind == "patch" else None, codec)
+            except StreamError as error:
+                raise StreamError(f"{self.name}: tensor {spec.name!r}: {error}") from None
             if block:
                 before, after = self._digests(spec, number, change, beside)
                 block = replace(block, before=before, after=after)

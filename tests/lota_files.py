@@ -817,6 +817,16 @@ DEFECTS: dict[str, Defect] = {
     "gap-beyond-the-end": Defect(
         StreamError, "tensor 'w'.*delta: ", streams("w", lambda s: [_gaps(0, 200, len(s[0])), *s[1:]])
     ),
+    "delta-not-a-number": Defect(
+        StreamError,
+        "tensor 'p'.*delta: nan at position 1 is not a finite number",
+        streams("p", lambda s: [s[0], np.array([np.nan, 1], "<f4").tobytes(), *s[2:]]),
+    ),
+    "delta-infinite": Defect(
+        StreamError,
+        "tensor 'p'.*delta: -inf at position 5 is not a finite number",
+        streams("p", lambda s: [s[0], np.array([1, -np.inf], "<f4").tobytes(), *s[2:]]),
+    ),
     "codec-needs-a-base": Defect(StreamError, "tensor 'p'.*beside the base only", in_delta(1, "exponents", "p")),
     "steps-in-a-vector": Defect(StreamError, "tensor 'p'.*beside the base only", in_delta(3, "steps", "p")),
 }

@@ -402,6 +402,7 @@ def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -
         **identities,
         "removed": ["old"],
         "side_files": ["config.json", "model.safetensors.index.json"],
+        "not_carried": [],
         "provenance": {"made_by": "pack"},
     }
     assert entries > 500

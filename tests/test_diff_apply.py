@@ -14,9 +14,10 @@ from building import Tensor, contents, package, tensor, write_checkpoint
 
 from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
-from taskvec_formats import LotaReader
+from taskvec.source import Memory
+from taskvec_formats import Form, Header, Identity, LotaReader, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
-from taskvec_formats.errors import ChecksumError
+from taskvec_formats.errors import ChecksumError, StreamError
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(8, 5))
@@ -216,7 +217,7 @@ def test_a_sparsity_keeps_the_largest_changes_and_no_more(dtype: str, sparsity: 
     assert {name: kept.indices.tolist() for name, kept in vector.items()} == oracle.top_k(deltas, k)
     assert sum(map(len, vector.values())) == k
 
-    assert apply(vector, base, tmp_path / "out") == Applied(None)
+    assert apply(vector, base, tmp_path / "out") == Applied(None, (), ("pytorch_model.bin",))
     result = Checkpoint(tmp_path / "out")
     for name, before in states[0].items():
         expected = before.bits.copy()
@@ -446,7 +447,9 @@ def test_side_files_of_the_base_are_copied_where_the_vector_knows_none(tmp_path:
     base = write_checkpoint(tmp_path / "base", F32[0], 2, files)
     (tmp_path / "base" / "pytorch_model.bin").touch()
     tuned = write_checkpoint(tmp_path / "tuned", F32[1], 1, {"other.txt": b"1"})
-    assert apply(diff(base, tuned, 0.5), Checkpoint(tmp_path / "base"), tmp_path / "out") == Applied(None)
+    assert apply(diff(base, tuned, 0.5), Checkpoint(tmp_path / "base"), tmp_path / "out") == Applied(
+        None, (), ("pytorch_model.bin",)
+    )
     result = {path.name: path.read_bytes() for path in Checkpoint(tmp_path / "out").side_files}
     index = (tmp_path / "base" / "model.safetensors.index.json").read_bytes()
     assert result == {**files, "model.safetensors.index.json": index}
@@ -486,3 +489,14 @@ def test_a_tensor_that_the_vector_lacks_is_a_key_error(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         vector["frozen"]
     assert "frozen" not in vector
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_delta_that_is_no_number_is_not_stored(value: float, tmp_path: Path) -> None:
+    delta = SparseTensor((4,), np.array([1, 3]), np.array([1, value], np.float32))
+    spec = TensorSpec.like("w", Form(DTYPES["F32"], (4,)))
+    header = Header("vector", Identity("base", "ba5e" * 16), None, ())
+    vector = TaskVector(header, [spec], Memory({"w": delta}, {"w": spec}), "mine")
+    with pytest.raises(StreamError, match=f"mine: tensor 'w': delta: {value} at position 3 is not a finite number"):
+        vector.save(tmp_path / "x.lota")
+    assert not list(tmp_path.iterdir())

@@ -141,9 +141,10 @@ def test_a_shard_size_needs_a_unit(size: str, llama: Path, vector: Path, tmp_pat
 
 
 def test_shard_sizes_are_read_as_transformers_reads_them() -> None:
-    from taskvec_cli.merge import _bytes
+    from taskvec_cli.outputs import parse_size
 
-    assert [_bytes(text) for text in ("2GB", "1.5kB", "1 MiB", "3T")] == [2 * 10**9, 1500, 2**20, 3 * 10**12]
+    sizes = {"2GB": 2 * 10**9, "1.5kB": 1500, "1 MiB": 2**20, "3T": 3 * 10**12}
+    assert {text: parse_size("--shard-size", text) for text in sizes} == sizes
 
 
 def test_a_path_that_ends_in_a_slash_is_a_folder(llama: Path, vector: Path, tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ def encode_block(
     """The entries of one block and their description, `before` and `after` left out; (None, b"") where there are none.
 
     base: carriers of the block in the base; None where entries must be readable without it (vectors).
+    Raises StreamError for a delta that is not a finite number.
     """
+    _check_finite(change.delta)
     frame = _frame(form, change.delta.size, base)
     delta, first = _encode(change.delta.indices, change.delta.values.view("<u4"), frame, codec)
     replacements, second = _encode(change.replacements.indices, change.replacements.values, frame, codec)
@@ -99,7 +101,16 @@ def decode_block(
     frame = _frame(form, span[1] - span[0], base)
     cut = block.delta.length if block.delta else 0
     delta = _decode(block.delta, data[:cut], DELTA, frame, "delta")
+    _check_finite(delta)
     return Change(delta, _decode(block.replacements, data[cut:], form.dtype.carrier, frame, "replacements"))
+
+
+def _check_finite(delta: SparseTensor) -> None:
+    """A weight plus NaN or an infinity would be neither, whatever the weight: bits that are such are replacements."""
+    finite = np.isfinite(delta.values)
+    if not finite.all():
+        place = int(np.argmin(finite))
+        raise StreamError(f"delta: {delta.values[place]} at position {delta.indices[place]} is not a finite number")
 
 
 def check_block(block: Block, data: memoryview) -> None:
