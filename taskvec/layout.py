@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from taskvec_formats import Checkpoint, Form
-from taskvec_formats.checkpoint import find_shards
+from taskvec_formats.checkpoint import CONFIG_BYTES, check_config, find_shards
 from taskvec_formats.container import parse_header
 from taskvec_formats.errors import CheckpointError, HeaderError
-from taskvec_formats.file_names import INDEX
+from taskvec_formats.file_names import INDEX, is_config
 
 from .application import check_forms, mismatch
 from .errors import BaseMismatchError
@@ -85,11 +85,13 @@ def check_index(shards: Mapping[str, Shard], files: Files, where: str) -> None:
     """Check that a program that loads the folder finds exactly these shards.
 
     Raises:
-        HeaderError: Shards and index disagree, or the names hide a shard.
+        HeaderError: Shards and index disagree, the names hide a shard, or a configuration names other weights.
     """
     index = content_of(files[INDEX]) if INDEX in files else None
     try:
         found, listed = find_shards({*shards, *files}, index, where)
+        for name in filter(is_config, files):
+            check_config(name, content_of(files[name])[: CONFIG_BYTES + 1], found, where)
     except CheckpointError as error:
         raise HeaderError(str(error)) from None
     if left := sorted(shards.keys() - set(found)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -13,9 +15,12 @@ from blake3 import blake3
 from .container import SafetensorsFile, TensorInfo, strict_json
 from .dtypes import BitArray
 from .errors import CheckpointError, HeaderError
-from .file_names import INDEX, SHARD, SINGLE, is_weights
+from .file_names import INDEX, SHARD, SINGLE, is_config, is_weights
 from .forms import Form
 from .parallel import ordered_map
+
+CONFIG_BYTES = 1 << 22  # of a config.json: more is no configuration of a model
+_REDIRECT = "transformers_weights"  # a key that names the file of weights
 
 
 def begin_digest(name: str, form: Form) -> blake3:
@@ -63,6 +68,7 @@ class Checkpoint:
                     self.side_files.append(file)
                 else:
                     self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
+            _check_configs(self.side_files, names, str(path))
         elif path.is_file():
             path, names = path.parent, [path.name]
             listed = {}
@@ -189,3 +195,52 @@ def find_shards(names: Collection[str], index: bytes | None, where: str) -> tupl
             "certain: remove one of them"
         )
     return shards, listed
+
+
+def _check_configs(side_files: list[Path], shards: list[str], where: str) -> None:
+    for file in side_files:
+        if is_config(file.name):
+            with open(file, "rb") as config:
+                check_config(file.name, config.read(CONFIG_BYTES + 1), shards, where)
+
+
+def check_config(name: str, content: bytes, shards: Collection[str], where: str) -> None:
+    """Check that a configuration does not send a program that loads the model to other files of weights.
+
+    transformers loads the file that `transformers_weights` names instead of those that find_shards finds. The key is
+    looked for at every depth, since `attribute_map` can stand in for it.
+
+    Args:
+        name: The name of the file.
+        content: Its first bytes, CONFIG_BYTES + 1 of them or all.
+        shards: The names of the shards.
+        where: The folder, for errors.
+
+    Raises:
+        CheckpointError: It names another file, or is larger than CONFIG_BYTES.
+    """
+    if len(content) > CONFIG_BYTES:
+        raise CheckpointError(f"{where}: {name} has more than {CONFIG_BYTES} bytes")
+    try:
+        document = json.loads(content.decode())
+    except (ValueError, RecursionError):
+        return  # transformers cannot read it either
+    for weights in _values(document, _REDIRECT):
+        if weights not in (None, INDEX) and [weights] != list(shards):
+            raise CheckpointError(
+                f"{where}: {name} has {_REDIRECT} {weights!r:.200}, and a program would load that in place of "
+                f"{', '.join(sorted(shards)):.200}: remove the key"
+            )
+
+
+def _values(document: Any, key: str) -> Iterator[Any]:
+    """The values of a key in all objects of a JSON document."""
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if key in value:
+                yield value[key]
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value

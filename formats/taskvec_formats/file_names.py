@@ -35,6 +35,11 @@ def is_weights(name: str) -> bool:
     return lower.removesuffix(".index.json").endswith(WEIGHTS) or lower == REDIRECT
 
 
+def is_config(name: str) -> bool:
+    """Whether transformers may take a file for the model's configuration: `config.json`, or `config.4.0.0.json`."""
+    return name.startswith("config.") and name.endswith(".json")
+
+
 def check_side_file_name(name: str) -> None:
     """Raise HeaderError for a name that a side file must not have."""
     _check_plain(name)

@@ -83,6 +83,25 @@ def side_file(name: str, content: bytes) -> Edit:
     return edit
 
 
+def configured(config: dict[str, Any]) -> Edit:
+    """Another config.json."""
+
+    def edit(parts: Parts) -> None:
+        (own,) = (file for file in parts.index["files"] if file[0] == "config.json")
+        parts.blocks = parts.blocks[: len(parts.blocks) - own[2][0]]  # it is the last blob
+        parts.index["files"].remove(own)
+        side_file("config.json", json.dumps(config).encode())(parts)
+
+    return edit
+
+
+def with_config(folder: Path) -> Sequence[object]:
+    models(folder)
+    (folder / "tuned" / "config.json").write_text('{"transformers_weights": "a.safetensors"}')
+    write_shard(folder / "tuned" / "a.safetensors", EVIL)
+    return ("pack", "base", "tuned", "-o", "y.lota")
+
+
 def shard(name: str, header: bytes) -> Edit:
     """The only shard's header, in place of the base's."""
 
@@ -159,6 +178,28 @@ INDEXES = [
         "places tensor 'y' in 'model.safetensors', which does not hold it",
     ),
     *on_base("an index that is none", side_file(INDEX, b"[]"), "is not a shard index"),
+]
+ELSEWHERE = "would load that in place of model.safetensors"
+CONFIGS = [
+    *on_base("a config of other weights", configured({"transformers_weights": "a.safetensors"}), ELSEWHERE),
+    *on_base(
+        "a config of other weights by another key",
+        configured({"attribute_map": {"transformers_weights": "k"}, "k": "a.safetensors"}),
+        ELSEWHERE,
+    ),
+    *on_base(
+        "a config of a version of other weights",
+        side_file("config.4.0.0.json", b'{"transformers_weights": "a.safetensors"}'),
+        ELSEWHERE,
+    ),
+    *on_base("a config of 5 MB", configured({"a": [[]] * 1_250_000}), "config.json has more than 4194304 bytes"),
+    *on_base(
+        "a config of its own weights",
+        configured({"transformers_weights": SINGLE}),
+        "applies to base|byte for byte",
+        code=0,
+    ),
+    Attack("a checkpoint whose config names other weights", with_config, ELSEWHERE),
 ]
 SHARDS = [
     *on_base("a shard config.json", shard("config.json", layout(OWN)), "is not the name of a shard"),
@@ -361,4 +402,4 @@ CHECKPOINTS = [
     ),
     Attack("a pickle", partial(foreign, "x.lota", b"\x80\x04.", ("verify", "x.lota")), "is not a safetensors file"),
 ]
-ATTACKS = [*SIDE_FILES, *INDEXES, *SHARDS, *TEXTS, *COSTS, *CHECKPOINTS]
+ATTACKS = [*SIDE_FILES, *INDEXES, *CONFIGS, *SHARDS, *TEXTS, *COSTS, *CHECKPOINTS]
