@@ -128,7 +128,7 @@ def apply(
     check_index(shards, written, out.name)
     size = _size(shards, written, output)
     _check_size(vector, base, size, max_bytes)
-    _check_space(out, size)
+    _check_space(out, size, work if resume else None)
     if work is not None:
         base.digests(lambda done, total: progress("hashing base", done, total, ""))
     application = Application(vector, base, progress)
@@ -186,10 +186,12 @@ def _check_size(vector: TaskVector, base: Checkpoint, size: int, most: int | Non
         )
 
 
-def _check_space(out: Path, size: int) -> None:
-    """Raise SizeError where the disk of the output cannot hold so many bytes."""
+def _check_space(out: Path, size: int, work: Path | None) -> None:
+    """Raise SizeError where the disk of the output cannot hold so many bytes; what is in `work` is there already."""
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
+    if work is not None and work.is_dir():
+        free += sum(file.stat().st_size for file in work.iterdir())
     if size > free:
         raise SizeError(f"{out} takes {size:,} bytes, and {free:,} are free in {folder}")
 

@@ -304,7 +304,7 @@ def print_file(summary: dict[str, Any]) -> None:
         if value is not None and not isinstance(value, (list, dict)) and key != "made_by"
     ]
     if "made_by" in summary["provenance"]:
-        say(f"made by {summary['provenance']['made_by']}: {', '.join(facts)}")
+        say(f"made by {summary['provenance']['made_by']}{': ' if facts else ''}{', '.join(facts)}")
     modules: dict[str, list[int]] = {}
     for tensor in summary["tensors"]:
         _, module = layer_and_module(tensor["name"])
