@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvec import Output, TaskVector, apply, diff, merge
-from taskvec.errors import MergeError, UsageError
+from taskvec.errors import DTypeError, MergeError, UsageError
 from taskvec.merging.average import average
 from taskvec.merging.recipe import Recipe
 from taskvec.promotion import promoted
@@ -152,6 +152,37 @@ def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
         average([diff(base, first), diff(base, base)], base, [1])
     with pytest.raises(UsageError, match="nothing to merge"):
         average([], base)
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtypes", "message"),
+    [
+        ([1e39, 1], {}, "tensor 'w': the weights leave the range of f32"),
+        ([1e39, -1e39], {}, "tensor 'w': the weights leave the range of f32"),
+        ([1.5, 1.0], {}, "tensor 'w': the average leaves the range of f32"),
+        ([1, 1], {"dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+        ([0.5, 0.5], {"dtype": "bfloat16", "out_dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+    ],
+)
+def test_an_average_that_no_number_holds_is_refused(
+    weights: list[float], dtypes: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1.0, 3e38])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [2.0, 3e38])})
+    with pytest.raises((MergeError, DTypeError), match=message):
+        average([diff(base, tuned), diff(base, base)], base, weights, **dtypes).change("w")
+
+
+@pytest.mark.parametrize("dtypes", [("F32", "F16"), ("F16", "F32"), ("BF16", "F16"), ("F32", "F32")])
+def test_an_average_keeps_what_is_no_number(dtypes: tuple[str, str], tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtypes[0], [1, 2, np.inf, np.nan])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtypes[1], [np.nan, -np.inf, np.inf, np.nan])})
+    (tmp_path / "r.yaml").write_text(
+        f"{{merge_method: linear, models: [{{model: {base.path}}}, {{model: {tuned.path}}}]}}"
+    )
+    recipe = Recipe.read(tmp_path / "r.yaml")
+    apply(recipe.merge(recipe.vectors(base), base=base), base, tmp_path / "out")
+    assert str(read(Checkpoint(tmp_path / "out"), "w")) == "[ nan -inf  inf  nan]"
 
 
 @given(st.lists(st.floats(0.125, 2, width=32), min_size=1, max_size=4))

@@ -20,7 +20,7 @@ from ..lineage import joined, lineage
 from ..progress import Progress, silent
 from ..promotion import WidenedEntries
 from ..source import inputs_of, no_replacements
-from ..sums import common_specs
+from ..sums import addend, common_specs
 from ..vector import TaskVector
 from .dialects import DIALECTS
 from .measured import depth_of, measured_from
@@ -165,7 +165,7 @@ class _Merge(WidenedEntries):
     def _reader(self, number: int) -> _Reader:
         vector, prune, options = self._vectors[number], self._method.prune, self._options
         if prune is None:
-            return lambda name, start, stop: vector.change(name, start, stop).delta
+            return lambda name, start, stop: addend(vector.name, vector.specs[name], vector.change(name, start, stop))
         dialect = DIALECTS[options["dialect"]]
         request = Request(vector, number, self._densities[number].__getitem__, dialect)
         keep = prune(request, **{name: options[name] for name in options_of(prune)})
