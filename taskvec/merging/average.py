@@ -30,7 +30,7 @@ from ..vector import TaskVector
 from .measured import depth_of, measured_from
 from .merge import provenance_of
 from .notes import notes_on
-from .requests import by_tensor, weights_for
+from .requests import by_vector, weights_for
 from .settings import Setting
 
 
@@ -80,7 +80,7 @@ def average(
             spec = held.get(name) or TensorSpec.like(name, info.form, short(digests[name]))
             within[name] = DTYPES[TARGETS[dtype]] if dtype else spec.dtype
             specs[name] = replace(spec, dtype=DTYPES[TARGETS[out_dtype]] if out_dtype else within[name])
-    source = _Average(measured, base, [by_tensor("weight", weight, specs, depth) for weight in factors], specs, within)
+    source = _Average(measured, base, by_vector("weight", factors, measured, specs, depth), specs, within)
     provenance = provenance_of(
         vectors,
         depth,

@@ -27,7 +27,7 @@ from .measured import depth_of, measured_from
 from .notes import divided_out, first_meeting, notes_on, untrimmed
 from .pruned import Pruned, Request
 from .registry import AUTO, Method, method_of, options_of
-from .requests import by_tensor, densities_for, lambda_for, options_for, weights_for
+from .requests import by_tensor, by_vector, densities_for, lambda_for, options_for, weights_for
 from .settings import Depth, Setting, described
 from .ties import ties
 from .trim import trim
@@ -150,8 +150,8 @@ class _Merge(WidenedEntries):
         self._method = method
         self._specs = specs
         self._options = {**options, **method.fixed}
-        self._weights = [by_tensor("weight", weight, specs, depth) for weight in weights]
-        self._densities = [by_tensor("density", density, specs, depth) for density in densities]
+        self._weights = by_vector("weight", weights, vectors, specs, depth)
+        self._densities = by_vector("density", densities, vectors, specs, depth)
         self._lam = by_tensor("lambda", lam, specs, depth)
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
