@@ -75,11 +75,13 @@ def addend(vector: str, spec: TensorSpec, change: Change) -> SparseTensor:
         change: What the vector does to a range of it.
 
     Raises:
-        MergeError: The vector makes a weight NaN or infinite. That is a replacement, so the sum would not have it.
+        MergeError: A weight that the vector changes is NaN or infinite. It is a replacement, which the sum would lack.
     """
     values = change.replacements.values.view(spec.dtype.real)
     if not np.isfinite(values).all():
-        raise MergeError(f"{vector} makes weights of tensor {spec.name!r} NaN or infinite, which cannot be added up")
+        raise MergeError(
+            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be added up"
+        )
     return change.delta
 
 

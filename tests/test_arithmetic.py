@@ -195,7 +195,7 @@ def test_weights_that_are_no_numbers_are_not_added_up(value: float, dtypes: tupl
         combined.append(2 * tuned)
     pruned = merge([tuned], "dare_linear", density=0.5, base=base)
     for vector in [*combined, pruned]:
-        with pytest.raises(MergeError, match="tuned makes weights of tensor 'w' NaN or infinite"):
+        with pytest.raises(MergeError, match="tuned: tensor 'w' has changed weights that are NaN or infinite"):
             vector["w"]
 
 

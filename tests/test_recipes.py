@@ -213,8 +213,8 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
             "gamma must be one number for all models, found .0.0, 1.0. for a",
         ),
         (
-            "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a.lota, parameters: {gamma: 0.1}}, {model: b}]",
-            "gamma must be one number for all models, found 0.01 for b .it is 0.01 where it is left out",
+            "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a, parameters: {gamma: 0.1}}, {model: b}]",
+            r"gamma must be one number for all models, found 0.01 for b \(it is 0.01 where it is left out\)",
         ),
         (ONE + "merge_method: auto\nparameters: {gamma: 0.1}", "auto chooses the method, which then has no options"),
         (
