@@ -32,11 +32,8 @@ from .settings import Rule, Setting, described, shown
 # what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
 _METHODS = {"task_arithmetic": "linear", "linear": "average"}
 _KEYS = ("models", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer")
-# what mergekit does by these is not done here
-_REFUSED = {
-    "slices": "models are merged whole, under 'models'",
-    "modules": "models are merged whole, under 'models'",
-}
+# parts of models, which mergekit puts together
+_REFUSED = ("slices", "modules")
 
 
 @dataclass(frozen=True)
@@ -202,9 +199,9 @@ def _naming(path: Path) -> Iterator[None]:
 def _recipe(path: Path, document: Any) -> Recipe:
     if not isinstance(document, dict):
         raise UsageError(f"expected keys such as merge_method and models, found {type(document).__name__}")
-    for key, instead in _REFUSED.items():
+    for key in _REFUSED:
         if key in document:
-            raise UsageError(f"{key!r} is not supported: {instead}")
+            raise UsageError(f"{key!r} is not supported: models are merged whole, under 'models'")
     named = document.get("merge_method")
     if not isinstance(named, str):
         raise UsageError(f"merge_method names a method, found {shown(named)}")

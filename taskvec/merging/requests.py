@@ -137,13 +137,3 @@ def by_tensor(what: str, setting: Setting, names: Iterable[str], depth: Depth) -
             raise UsageError(f"{what}: no rule fits tensor {name!r}: end the rules with one for all tensors")
         numbers[name] = number
     return numbers
-
-
-def lambda_for(lam: Setting) -> Setting:
-    """λ as it was given.
-
-    Raises:
-        UsageError: It is no setting.
-    """
-    numbers_of(lam, "lambda")
-    return lam
