@@ -136,6 +136,23 @@ def test_a_vector_that_knows_its_result_gives_it_in_any_dtype(tmp_path: Path) ->
     assert read(Checkpoint(tmp_path / "out"), "w").tolist() == [1000.0, 3.0]
 
 
+@pytest.mark.parametrize("asked", [None, "float32", "float16"])
+@pytest.mark.parametrize(("dtype", "large"), [("F16", 6e4), ("BF16", 3e38), ("F32", 3e38)])
+def test_a_sum_that_the_dtype_does_not_hold_is_refused(
+    dtype: str, large: float, asked: str | None, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtype, [large, np.inf, 1.0])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtype, [large * 1.08, np.inf, 2.0])})
+    merged = merge([diff(base, tuned)], "linear", [3.0], base=base)
+    if (dtype, asked) == ("F16", "float32"):
+        apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
+        assert 70000 < read(Checkpoint(tmp_path / "out"), "w")[0] < 80000
+        return
+    with pytest.raises(DTypeError, match="tensor 'w'"):
+        apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
     base, first = model(tmp_path / "base", 0, "F32"), model(tmp_path / "first", 10, "F32")
     merged = average([diff(base, first), diff(base, base), diff(base, first)], base, [0.5, 0.25, 2])
