@@ -19,7 +19,7 @@ from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
 from taskvec_formats.sparse import Indices
 
-from .errors import AlreadyAppliedError, BaseMismatchError
+from .errors import AlreadyAppliedError, BaseMismatchError, DTypeError
 from .progress import Progress, silent
 from .tensor import BaseBits, touched_bits
 from .vector import TaskVector
@@ -56,7 +56,8 @@ class Application:
     def range(self, spec: TensorSpec, number: int) -> BitArray:
         """The tuned bits of block `number` of a tensor, new carriers; the errors of `touched`."""
         change, base = self._change(spec, number)
-        _, after = self._checked(spec, number, change, base)
+        before, after = self._checked(spec, number, change, base)
+        self._check_sum(spec, change, before, after)
         tuned: BitArray = base.copy()
         tuned[change.touched()] = after
         return tuned
@@ -71,7 +72,10 @@ class Application:
         real, compute = spec.dtype.real, spec.dtype.compute
         with np.errstate(all="ignore"):
             values = base.view(real).astype(compute)
+            before = values[change.delta.indices]
             values[change.delta.indices] += change.delta.values
+            if not np.isfinite(values[change.delta.indices][np.isfinite(before)]).all():
+                raise _beyond(spec, "F64" if spec.dtype.name == "F64" else "F32")
             values[change.replacements.indices] = change.replacements.values.view(real).astype(compute)
         return values
 
@@ -82,7 +86,9 @@ class Application:
         that the vector gives a digest for.
         """
         change, base = self._change(spec, number)
-        return change.touched(), *self._checked(spec, number, change, base)
+        before, after = self._checked(spec, number, change, base)
+        self._check_sum(spec, change, before, after)
+        return change.touched(), before, after
 
     def _change(self, spec: TensorSpec, number: int) -> tuple[Change, BitArray]:
         """What happens to block `number` of a tensor, and the block of the base."""
@@ -101,6 +107,20 @@ class Application:
         if block and block.before is not None:
             self._check_touched(spec, spec.form.block(number)[0], block, before, after)
         return before, after
+
+    def _check_sum(self, spec: TensorSpec, change: Change, before: BitArray, after: BitArray) -> None:
+        """Raise DTypeError where a finite weight and its delta add up to what the tensor's dtype does not hold.
+
+        A vector that knows its result is exact: it replaces such weights.
+        """
+        if self._vector.header.tuned is not None or not spec.dtype.additive:
+            return
+        real = spec.dtype.real
+        infinite = ~np.isfinite(after.view(real))
+        if infinite.any():
+            beyond = change.touched()[infinite & np.isfinite(before.view(real))]
+            if not np.isin(beyond, change.replacements.indices).all():
+                raise _beyond(spec, spec.dtype.name)
 
     def _check_origin(self, spec: TensorSpec) -> None:
         """What is stored relative to a base need not decode beside another, which is no fault of the file."""
@@ -139,6 +159,10 @@ def check_forms(vector: TaskVector, base: Checkpoint) -> None:
 def mismatch(vector: TaskVector, base: Checkpoint, why: str) -> BaseMismatchError:
     """The error that says why a checkpoint is not the base of a vector."""
     return BaseMismatchError(f"{base.name} is not the base of {vector.name} ({vector.base.name}): {why}")
+
+
+def _beyond(spec: TensorSpec, dtype: str) -> DTypeError:
+    return DTypeError(f"tensor {spec.name!r}: a weight and its delta add up to a number that is beyond {dtype}")
 
 
 def _vouched(spec: TensorSpec) -> bool:

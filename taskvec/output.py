@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from taskvec_formats import Companion, Form
 from taskvec_formats.container import encode_header, parse_header
-from taskvec_formats.dtypes import DTYPES, BitArray
+from taskvec_formats.dtypes import DTYPES, BitArray, DType
 from taskvec_formats.errors import CheckpointError
 from taskvec_formats.file_names import INDEX, SINGLE
 
@@ -23,6 +24,7 @@ CONFIG, CARD = "config.json", "README.md"
 # as transformers calls them -> as safetensors does
 TARGETS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
+Values = npt.NDArray[Any]
 # side files by name: the content, or the file to copy
 Files = dict[str, Path | bytes]
 
@@ -120,20 +122,14 @@ class Output:
             return bits
         return self.rounded_values(name, bits.view(form.dtype.real).astype(form.dtype.compute, copy=False), form)
 
-    def rounded_values(self, name: str, values: np.ndarray[Any, np.dtype[Any]], form: Form) -> BitArray:
+    def rounded_values(self, name: str, values: Values, form: Form) -> BitArray:
         """Values, f32 or f64 [n], of a tensor of `form` as they are written: new carriers.
 
-        Rounded to nearest, ties to even; f64 through f32, as torch does. Every NaN becomes the same one: machines
-        convert payloads differently.
-        Raises DTypeError, naming the tensor, where a finite value becomes infinite.
+        Every NaN becomes the same one: machines convert payloads differently. The errors of `round_to`.
         """
         target = self.form(form).dtype
-        with np.errstate(all="ignore"):
-            result = values.astype(np.float32, copy=False).astype(target.real)
+        result = round_to(target, values, name)
         result[np.isnan(values)] = np.nan
-        beyond = np.flatnonzero(np.isinf(result) & np.isfinite(values))
-        if len(beyond):
-            raise DTypeError(f"tensor {name!r} holds {values[beyond[0]]:g}, which is beyond {self.dtype}")
         carriers: BitArray = result.view(target.carrier)
         return carriers
 
@@ -179,6 +175,31 @@ class Output:
 
 
 AS_IT_IS = Output()
+
+
+def round_to(dtype: DType, values: Values, name: str) -> Values:
+    """Values, f32 or f64 [n], rounded to a dtype: to nearest, ties to even; f64 through f32, as torch does.
+
+    Args:
+        dtype: Floating.
+        values: Those of a range of a tensor.
+        name: The tensor's, for errors.
+
+    Returns:
+        A new array of the dtype's values.
+
+    Raises:
+        DTypeError: A finite value becomes infinite.
+    """
+    with np.errstate(all="ignore"):
+        result: Values = values.astype(dtype.compute, copy=False).astype(dtype.real)
+    beyond = np.flatnonzero(np.isinf(result) & np.isfinite(values))
+    if len(beyond):
+        said_of = {target: asked for asked, target in TARGETS.items()}
+        raise DTypeError(
+            f"tensor {name!r} holds {values[beyond[0]]:g}, which is beyond {said_of.get(dtype.name, dtype.name)}"
+        )
+    return result
 
 
 def shard_header(forms: Mapping[str, Form], metadata: dict[str, str]) -> bytes:

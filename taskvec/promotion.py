@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from taskvec_formats import Checkpoint, Form, TensorSpec
+import numpy as np
+
+from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.container import TensorInfo, parse_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
-from taskvec_formats.forms import take_for
 
 from .output import shard_header
 from .source import Entries, Source, inputs_of
@@ -74,9 +75,9 @@ class WidenedEntries(Entries):
 
 
 class Cast(Checkpoint):
-    """A checkpoint as if its tensors had other dtypes, converted a tensor at a time when asked for.
+    """A checkpoint as if its tensors had wider dtypes, converted a range at a time when asked for.
 
-    checkpoint: itself perhaps computed. dtypes: tensor name -> dtype, additive, of tensors that are additive.
+    checkpoint: itself perhaps computed. dtypes: tensor name -> a dtype that holds the values of the tensor's own.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, DType]) -> None:
@@ -96,16 +97,17 @@ class Cast(Checkpoint):
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """The elements [start, stop) of a tensor as a flat array of carriers."""
         bits = self._checkpoint.bits(name, start, stop)
-        return in_dtype(bits, self._origins[name].dtype, self.tensors[name].dtype) if name in self._origins else bits
+        if name not in self._origins:
+            return bits
+        dtype = self.tensors[name].dtype
+        values = bits.view(self._origins[name].dtype.real).astype(dtype.real)
+        values[np.isnan(values)] = np.nan  # one NaN for all: machines convert their payloads differently
+        widened: BitArray = values.view(dtype.carrier)
+        return widened
 
     def bytes(self, name: str) -> memoryview:
         """The raw bytes of a whole tensor."""
         return as_bytes(self.bits(name))
-
-
-def in_dtype(bits: BitArray, origin: DType, dtype: DType) -> BitArray:
-    """A range of a tensor in another dtype, as `take_for` converts it."""
-    return take_for(bits, Form(origin, bits.shape), Form(dtype, bits.shape)) if origin != dtype else bits
 
 
 def wider(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from taskvec_formats import Change, Header, TensorSpec
+import numpy as np
+
+from taskvec_formats import Change, Header, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from .align import align, merging
@@ -57,11 +59,30 @@ class Sum(WidenedEntries):
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         held = [term for term in self.terms if name in term.specs]
-        deltas = [term.source.change(name, start, stop).delta for term in held]
+        deltas = [addend(term.name, term.specs[name], term.source.change(name, start, stop)) for term in held]
         aligned = align(deltas, [term.weight for term in held])
         with merging(name):
             total = aligned.result(aligned.total())
         return Change(total, no_replacements(self.specs[name], stop - start))
+
+
+def addend(vector: str, spec: TensorSpec, change: Change) -> SparseTensor:
+    """The deltas of a change as they are added to those of other vectors; replacements are left out.
+
+    Args:
+        vector: The name of the vector, for errors.
+        spec: The tensor, as the vector has it.
+        change: What the vector does to a range of it.
+
+    Raises:
+        MergeError: A weight that the vector changes is NaN or infinite. It is a replacement, which the sum would lack.
+    """
+    values = change.replacements.values.view(spec.dtype.real)
+    if not np.isfinite(values).all():
+        raise MergeError(
+            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be added up"
+        )
+    return change.delta
 
 
 def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:

@@ -16,7 +16,7 @@ from building import BASE, sparse, tensor, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskvec import Checkpoint, SparseTensor, TaskVector, apply, diff
+from taskvec import Checkpoint, SparseTensor, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, KindError, MergeError, UsageError
 from taskvec.source import Entries, no_replacements
 from taskvec_formats import Change, Form, Header, Identity, TensorSpec
@@ -174,14 +174,29 @@ def test_one_times_a_vector_is_its_own_file(factor: Any, tmp_path: Path) -> None
 
 def test_replacements_shards_and_side_files_do_not_travel(tmp_path: Path) -> None:
     """They belong to one pair of checkpoints."""
-    base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1, 0.0, 3])})
-    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [np.nan, -0.0, 4])}, 1, {"config.json": b"{}"})
+    base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [0.0, 3])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [-0.0, 4])}, 1, {"config.json": b"{}"})
     total = diff(base, tuned) * 2
-    assert read(total) == {"w": {2: 2.0}}
+    assert read(total) == {"w": {1: 2.0}}
     assert len(total.change("w").replacements) == 0
     assert (total.source.shards(), total.source.files(), total.header.tuned) == (None, None, None)
     total.save(tmp_path / "x.lota")
     assert TaskVector.open(tmp_path / "x.lota").header.files is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtypes", [("F32", "F32"), ("BF16", "BF16"), ("BF16", "F32"), ("F32", "F16")])
+def test_weights_that_are_no_numbers_are_not_added_up(value: float, dtypes: tuple[str, str], tmp_path: Path) -> None:
+    """A sum without them would have the weights of the base in their place."""
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtypes[0], [1, 2, 3])})
+    tuned = diff(base, write_checkpoint(tmp_path / "tuned", {"w": tensor(dtypes[1], [value, 2, 4])}))
+    combined = [merge([tuned], method, base=base) for method in ("linear", "ties", "average")]
+    if dtypes != ("F32", "F16"):  # measured from a rounded base, which only a merge beside the base can mend
+        combined.append(2 * tuned)
+    pruned = merge([tuned], "dare_linear", density=0.5, base=base)
+    for vector in [*combined, pruned]:
+        with pytest.raises(MergeError, match="tuned: tensor 'w' has changed weights that are NaN or infinite"):
+            vector["w"]
 
 
 def test_the_provenance_names_the_terms() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvec import Output, TaskVector, apply, diff, merge
-from taskvec.errors import MergeError, UsageError
+from taskvec.errors import DTypeError, MergeError, UsageError
 from taskvec.merging.average import average
 from taskvec.merging.recipe import Recipe
 from taskvec.promotion import promoted
@@ -136,6 +136,23 @@ def test_a_vector_that_knows_its_result_gives_it_in_any_dtype(tmp_path: Path) ->
     assert read(Checkpoint(tmp_path / "out"), "w").tolist() == [1000.0, 3.0]
 
 
+@pytest.mark.parametrize("asked", [None, "float32", "float16"])
+@pytest.mark.parametrize(("dtype", "large"), [("F16", 6e4), ("BF16", 3e38), ("F32", 3e38)])
+def test_a_sum_that_the_dtype_does_not_hold_is_refused(
+    dtype: str, large: float, asked: str | None, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtype, [large, np.inf, 1.0])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtype, [large * 1.08, np.inf, 2.0])})
+    merged = merge([diff(base, tuned)], "linear", [3.0], base=base)
+    if (dtype, asked) == ("F16", "float32"):
+        apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
+        assert 70000 < read(Checkpoint(tmp_path / "out"), "w")[0] < 80000
+        return
+    with pytest.raises(DTypeError, match="tensor 'w'"):
+        apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
     base, first = model(tmp_path / "base", 0, "F32"), model(tmp_path / "first", 10, "F32")
     merged = average([diff(base, first), diff(base, base), diff(base, first)], base, [0.5, 0.25, 2])
@@ -152,6 +169,37 @@ def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
         average([diff(base, first), diff(base, base)], base, [1])
     with pytest.raises(UsageError, match="nothing to merge"):
         average([], base)
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtypes", "message"),
+    [
+        ([1e39, 1], {}, "tensor 'w': the weights leave the range of f32"),
+        ([1e39, -1e39], {}, "tensor 'w': the weights leave the range of f32"),
+        ([1.5, 1.0], {}, "tensor 'w': the average leaves the range of f32"),
+        ([1, 1], {"dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+        ([0.5, 0.5], {"dtype": "bfloat16", "out_dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+    ],
+)
+def test_an_average_that_no_number_holds_is_refused(
+    weights: list[float], dtypes: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1.0, 3e38])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [2.0, 3e38])})
+    with pytest.raises((MergeError, DTypeError), match=message):
+        average([diff(base, tuned), diff(base, base)], base, weights, **dtypes).change("w")
+
+
+@pytest.mark.parametrize("dtypes", [("F32", "F16"), ("F16", "F32"), ("BF16", "F16"), ("F32", "F32")])
+def test_an_average_keeps_what_is_no_number(dtypes: tuple[str, str], tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtypes[0], [1, 2, np.inf, np.nan])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtypes[1], [np.nan, -np.inf, np.inf, np.nan])})
+    (tmp_path / "r.yaml").write_text(
+        f"{{merge_method: linear, models: [{{model: {base.path}}}, {{model: {tuned.path}}}]}}"
+    )
+    recipe = Recipe.read(tmp_path / "r.yaml")
+    apply(recipe.merge(recipe.vectors(base), base=base), base, tmp_path / "out")
+    assert str(read(Checkpoint(tmp_path / "out"), "w")) == "[ nan -inf  inf  nan]"
 
 
 @given(st.lists(st.floats(0.125, 2, width=32), min_size=1, max_size=4))

@@ -157,7 +157,10 @@ ONE = "models: [{model: a.lota}]\n"
         ("a: [", "is not YAML"),
         ("merge_method: ties\nmerge_method: linear\n" + ONE, "the key 'merge_method' is given twice"),
         (ONE, "merge_method names a method, found None"),
-        (ONE + "merge_method: slerp", "no merge method 'slerp'; there are auto, linear"),
+        (
+            ONE + "merge_method: slerp",
+            "merge_method: no merge method 'slerp'; there are auto, linear.*, task_arithmetic$",
+        ),
         (ONE + "merge_method: ties\nslices: []", "'slices' is not supported"),
         (ONE + "merge_method: ties\nmodules: {}", "'modules' is not supported"),
         (ONE + "merge_method: ties\nparameters: [1]", "parameters are names and values, found"),
@@ -198,11 +201,26 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
     [
         ("merge_method: ties\nmodels: [{model: b}]", "b is a checkpoint: base_model must say what it was tuned from"),
         ("merge_method: ties\nbase_model: base\nmodels: [{model: nowhere}]", "nowhere: no such file or folder"),
-        ("merge_method: ties\nbase_model: base\nmodels: [{model: base}]", "nothing to merge"),
+        (
+            "merge_method: ties\nbase_model: base\nmodels: [{model: base}]",
+            "nothing to merge: 'models' lists none but base_model",
+        ),
         (ONE + "merge_method: ties\nparameters: {weight: heavy}", "expected a number, found 'heavy'"),
         (ONE + "merge_method: ties\nparameters: {weight: true}", "expected a number, found True"),
         (ONE + "merge_method: ties\nparameters: {weight: [{filter: a}]}", "a rule is {filter: NAME, value: NUMBER}"),
-        (ONE + "merge_method: breadcrumbs\nparameters: {gamma: [0, 1]}", "gamma must be one number for all models"),
+        (
+            ONE + "merge_method: breadcrumbs\nparameters: {gamma: [0, 1]}",
+            "gamma must be one number for all models, found .0.0, 1.0. for a",
+        ),
+        (
+            "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a, parameters: {gamma: 0.1}}, {model: b}]",
+            r"gamma must be one number for all models, found 0.01 for b \(it is 0.01 where it is left out\)",
+        ),
+        (ONE + "merge_method: auto\nparameters: {gamma: 0.1}", "auto chooses the method, which then has no options"),
+        (
+            "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: b}, {model: b, parameters: {gamma: 0.1}}]",
+            "gamma must be one number for all models, found 0.1 for b",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(models: dict[str, Checkpoint], text: str, message: str) -> None:

@@ -169,7 +169,7 @@ def test_lambda_may_differ_from_layer_to_layer() -> None:
 
 
 def test_rules_that_leave_a_tensor_out_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"no rule gives tensor 'model\.layers\.0\.mlp\.up\.weight' a weight"):
+    with pytest.raises(UsageError, match=r"^weight of a: no rule fits tensor 'model\.layers\.0\.mlp\.up\.weight'"):
         merge([layered(1, "a")], "linear", [[Rule(1, "attn")]])
 
 

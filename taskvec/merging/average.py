@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from taskvec_formats import Change, Checkpoint, Header, Identity, TensorSpec
+from taskvec_formats import Change, Checkpoint, Form, Header, Identity, TensorSpec
 from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
-from taskvec_formats.forms import Bits
+from taskvec_formats.forms import Bits, take_for
 
 from ..application import mismatch
 from ..errors import MergeError, UsageError
 from ..lineage import joined
-from ..output import TARGETS
+from ..output import TARGETS, Values, round_to
 from ..progress import Progress, silent
-from ..promotion import WidenedEntries, in_dtype
+from ..promotion import WidenedEntries
 from ..source import inputs_of
 from ..sums import common_specs
 from ..tensor import apply_range, diff_range
@@ -32,10 +30,8 @@ from ..vector import TaskVector
 from .measured import depth_of, measured_from
 from .merge import provenance_of
 from .notes import notes_on
-from .requests import by_tensor, weights_for
+from .requests import by_vector, weights_for
 from .settings import Setting
-
-Values = npt.NDArray[np.floating[Any]]
 
 
 def average(
@@ -84,7 +80,7 @@ def average(
             spec = held.get(name) or TensorSpec.like(name, info.form, short(digests[name]))
             within[name] = DTYPES[TARGETS[dtype]] if dtype else spec.dtype
             specs[name] = replace(spec, dtype=DTYPES[TARGETS[out_dtype]] if out_dtype else within[name])
-    source = _Average(measured, base, [by_tensor("weight", weight, specs, depth) for weight in factors], specs, within)
+    source = _Average(measured, base, by_vector("weight", factors, measured, specs, depth), specs, within)
     provenance = provenance_of(
         vectors,
         depth,
@@ -124,31 +120,43 @@ class _Average(WidenedEntries):
 
     def _divisor(self, name: str) -> np.float32:
         total = np.float32(0)
-        for weights in self._weights:
-            total += np.float32(weights[name])
+        with np.errstate(all="ignore"):
+            for weights in self._weights:
+                total += np.float32(weights[name])
         if total == 0:
             raise MergeError(f"tensor {name!r}: the weights add up to 0, so there is no average")
+        if not np.isfinite(total):
+            raise MergeError(f"tensor {name!r}: the weights leave the range of f32")
         return total
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         spec, within = self._specs[name], self._within[name]
         own = self._start.bits(name, start, stop)
-        before = in_dtype(own, self._start.tensors[name].dtype, spec.dtype)
+        total: Values = np.zeros(stop - start, within.compute)
+        finite = np.ones(stop - start, bool)
         with np.errstate(all="ignore"):
-            total: Values = np.zeros(stop - start, within.compute)
             for vector, weights in zip(self._vectors, self._weights, strict=True):
                 values = self._values(vector, name, start, stop, own)
+                finite &= np.isfinite(values)
                 # the product is added before it is rounded, as the fused multiply-add does that torch uses
                 total = (total + values.astype(np.float64) * np.float64(np.float32(weights[name]))).astype(total.dtype)
             total /= self._divisors[name]
-            after = total.astype(within.real).astype(spec.dtype.real).view(spec.dtype.carrier)
-        return diff_range(spec.dtype, before, after)
+        if not np.isfinite(total[finite]).all():
+            raise MergeError(f"tensor {name!r}: the average leaves the range of f32")
+        average = round_to(within, total, name)
+        after = round_to(spec.dtype, average, name).view(spec.dtype.carrier)
+        return diff_range(spec.dtype, self._converted(name, own, spec.dtype), after)
 
     def _values(self, vector: TaskVector, name: str, start: int, stop: int, base: BitArray) -> Values:
         """The weights of a model in a range of a tensor, as values of the dtype of the average."""
         dtype, target = self._start.tensors[name].dtype, self._within[name]
         if name in vector.specs:
-            origin, dtype = dtype, vector.specs[name].dtype
-            base = apply_range(dtype, in_dtype(base, origin, dtype), vector.change(name, start, stop))
+            dtype = vector.specs[name].dtype
+            base = apply_range(dtype, self._converted(name, base, dtype), vector.change(name, start, stop))
         values = base.view(dtype.real).astype(target.compute)
-        return values if dtype == target else values.astype(target.real).astype(target.compute)
+        return values if dtype == target else round_to(target, values, name).astype(target.compute)
+
+    def _converted(self, name: str, base: BitArray, dtype: DType) -> BitArray:
+        """A range of a tensor of the base in a dtype, as what a vector adds to."""
+        origin = self._start.tensors[name].dtype
+        return base if origin == dtype else take_for(base, Form(origin, base.shape), Form(dtype, base.shape))

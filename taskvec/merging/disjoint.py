@@ -13,9 +13,13 @@ POLICIES = ("error", "sum", "mean", "larger", "first")
 def disjoint(vectors: Aligned, *, on_overlap: str = "error") -> SparseTensor:
     """The union of the weighted entries, explicit zeros included.
 
-    on_overlap: what to do at a position that several vectors hold: "error"; "sum"; "mean", over those that hold it;
-        "larger", the weighted value of largest magnitude, the first of equals; "first", the first vector's.
-    Raises MergeError where two vectors hold one position and that is an error.
+    Args:
+        vectors: Of one range of a tensor.
+        on_overlap: What to do at a position that several vectors hold: "error"; "sum"; "mean", over those that hold
+            it; "larger", the weighted value of largest magnitude, the first of equals; "first", the first vector's.
+
+    Raises:
+        MergeError: Two vectors hold one position, and that is an error.
     """
     everywhere = vectors.zeros() == 0
     shared = sum(len(part.places) for part in vectors.parts) - len(vectors.indices)

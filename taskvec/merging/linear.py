@@ -11,8 +11,12 @@ from ..errors import MergeError
 def linear(vectors: Aligned, *, normalize: bool = False) -> SparseTensor:
     """Σ wᵢ·τᵢ at every position that any vector holds; entries that cancel to zero are dropped.
 
-    normalize: divide by Σ wᵢ, of all vectors, whether they hold a position or not.
-    Raises MergeError where that is zero.
+    Args:
+        vectors: Of one range of a tensor.
+        normalize: Whether to divide by Σ wᵢ, of all vectors, whether they hold a position or not.
+
+    Raises:
+        MergeError: Σ wᵢ is zero.
     """
     if not normalize:
         return vectors.result(vectors.total())

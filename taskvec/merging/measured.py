@@ -23,14 +23,12 @@ def depth_of(vectors: Sequence[TaskVector], base: Checkpoint | None) -> Depth:
         BaseMismatchError: The base lacks a tensor that a vector changes, or has it in another form.
     """
     if base is None:
-        return Depth([], most([*(counted(vector.specs) for vector in vectors), *map(_recorded, vectors)]))
+        return Depth(
+            [], most(layers for vector in vectors for layers in (counted(vector.specs), recorded(vector.provenance)))
+        )
     for vector in vectors:
         check_forms(vector, base)
     return Depth(base.tensors)
-
-
-def _recorded(vector: TaskVector) -> dict[str, int]:
-    return recorded(vector.provenance)
 
 
 def measured_from(base: Checkpoint | None, vector: TaskVector, progress: Progress) -> TaskVector:

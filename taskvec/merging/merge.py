@@ -20,15 +20,15 @@ from ..lineage import joined, lineage
 from ..progress import Progress, silent
 from ..promotion import WidenedEntries
 from ..source import inputs_of, no_replacements
-from ..sums import common_specs
+from ..sums import addend, common_specs
 from ..vector import TaskVector
 from .dialects import DIALECTS
 from .measured import depth_of, measured_from
 from .notes import divided_out, first_meeting, notes_on, untrimmed
 from .pruned import Pruned, Request
 from .registry import AUTO, Method, method_of, options_of
-from .requests import by_tensor, densities_for, lambda_for, options_for, weights_for
-from .settings import Depth, Setting, described
+from .requests import by_tensor, by_vector, densities_for, options_for, weights_for
+from .settings import Depth, Setting, described, numbers_of
 from .ties import ties
 from .trim import trim
 
@@ -51,27 +51,37 @@ def merge(
 ) -> TaskVector:
     """Merge vectors of one base into a lazy vector; nothing is computed until a tensor is read or the result is saved.
 
-    method: a name in METHODS, or "auto": `disjoint` where no two masks share a position, else `ties`. Which one was
-        taken, and why, stands in the result's provenance under "method" and "reason".
-    weights: one factor a vector, 1 each where left out: a number, a gradient over the layers or rules by name.
-    density: the share of its eligible weights that a vector keeps: a number for all, or one setting a vector.
-    lam: λ, a factor of the whole.
-    base: the base, where it is at hand: gradients are then read over its layers. Without it they are read over the
-        layers that the vectors hold or, where those are fewer than the base's, record in their provenance.
-    options: of the method (`METHODS[name].options`, docs/merging.md).
-    Settings that have no effect on these vectors are named in the provenance under "notes".
-    The result is a sum of f32 deltas; replacements, which make a packed vector exact to the bit, belong to one pair of
-    checkpoints and do not travel, nor do side files.
-    Raises UsageError for an unknown method and for settings that it does not have, BaseMismatchError where the bases
-    differ, KindError for a patch, MergeError for changes that cannot be added (integer or boolean tensors, tensors
-    added, removed or resized).
+    The result is a sum of f32 deltas. Replacements, which make a packed vector exact to the bit, belong to one pair of
+    checkpoints and are left out, and so are side files.
+
+    Args:
+        vectors: Those that are merged, in the order in which they are added up.
+        method: A name in METHODS, or "auto": `disjoint` where no two masks share a position, else `ties`.
+        weights: One factor a vector, 1 each where left out: a number, a gradient over the layers or rules by name.
+        progress: Called while masks are compared and the base is read.
+        density: The share of its eligible weights that a vector keeps: a number for all, or one setting a vector.
+        lam: λ, a factor of the whole.
+        base: The base, where it is at hand. Gradients are then read over its layers; without it over the layers that
+            the vectors hold or, where those are fewer than the base's, record in their provenance.
+        options: Of the method (`METHODS[name].options`, docs/merging.md).
+
+    Returns:
+        A vector whose provenance holds the method that was taken under "method", why under "reason", and sentences
+        about settings that have no effect on these vectors under "notes".
+
+    Raises:
+        UsageError: There is no such method, or it does not have such a setting.
+        BaseMismatchError: The vectors have different bases.
+        KindError: One of them is a patch.
+        MergeError: Their changes cannot be added: those of integer or boolean tensors, or tensors that are added,
+            removed or resized. Reading the result raises it for weights that became NaN or infinite.
     """
     instances("vectors", vectors, TaskVector)
     instance("method", method, str)
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
     factors = weights_for(weights, vectors)
-    lambda_for(lam)
+    numbers_of(lam, "lambda")
     depth = depth_of(vectors, base)
     measured = [measured_from(base, vector, progress) for vector in vectors]
     specs = common_specs([(vector.name, vector.header, vector.specs) for vector in measured])
@@ -150,8 +160,8 @@ class _Merge(WidenedEntries):
         self._method = method
         self._specs = specs
         self._options = {**options, **method.fixed}
-        self._weights = [by_tensor("weight", weight, specs, depth) for weight in weights]
-        self._densities = [by_tensor("density", density, specs, depth) for density in densities]
+        self._weights = by_vector("weight", weights, vectors, specs, depth)
+        self._densities = by_vector("density", densities, vectors, specs, depth)
         self._lam = by_tensor("lambda", lam, specs, depth)
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
@@ -165,7 +175,7 @@ class _Merge(WidenedEntries):
     def _reader(self, number: int) -> _Reader:
         vector, prune, options = self._vectors[number], self._method.prune, self._options
         if prune is None:
-            return lambda name, start, stop: vector.change(name, start, stop).delta
+            return lambda name, start, stop: addend(vector.name, vector.specs[name], vector.change(name, start, stop))
         dialect = DIALECTS[options["dialect"]]
         request = Request(vector, number, self._densities[number].__getitem__, dialect)
         keep = prune(request, **{name: options[name] for name in options_of(prune)})

@@ -12,6 +12,7 @@ import numpy as np
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from ..sums import addend
 from ..vector import TaskVector
 from .dialects import Dialect
 
@@ -62,7 +63,8 @@ class Pruned:
             yield first, kept
 
     def _kept(self, name: str, first: int, end: int, density: float) -> SparseTensor:
-        block = self._request.vector.change(name, first, end).delta
+        vector = self._request.vector
+        block = addend(vector.name, vector.specs[name], vector.change(name, first, end))
         return block if density >= 1 else block.taking(self._keep(name, first, block))
 
     def _grown(self, name: str) -> np.float32:

@@ -27,16 +27,13 @@ from .documents import read_document
 from .merge import merge
 from .parameters import OF_A_MODEL, OF_ALL, parameters_of
 from .registry import AUTO, method_of
-from .settings import Rule, Setting, shown
+from .settings import Rule, Setting, described, shown
 
 # what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
 _METHODS = {"task_arithmetic": "linear", "linear": "average"}
 _KEYS = ("models", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer")
-# what mergekit does by these is not done here
-_REFUSED = {
-    "slices": "models are merged whole, under 'models'",
-    "modules": "models are merged whole, under 'models'",
-}
+# parts of models, which mergekit puts together
+_REFUSED = ("slices", "modules")
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,8 @@ class Recipe:
     def vectors(self, base: Checkpoint | None = None, progress: Progress = silent) -> list[TaskVector]:
         """What is merged, in order. base: what `open_base` gave. Raises the errors of `diff` and of opening files."""
         with _naming(self.path):
+            if not self._merged:
+                raise UsageError("nothing to merge: 'models' lists none but base_model")
             return [self._vector(model, base, progress) for model in self._merged]
 
     @property
@@ -142,12 +141,8 @@ class Recipe:
             options.setdefault("dialect", "mergekit")
         if "rescale" in options:
             options["rescale"] = "norm" if options["rescale"] else "none"
-        sources = [*(model.parameters for model in self._merged), self.parameters]
-        gammas = [source["gamma"] for source in sources if "gamma" in source]
-        if gammas:
-            if any(gamma != gammas[0] for gamma in gammas) or not isinstance(gammas[0], float):
-                raise UsageError("gamma must be one number for all models")
-            options["gamma"] = gammas[0]
+        if any(self._of(model, "gamma") is not None for model in self._merged):
+            options["gamma"] = self._gamma(known.get("gamma", 0.0))
         density = [self._of(model, "density") for model in self._merged]
         asked = any(each is not None for each in density)
         return merge(
@@ -160,6 +155,18 @@ class Recipe:
             base=base,
             **options,
         )
+
+    def _gamma(self, default: float) -> float:
+        """The gamma of all models. Raises UsageError where it is no number, or that of one model is another."""
+        found = [self._of(model, "gamma") for model in self._merged]
+        numbers = [default if gamma is None else gamma for gamma in found]
+        for model, gamma in zip(self._merged, numbers, strict=True):
+            if not isinstance(gamma, float) or gamma != numbers[0]:
+                raise UsageError(
+                    f"gamma must be one number for all models, found {shown(described(gamma))} for {model.reference} "
+                    f"(it is {default:g} where it is left out)"
+                )
+        return float(numbers[0])  # type: ignore[arg-type]  # a Setting that is a float
 
     def _of(self, model: Model, name: str) -> Setting | None:
         """A model's setting; where its rules do not fit, that of all models."""
@@ -192,15 +199,14 @@ def _naming(path: Path) -> Iterator[None]:
 def _recipe(path: Path, document: Any) -> Recipe:
     if not isinstance(document, dict):
         raise UsageError(f"expected keys such as merge_method and models, found {type(document).__name__}")
-    for key, instead in _REFUSED.items():
+    for key in _REFUSED:
         if key in document:
-            raise UsageError(f"{key!r} is not supported: {instead}")
+            raise UsageError(f"{key!r} is not supported: models are merged whole, under 'models'")
     named = document.get("merge_method")
     if not isinstance(named, str):
         raise UsageError(f"merge_method names a method, found {shown(named)}")
     method = _METHODS.get(named, named)
-    if method != AUTO:
-        method_of(method)
+    _check_method(method)
     _base_tokenizer(document)
     notes = [f"the key {printable(key, 80)} has no effect" for key in _others(document, _KEYS, "", "the document")]
     parameters = parameters_of(document.get("parameters"), named, method, OF_ALL, "", notes)
@@ -215,6 +221,14 @@ def _recipe(path: Path, document: Any) -> Recipe:
     within, out = (_dtype(document, key) for key in ("dtype", "out_dtype"))
     read = [_model(each, named, method, notes) for each in models]
     return Recipe(path, method, read, base, out or within, within, parameters, list(dict.fromkeys(notes)))
+
+
+def _check_method(method: str) -> None:
+    if method != AUTO:
+        try:
+            method_of(method)
+        except UsageError as error:
+            raise UsageError(f"merge_method: {error}, task_arithmetic") from None
 
 
 def _model(entry: Any, named: str, method: str, notes: list[str]) -> Model:

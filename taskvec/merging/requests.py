@@ -111,8 +111,21 @@ def _one_each(what: str, several: str, settings: Sequence[Setting], vectors: Seq
     return settings
 
 
+def by_vector(
+    what: str, settings: Sequence[Setting], vectors: Sequence[TaskVector], names: Iterable[str], depth: Depth
+) -> list[dict[str, float]]:
+    """The numbers that the settings of several vectors give to each tensor; the errors of `by_tensor`."""
+    names = list(names)
+    return [
+        by_tensor(f"{what} of {vector.name}", setting, names, depth)
+        for vector, setting in zip(vectors, settings, strict=True)
+    ]
+
+
 def by_tensor(what: str, setting: Setting, names: Iterable[str], depth: Depth) -> dict[str, float]:
     """The number that a setting gives to each tensor, by name.
+
+    what: the name of the setting, for errors.
 
     Raises:
         UsageError: No rule fits a tensor.
@@ -121,16 +134,6 @@ def by_tensor(what: str, setting: Setting, names: Iterable[str], depth: Depth) -
     for name in names:
         number = resolve(setting, name, depth(name))
         if number is None:
-            raise UsageError(f"no rule gives tensor {name!r} a {what}: end the rules with one for all tensors")
+            raise UsageError(f"{what}: no rule fits tensor {name!r}: end the rules with one for all tensors")
         numbers[name] = number
     return numbers
-
-
-def lambda_for(lam: Setting) -> Setting:
-    """λ as it was given.
-
-    Raises:
-        UsageError: It is no setting.
-    """
-    numbers_of(lam, "lambda")
-    return lam

@@ -18,8 +18,13 @@ def ties(vectors: Aligned, *, dialect: str = "reference", elect: str = "mass", n
 
     Elected is γ = sgn(Σ wᵢ·τᵢ), by "mass", or sgn(Σ sgn(wᵢ·τᵢ)), by "frequency"; the result is the mean of the wᵢ·τᵢ
     whose sign is γ. The mean counts agreeing vectors, not weights, so that a position held by one vector alone keeps
-    its weighted value. `dialect` says what other programs do instead (dialects.py).
-    normalize: divide; else the result is the sum of those that agree.
+    its weighted value.
+
+    Args:
+        vectors: Of one range of a tensor.
+        dialect: A name in DIALECTS, which says what other programs do instead.
+        elect: "mass" or "frequency".
+        normalize: Whether to divide. Without it the result is the sum of the values that agree.
     """
     rules = DIALECTS[dialect]
     weighted = [vectors.weighted(part) for part in vectors.parts]
