@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .blobs import pack_blob, unpack_blob
@@ -33,6 +33,8 @@ INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
 _NAMES, _BLOCKS, _FILES = 1 << 18, 1 << 20, 1 << 14
 # no codec needs a longer stream for so many entries
 _STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
+# entries that cost next to no bytes, as equal ones do, cost time when they are read
+_FREE_ENTRIES, _BYTE_ENTRIES = 1 << 26, 256
 BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STORED = re.compile("[0-9a-f]{32}")
@@ -135,6 +137,7 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     index = _Fields("the index", _index(top, stored_index, later), later, "files", "removed", "shards", "tensors")
     tensors = _tensors(index, kind, later)
     _check_order("tensors", [tensor.name for tensor in tensors])
+    _check_entries(tensors)
     removed = index.get("removed", list)
     if len(removed) > _NAMES:
         raise HeaderError(f"{len(removed)} removed tensors, at most {_NAMES} are read")
@@ -183,6 +186,19 @@ def _index(top: _Fields, stored: bytes | memoryview, later: bool) -> Any:
 def _check_order(what: str, names: list[str]) -> None:
     if names != sorted(set(names)):
         raise HeaderError(f"{what} are not in the order of their names, or one occurs twice")
+
+
+def _check_entries(tensors: Iterable[TensorSpec]) -> None:
+    entries = length = 0
+    for tensor in tensors:
+        entries += tensor.entries + tensor.replaced
+        length += tensor.length
+    most = _FREE_ENTRIES + _BYTE_ENTRIES * length
+    if entries > most:
+        raise HeaderError(
+            f"{entries} entries in blocks of {length} bytes, at most {most} are read; entries with the codec 'plain' "
+            "take bytes enough"
+        )
 
 
 def _check_once(what: str, names: list[str]) -> None:
