@@ -745,7 +745,7 @@ DEFECTS: dict[str, Defect] = {
     "count-0": Defect(HeaderError, "tensor 'w', block at 0: 0 entries in 6 elements", in_delta(0, 0)),
     "count-negative": Defect(HeaderError, "tensor 'w', block at 0: -1 entries", in_delta(0, -1)),
     "count-too-large": Defect(HeaderError, "tensor 'w', block at 0: 7 entries in 6 elements", in_delta(0, 7)),
-    "counts-too-large": Defect(HeaderError, "713031.. entries in blocks of .* bytes, at most 67......", many_entries),
+    "counts-too-large": Defect(HeaderError, "713031.. entries in blocks of .* bytes, at most 335.....", many_entries),
     "count-true": Defect(HeaderError, "tensor 'w', block at 0: True entries", in_delta(0, True)),
     "count-other": Defect(StreamError, "tensor 'p', block at element 0.*delta: ", in_delta(0, 1, "p")),
     "codec-of-positions-unknown": Defect(

@@ -34,7 +34,7 @@ _NAMES, _BLOCKS, _FILES = 1 << 18, 1 << 20, 1 << 14
 # no codec needs a longer stream for so many entries
 _STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
 # entries that cost next to no bytes, as equal ones do, cost time when they are read
-_FREE_ENTRIES, _BYTE_ENTRIES = 1 << 26, 256
+_FREE_ENTRIES, _BYTE_ENTRIES = 1 << 25, 256
 BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STORED = re.compile("[0-9a-f]{32}")

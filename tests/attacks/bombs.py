@@ -145,9 +145,9 @@ FULL = {
 FULL_BLOCKS = [
     *(
         Attack(
-            f"67 million entries in a kilobyte: {verb}",
-            partial(full, 16, 1 << 22, command),
-            "intact" if verb == "verify" else "67,108,864",
+            f"33 million entries in a kilobyte: {verb}",
+            partial(full, 8, 1 << 22, command),
+            "intact" if verb == "verify" else "33,554,432",
             0,
             is_heavy=True,
         )
@@ -163,8 +163,8 @@ FULL_BLOCKS = [
         for verb, command in FULL.items()
     ),
     Attack(
-        "a row of 17 million entries",
-        partial(full, 4, 1 << 24, FULL["verify"]),
+        "rows of 17 million entries",
+        partial(full, 2, 1 << 24, FULL["verify"]),
         "intact",
         0,
         is_heavy=True,
