@@ -194,7 +194,7 @@ def test_a_file_that_is_changed_after_it_was_opened_is_not_read_on(tmp_path: Pat
         other.seek(-4, os.SEEK_END)
         other.write(b"ABCD")
     os.utime(path, ns=(0, 0))
-    with pytest.raises(NotSafetensorsError, match="x.safetensors was changed while it was read"):
+    with pytest.raises(NotSafetensorsError, match=r"x\.safetensors was changed while it was read"):
         file.bytes("w")
 
 
