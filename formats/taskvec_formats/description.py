@@ -27,7 +27,7 @@ VERSION = (1, 0)
 KINDS = ("vector", "patch")
 KEY = "taskvec"
 DIGEST_KEY = "taskvec.sha256"
-_DESCRIPTION_BYTES = 1 << 22
+_DESCRIPTION_BYTES, _DEPTH = 1 << 22, 400
 # the largest index, and the largest with other characters than ASCII, which take up to four times the memory
 INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
 _NAMES, _BLOCKS, _FILES = 1 << 18, 1 << 20, 1 << 14
@@ -154,7 +154,19 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
         raise HeaderError(f"shard headers and side files of {held} bytes, at most {BLOB_BYTES} are read")
     tuned = None if top.value["tuned"] is None else _identity(top, "tuned", later)
     provenance = top.get("provenance", dict)
+    _check_depth("provenance", provenance)
     return Header(kind, _identity(top, "base", later), tuned, tensors, tuple(removed), shards, files, provenance)
+
+
+def _check_depth(what: str, value: Any) -> None:
+    """Raise HeaderError where lists and objects stand in one another beyond what can be written as JSON again."""
+    level = [value]
+    for _ in range(_DEPTH):
+        inner = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in inner if isinstance(part, (dict, list))]
+        if not level:
+            return
+    raise HeaderError(f"{what} is nested more than {_DEPTH} levels deep")
 
 
 def _is_later(version: Any) -> bool:

@@ -246,6 +246,17 @@ TEXTS = [
     *shown("markup in a tensor's name", renamed("x[/bold] [red]y[/red] :smile:"), r"x\[/bold\]"),
     *shown("Markdown in the base's name", named_base("<script>alert(1)</script>[a](javascript:x)"), "x.lota"),
     *shown("control characters in a tensor's name", renamed("x" + ESCAPES), "control character", code=1),
+    *shown(
+        "a provenance nested 900 levels deep",
+        described(provenance={"x": json.loads("[" * 900 + "]" * 900)}),
+        "provenance is nested more than 400 levels deep",
+        code=1,
+    ),
+    *shown(
+        "a provenance nested 400 levels deep",
+        described(provenance=json.loads('{"x":' + "[" * 399 + "]" * 399 + "}")),
+        "x.lota",
+    ),
     *shown("a name of a million characters", renamed("x" * 1_000_000), "x.lota"),
     *on_base("the wrong base has escapes", named_base(ESCAPES), "x.lota", code=0)[:1],
 ]
