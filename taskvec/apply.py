@@ -122,6 +122,7 @@ def apply(
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
     layout = layout_of(vector, base)
+    left_out = tuple(base.left_out) if vector.source.files() is None else carried.recorded(vector.provenance)
     written = output.files(layout.files, base.name)
     shards = output.shards(layout.shards)
     written |= output.index(written, shards, lacking=layout.lacks_index)
@@ -154,7 +155,6 @@ def apply(
             keep.remove()
     progress("applying", writer.total, writer.total, "")
     differences = list(layout.differences)
-    left_out = tuple(base.left_out) if vector.source.files() is None else carried.recorded(vector.provenance)
     if vector.header.tuned is None:
         return Applied(None, tuple(differences), left_out)
     as_it_is = all(output.form(form) == form for shard in shards.values() for form in shard.tensors.values())

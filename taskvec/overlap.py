@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from taskvec_formats import SparseTensor
+from taskvec_formats.forms import BLOCK_ELEMENTS
 
 from .arguments import instances
+from .errors import BaseMismatchError
 from .names import layer_and_module
 from .positions import common
 from .progress import Progress, silent
@@ -70,7 +72,8 @@ class Overlap:
 def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[Overlap]:
     """Compare every pair of vectors, tensor by tensor. Masks are compared, so an explicit zero is a held position.
 
-    Raises UsageError for anything but a list of vectors, KindError for a patch, which has no mask.
+    Memory: a block of each. Raises UsageError for anything but a list of vectors, KindError for a patch, which has no
+    mask, BaseMismatchError where a tensor has another shape in another vector.
     """
     instances("vectors", vectors, TaskVector)
     pairs = list(combinations(range(len(vectors)), 2))
@@ -79,24 +82,54 @@ def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[
     names = sorted({name for vector in vectors for name in vector.specs})
     for done, name in enumerate(names):
         progress("comparing", done, len(names), name)
-        tensors = {i: vector[name] for i, vector in enumerate(vectors) if name in vector.specs}
-        for i, tensor in tensors.items():
-            dots[i, i] += _dot(tensor.values, tensor.values)
+        place = layer_and_module(name)
         for a, b in pairs:
-            cell = Cell(len(tensors.get(a, ())), len(tensors.get(b, ())))
-            if a in tensors and b in tensors:
-                in_a, in_b = common(tensors[a].indices, tensors[b].indices)
-                left, right = tensors[a].values[in_a], tensors[b].values[in_b]
-                conflicts = int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
-                cell = Cell(cell.a, cell.b, len(in_a), conflicts)
-                dots[a, b] += _dot(left, right)
-            place = layer_and_module(name)
-            places[a, b][place] = places[a, b].get(place, Cell()) + cell
+            places[a, b].setdefault(place, Cell())
+        for tensors in ranges(vectors, name):
+            for i, tensor in tensors.items():
+                dots[i, i] += _dot(tensor.values, tensor.values)
+            for a, b in pairs:
+                cell = Cell(len(tensors.get(a, ())), len(tensors.get(b, ())))
+                if a in tensors and b in tensors:
+                    in_a, in_b = common(tensors[a].indices, tensors[b].indices)
+                    left, right = tensors[a].values[in_a], tensors[b].values[in_b]
+                    conflicts = int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
+                    cell = Cell(cell.a, cell.b, len(in_a), conflicts)
+                    dots[a, b] += _dot(left, right)
+                places[a, b][place] += cell
     progress("comparing", len(names), len(names), "")
     return [
         _pair(vectors, a, b, places[a, b], dots[a, b] / (math.sqrt(dots[a, a] * dots[b, b]) or math.inf))
         for a, b in pairs
     ]
+
+
+def ranges(vectors: Sequence[TaskVector], name: str) -> Iterator[dict[int, SparseTensor]]:
+    """One tensor of several vectors, a range at a time: the number of each that has it -> its entries there, flat.
+
+    A range has at most BLOCK_ELEMENTS elements. Blocks in which no vector holds an entry are left out.
+
+    Raises:
+        BaseMismatchError: The tensor has another shape in one of them.
+    """
+    specs = {number: vector.specs[name] for number, vector in enumerate(vectors) if name in vector.specs}
+    first, *others = specs
+    for other in others:
+        if specs[other].shape != specs[first].shape:
+            raise BaseMismatchError(
+                f"tensor {name!r} is {specs[first].form} in {vectors[first].name} and {specs[other].form} in "
+                f"{vectors[other].name}"
+            )
+    for block, span in enumerate(specs[first].form.blocks()):
+        # a vector that was not stored yet has no list of blocks
+        if any(not spec.blocks or spec.blocks[block] for spec in specs.values()):
+            yield from _parts({number: vectors[number].change(name, *span).delta for number in specs})
+
+
+def _parts(block: Mapping[int, SparseTensor]) -> Iterator[dict[int, SparseTensor]]:
+    size = next(iter(block.values())).size
+    for low in range(0, size, BLOCK_ELEMENTS):
+        yield {number: delta.within(low, min(low + BLOCK_ELEMENTS, size)) for number, delta in block.items()}
 
 
 def meet(a: SparseTensor, b: SparseTensor) -> bool:

@@ -474,6 +474,14 @@ def null_block(parts: Parts) -> None:
     parts.index["tensors"][1]["blocks"][0][3:] = [None, None]
 
 
+def many_entries(parts: Parts) -> None:
+    """Entries that take no bytes, more than a reader takes the time for."""
+    tensor = parts.tensor("p")
+    row = 1 << 22
+    tensor["blocks"] += [["0" * 32, None, None, [row, "gaps", 0, "packed", 0], None]] * 17
+    tensor["shape"] = [18, row]
+
+
 def frame_claiming(size: int, content: bytes = b"") -> bytes:
     """A zstd frame that claims a size (RFC 8878): magic; 8-byte size, one segment; it; a last raw block."""
     block = (len(content) << 3 | 1).to_bytes(3, "little")
@@ -737,6 +745,7 @@ DEFECTS: dict[str, Defect] = {
     "count-0": Defect(HeaderError, "tensor 'w', block at 0: 0 entries in 6 elements", in_delta(0, 0)),
     "count-negative": Defect(HeaderError, "tensor 'w', block at 0: -1 entries", in_delta(0, -1)),
     "count-too-large": Defect(HeaderError, "tensor 'w', block at 0: 7 entries in 6 elements", in_delta(0, 7)),
+    "counts-too-large": Defect(HeaderError, "713031.. entries in blocks of .* bytes, at most 335.....", many_entries),
     "count-true": Defect(HeaderError, "tensor 'w', block at 0: True entries", in_delta(0, True)),
     "count-other": Defect(StreamError, "tensor 'p', block at element 0.*delta: ", in_delta(0, 1, "p")),
     "codec-of-positions-unknown": Defect(

@@ -24,6 +24,7 @@ from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff, 
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MergeError
 from taskvec_formats.blocks import CODECS
 from taskvec_formats.dtypes import DTYPES
+from taskvec_formats.errors import NotSafetensorsError
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
 RNG = np.random.default_rng(0)
@@ -561,3 +562,34 @@ def test_the_number_of_threads_does_not_show_in_what_is_written(tmp_path: Path) 
     assert len(expected) == 1 + 6
     assert made(tmp_path, states, 2) == expected
     assert made(tmp_path, states, 5) == expected
+
+
+@pytest.mark.parametrize("changed", ["base/model.safetensors", "x.lota"])
+def test_an_input_that_is_cut_off_at_any_moment_leaves_the_whole_result_or_none(changed: str, tmp_path: Path) -> None:
+    tensors = {f"w{number}": tensor("F32", noise(4, 4)) for number in range(3)}
+    outcomes = []
+    for moment in range(100):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        base = write_checkpoint(folder / "base", tensors)
+        tuned = write_checkpoint(folder / "tuned", fine_tune(tensors), 1, {"config.json": b"{}"})
+        diff(base, tuned).save(folder / "x.lota")
+        calls = 0
+
+        def progress(*_: object, moment: int = moment, folder: Path = folder) -> None:
+            nonlocal calls
+            if calls == moment:
+                os.truncate(folder / changed, 100)
+            calls += 1
+
+        try:
+            apply(TaskVector.open(folder / "x.lota"), base, folder / "out", progress)
+        except NotSafetensorsError:
+            assert sorted(os.listdir(folder)) == ["base", "tuned", "x.lota"]
+            outcomes.append(False)
+        else:
+            assert package(folder / "out") == package(folder / "tuned")
+            outcomes.append(True)
+        if calls <= moment:
+            break
+    assert set(outcomes) == {False, True}

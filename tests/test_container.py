@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,25 @@ def test_tensors_that_overlap_or_leave_a_gap_are_refused() -> None:
         one, two = ({"dtype": "U8", "shape": [1], "data_offsets": offsets} for offsets in ([0, 1], first))
         with pytest.raises(HeaderError, match=r"begins at byte .* where the one before ends"):
             parse_header(with_prefix(json.dumps({"a": one, "b": two})))
+
+
+def test_a_file_that_is_changed_after_it_was_opened_is_not_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(encode_header({"w": ("U8", (4,), 4)}, {}) + b"abcd")
+    file = SafetensorsFile(path)
+    assert bytes(file.bytes("w")) == b"abcd"
+    with open(path, "r+b") as other:
+        other.seek(-4, os.SEEK_END)
+        other.write(b"ABCD")
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(NotSafetensorsError, match=r"x\.safetensors was changed while it was read"):
+        file.bytes("w")
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(tmp_path: Path) -> None:
+    path, other = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    for each, content in ((path, b"abcd"), (other, b"ABCD")):
+        each.write_bytes(encode_header({"w": ("U8", (4,), 4)}, {}) + content)
+    file = SafetensorsFile(path)
+    other.replace(path)
+    assert bytes(file.bytes("w")) == b"abcd"

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from oracle import entries, sparse_tensors
 
 from taskvec import TaskVector, overlap
-from taskvec.errors import UsageError
+from taskvec.errors import BaseMismatchError, UsageError
 from taskvec.overlap import Cell, meet
 from taskvec.plotting import plot_density, plot_overlap
 from taskvec_formats import SparseTensor
@@ -177,3 +177,19 @@ def test_another_file_type_is_refused(draw: Draw, name: str, pair: list[TaskVect
     with pytest.raises(UsageError, match=r"a picture is one of \.png, \.svg, \.pdf"):
         draw(pair, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_are_compared_one_at_a_time() -> None:
+    rows = 3 << 11
+    in_a = {0: 1.0, (1 << 22) - 1: 2.0, 1 << 22: -3.0, (3 << 21) - 1: 4.0}
+    in_b = {(1 << 22) - 1: -2.0, 1 << 22: -1.0, (1 << 22) + 1: 5.0}
+    a, b = (vector_of({"w": sparse((rows, 1 << 10), each)}) for each in (in_a, in_b))
+    (pair,) = overlap([a, b])
+    assert pair.total == Cell(4, 3, 2, 1)
+    assert pair.cosine == pytest.approx((-4 + 3) / math.sqrt(30 * 30))
+
+
+def test_a_tensor_of_another_shape_is_refused() -> None:
+    a, b = (vector_of({"w": sparse(shape, {0: 1.0})}) for shape in ((2, 3), (3, 2)))
+    with pytest.raises(BaseMismatchError, match=r"tensor 'w' is F32 \[2, 3\] in .* and F32 \[3, 2\] in "):
+        overlap([a, b])

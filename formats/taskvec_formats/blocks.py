@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from .codecs import POSITION_CODECS, VALUE_CODECS, Frame, Gaps, PositionCodec, ValueCodec
 from .dtypes import BitArray, DType
 from .errors import ChecksumError, StreamError
-from .forms import Form
+from .forms import BLOCK_ELEMENTS, Form
 from .header import Block, Entries, Stream, TensorSpec, stored_digest
 from .sparse import Indices, SparseTensor
 
@@ -32,6 +34,7 @@ _CHOICES: dict[str, tuple[tuple[PositionCodec, ...], tuple[ValueCodec, ...]]] = 
 CODECS = tuple(_CHOICES)
 # what suits every block, and is taken where no codec of a choice does: those that code numbers take 2^24 of them
 _ANY = POSITION_CODECS["plain"], VALUE_CODECS["plain"]
+_LARGE = Lock()  # blocks of one long row take much memory: they are decoded one at a time, whatever the threads
 _SAMPLE = 4096  # values of one block are alike: this many tell which codec suits them
 
 
@@ -100,9 +103,10 @@ def decode_block(
     check_block(block, data)
     frame = _frame(form, span[1] - span[0], base)
     cut = block.delta.length if block.delta else 0
-    delta = _decode(block.delta, data[:cut], DELTA, frame, "delta")
-    _check_finite(delta)
-    return Change(delta, _decode(block.replacements, data[cut:], form.dtype.carrier, frame, "replacements"))
+    with _LARGE if frame.size > BLOCK_ELEMENTS else nullcontext():
+        delta = _decode(block.delta, data[:cut], DELTA, frame, "delta")
+        _check_finite(delta)
+        return Change(delta, _decode(block.replacements, data[cut:], form.dtype.carrier, frame, "replacements"))
 
 
 def _check_finite(delta: SparseTensor) -> None:

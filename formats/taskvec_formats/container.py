@@ -6,7 +6,8 @@ checks all of that first. It does not say where a tensor lies, and it takes the 
 then read here.
 
 Bytes are read rather than mapped: a file that another program cuts off while it is read ends in an error, not in the
-SIGBUS that would end the process.
+SIGBUS that would end the process. A file that is written to after it was opened is not read on either: what was checked
+would not be what is used.
 """
 
 from __future__ import annotations
@@ -156,8 +157,10 @@ class SafetensorsFile:
         except (OSError, ValueError) as error:  # a ValueError for what cannot be a path
             raise NotSafetensorsError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
         weakref.finalize(self, os.close, self._file)
-        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):
             raise NotSafetensorsError(f"{path} is not a regular file")
+        self._written = status.st_mtime_ns
         length = int.from_bytes(self._read(0, 8, strict=False), "little")
         if length > most:
             raise NotSafetensorsError(f"{path} is not a safetensors file with a header of at most {most} bytes")
@@ -187,10 +190,12 @@ class SafetensorsFile:
                     break
                 raise NotSafetensorsError(f"{self.path} ends at byte {start + done}: it was cut off while it was read")
             done += count
+        if os.fstat(self._file).st_mtime_ns != self._written:
+            raise NotSafetensorsError(f"{self.path} was changed while it was read")
         return view[:done]
 
     def bytes(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        """The bytes [start, stop) of a tensor, read now. Raises NotSafetensorsError where the file was cut off."""
+        """The bytes [start, stop) of a tensor, read now. Raises NotSafetensorsError where the file was changed."""
         info = self.tensors[name]
         return self._read(info.start + start, info.stop if stop is None else info.start + stop)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .blobs import pack_blob, unpack_blob
@@ -27,12 +27,14 @@ VERSION = (1, 0)
 KINDS = ("vector", "patch")
 KEY = "taskvec"
 DIGEST_KEY = "taskvec.sha256"
-_DESCRIPTION_BYTES = 1 << 22
+_DESCRIPTION_BYTES, _DEPTH = 1 << 22, 400
 # the largest index, and the largest with other characters than ASCII, which take up to four times the memory
 INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
 _NAMES, _BLOCKS, _FILES = 1 << 18, 1 << 20, 1 << 14
 # no codec needs a longer stream for so many entries
 _STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
+# entries that cost next to no bytes, as equal ones do, cost time when they are read
+_FREE_ENTRIES, _BYTE_ENTRIES = 1 << 25, 256
 BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STORED = re.compile("[0-9a-f]{32}")
@@ -135,6 +137,7 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     index = _Fields("the index", _index(top, stored_index, later), later, "files", "removed", "shards", "tensors")
     tensors = _tensors(index, kind, later)
     _check_order("tensors", [tensor.name for tensor in tensors])
+    _check_entries(tensors)
     removed = index.get("removed", list)
     if len(removed) > _NAMES:
         raise HeaderError(f"{len(removed)} removed tensors, at most {_NAMES} are read")
@@ -151,7 +154,19 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
         raise HeaderError(f"shard headers and side files of {held} bytes, at most {BLOB_BYTES} are read")
     tuned = None if top.value["tuned"] is None else _identity(top, "tuned", later)
     provenance = top.get("provenance", dict)
+    _check_depth("provenance", provenance)
     return Header(kind, _identity(top, "base", later), tuned, tensors, tuple(removed), shards, files, provenance)
+
+
+def _check_depth(what: str, value: Any) -> None:
+    """Raise HeaderError where lists and objects stand in one another beyond what can be written as JSON again."""
+    level = [value]
+    for _ in range(_DEPTH):
+        inner = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in inner if isinstance(part, (dict, list))]
+        if not level:
+            return
+    raise HeaderError(f"{what} is nested more than {_DEPTH} levels deep")
 
 
 def _is_later(version: Any) -> bool:
@@ -183,6 +198,19 @@ def _index(top: _Fields, stored: bytes | memoryview, later: bool) -> Any:
 def _check_order(what: str, names: list[str]) -> None:
     if names != sorted(set(names)):
         raise HeaderError(f"{what} are not in the order of their names, or one occurs twice")
+
+
+def _check_entries(tensors: Iterable[TensorSpec]) -> None:
+    entries = length = 0
+    for tensor in tensors:
+        entries += tensor.entries + tensor.replaced
+        length += tensor.length
+    most = _FREE_ENTRIES + _BYTE_ENTRIES * length
+    if entries > most:
+        raise HeaderError(
+            f"{entries} entries in blocks of {length} bytes, at most {most} are read; entries with the codec 'plain' "
+            "take bytes enough"
+        )
 
 
 def _check_once(what: str, names: list[str]) -> None:

@@ -49,7 +49,10 @@ def markdown(text: object, most: int = 200) -> str:
 
 def json_text(document: Any, indent: int | None = 2) -> str:
     """A document as JSON. NaN and the infinities, which JSON cannot hold, become null."""
-    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(document, indent=indent, allow_nan=False)
+    except ValueError:  # something in it is not finite
+        return json.dumps(_finite(document), indent=indent, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ from itertools import combinations
 from taskvec_formats import Checkpoint, TensorSpec
 
 from ..layers import counted, recorded
-from ..overlap import meet
+from ..overlap import meet, ranges
 from ..progress import Progress
 from ..vector import TaskVector
 from .dialects import Dialect
@@ -101,9 +101,9 @@ def first_meeting(vectors: Sequence[TaskVector], specs: Mapping[str, TensorSpec]
     """The first tensor in which two masks share a position, or None."""
     for done, name in enumerate(specs):
         progress("comparing masks", done, len(specs), name)
-        tensors = [vector[name] for vector in vectors if name in vector.specs]
-        if any(meet(a, b) for a, b in combinations(tensors, 2)):
-            progress("comparing masks", len(specs), len(specs), "")
-            return name
+        for tensors in ranges(vectors, name):
+            if any(meet(a, b) for a, b in combinations(tensors.values(), 2)):
+                progress("comparing masks", len(specs), len(specs), "")
+                return name
     progress("comparing masks", len(specs), len(specs), "")
     return None

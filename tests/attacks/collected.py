@@ -1,5 +1,5 @@
 """Every attack."""
 
-from . import Attack, files
+from . import Attack, bombs, files
 
-ATTACKS: list[Attack] = [*files.ATTACKS]
+ATTACKS: list[Attack] = [*files.ATTACKS, *bombs.ATTACKS]

@@ -25,4 +25,4 @@ class Packed:
         numbers = decode_numbers(data, len(indices))
         if numbers.itemsize > carrier.itemsize:
             raise StreamError(f"numbers of {numbers.itemsize} bytes for values of {carrier.itemsize}")
-        return numbers.astype(carrier)
+        return numbers.astype(carrier, copy=False)
