@@ -1,5 +1,5 @@
 """Every attack."""
 
-from . import Attack, files
+from . import Attack, files, recipes, slips
 
-ATTACKS: list[Attack] = [*files.ATTACKS]
+ATTACKS: list[Attack] = [*files.ATTACKS, *recipes.ATTACKS, *slips.ATTACKS]
