@@ -38,7 +38,7 @@ def fits(v, form, later):  # form: a type, a pattern, None, (one of), {keys}, [a
 SHA256, HALF, SHORT, DTYPE = "[0-9a-f]{64}", "[0-9a-f]{32}", ("[0-9a-f]{16}", None), "|".join(SIZE)
 STATE, ENTRIES = {"name": str, "fingerprint": SHA256}, ([int, str, int, str, int], None)
 NAME, PLAIN = r"[^\x00-\x1f\x7f-\x9f]*", r"(?!\.\.?$)[^/\\\x00-\x1f\x7f-\x9f]{1,255}"
-WEIGHTS = r"(?i:.*\.(safetensors|bin|pth?|ckpt|gg(uf|ml)|h5|hdf5|keras|msgpack|onnx(_data)?|ot|pdparams|tflite|npz|pkl|pickle|joblib|lota)(\.index\.json)?$|adapter_config\.json$)"
+WEIGHTS = r"(?i:.*\.(safetensors|bin|pth?|ckpt|gg(uf|ml)|h5|hdf5|keras|msgpack|onnx(_data)?|ot|pdparams|tflite|npz|pkl|pickle|joblib|lota)(\.index(\.[^.]+)?\.json)?$|adapter_config\.json$)"
 SIDE, BLOB, INDEX = rf"model\.safetensors\.index\.json|(?!{WEIGHTS}){PLAIN}", [int, int, HALF], {"size": int, "sha256": SHA256}
 TOP = {"version": r"1\.\d{1,6}", "kind": "vector|patch", "base": STATE, "tuned": (STATE, None), "index": INDEX, "provenance": dict}
 TENSOR = {"name": NAME, "dtype": DTYPE, "shape": [int], "origin": ("same", [DTYPE, [int]], None), "eligible": bool,

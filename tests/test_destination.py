@@ -30,67 +30,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 INPUT = "is an input"
-HOLDS = "holds the input"
-# name -> what is typed, and a piece of the sentence
-ONTO_INPUTS: dict[str, tuple[str, str]] = {
-    "pack, shard of base": ("pack base tuned -o base/model-00001-of-00002.safetensors --force", INPUT),
-    "pack, shard of tuned": ("pack base tuned -o tuned/model-00002-of-00002.safetensors --force", INPUT),
-    "pack, side file": ("pack base tuned -o tuned/tokenizer.json --force", INPUT),
-    "pack, index": ("pack base tuned -o base/model.safetensors.index.json --force", INPUT),
-    "pack, through a link to the folder": ("pack base tuned -o way/config.json --force", INPUT),
-    "pack, by another way": ("pack base tuned -o base/../base/config.json --force", INPUT),
-    "pack, weights behind a link": ("pack linked tuned -o blobs/x.safetensors --force", INPUT),
-    "pack, the link to weights": ("pack linked tuned -o linked/model.safetensors --force", INPUT),
-    "pack, a file as base": ("pack blobs/x.safetensors tuned -o blobs/x.safetensors --force", INPUT),
-    "unpack, the base": ("unpack a.lota --base base -o base --force", INPUT),
-    "unpack, a link to the base": ("unpack a.lota --base base -o way --force", INPUT),
-    "unpack, the base by a link": ("unpack a.lota --base way -o base --force", INPUT),
-    "unpack, weights behind a link": ("unpack a.lota --base linked -o blobs --force", HOLDS),
-    "unpack, all above": ("unpack a.lota --base base -o . --force", HOLDS),
-    "unpack, the vector's folder": ("unpack dir/v.lota --base base -o dir --force", HOLDS),
-    "merge, a vector": ("merge a.lota b.lota -o b.lota --force", INPUT),
-    "merge, a link to a vector": ("merge a.lota b.lota -o linked.lota --force", INPUT),
-    "merge, a vector by a link": ("merge linked.lota b.lota -o a.lota --force", INPUT),
-    "merge, the base": ("merge a.lota b.lota --base base -o base --force", INPUT),
-    "merge, a vector's folder": ("merge a.lota dir/v.lota --base base -o dir --force", HOLDS),
-    "recipe, the recipe": ("merge --recipe recipe.yml -o recipe.yml/ --force", "is a file"),
-    "recipe, a model": ("merge --recipe recipe.yml -o tuned --force", INPUT),
-    "recipe, the base": ("merge --recipe recipe.yml -o base --force", INPUT),
-    "recipe, to a file": ("merge --recipe recipe.lota -o recipe.lota --force", INPUT),
-    "arith": ("arith 2*a.lota -o a.lota --force", INPUT),
-    "arith, one of two": ("arith 'a.lota + b.lota' -o b.lota --force", INPUT),
-    "arith, the base": ("arith 'a.lota >> a.lota' --base base -o base/config.json --force", INPUT),
-    "inspect": ("inspect picture.png --plot picture.png --force", INPUT),
-    "inspect, of two": ("inspect a.lota picture.png --plot picture.png --force", INPUT),
-    "train, the data": ("train base rows.jsonl -o rows.jsonl --force", INPUT),
-    "train, the base": ("train base rows.jsonl -o base/config.json --force", INPUT),
-    "train, evaluation": ("train base rows.jsonl --eval-data eval.jsonl -o eval.jsonl --force", INPUT),
-    "train, mixed in": ("train base rows.jsonl --mix eval.jsonl:0.1 -o eval.jsonl --force", INPUT),
-    "train, the mask": ("train base rows.jsonl --mask-from a.lota -o a.lota --force", INPUT),
-    "train, an earlier task": ("train base rows.jsonl --disjoint-from a.lota -o a.lota --force", INPUT),
-    "train, the start": ("train base rows.jsonl --start-from a.lota -o a.lota --force", INPUT),
-    "train, plot on data": ("train base data.png -o x.lota --plot data.png --force", INPUT),
-    "train, plot on the output": ("train base rows.jsonl -o x.png --plot ./x.png --force", "named for two outputs"),
-    "eval, the data": ("eval base --data rows.jsonl --metric exact_match --answers rows.jsonl --force", INPUT),
-    "eval, the model": ("eval base --data rows.jsonl --metric exact_match --answers base/config.json --force", INPUT),
-    "eval, a vector": (
-        "eval base --data rows.jsonl --with a.lota --metric exact_match --answers a.lota --force",
-        INPUT,
-    ),
-}
-
-
-@pytest.mark.parametrize(("typed", "sentence"), ONTO_INPUTS.values(), ids=ONTO_INPUTS.keys())
-def test_no_command_replaces_what_it_reads(typed: str, sentence: str, work: Path) -> None:
-    import shlex
-
-    for name, source in {"picture.png": "a.lota", "recipe.lota": "recipe.yml"}.items():
-        (work / name).write_bytes((work / source).read_bytes())
-    for name in ("eval.jsonl", "data.png"):
-        (work / name).write_bytes((work / "rows.jsonl").read_bytes())
-    before = snapshot(work)
-    assert sentence in refused(2, *shlex.split(typed))
-    assert snapshot(work) == before
 
 
 def vectors(work: Path) -> dict[str, TaskVector]:

@@ -61,7 +61,16 @@ def test_shards_that_a_program_would_not_find_are_refused(
         check_index(shards, files, "here")
 
 
-@pytest.mark.parametrize("name", ["x.BIN", "Model.SafeTensors", "a.safetensors.index.json", "Adapter_Config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.BIN",
+        "Model.SafeTensors",
+        "a.safetensors.index.json",
+        "model.safetensors.index.fp16.json",
+        "Adapter_Config.json",
+    ],
+)
 def test_weights_are_told_by_their_names(name: str) -> None:
     assert is_weights(name)
 

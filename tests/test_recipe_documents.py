@@ -7,46 +7,13 @@ import resource
 from pathlib import Path
 
 import pytest
+from attacks.recipes import ODD
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvec.errors import UsageError
-from taskvec.merging.documents import DEEPEST, LARGEST, read_document
+from taskvec.merging.documents import LARGEST, read_document
 from taskvec.merging.recipe import Recipe
-
-LAUGHS = "\n".join(["a: &a0 [x, x, x, x, x, x, x, x, x]", *(f"b{i}: &a{i + 1} [{f'*a{i}, ' * 9}]" for i in range(9))])
-# document -> a part of what is said
-ODD = {
-    LAUGHS: "anchors and aliases are not supported",
-    "a: &a [*a]": "line 1: anchors and aliases are not supported",
-    "&a x: 1": "anchors and aliases",
-    "merge_method: *x": "anchors and aliases",
-    "models: " + "[" * 5000: f"more than {DEEPEST} lists and mappings within one another",
-    "{" * 5000: "more than 16 lists",
-    "- " * 5000: "more than 16 lists",
-    "a: !!bool x": "tags such as !!bool are not supported, found 'tag:yaml.org,2002:bool'",
-    "a: !!python/object/apply:os.system [ls]": "tags such as !!bool are not supported",
-    "a: !x y": "tags such as !!bool are not supported",
-    "!!map {a: 1}": "tags such as !!bool",
-    "? [a]\n: 1": "a key is text, found a list or a mapping",
-    "? {a: 1}\n: 1": "a key is text, found a list or a mapping",
-    "1: x": "a key is text, found '1'",
-    "null: x": "a key is text, found 'null'",
-    "true: x": "a key is text, found 'true'",
-    "<<: {merge_method: ties}": "a key is text, found '<<'",
-    "a: 1\na: 2": "line 2, column 1: the key 'a' is given twice",
-    "a: " + "9" * 5000: "number of too many digits",
-    "a: [": "is not YAML",
-    "a: b: c": "is not YAML",
-    "\tx": "is not YAML",
-    "--- a\n--- b": "is not YAML",
-    "%TAG ! x\n": "is not YAML",
-    "a: '\x1b[31m'": "is not YAML",
-    "": "expected keys such as merge_method and models, found NoneType",
-    "[]": "expected keys such as merge_method and models, found list",
-    "2024-01-01": "expected keys such as merge_method and models, found str",
-    "merge_method: 2024-01-01": "no merge method '2024-01-01'",
-}
 
 
 def refusal(path: Path) -> str:

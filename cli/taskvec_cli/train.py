@@ -201,10 +201,10 @@ def train(
 
     from taskvec import TaskVector, open_checkpoint
     from taskvec.destination import check_distinct, check_file
-    from taskvec.errors import UsageError
     from taskvec.plotting import check_picture, plot_losses
     from taskvec.record import remove_work
     from taskvec.source import inputs_of
+    from taskvec.training.data import check_examples
     from taskvec.training.folder import KIND
     from taskvec.training.options import Options
 
@@ -214,16 +214,15 @@ def train(
         given["sparsity"] = 0.9
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
     options.check()
-    for file in (data, eval_data):
-        if file is not None and not file.is_file():
-            raise UsageError(f"{file}: no such file")
     mixed = [_mixed(text) for text in mix or ()]
+    files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
+    for file in files:
+        check_examples(file)
     earlier = [TaskVector.open(path) for path in disjoint_from or ()]
     holder = None if mask_from is None else TaskVector.open(mask_from)
     beginning = None if start_from is None else TaskVector.open(start_from)
     checkpoint = open_checkpoint(base)
     vectors = [vector for vector in (holder, beginning, *earlier) if vector is not None]
-    files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
     read = [*files, *inputs_of(checkpoint, *vectors)]
     check_distinct(output, plot)
     check_file(output, force=force, inputs=read)

@@ -13,6 +13,7 @@ import numpy as np
 from blake3 import blake3
 
 from .container import SafetensorsFile, TensorInfo, strict_json
+from .description import KEY
 from .dtypes import BitArray
 from .errors import CheckpointError, HeaderError
 from .file_names import INDEX, SHARD, SINGLE, is_config, is_weights
@@ -50,8 +51,8 @@ class Checkpoint:
     left_out: names of what else is in the folder and is no part of the checkpoint: subfolders, weights in other files,
         what is not a regular file.
 
-    Raises CheckpointError where the path is missing, holds no safetensors, or shards and index disagree, and the errors
-    of SafetensorsFile for a bad shard.
+    Raises CheckpointError where the path is missing, holds no safetensors or a `.lota` file, or shards and index disagree,
+    and the errors of SafetensorsFile for a bad shard.
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
@@ -59,7 +60,7 @@ class Checkpoint:
         self.name = name or _name_of(path)
         self.side_files: list[Path] = []
         self.left_out: list[str] = []
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike the method, takes a name that is too long
             names, listed = _shards(path)
             for file in sorted(path.iterdir()):
                 if file.name in names:
@@ -69,12 +70,19 @@ class Checkpoint:
                 else:
                     self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
             _check_configs(self.side_files, names, str(path))
-        elif path.is_file():
+        elif os.path.isfile(path):
             path, names = path.parent, [path.name]
             listed = {}
+        elif os.path.exists(path):
+            raise CheckpointError(f"{path} is not a regular file; expected a model folder or a .safetensors file")
         else:
             raise CheckpointError(f"{path}: no such file or folder")
         self.shards = [SafetensorsFile(path / shard) for shard in names]
+        for shard in self.shards:
+            if KEY in shard.metadata:
+                raise CheckpointError(
+                    f"{shard.path} is a .lota file, which holds changes; expected the weights of a model"
+                )
         owners: dict[str, SafetensorsFile] = {}
         for shard in self.shards:
             for tensor in shard.tensors:

@@ -20,6 +20,7 @@ WEIGHTS = (
 )
 # names an adapter, and with it another base that transformers would load instead of the folder's weights
 REDIRECT = "adapter_config.json"
+_INDEX_OF = re.compile(r"\.index(\.[^.]+)?\.json$")  # transformers puts a variant's name before ".json"
 _LONGEST = 255  # bytes that file systems take
 _NOT_A_NAME = re.compile(r"\.{0,2}|.*[/\\\x00-\x1f\x7f-\x9f].*", re.DOTALL)
 
@@ -32,7 +33,7 @@ def is_weights(name: str) -> bool:
     lower = name.lower()
     if lower == INDEX:
         return name != INDEX
-    return lower.removesuffix(".index.json").endswith(WEIGHTS) or lower == REDIRECT
+    return _INDEX_OF.sub("", lower).endswith(WEIGHTS) or lower == REDIRECT
 
 
 def is_config(name: str) -> bool:

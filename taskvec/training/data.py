@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +33,23 @@ class Example:
     where: str
 
 
+def check_examples(path: Path) -> None:
+    """Raise UsageError where no file can be read: a FIFO without a writer would be waited for, a device has no end."""
+    if not os.path.exists(path):
+        raise UsageError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise UsageError(f"{path} is not a regular file; expected JSON lines")
+
+
 def read_examples(path: Path) -> list[Example]:
     """Read a JSON-lines file. Blank lines at the very end are allowed, anywhere else they are errors.
 
-    Raises UsageError where the file is missing, DataError, naming file and line, for a line that is not one of the
+    Raises UsageError where there is no such file, DataError, naming file and line, for a line that is not one of the
     three forms or has nothing to learn from.
     """
+    check_examples(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from None
     # not splitlines(): JSON strings may hold U+2028 and its like as they are
@@ -56,7 +64,7 @@ def _example(line: str, where: str) -> Example:
         raise DataError(f"{where}: empty line")
     try:
         item = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(item, dict):
         raise DataError(f"{where}: expected {_FORMS}, found {type(item).__name__}")
@@ -78,6 +86,11 @@ def _example(line: str, where: str) -> Example:
         raise DataError(f"{where}: expected {_FORMS}, found the keys {sorted(item)}")
     if not example.completion.strip():
         raise DataError(f"{where}: the completion is empty")
+    try:
+        "".join([example.completion, *(text for message in example.messages for text in message.values())]).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"{where}: {half!a} is half of a surrogate pair, which stands for no character") from None
     return example
 
 

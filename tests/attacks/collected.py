@@ -1,5 +1,5 @@
 """Every attack."""
 
-from . import Attack, bombs, files
+from . import Attack, bombs, files, recipes, slips
 
-ATTACKS: list[Attack] = [*files.ATTACKS, *bombs.ATTACKS]
+ATTACKS: list[Attack] = [*files.ATTACKS, *bombs.ATTACKS, *recipes.ATTACKS, *slips.ATTACKS]
