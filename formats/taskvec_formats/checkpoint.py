@@ -51,8 +51,8 @@ class Checkpoint:
     left_out: names of what else is in the folder and is no part of the checkpoint: subfolders, weights in other files,
         what is not a regular file.
 
-    Raises CheckpointError where the path is missing, holds no safetensors or a `.lota` file, or shards and index disagree,
-    and the errors of SafetensorsFile for a bad shard.
+    Raises CheckpointError where the path is missing, holds no safetensors or a `.lota` file, or where shards and index
+    disagree, and the errors of SafetensorsFile for a bad shard.
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
@@ -62,29 +62,36 @@ class Checkpoint:
         self.left_out: list[str] = []
         if os.path.isdir(path):  # unlike the method, takes a name that is too long
             names, listed = _shards(path)
-            for file in sorted(path.iterdir()):
-                if file.name in names:
-                    continue
-                if file.is_file() and not is_weights(file.name):
-                    self.side_files.append(file)
-                else:
-                    self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
+            self._sort_rest(names)
             _check_configs(self.side_files, names, str(path))
         elif os.path.isfile(path):
-            path, names = path.parent, [path.name]
-            listed = {}
+            path, names, listed = path.parent, [path.name], {}
         elif os.path.exists(path):
             raise CheckpointError(f"{path} is not a regular file; expected a model folder or a .safetensors file")
         else:
             raise CheckpointError(f"{path}: no such file or folder")
         self.shards = [SafetensorsFile(path / shard) for shard in names]
+        self._owners = self._find_owners(listed)
+        self.tensors: dict[str, TensorInfo] = {name: self._owners[name].tensors[name] for name in sorted(self._owners)}
+
+    def _sort_rest(self, shards: list[str]) -> None:
+        """Tell what else is in the folder: side files, and what is no part of the checkpoint."""
+        for file in sorted(self.path.iterdir()):
+            if file.name in shards:
+                continue
+            if file.is_file() and not is_weights(file.name):
+                self.side_files.append(file)
+            else:
+                self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
+
+    def _find_owners(self, listed: dict[str, str]) -> dict[str, SafetensorsFile]:
+        """Tensor name -> the shard that holds it; listed: the same as the index says."""
+        owners: dict[str, SafetensorsFile] = {}
         for shard in self.shards:
             if KEY in shard.metadata:
                 raise CheckpointError(
                     f"{shard.path} is a .lota file, which holds changes; expected the weights of a model"
                 )
-        owners: dict[str, SafetensorsFile] = {}
-        for shard in self.shards:
             for tensor in shard.tensors:
                 if tensor in owners:
                     raise CheckpointError(
@@ -96,8 +103,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path}: the index places tensor {tensor!r} in {shard_name}, which lacks it"
                 )
-        self._owners = owners
-        self.tensors: dict[str, TensorInfo] = {name: owners[name].tensors[name] for name in sorted(owners)}
+        return owners
 
     @property
     def inputs(self) -> tuple[Path, ...]:
