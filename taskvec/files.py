@@ -20,8 +20,9 @@ def local_model(reference: str | Path, *, with_code: bool = False) -> Path:
     with_code: download Python code too, where a model has code of its own.
     Raises UsageError where there is neither such a path nor such a model within reach.
     """
-    if os.path.exists(reference):  # unlike the method of a path, takes a name that is too long
-        return Path(reference)
+    path = Path(reference)
+    if os.path.exists(path):  # unlike the method of a path, takes a name that is too long
+        return path
     if not _HUB_ID.fullmatch(str(reference)) or str(reference).startswith("."):
         raise UsageError(f"{reference}: no such file or folder")
     from huggingface_hub import snapshot_download
@@ -42,5 +43,5 @@ def open_checkpoint(reference: str | Path, *, with_code: bool = False) -> Checkp
     with_code: of a Hub id, download the model's own Python code too; opening runs none.
     """
     path = local_model(reference, with_code=with_code)
-    is_hub_id = not os.path.exists(reference)
+    is_hub_id = not os.path.exists(Path(reference))
     return Checkpoint(path, name=str(reference) if is_hub_id else None)
