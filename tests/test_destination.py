@@ -188,10 +188,10 @@ def test_what_is_no_plain_file_is_never_replaced(
     make: Callable[[Path], object], sentence: str, force: list[str], work: Path
 ) -> None:
     make(work / "out")
-    before = os.lstat(work / "out")
+    before = os.lstat(work / "out")[:7]  # all but times: reading a link changes one
     for command in COMMANDS:
         assert sentence in refused(2, *command.format("out").split(), *force)
-    assert os.lstat(work / "out") == before
+    assert os.lstat(work / "out")[:7] == before
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/full"])
