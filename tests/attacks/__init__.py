@@ -21,8 +21,7 @@ from subprocess import PIPE
 from inputs import snapshot
 
 SECONDS, MEGABYTES = 5.0, 512.0
-LIBRARIES = 512.0  # megabytes that torch and transformers take, which these commands load
-LOADING = ("eval", "train")
+LOADING = ("eval", "train")  # load torch and transformers, which take as much by themselves
 LONGEST = 1100  # characters of the sentence
 
 
@@ -127,10 +126,10 @@ def problems(attack: Attack, outcome: Outcome, before: dict[str, bytes | str], f
 
 def costs(outcome: Outcome, command: object) -> list[str]:
     """Where it takes too much."""
-    most = MEGABYTES + LIBRARIES * (command in LOADING)
     found = []
-    if outcome.seconds > SECONDS:
-        found.append(f"{outcome.seconds:.1f} s, at most {SECONDS:.0f} are allowed")
-    if outcome.megabytes > most:
-        found.append(f"{outcome.megabytes:.0f} MB, at most {most:.0f} are allowed")
+    share = 2 if command in LOADING else 1
+    if outcome.seconds > SECONDS * share:
+        found.append(f"{outcome.seconds:.1f} s, at most {SECONDS * share:.0f} are allowed")
+    if outcome.megabytes > MEGABYTES * share:
+        found.append(f"{outcome.megabytes:.0f} MB, at most {MEGABYTES * share:.0f} are allowed")
     return found
