@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attacks import Attack, costs, problems, run
@@ -15,26 +16,31 @@ from attacks.collected import ATTACKS
 from inputs import snapshot
 
 
-def tried(attack: Attack) -> list[str]:
-    """Make and run one; print how it ended, and return what is wrong with that."""
+def tried(attack: Attack) -> tuple[str, bool]:
+    """Make and run one; return how it ended, in lines, and whether that is wrong."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments = attack.make(folder)
         before = snapshot(folder)
         outcome = run(arguments, folder, attack.stdin)
-        found = [*problems(attack, outcome, before, folder), *costs(outcome)]
+        found = [*problems(attack, outcome, before, folder), *costs(outcome, arguments[0])]
     sentence = (outcome.stderr or outcome.stdout).partition("\n")[0]
-    print(f"{outcome.code}  {outcome.seconds:5.2f} s  {outcome.megabytes:4.0f} MB  {attack.name}", flush=True)
-    print(f"   {sentence[:160]}")
-    for problem in found:
-        print(f"   WRONG: {problem}")
-    return found
+    lines = [
+        f"{outcome.code}  {outcome.seconds:5.2f} s  {outcome.megabytes:4.0f} MB  {attack.name}",
+        f"   {sentence[:160]}",
+        *(f"   WRONG: {problem}" for problem in found),
+    ]
+    return "\n".join(lines), bool(found)
 
 
 def main() -> None:
     words = sys.argv[1:]
     chosen = [attack for attack in ATTACKS if all(word in attack.name for word in words)]
-    wrong = [attack.name for attack in chosen if tried(attack)]
+    wrong = []
+    with ThreadPoolExecutor(2) as pool:
+        for attack, (lines, is_wrong) in zip(chosen, pool.map(tried, chosen), strict=True):
+            print(lines, flush=True)
+            wrong += [attack.name] * is_wrong
     print(f"{len(chosen)} attacks, {len(wrong)} that did not end as they must{': ' if wrong else ''}{'; '.join(wrong)}")
     sys.exit(bool(wrong))
 

@@ -7,6 +7,7 @@ untouched, and nothing may be left behind.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from subprocess import PIPE
 from inputs import snapshot
 
 SECONDS, MEGABYTES = 5.0, 512.0
+LOADING = ("eval", "train")  # load torch and transformers, which take as much by themselves
 LONGEST = 1100  # characters of the sentence
 
 
@@ -46,7 +48,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. megabytes: of its largest process."""
+    """How a command ended. seconds: of processors, on which other programs have little effect. megabytes: at most."""
 
     code: int
     stdout: str
@@ -58,7 +60,6 @@ class Outcome:
 def run(arguments: Sequence[object], folder: Path, stdin: str = "") -> Outcome:
     """Run `taskvec` in a folder, in a process of its own, for at most a minute."""
     command = [sys.executable, "-m", "taskvec_cli", *map(str, arguments)]
-    began = time.monotonic()
     with subprocess.Popen(command, cwd=folder, text=True, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         peak = _Peak(process.pid)
         try:
@@ -66,27 +67,29 @@ def run(arguments: Sequence[object], folder: Path, stdin: str = "") -> Outcome:
         finally:
             process.kill()
             peak.join()
-    return Outcome(process.returncode, stdout, stderr, time.monotonic() - began, peak.megabytes)
+    return Outcome(process.returncode, stdout, stderr, peak.seconds, peak.megabytes)
 
 
 class _Peak(threading.Thread):
-    """Asks the system for the most memory of a process until it ends.
+    """Asks the system for the time and the most memory of a process until it ends.
 
     What wait4 would tell counts the memory of the process that started it.
     """
 
     def __init__(self, process: int) -> None:
         super().__init__()
-        self._status = Path(f"/proc/{process}/status")
-        self.megabytes = 0.0
+        self._folder = Path(f"/proc/{process}")
+        self.seconds = self.megabytes = 0.0
         self.start()
 
     def run(self) -> None:
         while True:
             try:
-                found = re.search(r"VmHWM:\s*(\d+) kB", self._status.read_text())
+                found = re.search(r"VmHWM:\s*(\d+) kB", (self._folder / "status").read_text())
+                user, system = (self._folder / "stat").read_text().rpartition(")")[2].split()[11:13]
             except OSError:
                 return
+            self.seconds = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
             if found is None:  # it has ended and was not waited for
                 return
             self.megabytes = max(self.megabytes, int(found[1]) * 1024 / 1e6)
@@ -121,11 +124,12 @@ def problems(attack: Attack, outcome: Outcome, before: dict[str, bytes | str], f
     return found
 
 
-def costs(outcome: Outcome) -> list[str]:
+def costs(outcome: Outcome, command: object) -> list[str]:
     """Where it takes too much."""
     found = []
-    if outcome.seconds > SECONDS:
-        found.append(f"{outcome.seconds:.1f} s, at most {SECONDS:.0f} are allowed")
-    if outcome.megabytes > MEGABYTES:
-        found.append(f"{outcome.megabytes:.0f} MB, at most {MEGABYTES:.0f} are allowed")
+    share = 2 if command in LOADING else 1
+    if outcome.seconds > SECONDS * share:
+        found.append(f"{outcome.seconds:.1f} s, at most {SECONDS * share:.0f} are allowed")
+    if outcome.megabytes > MEGABYTES * share:
+        found.append(f"{outcome.megabytes:.0f} MB, at most {MEGABYTES * share:.0f} are allowed")
     return found
