@@ -122,7 +122,7 @@ def apply(
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
     layout = layout_of(vector, base)
-    left_out = tuple(base.left_out) if vector.source.files() is None else carried.recorded(vector.provenance)
+    left_out = tuple(base.left_out) if layout.keeps_files else carried.recorded(vector.provenance)
     written = output.files(layout.files, base.name)
     shards = output.shards(layout.shards)
     written |= output.index(written, shards, lacking=layout.lacks_index)

@@ -7,10 +7,10 @@ must be those that the vector describes, so the shards, their index and their na
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taskvec_formats import Checkpoint, Form
+from taskvec_formats import Checkpoint, Companion, Form
 from taskvec_formats.checkpoint import CONFIG_BYTES, check_config, find_shards
 from taskvec_formats.container import parse_header
 from taskvec_formats.errors import CheckpointError, HeaderError
@@ -30,12 +30,14 @@ class Layout:
         shards: File name -> Shard.
         files: The side files by name.
         differences: What in the side files cannot be as in the tuned checkpoint, one sentence each.
+        keeps_files: Whether the side files are the base's, since the vector gives none.
         lacks_index: Whether the vector gives shards of its own, and no index of them.
     """
 
     shards: dict[str, Shard]
     files: Files
     differences: list[str]
+    keeps_files: bool
     lacks_index: bool
 
 
@@ -49,10 +51,12 @@ def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
     """
     check_forms(vector, base)
     stored = vector.source.shards()
-    files, differences = _side_files(vector, base, laid_out_anew=stored is not None)
+    companions = vector.source.files()  # decoded, so asked for once
+    files, differences = _side_files(companions, base, laid_out_anew=stored is not None)
     shards = _shards(vector, base, stored)
     check_index(shards, files, f"the result of {vector.name} on {base.name}")
-    return Layout(shards, files, differences, stored is not None and vector.source.files() is None)
+    keeps_files = companions is None
+    return Layout(shards, files, differences, keeps_files, keeps_files and stored is not None)
 
 
 def check_stored_layout(vector: TaskVector) -> None:
@@ -137,10 +141,11 @@ def _shards(vector: TaskVector, base: Checkpoint, stored: Mapping[str, bytes] | 
     return shards
 
 
-def _side_files(vector: TaskVector, base: Checkpoint, laid_out_anew: bool) -> tuple[Files, list[str]]:
+def _side_files(
+    companions: Sequence[Companion] | None, base: Checkpoint, laid_out_anew: bool
+) -> tuple[Files, list[str]]:
     """The side files of the result, and what in them cannot be as in the tuned checkpoint."""
     in_base = {file.name: file for file in base.side_files}
-    companions = vector.source.files()
     if companions is None:
         if laid_out_anew:
             in_base.pop(INDEX, None)  # it names the base's shards

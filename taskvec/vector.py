@@ -156,21 +156,22 @@ class TaskVector(Mapping[str, SparseTensor]):
         Raises UsageError where that cannot be stored.
         """
         parts: list[object] = [self.header.base, *self.specs.values()]
-        if not self._is_stored:
+        if not self.is_stored:
             parts += [self.header.tuned, stored_text(self.name, self.provenance)]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
-    def _is_stored(self) -> bool:
+    def is_stored(self) -> bool:
+        """Whether it was opened from a file, so that its entries are counted and need no computing."""
         return isinstance(self._source, LotaReader)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TaskVector) or not (self._is_stored and other._is_stored):
+        if not isinstance(other, TaskVector) or not (self.is_stored and other.is_stored):
             return self is other
         return replace(self.header, provenance={}) == replace(other.header, provenance={})
 
     def __hash__(self) -> int:
-        return hash(self.digest) if self._is_stored else id(self)
+        return hash(self.digest) if self.is_stored else id(self)
 
     def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO, *, force: bool = False) -> None:
         """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.

@@ -91,8 +91,7 @@ class Writer:
     def _write(self, shard: Shard, path: Path) -> None:
         path.write_bytes(shard.header)
         # what comes from a file is quickly read: processes would wait for one another where they write
-        is_stored = any(spec.blocks for spec in self._vector.specs.values())
-        processes = self._vector.source.by_range and not is_stored
+        processes = self._vector.source.by_range and not self._vector.is_stored
         with closing(ordered_map(partial(self._make, path), self._pieces(shard), processes=processes)) as written:
             for piece in written:
                 if piece.is_last:

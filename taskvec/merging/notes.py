@@ -46,12 +46,7 @@ def _identity(vector: TaskVector) -> str | None:
     """What tells a vector from others; None for one that was not stored yet and comes from no checkpoint."""
     if vector.header.tuned is not None:
         return vector.header.tuned.fingerprint
-    return vector.digest if vector.specs and _is_stored(vector) else None
-
-
-def _is_stored(vector: TaskVector) -> bool:
-    """Whether a vector knows its entries, as one from a file does and one that is yet to be computed does not."""
-    return all(spec.blocks or not spec.size for spec in vector.specs.values())
+    return vector.digest if vector.specs and vector.is_stored else None
 
 
 def _assumed_layers(
@@ -71,7 +66,7 @@ def untrimmed(vectors: Sequence[TaskVector], densities: Sequence[_ByTensor], dia
     found = []
     for vector, shares in zip(vectors, densities, strict=True):
         asked = sorted({shares[name] for name in vector.specs})
-        if not asked or asked == [1.0] or not _is_stored(vector):
+        if not asked or asked == [1.0] or not vector.is_stored:
             continue
         specs = vector.specs.values()
         own = sum(spec.entries for spec in specs)
