@@ -23,7 +23,7 @@ def tried(attack: Attack) -> tuple[str, bool]:
         arguments = attack.make(folder)
         before = snapshot(folder)
         outcome = run(arguments, folder, attack.stdin)
-        found = [*problems(attack, outcome, before, folder), *costs(outcome, arguments[0])]
+        found = [*problems(attack, outcome, before, folder), *costs(outcome)]
     sentence = (outcome.stderr or outcome.stdout).partition("\n")[0]
     lines = [
         f"{outcome.code}  {outcome.seconds:5.2f} s  {outcome.megabytes:4.0f} MB  {attack.name}",

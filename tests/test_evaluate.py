@@ -16,10 +16,11 @@ from models import ROWS, WORDS, write_rows
 from transformers import PreTrainedModel
 
 from taskvec.errors import DataError, TrainingError, UsageError
-from taskvec.training.data import IGNORED, Example, encode, encode_prompt, read_examples
 from taskvec.training.estimate import Estimate, estimate
 from taskvec.training.evaluate import Evaluation, evaluate, write_answers
-from taskvec.training.models import device_of, load_model
+from taskvec.training.examples import Example, read_examples
+from taskvec.training.loading import device_of, load_model
+from taskvec.training.rows import IGNORED, encode, encode_prompt
 from taskvec.training.scoring import exact_match, rouge1
 
 ANSWERED = ("exact_match", "rouge1")

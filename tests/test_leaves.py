@@ -15,8 +15,10 @@ from transformers import Trainer, TrainingArguments
 
 from taskvec import Checkpoint, TaskVector, apply, diff, sparse_finetune
 from taskvec.errors import BaseMismatchError, MaskError, UsageError
-from taskvec.training.data import collate, encode, read_examples
-from taskvec.training.models import bits_of, eligible_parameters, load_model, part_of, places
+from taskvec.training.examples import read_examples
+from taskvec.training.loading import load_model
+from taskvec.training.models import bits_of, eligible_parameters, part_of, places
+from taskvec.training.rows import collate, encode
 
 
 @pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
@@ -160,7 +162,7 @@ def test_a_tied_weight_is_trained_once(llama: Path) -> None:
 
 
 def read_rows() -> list[Any]:
-    from taskvec.training.data import Example
+    from taskvec.training.examples import Example
 
     return [Example(({"role": "user", "content": row["prompt"]},), row["completion"], "") for row in ROWS[:2]]
 

@@ -15,7 +15,7 @@ import pytest
 from test_cli import inside, ok, refused
 
 from taskvec.errors import TrainingError, UsageError
-from taskvec.training.models import load_model
+from taskvec.training.loading import load_model
 
 ROOT = Path(__file__).parent.parent
 MARK = "import pathlib\npathlib.Path({marker!r}).touch()\n"
@@ -182,12 +182,12 @@ def test_chat_templates_are_sandboxed(template: str, own: Path, data: Path, tmp_
 
 
 def test_every_model_is_loaded_with_a_word_on_code() -> None:
-    """In the library, the demo and the benchmarks; only load_model passes on what it was asked for."""
+    """In the library, the demo and the benchmarks; only loading.py passes on what it was asked for."""
     calls = []
     for path in (*ROOT.glob("taskvec/**/*.py"), *ROOT.glob("cli/**/*.py"), *ROOT.glob("benchmarks/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config"):
                 word = {each.arg: ast.unparse(each.value) for each in node.keywords}.get("trust_remote_code")
-                assert word == "False" or (word == "trust_remote_code" and path.name == "models.py"), ast.unparse(node)
+                assert word == "False" or (word == "trust_remote_code" and path.name == "loading.py"), ast.unparse(node)
                 calls.append(path.name)
     assert len(calls) >= 9

@@ -21,7 +21,7 @@ from taskvec.patched import Patched
 from taskvec.plotting import plot_losses
 from taskvec.source import Memory
 from taskvec.training.corpus import read_corpus
-from taskvec.training.models import load_model
+from taskvec.training.loading import load_model
 from taskvec.training.optimizers import LeanRMSprop
 from taskvec.training.options import Options
 from taskvec.training.train import Training, train
@@ -379,7 +379,8 @@ def test_the_lean_optimizer_is_rmsprop_with_clipped_gradients(dtype: torch.dtype
 
 def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: Path) -> None:
     """One step over all the data: |g| ranks as g² does, and both as a backward pass by hand."""
-    from taskvec.training.data import collate, encode, read_examples
+    from taskvec.training.examples import read_examples
+    from taskvec.training.rows import collate, encode
 
     base = Checkpoint(llama)
     options = replace(QUICK, calibration_steps=1, steps=0, batch_size=4)

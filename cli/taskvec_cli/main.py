@@ -317,15 +317,15 @@ def evaluate(
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
     from taskvec.source import inputs_of
-    from taskvec.training.data import read_examples
-    from taskvec.training.evaluate import check_request, evaluate_checkpoint, needs_answers, write_answers
-    from taskvec.training.models import device_of
+    from taskvec.training.examples import read_examples
+    from taskvec.training.options import check_device
+    from taskvec.training.scoring import check_request, needs_answers
 
     from . import render
 
     metrics = list(dict.fromkeys(metric or ["loss"]))
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
-    computer = device_of(device)
+    check_device(device)
     if answers is not None and not needs_answers(metrics):
         raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
     examples = read_examples(data)[:limit]
@@ -334,13 +334,16 @@ def evaluate(
     if answers is not None:
         check_file(answers, force=force, inputs=[data, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
+        # torch takes seconds and memory: only once all that can be refused without it has been
+        from taskvec.training.evaluate import evaluate_checkpoint, write_answers
+
         worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
         evaluation = evaluate_checkpoint(
             checkpoint,
             worn,
             examples,
             metrics,
-            device=computer,
+            device=device,
             batch_size=batch_size,
             max_length=max_length,
             max_new_tokens=max_new_tokens,

@@ -204,7 +204,7 @@ def train(
     from taskvec.plotting import check_picture, plot_losses
     from taskvec.record import remove_work
     from taskvec.source import inputs_of
-    from taskvec.training.data import check_examples
+    from taskvec.training.examples import check_examples
     from taskvec.training.folder import KIND
     from taskvec.training.options import Options
 

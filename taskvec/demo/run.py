@@ -140,9 +140,9 @@ def _scores(
             return scores, [(question, answer) for question, answer in saved["samples"]]
 
     from ..live import applied
-    from ..training.data import read_examples
     from ..training.evaluate import evaluate
-    from ..training.models import load_model
+    from ..training.examples import read_examples
+    from ..training.loading import load_model
 
     model, tokenizer = load_model(base.path)
     examples = {task: read_examples(path) for task, path in tests.items()}

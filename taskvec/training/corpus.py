@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DataError, UsageError
 from ..lineage import shortened
-from .data import Example, read_examples
+from .examples import Example, read_examples
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedModel
 
 from taskvec_formats import Checkpoint
 from taskvec_formats.atomic import atomic_file
 
-from ..arguments import whole
 from ..destination import appearing, check_file
 from ..errors import TrainingError, UsageError
-from ..live import applied
 from ..progress import Progress, silent
 from ..vector import TaskVector
-from .data import IGNORED, Example, collate, encode, encode_completion, encode_prompt, pad_id
 from .estimate import Estimate, estimate
-from .loop import accepted_arguments
-from .models import is_masked, load_model
-from .scoring import check_rouge, exact_match, rouge1
+from .examples import Example
+from .loading import device_of, is_masked, load_model
+from .rows import IGNORED, accepted_arguments, collate, encode, encode_completion, encode_prompt, pad_id
+from .scoring import check_request, exact_match, needs_answers, rouge1
 
-METRICS = ("loss", "exact_match", "rouge1")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _SPARE_TOKENS = 8  # an answer may be that much longer than the longest completion
 
 # told how many examples more are done
@@ -48,23 +47,6 @@ class Evaluation:
     metrics: dict[str, Estimate]
     examples: int
     answers: list[str]
-
-
-def check_request(metrics: Sequence[str], **counts: int | None) -> None:
-    """Raise UsageError for an unknown metric, none at all, one whose package is missing, or a count that is not > 0."""
-    for metric in metrics or [""]:
-        if metric not in METRICS:
-            raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
-    for name, count in counts.items():
-        if count is not None and whole(name.replace("_", "-"), count) <= 0:
-            raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {count}")
-    if "rouge1" in metrics:
-        check_rouge()
-
-
-def needs_answers(metrics: Sequence[str]) -> bool:
-    """Whether one of the metrics compares answers, so that they are generated."""
-    return any(metric != "loss" for metric in metrics)
 
 
 def evaluate(
@@ -123,7 +105,7 @@ def evaluate_checkpoint(
     examples: Sequence[Example],
     metrics: Sequence[str],
     *,
-    device: torch.device,
+    device: str = "auto",
     batch_size: int = 32,
     max_length: int = 1024,
     max_new_tokens: int | None = None,
@@ -132,15 +114,19 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """The same of a model folder in f32, with a vector or patch on it where there is one.
 
+    device: "auto" (an accelerator where there is one) or "cpu".
     trust_remote_code: whether Python code from the model folder may run.
     Raises the errors of `load_model`, `applied` and `evaluate`.
     """
+    computer = device_of(device)
     progress("loading", 0, 1, base.name)
     model, tokenizer = load_model(base.path, trust_remote_code=trust_remote_code)
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
+    model.to(computer)  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
     progress("loading", 1, 1, "")
     if is_masked(model):
         raise TrainingError(f"{base.name} is a masked language model: it neither goes on with a text nor answers")
+    from ..live import applied  # takes what loading a model takes, so not before that went well
+
     with applied(model, vector, base) if vector is not None else nullcontext():
         return evaluate(
             model,
@@ -227,6 +213,8 @@ def _answers(
     # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
     own = model.generation_config
     ends = _ends(own.eos_token_id, tokenizer)
+    from transformers import GenerationConfig
+
     greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=ends or None)
     model.generation_config = greedy
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import signal
 import tempfile
@@ -34,9 +33,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
-from .data import Row, collate
 from .optimizers import LeanRMSprop
 from .options import Options
+from .rows import Row, accepted_arguments, collate
 
 _COMPLETE = "complete"
 
@@ -149,11 +148,6 @@ def check_report_to(name: str) -> None:
                 callback()
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError(f"--report-to {name}: {error}") from None
-
-
-def accepted_arguments(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that the model's forward takes."""
-    return frozenset(inspect.signature(model.forward).parameters)
 
 
 def fit(

@@ -1,26 +1,22 @@
-"""Language models as transformers loads them, and where the tensors of a checkpoint live in them."""
+"""Where the tensors of a checkpoint live in the model that transformers loads, and which of them may be trained."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.pytorch_utils import Conv1D
 
 from taskvec_formats import Form
 from taskvec_formats.dtypes import BitArray, DType
 
-from ..arguments import said
-from ..errors import TrainingError, UsageError
+from ..errors import TrainingError
 
 # safetensors dtype -> torch dtype, for those in which weights are kept
 TORCH_DTYPES = {
@@ -32,69 +28,6 @@ TORCH_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def load_model(
-    path: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, Any]:
-    """The causal, or else masked, language model of a folder, its weights in `dtype`, and its tokenizer.
-
-    trust_remote_code: whether Python code in the folder, or in a repository that it names, may run. Nobody is asked.
-    Raises UsageError for a folder that needs such code where it may not run, TrainingError where transformers cannot
-    load the folder.
-    """
-    if not path.is_dir():
-        raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        masked = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
-        kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model = kind.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever config, tokenizer and code of a stranger lead to
-        if not trust_remote_code and "trust_remote_code" in str(error) and (code := _own_code(path)):
-            raise UsageError(
-                f"{path} needs Python code from the model, {code}: it is run only with trust_remote_code "
-                "(--trust-remote-code), and can then do whatever you can"
-            ) from None
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrainingError(f"{path} cannot be loaded as a language model: {said(reason[0], 300)[1:-1]}") from None
-    return model, tokenizer
-
-
-def _own_code(path: Path) -> str | None:
-    """Where the code lies that a model folder asks for, and which of its files asks."""
-    for name in ("config.json", "tokenizer_config.json"):
-        try:
-            asked = json.loads((path / name).read_bytes())["auto_map"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        # AutoClass -> "module.Class", or of a tokenizer the slow one and the fast one; "repository--module.Class"
-        places = asked.values() if isinstance(asked, dict) else [asked]
-        for place in (one for each in places for one in (each if isinstance(each, list) else [each])):
-            if isinstance(place, str):
-                repository, _, module = place.rpartition("--")
-                file = said(f"{module.rpartition('.')[0]}.py")[1:-1]
-                holder = said(repository)[1:-1] if repository else "the folder"
-                return f"{file} of {holder} (auto_map in {name})"
-    return None
-
-
-def is_masked(model: nn.Module) -> bool:
-    """Whether it fills in masked tokens, as encoders do, instead of going on with a text."""
-    return type(model).__name__.endswith("ForMaskedLM")
-
-
-def device_of(choice: str) -> torch.device:
-    """Where to compute: "auto" is an accelerator where there is one, else the CPU. Raises UsageError."""
-    if choice not in ("auto", "cpu"):
-        raise UsageError(f"device is one of auto, cpu, found {choice!r}")
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if choice == "cpu" or found is None else found
 
 
 def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

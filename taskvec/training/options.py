@@ -20,8 +20,15 @@ OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 # those of transformers' get_scheduler that need nothing but the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
+DEVICES = ("auto", "cpu")
 RELATIVES = ("base", "start")
 _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
+
+
+def check_device(choice: str) -> None:
+    """Raise UsageError for a device that is not one of DEVICES."""
+    if choice not in DEVICES:
+        raise UsageError(f"device is one of {', '.join(DEVICES)}, found {choice!r}")
 
 
 def _number(what: str, value: object) -> float:
@@ -149,7 +156,7 @@ class Options:
             "scope": SCOPES,
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
-            "device": ("auto", "cpu"),
+            "device": DEVICES,
             "dtype": DTYPES,
             "relative_to": RELATIVES,
         }

@@ -17,18 +17,11 @@ from ..errors import TrainingError
 from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
-from .data import encode, pad_id
+from .loading import is_masked, load_model
 from .loop import Curve, fit
-from .models import (
-    TORCH_DTYPES,
-    eligible_parameters,
-    is_masked,
-    load_model,
-    part_of,
-    places,
-    tensor_of,
-)
+from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
+from .rows import encode, pad_id
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""How an answer is compared with the completion."""
+"""Metrics: which there are, and how an answer is compared with the completion."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from ..arguments import whole
 from ..errors import UsageError
 
+METRICS = ("loss", "exact_match", "rouge1")
 MARK = "####"  # what the result of a GSM8K solution stands behind
 _DROPPED = str.maketrans("", "", ",$%")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
+
+
+def check_request(metrics: Sequence[str], **counts: int | None) -> None:
+    """Raise UsageError for an unknown metric, none at all, one whose package is missing, or a count that is not > 0."""
+    for metric in metrics or [""]:
+        if metric not in METRICS:
+            raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
+    for name, count in counts.items():
+        if count is not None and whole(name.replace("_", "-"), count) <= 0:
+            raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {count}")
+    if "rouge1" in metrics:
+        check_rouge()
+
+
+def needs_answers(metrics: Sequence[str]) -> bool:
+    """Whether one of the metrics compares answers, so that they are generated."""
+    return any(metric != "loss" for metric in metrics)
 
 
 def exact_match(completion: str, answer: str) -> bool:

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy
-import torch
-import transformers
+from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint
 
@@ -22,13 +18,12 @@ from ..progress import Progress, silent
 from ..source import inputs_of
 from ..vector import TaskVector
 from .corpus import read_corpus
-from .dense import difference, train_fully, train_lora
 from .folder import RunFolder
-from .loop import Curve, check_report_to
 from .masking import free_share, taken_by
 from .options import MASKS, SCOPES, Options
-from .run import Run
-from .ticket import train_ticket
+
+if TYPE_CHECKING:
+    from .loop import Curve
 
 
 @dataclass(frozen=True)
@@ -81,13 +76,22 @@ def train(
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
     options.check()
-    check_report_to(options.report_to)
     _check(options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
         vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
         files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         check_apart(folder, [*files, *inputs_of(base, *vectors)])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
+    # torch, and then transformers' models, take seconds and memory: first whatever can be refused without them
+    from .loading import load_tokenizer
+
+    load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
+    from .dense import difference, train_fully, train_lora
+    from .loop import check_report_to
+    from .run import Run
+    from .ticket import train_ticket
+
+    check_report_to(options.report_to)
     start = Patched(base, start_from) if start_from is not None else base
     record: dict[str, Any] = {
         "base": base.fingerprint,
@@ -196,6 +200,10 @@ def _identity(vector: TaskVector) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
+    import numpy
+    import torch
+    import transformers
+
     import taskvec
 
     packages = {"torch": torch, "transformers": transformers, "numpy": numpy}

@@ -21,7 +21,6 @@ from subprocess import PIPE
 from inputs import snapshot
 
 SECONDS, MEGABYTES = 5.0, 512.0
-LOADING = ("eval", "train")  # load torch and transformers, which take as much by themselves
 LONGEST = 1100  # characters of the sentence
 
 
@@ -124,12 +123,11 @@ def problems(attack: Attack, outcome: Outcome, before: dict[str, bytes | str], f
     return found
 
 
-def costs(outcome: Outcome, command: object) -> list[str]:
+def costs(outcome: Outcome) -> list[str]:
     """Where it takes too much."""
     found = []
-    share = 2 if command in LOADING else 1
-    if outcome.seconds > SECONDS * share:
-        found.append(f"{outcome.seconds:.1f} s, at most {SECONDS * share:.0f} are allowed")
-    if outcome.megabytes > MEGABYTES * share:
-        found.append(f"{outcome.megabytes:.0f} MB, at most {MEGABYTES * share:.0f} are allowed")
+    if outcome.seconds > SECONDS:
+        found.append(f"{outcome.seconds:.1f} s, at most {SECONDS:.0f} are allowed")
+    if outcome.megabytes > MEGABYTES:
+        found.append(f"{outcome.megabytes:.0f} MB, at most {MEGABYTES:.0f} are allowed")
     return found
