@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from io import BufferedWriter, FileIO, TextIOWrapper
-from pathlib import Path
 from typing import Any, TextIO
 
 _was_closed: set[int] = set()
@@ -15,10 +14,11 @@ class _Output(FileIO):
     """Standard output, whose errors say that it is."""
 
     def write(self, data: Any, /) -> int:
-        from taskvec_formats.atomic import naming
-
-        with naming(Path("standard output")):
+        try:
             return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 class _Errors(FileIO):
