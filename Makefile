@@ -65,6 +65,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

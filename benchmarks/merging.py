@@ -52,7 +52,6 @@ def write_vector(base: Checkpoint, file: Path, seed: int, density: float) -> Non
         before = base.bits(name)[indices].view(np.float32)
         after = before + dice.normal(scale=1e-4, size=len(indices)).astype(np.float32)
         deltas[name] = SparseTensor(forms[name].shape, indices, after - before)
-        base.release(name)
     vector_of(base, forms, deltas, {}).save(file)
 
 

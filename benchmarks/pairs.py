@@ -107,7 +107,8 @@ def main(folder: Path) -> None:
     eligible = [name for name in base.tensors if ("mlp" in name or "attn" in name) and name.endswith("weight")]
 
     def change(name: str) -> np.ndarray:
-        return values(tuned, name) - values(base, name)
+        delta: np.ndarray = values(tuned, name) - values(base, name)
+        return delta
 
     def changes() -> Iterator[tuple[str, np.ndarray]]:
         return ((name, change(name)) for name in eligible)

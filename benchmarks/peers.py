@@ -75,7 +75,8 @@ def _xor_encode(base: Bits, tuned: Bits) -> bytes:
 
 
 def _xor_decode(base: Bits, data: bytes) -> Bits:
-    return base ^ np.frombuffer(zstandard.decompress(data), base.dtype)
+    tuned: Bits = base ^ np.frombuffer(zstandard.decompress(data), base.dtype)
+    return tuned
 
 
 def _zipnn(dtype: np.dtype) -> Any:
@@ -89,7 +90,8 @@ def _zipnn_encode(base: Bits, tuned: Bits) -> bytes:
 
 
 def _zipnn_decode(base: Bits, data: bytes) -> Bits:
-    return base ^ np.frombuffer(_zipnn(base.dtype).decompress(data), base.dtype)
+    tuned: Bits = base ^ np.frombuffer(_zipnn(base.dtype).decompress(data), base.dtype)
+    return tuned
 
 
 LAYOUTS = {

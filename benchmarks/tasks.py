@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from taskvec_formats.atomic import atomic_file
 
@@ -51,7 +52,7 @@ def score(base: Path, tasks: Path, folder: Path, task: str, method: str) -> dict
     if not report.exists():
         command = ["eval", str(base), "--data", str(tasks / task / "test.jsonl"), "--json"]
         command += [] if options is None else ["--with", str(vector)]
-        found = {}
+        found: dict[str, Any] = {}
         for asked, limit in ((("loss",), []), (tuple(metric for metric in metrics if metric != "loss"), ANSWERS)):
             words = [word for metric in asked for word in ("--metric", metric)]
             found |= json.loads(run([*command, *words, *limit]))["metrics"]

@@ -159,7 +159,8 @@ def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, flo
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = found or torch.device("cpu")
     dtype: torch.dtype = getattr(torch, dtype_name or ("bfloat16" if bf16_is_quick(device) else "float32"))
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False).to(device).train()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
+    model.to(device).train()  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
     model.config.use_cache = False
     torch.manual_seed(0)
     batches = torch.randint(0, model.config.vocab_size, (steps, BATCH, LENGTH), device=device)
