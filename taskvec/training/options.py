@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -64,12 +65,14 @@ class Options:
     via: another, lower sparsity: train a ticket of it first, whose largest entries are the mask.
     calibration_steps: T. calibration_epochs: passes of calibration over the data instead, 0.1 being one over a tenth.
     low_memory: calibrate in half the memory and twice the time, by RMSprop (optimizers.py, LeanRMSprop).
-    steps: optimizer steps of training; None takes `epochs` passes over the data; 0 leaves a mask without values.
+    steps: optimizer steps of training; None takes `epochs` passes over the data, a fraction of a pass rounded up to
+        whole steps; 0 leaves a mask without values.
     lr: learning rate; calibration_lr: that of calibration, None for the same.
     l1: λ of the pull towards the base.
     optimizer: one of OPTIMIZERS, for both phases; the paper's is "rmsprop".
     rank, alpha: of LoRA.
-    batch_size: examples a backward pass; accumulate: backward passes a step. max_length: tokens an example.
+    batch_size: examples a backward pass; accumulate: backward passes a step. The last of a pass over the data may have
+        fewer. max_length: tokens an example.
     clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
         rate rises from zero. gradient_checkpointing: compute activations twice instead of keeping them.
     eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; patience:
@@ -121,6 +124,12 @@ class Options:
             value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
             if value is not None or not optional:
                 object.__setattr__(self, field.name, _KINDS[kind](field.name.replace("_", "-"), value))
+
+    def steps_of(self, epochs: float, examples: int) -> int:
+        """Optimizer steps of so many passes over the data; a fraction of a step is taken as a whole one."""
+        batches = -(-examples // self.batch_size)
+        # as a decimal: 0.7 passes of ten steps are seven, and not the eight that 0.7 * 10 in binary would need
+        return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
 
     def check(self) -> None:
         """Raise UsageError for a setting that cannot be meant."""

@@ -120,7 +120,7 @@ class Run:
 
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps of so many passes over the data, at least one."""
-        return max(1, round(epochs * len(self.rows) / (self.options.batch_size * self.options.accumulate)))
+        return self.options.steps_of(epochs, len(self.rows))
 
     @property
     def steps(self) -> int:
