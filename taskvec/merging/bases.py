@@ -20,7 +20,7 @@ def check_bases(vectors: Sequence[TaskVector]) -> None:
         if _follows(first, second):
             raise BaseMismatchError(
                 f"the vectors have different bases: {second.name} starts from {first.base.name} with {first.name} on "
-                f'it; taskvec arith "{first.name} >> {second.name}" --base {first.base.name} makes one vector of both'
+                f'it; taskvec arith "{first.name} >> {second.name}" --base BASE makes one vector of both'
             )
 
 

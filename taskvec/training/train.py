@@ -22,6 +22,7 @@ from .effects import check_effects
 from .folder import RunFolder
 from .masking import free_share, taken_by
 from .options import MASKS, SCOPES, Options
+from .targets import chosen
 
 if TYPE_CHECKING:
     from .loop import Curve
@@ -77,7 +78,7 @@ def train(
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
     options.check()
-    _check(options, mask_from, disjoint_from, start_from, eval_data)
+    _check(base, options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
         vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
         files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
@@ -170,6 +171,7 @@ def train(
 
 
 def _check(
+    base: Checkpoint,
     options: Options,
     mask_from: TaskVector | None,
     disjoint_from: Sequence[TaskVector],
@@ -195,6 +197,7 @@ def _check(
         takes_mask=mask_from is not None,
         evaluates=eval_data is not None or bool(options.eval_split),
     )
+    chosen(base.tensors, options.include, options.exclude)  # finds a mistyped pattern before a model is loaded
 
 
 def _check_warmup(options: Options, examples: int) -> None:
