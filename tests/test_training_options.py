@@ -274,6 +274,8 @@ def test_only_chosen_tensors_train(llama: Path, ten: Path, tmp_path: Path) -> No
     dense = train(base, ten, replace(FFT, include=("*norm*",))).vector
     assert set(dense) == {name for name in base.tensors if "norm" in name}
     assert sum(map(len, dense.values())) > 0
+    lora = train(base, ten, replace(FFT, method="lora", rank=2, include=("*q_proj*",))).vector
+    assert {name for name in lora if len(lora[name])} == {name for name in base.tensors if "q_proj" in name}
     with pytest.raises(UsageError, match=r"--include .*embed.* matches no tensor that would be trained"):
         train(base, ten, replace(QUICK, include=("*embed*",)))
 

@@ -10,7 +10,10 @@ from .options import Options
 
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
 _WATCHING = "eval_split eval_steps patience save_steps report_to"
-_LEARNING = "lr optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps gradient_checkpointing"
+_LEARNING = (
+    "lr optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length dtype "
+    "gradient_checkpointing"
+)
 
 
 def check_effects(
