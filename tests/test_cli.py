@@ -22,7 +22,8 @@ from taskvec import Checkpoint, TaskVector
 from taskvec_cli.main import app, main
 
 COMMANDS = ("train", "pack", "unpack", "merge", "arith", "inspect", "verify", "eval", "demo")
-QUICK = ("--calibration-steps", "2", "--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--device", "cpu")
+UNCALIBRATED = ("--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--device", "cpu")
+QUICK = ("--calibration-steps", "2", *UNCALIBRATED)
 
 
 def taskvec(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -184,7 +185,7 @@ def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> N
     assert picture.read_bytes().startswith(b"\x89PNG")
     mask = ok("train", llama, data, "-o", tmp_path / "mask.lota", *QUICK, "--steps", "0")
     assert mask.count("\n") == 1
-    dense = ok("train", llama, data, "-o", out, *QUICK, "--method", "fft", "--force", "--json")
+    dense = ok("train", llama, data, "-o", out, *UNCALIBRATED, "--method", "fft", "--force", "--json")
     report = json.loads(dense)
     assert report["trained"] == report["survived"] == report["entries"]
     assert report["free_share"] is None
@@ -218,14 +219,14 @@ def test_tickets_in_a_row_stay_disjoint_and_masks_are_reused(llama: Path, data: 
     assert "entries that change their weight: " in said
     assert "free for later tasks: 80.0" in said
     earlier = ("--disjoint-from", first, "--disjoint-from", second)
-    report = json.loads(ok("train", llama, data, "-o", third, *earlier, "--mask", "random", *QUICK, "--json"))
+    report = json.loads(ok("train", llama, data, "-o", third, *earlier, "--mask", "random", *UNCALIBRATED, "--json"))
     assert report["survived"] <= report["trained"] == report["entries"]
     assert report["free_share"] == pytest.approx(0.7, abs=1e-3)
     assert report["free"].keys() == set(TaskVector.open(third))
     overlaps = json.loads(ok("inspect", first, second, third, "--json"))["overlap"]
     assert [pair["intersection"] for pair in overlaps] == [0, 0, 0]
 
-    ok("train", llama, data, "-o", last, "--mask-from", first, "--sparsity", "0.99", *QUICK)
+    ok("train", llama, data, "-o", last, "--mask-from", first, "--sparsity", "0.99", *UNCALIBRATED)
     whole, part = (TaskVector.open(path) for path in (first, last))
     assert all(np.isin(part[name].indices, whole[name].indices).all() for name in part)
     assert json.loads(ok("inspect", last, "--json"))["files"][0]["density"] == pytest.approx(0.01, abs=1e-3)
@@ -275,7 +276,7 @@ def test_eval_scores_a_model_with_vectors_as_it_scores_the_result(
 def test_eval_writes_answers(llama: Path, data: Path, tmp_path: Path) -> None:
     """A model that knows them all: exact match and ROUGE-1 are 1."""
     answers, three = tmp_path / "answers.jsonl", write_rows(tmp_path / "three.jsonl", ROWS[:3])
-    slow = ("--calibration-steps", "2", "--steps", "60", "--lr", "1e-2", "--sparsity", "0.5", *QUICK[4:6])
+    slow = ("--calibration-steps", "2", "--steps", "60", "--lr", "1e-2", "--sparsity", "0.5", *UNCALIBRATED[2:4])
     ok("train", llama, three, "-o", tmp_path / "x.lota", *slow, "--device", "cpu")
     asked = ("eval", llama, "--with", tmp_path / "x.lota", "--data", three, "--answers", answers)
     metrics = ("--metric", "exact_match", "--metric", "rouge1")

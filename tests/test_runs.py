@@ -30,8 +30,9 @@ from taskvec_formats import Header, Identity, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 
 QUICK = Options(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
-FFT = replace(QUICK, method="fft", sparsity=None)
-LORA = replace(QUICK, method="lora", sparsity=None, rank=2)
+UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
+FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
+LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
 
 def saved(training: Training, path: Path) -> TaskVector:
@@ -84,7 +85,13 @@ def ask_to_stop() -> None:
         (replace(QUICK, calibration_steps=4), "calibrating", 2, ask_to_stop, ""),
         (replace(QUICK, via=0.5), "50%: training", 4, ask_to_stop, "via/mask.lota via/checkpoints/checkpoint-5"),
         (replace(QUICK, via=0.5), "training", 4, die, "via.lota mask.lota checkpoints/checkpoint-2"),
-        (replace(QUICK, eval_split=0.3, eval_steps=1, patience=9), "training", 4, die, "checkpoints/checkpoint-3"),
+        (
+            replace(QUICK, eval_split=0.3, eval_steps=1, patience=9, save_steps=100),
+            "training",
+            4,
+            die,
+            "checkpoints/checkpoint-3",
+        ),
         (FFT, "training", 3, die, "checkpoints/checkpoint-2"),
         (LORA, "training", 3, die, "checkpoints/checkpoint-2"),
     ],
@@ -144,22 +151,22 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(llama: Pat
 
 def test_a_mask_without_values_is_used_again(llama: Path, data: Path, tmp_path: Path) -> None:
     base = Checkpoint(llama)
-    mask = saved(train(base, data, replace(QUICK, steps=0)), tmp_path / "mask.lota")
+    mask = saved(train(base, data, replace(QUICK, steps=0, save_steps=100)), tmp_path / "mask.lota")
     assert len(positions(mask)) == round(0.1 * mask.eligible)
     assert not any(mask[name].values.any() for name in mask)
     whole = train(base, data, QUICK)
-    again = train(base, data, replace(QUICK, sparsity=None), mask_from=mask)
+    again = train(base, data, replace(UNCALIBRATED, sparsity=None), mask_from=mask)
     for name in whole.vector:
         assert np.array_equal(again.vector[name].values, whole.vector[name].values)
     with pytest.raises(MaskError, match=r"mask\.lota: \d+ entries are wanted but only 0"):
-        train(base, data, replace(QUICK, sparsity=0.99), mask_from=mask)
+        train(base, data, replace(UNCALIBRATED, sparsity=0.99), mask_from=mask)
 
 
 def test_a_ticket_may_go_via_a_denser_one(llama: Path, data: Path, tmp_path: Path) -> None:
     """The paper's 99 %*: in one command what --mask-from does in two."""
     base = Checkpoint(llama)
     dense = saved(train(base, data, QUICK), tmp_path / "dense.lota")
-    two = train(base, data, replace(QUICK, sparsity=0.99), mask_from=dense)
+    two = train(base, data, replace(UNCALIBRATED, sparsity=0.99), mask_from=dense)
     one = train(base, data, replace(QUICK, sparsity=0.99, via=0.9))
     assert positions(one.vector) == positions(two.vector)
     for name in one.vector:
@@ -304,7 +311,7 @@ def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: P
 
 def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Path, tmp_path: Path) -> None:
     base = Checkpoint(llama)
-    options = replace(QUICK, steps=40, eval_steps=1, patience=2, lr=0.5, calibration_lr=1e-3)
+    options = replace(QUICK, steps=40, eval_steps=1, patience=2, lr=0.5, calibration_lr=1e-3, save_steps=100)
     training = train(base, data, options, eval_data=data)
     losses = [loss for _, loss in training.curve.eval_losses]
     best = int(np.argmin(losses))
@@ -312,7 +319,9 @@ def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Pa
     shorter = train(base, data, replace(options, steps=best + 1, patience=None), eval_data=data)
     for name in training.vector:
         assert np.array_equal(training.vector[name].values, shorter.vector[name].values)
-    assert training.vector.provenance["eval_loss"] == losses[-1]
+    kept = {"steps": best + 3, "kept_step": best + 1, "eval_loss": losses[best]}
+    assert training.vector.provenance.items() >= kept.items()
+    assert training.vector.provenance["final_loss"] == shorter.curve.losses[-1] == training.curve.losses[best]
 
 
 @pytest.mark.parametrize("fixture", ["llama", "llama_bf16"])
@@ -341,7 +350,7 @@ def test_dense_methods_too(options: Options, llama_bf16: Path, data: Path) -> No
 
 def test_calibration_in_little_memory_finds_much_the_same_mask(llama: Path, tmp_path: Path) -> None:
     base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 4)
-    options = replace(QUICK, calibration_steps=10, steps=0)
+    options = replace(QUICK, calibration_steps=10, steps=0, save_steps=100)
     exact, low = (positions(train(base, data, replace(options, low_memory=low)).vector) for low in (False, True))
     assert len(low) == len(exact)
     assert len(low & exact) > 0.95 * len(exact)
@@ -383,7 +392,7 @@ def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: 
     from taskvec.training.rows import collate, encode
 
     base = Checkpoint(llama)
-    options = replace(QUICK, calibration_steps=1, steps=0, batch_size=4)
+    options = replace(QUICK, calibration_steps=1, steps=0, batch_size=4, save_steps=100)
     model, tokenizer = load_model(llama)
     rows = [encode(example, tokenizer, 64) for example in read_examples(data)]
     model(**collate(rows, 0, frozenset())).loss.backward()
@@ -411,7 +420,7 @@ def test_the_pull_towards_the_base_shrinks_the_changes(llama: Path, data: Path) 
     assert sizes[50.0] < 0.9 * sizes[0.0]
     # one step: delta = −lr·(g + λ/N·sign(0)) is what it would be without the pull, the second step is not
     first = [
-        train(Checkpoint(llama), data, replace(QUICK, l1=l1, optimizer="sgd", steps=1, mask="random")).vector
+        train(Checkpoint(llama), data, replace(UNCALIBRATED, l1=l1, optimizer="sgd", steps=1, mask="random")).vector
         for l1 in (0.0, 50.0)
     ]
     for name in first[0]:
@@ -420,7 +429,7 @@ def test_the_pull_towards_the_base_shrinks_the_changes(llama: Path, data: Path) 
 
 def test_calibration_may_be_counted_in_epochs(llama: Path, data: Path) -> None:
     counts = {
-        epochs: len(train(Checkpoint(llama), data, replace(QUICK, calibration_epochs=epochs)).calibration_losses)
+        epochs: len(train(Checkpoint(llama), data, replace(UNCALIBRATED, calibration_epochs=epochs)).calibration_losses)
         for epochs in (0.5, 2)
     }
     assert counts == {0.5: 1, 2: 4}

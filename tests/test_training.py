@@ -24,6 +24,7 @@ from taskvec.training.rows import IGNORED, collate, encode
 from taskvec.training.train import train
 
 QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
+UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -65,7 +66,7 @@ def test_tasks_in_a_row_share_no_position(mask: str, llama: Path, data: Path, tm
     """LoTTO: three tasks, then a fourth for which nothing is left; merging them is a disjoint sum."""
     base, earlier = Checkpoint(llama), []
     for task in range(3):
-        options = replace(QUICK, sparsity=0.7, seed=task, mask=mask)
+        options = replace(UNCALIBRATED if mask == "random" else QUICK, sparsity=0.7, seed=task, mask=mask)
         training = train(base, data, options, disjoint_from=earlier)
         training.vector.save(tmp_path / f"{task}.lota")
         earlier.append(TaskVector.open(tmp_path / f"{task}.lota"))
@@ -84,11 +85,11 @@ def test_a_mask_is_taken_from_another_vector(llama: Path, data: Path, tmp_path: 
     base = Checkpoint(llama)
     train(base, data, replace(QUICK, sparsity=0.9)).vector.save(tmp_path / "wide.lota")
     wide = TaskVector.open(tmp_path / "wide.lota")
-    same = train(base, data, replace(QUICK, sparsity=None), mask_from=wide)
+    same = train(base, data, replace(UNCALIBRATED, sparsity=None), mask_from=wide)
     assert masked(same.vector) == masked(wide)
     assert same.calibration_losses == []
     assert same.vector.provenance["mask_from"] == "wide.lota"
-    narrow = train(base, data, replace(QUICK, sparsity=0.99), mask_from=wide).vector
+    narrow = train(base, data, replace(UNCALIBRATED, sparsity=0.99), mask_from=wide).vector
     chosen = masked(narrow)
     assert len(chosen) == round(0.01 * narrow.eligible)
     pairs = {name: zip(wide[name].indices, wide[name].values, strict=True) for name in wide}

@@ -297,7 +297,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Take only the first examples.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto (an accelerator where there is one) or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda:1, …")] = "auto",
     answers: Annotated[
         Path | None,
         typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False, **FILE),

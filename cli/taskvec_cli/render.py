@@ -149,8 +149,11 @@ def training_summary(trained: Training) -> dict[str, Any]:
     curve = trained.curve
     return {
         "first_loss": curve.losses[0] if curve.losses else None,
-        "final_loss": curve.losses[-1] if curve.losses else None,
+        "final_loss": curve.final_loss,
         "steps": len(curve.losses),
+        "kept_step": curve.kept,
+        "eval_loss": curve.eval_loss,
+        "loss_rises": curve.rises,
         "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
         "tokens_per_second": curve.tokens_per_second,
         "trained": trained.entries,
@@ -167,7 +170,10 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
     if summary["steps"]:
         lines |= {key: summary[key] for key in ("first_loss", "final_loss")}
         lines["tokens_a_second"] = f"{summary['tokens_per_second']:,.0f}"
+    if summary["kept_step"] < summary["steps"]:
+        lines["weights_kept"] = f"those after step {summary['kept_step']} of {summary['steps']}"
     if summary["eval_losses"]:
+        lines["evaluated_loss"] = summary["eval_loss"]
         best = min(summary["eval_losses"], key=lambda entry: entry["loss"])
         lines["lowest_evaluated_loss"] = f"{best['loss']:.3f} after step {best['step']}"
     if summary["steps"] and free:
@@ -179,15 +185,18 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
     return lines
 
 
-def training_warning(summary: dict[str, Any]) -> str | None:
-    """Where most of the training was for nothing."""
+def training_warnings(summary: dict[str, Any]) -> list[str]:
+    """Where training did not lead to what it is for."""
     trained, survived = summary["trained"], summary["survived"]
-    if not summary["steps"] or 2 * survived >= trained:
-        return None
-    return (
-        f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded away; "
-        "try a higher --lr"
-    )
+    found = []
+    if summary["loss_rises"]:
+        found.append("the training loss is higher in the last tenth of the steps than in the first; try a lower --lr")
+    if summary["steps"] and 2 * survived < trained:
+        found.append(
+            f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded "
+            "away; try a higher --lr"
+        )
+    return found
 
 
 def evaluation_summary(

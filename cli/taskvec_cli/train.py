@@ -10,6 +10,7 @@ from .outputs import FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
 _MASK = "Which weights (--method lota)"
+_TENSORS = "Which tensors"
 _LENGTH = "How long, how fast"
 _EARLIER = "After other tasks"
 _WATCH = "Watching, stopping, going on"
@@ -17,6 +18,7 @@ _MEMORY = "Memory and arithmetic"
 
 
 def train(
+    context: typer.Context,
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
@@ -76,6 +78,24 @@ def train(
             rich_help_panel=_MASK,
         ),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Train only tensors of such names, such as '*.mlp.*'; once a pattern.",
+            show_default=False,
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Train no tensors of such names; once a pattern.",
+            show_default=False,
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None,
     l1: Annotated[float, typer.Option("--l1", help="Pull towards the base: λ.", rich_help_panel=_MASK)] = 0.0,
     steps: Annotated[
         int | None,
@@ -87,16 +107,20 @@ def train(
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_LENGTH)] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate.", rich_help_panel=_LENGTH)] = 1e-4,
-    optimizer: Annotated[
-        str, typer.Option(help="rmsprop, adam, adamw or sgd, without weight decay.", rich_help_panel=_LENGTH)
-    ] = "rmsprop",
+    optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd.", rich_help_panel=_LENGTH)] = "rmsprop",
+    weight_decay: Annotated[
+        float, typer.Option(help="Decoupled, as AdamW's; of a ticket, towards the base.", rich_help_panel=_LENGTH)
+    ] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Examples a backward pass.", rich_help_panel=_LENGTH)] = 8,
     accumulate: Annotated[int, typer.Option(help="Backward passes a step.", rich_help_panel=_LENGTH)] = 1,
     schedule: Annotated[
         str, typer.Option(help="constant, constant_with_warmup, linear or cosine.", rich_help_panel=_LENGTH)
     ] = "constant",
     warmup_steps: Annotated[
-        int, typer.Option(help="Steps over which the learning rate rises from zero.", rich_help_panel=_LENGTH)
+        int,
+        typer.Option(
+            help="Steps over which the learning rate rises from zero; not with constant.", rich_help_panel=_LENGTH
+        ),
     ] = 0,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=_LENGTH)] = 1.0,
     max_length: Annotated[
@@ -142,7 +166,9 @@ def train(
     ] = 0.0,
     eval_steps: Annotated[
         int | None,
-        typer.Option(help="Steps between evaluations.", show_default="ten in all", rich_help_panel=_WATCH),
+        typer.Option(
+            help="Steps between evaluations; the last step has one.", show_default="ten in all", rich_help_panel=_WATCH
+        ),
     ] = None,
     patience: Annotated[
         int | None,
@@ -181,7 +207,10 @@ def train(
         str, typer.Option(help="Of the arithmetic: float32 or bfloat16.", rich_help_panel=_MEMORY)
     ] = "float32",
     device: Annotated[
-        str, typer.Option(help="auto (an accelerator where there is one) or cpu.", rich_help_panel=_MEMORY)
+        str,
+        typer.Option(
+            help="auto (an accelerator where there is one), cpu, cuda, cuda:1, mps, xpu, …", rich_help_panel=_MEMORY
+        ),
     ] = "auto",
     trust_remote_code: Annotated[
         bool,
@@ -204,6 +233,7 @@ def train(
     from taskvec.plotting import check_picture, plot_losses
     from taskvec.record import remove_work
     from taskvec.source import inputs_of
+    from taskvec.training.effects import check_effects
     from taskvec.training.examples import check_examples
     from taskvec.training.folder import KIND
     from taskvec.training.options import Options
@@ -214,6 +244,12 @@ def train(
         given["sparsity"] = 0.9
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
     options.check()
+    check_effects(
+        options,
+        _given(context),
+        takes_mask=mask_from is not None,
+        evaluates=eval_data is not None or bool(eval_split),
+    )
     mixed = [_mixed(text) for text in mix or ()]
     files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
     for file in files:
@@ -258,8 +294,14 @@ def train(
     render.report_file(
         output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
     )
-    if warning := render.training_warning(summary):
+    for warning in render.training_warnings(summary):
         render.say(f"taskvec: warning: {warning}", err=True)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The parameters that were set, if only to their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
 def _mixed(text: str) -> tuple[Path, float]:

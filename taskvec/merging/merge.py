@@ -22,6 +22,7 @@ from ..promotion import WidenedEntries
 from ..source import inputs_of, no_replacements
 from ..sums import addend, common_specs
 from ..vector import TaskVector
+from .bases import check_bases
 from .dialects import DIALECTS
 from .measured import depth_of, measured_from
 from .notes import divided_out, first_meeting, notes_on, untrimmed
@@ -80,6 +81,7 @@ def merge(
     instance("method", method, str)
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
+    check_bases(vectors)
     factors = weights_for(weights, vectors)
     numbers_of(lam, "lambda")
     depth = depth_of(vectors, base)

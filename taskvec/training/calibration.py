@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.state import GradientState  # type: ignore[import-untyped]
 from torch import nn
 from torch.optim import Optimizer
 
@@ -70,14 +71,18 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
 
 @contextmanager
 def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Within the block gradients, or their squares, are summed up as they arrive; nothing for "magnitude"."""
+    """Within the block the gradients of steps, or their squares, are summed up; nothing for "magnitude"."""
     if criterion == "magnitude":
         yield {}
         return
     sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
 
+    accumulation = GradientState()
+
     def observe(weight: torch.Tensor, name: str) -> None:
         assert weight.grad is not None
+        if not accumulation.sync_gradients:
+            return  # a later backward pass of the step adds to it
         total = sums[name] = sums[name].to(weight.device)
         if criterion == "gradient":
             total.add_(weight.grad)

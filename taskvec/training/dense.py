@@ -26,8 +26,8 @@ from .run import Run
 
 
 def train_fully(run: Run, keep: RunFolder) -> Curve:
-    """Fine-tune every parameter that the checkpoint has a tensor for."""
-    wanted = {place.parameter for place in run.placed.values()}
+    """Fine-tune every parameter that the checkpoint has a tensor for, of those that are not left out."""
+    wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
     parameters = [parameter for name, parameter in run.model.named_parameters() if name in wanted]
     for parameter in run.model.parameters():
         parameter.requires_grad_(False)
@@ -72,15 +72,17 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
 
 def _train(run: Run, model: nn.Module, parameters: list[nn.Parameter], keep: RunFolder, *, dense: bool) -> Curve:
     optimizer = make_optimizer(run.options.optimizer, parameters, run.options.lr)
+    # vectors, which are biases and norms, do not decay: so it is in transformers' Trainer
+    run.pull(optimizer, lambda weight: weight.detach() if weight.dim() > 1 else torch.zeros_like(weight))
     return run.phase(model, optimizer, steps=run.steps, dense=dense, folder=keep.below("checkpoints"))
 
 
 def difference(run: Run) -> TaskVector:
     """What turns the start into the model as it is now, computed when it is read or saved.
 
-    Eligible are, for full fine-tuning, all tensors that the model has, else those of the run.
+    Eligible are, for full fine-tuning, all tensors that the model has and that are not left out, else those of the run.
     """
-    names = sorted(run.placed) if run.options.method == "fft" else list(run.forms)
+    names = sorted(run.chosen(run.placed)) if run.options.method == "fft" else list(run.forms)
     tensors = {name: run.start.tensors[name] for name in names}
     forms = {name: info.form for name, info in tensors.items() if info.dtype.name in TORCH_DTYPES}
     specs = specs_of(run.start, forms, run.progress)

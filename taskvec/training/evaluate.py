@@ -114,7 +114,7 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """The same of a model folder in f32, with a vector or patch on it where there is one.
 
-    device: "auto" (an accelerator where there is one) or "cpu".
+    device: "auto" (an accelerator where there is one) or a name such as "cpu" or "cuda:1".
     trust_remote_code: whether Python code from the model folder may run.
     Raises the errors of `load_model`, `applied` and `evaluate`.
     """

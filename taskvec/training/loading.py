@@ -93,7 +93,19 @@ def is_masked(model: nn.Module) -> bool:
 
 
 def device_of(choice: str) -> torch.device:
-    """Where to compute: "auto" is an accelerator where there is one, else the CPU. Raises UsageError."""
+    """Where to compute: "auto" is an accelerator where there is one, else the CPU.
+
+    Raises UsageError for a device that is not there.
+    """
     check_device(choice)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if choice == "cpu" or found is None else found
+    there = {"cpu": 1}
+    if found is not None:
+        there[found.type] = torch.accelerator.device_count()
+    if choice == "auto":
+        return found or torch.device("cpu")
+    kind, _, number = choice.partition(":")
+    if int(number or 0) >= there.get(kind, 0):
+        names = [f"{one}:{place}" for one, count in there.items() for place in range(count) if one != "cpu"]
+        raise UsageError(f"there is no device {choice} here: torch finds {', '.join(['cpu', *names])}")
+    return torch.device("cpu" if kind == "cpu" else choice)

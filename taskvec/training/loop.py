@@ -33,6 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
+from .loading import device_of
 from .optimizers import LeanRMSprop
 from .options import Options
 from .rows import Row, accepted_arguments, collate
@@ -46,11 +47,30 @@ class Curve:
 
     losses: one a step, nats a token. eval_losses: (step, loss) of each evaluation.
     tokens_per_second: without padding; since the phase began or was resumed.
+    kept: the step whose weights were kept: the last, or with options.patience that of the lowest evaluation.
     """
 
     losses: list[float]
     eval_losses: list[tuple[int, float]]
     tokens_per_second: float
+    kept: int = 0
+
+    @property
+    def final_loss(self) -> float | None:
+        """The loss of the last step that the weights kept have taken; None without steps."""
+        return self.losses[self.kept - 1] if self.kept else None
+
+    @property
+    def eval_loss(self) -> float | None:
+        """The evaluated loss of the weights kept; None without evaluations."""
+        return dict(self.eval_losses).get(self.kept)
+
+    @property
+    def rises(self) -> bool:
+        """Whether the mean loss of the last tenth of the steps kept is above that of the first; not below 10 steps."""
+        tenth = self.kept // 10
+        first, last = self.losses[:tenth], self.losses[self.kept - tenth : self.kept]
+        return sum(last) > sum(first)
 
 
 class _TwoPasses(Trainer):
@@ -68,8 +88,9 @@ class _TwoPasses(Trainer):
 class _Watch(TrainerCallback):
     """Passes steps and losses on; stops at a loss that is not a number, and after a step when it is told to."""
 
-    def __init__(self, stage: str, folder: Path | None, progress: Progress) -> None:
+    def __init__(self, stage: str, folder: Path | None, progress: Progress, *, evaluates: bool = False) -> None:
         self.stage = stage
+        self.evaluates = evaluates
         self.folder = folder
         self.progress = progress
         self.interrupted = False
@@ -101,6 +122,8 @@ class _Watch(TrainerCallback):
             self.progress(self.stage, state.global_step, state.max_steps, note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.evaluates and state.global_step >= state.max_steps:
+            control.should_evaluate = True  # the weights that are kept have an evaluation, whatever eval_steps
         if self.interrupted:
             control.should_save = self.folder is not None
             control.should_training_stop = True
@@ -169,7 +192,8 @@ def fit(
     """Take optimizer steps over rows in an order drawn from `seed`.
 
     padding: the token id to fill batches up with. autocast: compute in bf16 where the weights are f32.
-    eval_rows: evaluated every options.eval_steps; with options.patience the best weights are taken at the end.
+    eval_rows: evaluated every options.eval_steps and after the last step; with options.patience the best weights are
+        taken at the end.
     folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
     Raises TrainingError where a loss is not finite or the process was told to stop.
     """
@@ -177,7 +201,8 @@ def fit(
         # the name since transformers 5.23, and the one before
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    watch = _Watch(stage, folder, progress)
+    watch = _Watch(stage, folder, progress, evaluates=bool(eval_rows))
+    device = device_of(options.device)
     every = options.eval_steps or max(1, steps // 10)
     best = bool(eval_rows) and options.patience is not None
     save_steps = every if best else options.save_steps  # the best weights are those of a checkpoint
@@ -208,9 +233,14 @@ def fit(
             disable_tqdm=True,
             remove_unused_columns=False,
             bf16=autocast,
-            use_cpu=options.device == "cpu",
+            use_cpu=device.type == "cpu",
             dataloader_pin_memory=torch.cuda.is_available(),
         )
+        # Trainer takes the first of several accelerators, and shares each batch out among all of them
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        if device.index:
+            torch.accelerator.set_device_index(device.index)
+            arguments.__dict__["_setup_devices"] = device
         callbacks: list[TrainerCallback] = [watch]
         if best:
             assert options.patience is not None
@@ -233,11 +263,10 @@ def fit(
         with _finishing_the_step(watch):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if watch.interrupted:
-        kept = "; --resume goes on from there" if folder else ""
-        raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{kept}")
+        resumed = "; --resume goes on from there" if folder else ""
+        raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{resumed}")
     history = trainer.state.log_history
-    return Curve(
-        [entry["loss"] for entry in history if "loss" in entry],
-        [(int(entry["step"]), entry["eval_loss"]) for entry in history if "eval_loss" in entry],
-        watch.rate,
-    )
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+    eval_losses = [(int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
+    kept = min(eval_losses, key=lambda evaluation: evaluation[1])[0] if best else len(losses)
+    return Curve(losses, eval_losses, watch.rate, kept)

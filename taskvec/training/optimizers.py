@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-# a decay would pull calibrated weights to zero, not to the base, and show in the mask
+# weight decay is Run.pull's: the optimizers' own would pull calibrated weights to zero, not to the base
 _MAKERS: dict[str, Callable[..., Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "adam": torch.optim.Adam,

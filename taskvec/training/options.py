@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,21 @@ OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 # those of transformers' get_scheduler that need nothing but the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
-DEVICES = ("auto", "cpu")
+# kinds of torch.device that transformers' Trainer knows
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 RELATIVES = ("base", "start")
 _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
 
 
 def check_device(choice: str) -> None:
-    """Raise UsageError for a device that is not one of DEVICES."""
-    if choice not in DEVICES:
-        raise UsageError(f"device is one of {', '.join(DEVICES)}, found {choice!r}")
+    """Raise UsageError for what is not one of DEVICES, but for "auto" with a number or without one.
+
+    Whether the device is there is known when torch is loaded (loading.py, device_of).
+    """
+    kind, colon, number = choice.partition(":")
+    numbered = kind != "auto" and number.isascii() and number.isdecimal() and len(number) <= 3
+    if kind not in DEVICES or (colon and not numbered):
+        raise UsageError(f"device is one of {', '.join(DEVICES)}, or has a number such as cuda:1, found {said(choice)}")
 
 
 def _number(what: str, value: object) -> float:
@@ -41,6 +48,14 @@ def _text(what: str, value: object) -> object:
     return value
 
 
+def _patterns(what: str, value: object) -> object:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UsageError(f"{what} must be a list of patterns, found {said(value)}")
+    for number, pattern in enumerate(value, 1):
+        instance(f"{what}, number {number},", pattern, str)
+    return tuple(value) or None
+
+
 def _truth(what: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise UsageError(f"{what} must be True or False, found {said(value)}")
@@ -48,7 +63,13 @@ def _truth(what: str, value: object) -> bool:
 
 
 # by the annotation of a field
-_KINDS: dict[str, Callable[[str, Any], object]] = {"int": whole, "float": _number, "str": _text, "bool": _truth}
+_KINDS: dict[str, Callable[[str, Any], object]] = {
+    "int": whole,
+    "float": _number,
+    "str": _text,
+    "bool": _truth,
+    "tuple[str, ...]": _patterns,
+}
 
 
 @dataclass(frozen=True)
@@ -62,20 +83,27 @@ class Options:
         largest sums of squared gradients; "random", drawn from `seed` without calibration.
     scope: the largest of all weights together, "global", or of each tensor by itself, "tensor".
     via: another, lower sparsity: train a ticket of it first, whose largest entries are the mask.
+    include, exclude: patterns of tensor names (targets.py), which narrow down the eligible weights.
     calibration_steps: T. calibration_epochs: passes of calibration over the data instead, 0.1 being one over a tenth.
     low_memory: calibrate in half the memory and twice the time, by RMSprop (optimizers.py, LeanRMSprop).
-    steps: optimizer steps of training; None takes `epochs` passes over the data; 0 leaves a mask without values.
+    steps: optimizer steps of training; None takes `epochs` passes over the data, a fraction of a pass rounded up to
+        whole steps; 0 leaves a mask without values.
     lr: learning rate; calibration_lr: that of calibration, None for the same.
     l1: λ of the pull towards the base.
+    weight_decay: before each step weights lose lr · weight_decay of their change, or, where there is no mask, matrices
+        of themselves: as AdamW does it (arXiv 1711.05101), whatever the optimizer.
     optimizer: one of OPTIMIZERS, for both phases; the paper's is "rmsprop".
     rank, alpha: of LoRA.
-    batch_size: examples a backward pass; accumulate: backward passes a step. max_length: tokens an example.
+    batch_size: examples a backward pass; accumulate: backward passes a step. The last of a pass over the data may have
+        fewer. max_length: tokens an example.
     clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
-        rate rises from zero. gradient_checkpointing: compute activations twice instead of keeping them.
-    eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; patience:
-        evaluations without a lower loss before training stops and the best weights are taken.
+        rate rises from zero, in calibration at most all of its steps. gradient_checkpointing: compute activations twice
+        instead of keeping them.
+    eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; the last step is
+        always followed by one. patience: evaluations without a lower loss before training stops and the best weights
+        are taken.
     save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
-    seed: of the order of the data. device: "auto" (an accelerator where there is one) or "cpu".
+    seed: of the order of the data. device: "auto" (an accelerator where there is one) or as check_device says.
     dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
     trust_remote_code: whether Python code from the model folder may run.
     relative_to: what the vector is added to where training starts from another vector: the "base", or the "start".
@@ -86,6 +114,8 @@ class Options:
     mask: str = "magnitude"
     scope: str = "global"
     via: float | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
     calibration_steps: int = 20
     calibration_epochs: float | None = None
     low_memory: bool = False
@@ -94,6 +124,7 @@ class Options:
     lr: float = 1e-4
     calibration_lr: float | None = None
     l1: float = 0.0
+    weight_decay: float = 0.0
     optimizer: str = "rmsprop"
     rank: int = 64
     alpha: int = 16
@@ -122,6 +153,12 @@ class Options:
             if value is not None or not optional:
                 object.__setattr__(self, field.name, _KINDS[kind](field.name.replace("_", "-"), value))
 
+    def steps_of(self, epochs: float, examples: int) -> int:
+        """Optimizer steps of so many passes over the data; a fraction of a step is taken as a whole one."""
+        batches = -(-examples // self.batch_size)
+        # as a decimal: 0.7 passes of ten steps are seven, and not the eight that 0.7 * 10 in binary would need
+        return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
+
     def check(self) -> None:
         """Raise UsageError for a setting that cannot be meant."""
         for sparsity in (self.sparsity, self.via):
@@ -140,7 +177,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {value}")
-        for name in ("steps", "l1", "warmup_steps"):
+        for name in ("steps", "l1", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must not be negative, found {value}")
@@ -156,7 +193,6 @@ class Options:
             "scope": SCOPES,
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
-            "device": DEVICES,
             "dtype": DTYPES,
             "relative_to": RELATIVES,
         }
@@ -165,6 +201,7 @@ class Options:
                 raise UsageError(
                     f"{name.replace('_', '-')} is one of {', '.join(known)}, found {getattr(self, name)!r}"
                 )
+        check_device(self.device)
 
     def _check_combinations(self) -> None:
         if self.method != "lota":
@@ -178,5 +215,26 @@ class Options:
             )
         if self.via is not None and (self.sparsity is None or self.via >= self.sparsity):
             raise UsageError(f"the first ticket of two is the denser one: via {self.via}, sparsity {self.sparsity}")
-        if self.low_memory and self.l1:
-            raise UsageError("low-memory calibration keeps no gradients that --l1 could be added to")
+        if self.via is not None and self.steps == 0:
+            raise UsageError("--via takes the mask from a ticket that it trains first, and needs steps")
+        self._check_schedule()
+        self._check_low_memory()
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "constant" and self.warmup_steps:
+            raise UsageError("--warmup-steps needs --schedule constant_with_warmup, linear or cosine, found constant")
+        if self.schedule == "constant_with_warmup" and not self.warmup_steps:
+            raise UsageError("--schedule constant_with_warmup needs --warmup-steps")
+
+    def _check_low_memory(self) -> None:
+        if not self.low_memory:
+            return
+        if self.l1 or self.weight_decay:
+            raise UsageError("low-memory calibration pulls nothing towards the base: no --l1 and no --weight-decay")
+        if self.optimizer != "rmsprop":
+            raise UsageError(f"low-memory calibration is by rmsprop, and optimizer is {self.optimizer}")
+        if self.accumulate != 1:
+            raise UsageError(
+                "low-memory calibration frees each gradient at once and cannot sum those of several backward passes: "
+                f"accumulate must be 1, found {self.accumulate}; choose the mask with --steps 0 first, then --mask-from"
+            )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from taskvec_formats import Change, Checkpoint, Form, SparseTensor
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
@@ -22,14 +21,16 @@ from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
 from .rows import encode, pad_id
+from .targets import chosen as chosen_tensors
 
 
 class Run:
     """A model that trains.
 
     start: the checkpoint whose weights it begins with. model, tokenizer: transformers'.
-    placed: tensor name -> Place, of all tensors that the model has. forms: tensor name -> Form of the eligible tensors,
-        in the order of the names on disk, in which ties are broken.
+    placed: tensor name -> Place, of all tensors that the model has. layers: tensor name -> Form of those of the linear
+        layers. forms: the eligible ones, which are those that options.include and options.exclude leave of them, in the
+        order of the names on disk, in which ties are broken.
     """
 
     def __init__(
@@ -63,13 +64,29 @@ class Run:
         ]
         self.rows, self.eval_rows = rows
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
-        self.forms = self._eligible()
+        self.layers = self._layers()
+        self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}
         for name in changed:
             if name in self.placed:
                 self._set(name)
         progress("loading", 1, 1, "")
 
-    def _eligible(self) -> dict[str, Form]:
+    def chosen(self, names: Collection[str]) -> list[str]:
+        """Those of some tensors that options.include and options.exclude leave.
+
+        Raises UsageError for a pattern that matches nothing, and where a parameter would train in part.
+        """
+        found = chosen_tensors(names, self.options.include, self.options.exclude)
+        owners = {self.placed[name].parameter: name for name in found}
+        for name in set(names) - set(found):
+            if (inside := owners.get(self.placed[name].parameter)) is not None:
+                raise UsageError(
+                    f"tensors {inside!r} and {name!r} are one parameter of the model: "
+                    "--include and --exclude take both or neither"
+                )
+        return found
+
+    def _layers(self) -> dict[str, Form]:
         chosen = eligible_parameters(self.model)
         names = sorted(name for name, place in self.placed.items() if place.parameter in chosen)
         missing = {name: parameter.numel() for name, parameter in chosen.items()}
@@ -120,7 +137,7 @@ class Run:
 
     def steps_of(self, epochs: float) -> int:
         """Optimizer steps of so many passes over the data, at least one."""
-        return max(1, round(epochs * len(self.rows) / (self.options.batch_size * self.options.accumulate)))
+        return self.options.steps_of(epochs, len(self.rows))
 
     @property
     def steps(self) -> int:
@@ -141,7 +158,7 @@ class Run:
 
         folder: where the main phase keeps checkpoints; calibration has none, and no evaluations or reports.
         """
-        options = replace(self.options, accumulate=1) if calibrates and self.options.low_memory else self.options
+        options = self.options
         return fit(
             model,
             optimizer,
@@ -160,21 +177,28 @@ class Run:
         )
 
     def pull(self, optimizer: Optimizer, moved: Callable[[nn.Parameter], torch.Tensor]) -> None:
-        """Add the gradient of λ/N·Σ|w − w0| before each step: the pull of LT-SFT (arXiv 2110.07560).
+        """Pull weights back before each step, by options.l1 and options.weight_decay.
 
+        l1 adds the gradient of λ/N·Σ|w − w0|, as LT-SFT does (arXiv 2110.07560); weight decay takes lr·decay of w − w0
+        away beside the gradient, as AdamW does (arXiv 1711.05101).
         moved: of a parameter of the optimizer, by how much it has moved, in its shape.
         """
-        strength = self.options.l1 / self.eligible
-        if not strength:
+        strength, decay = self.options.l1 / self.eligible, self.options.weight_decay
+        if not (strength or decay):
             return
 
-        def add(*_: object) -> None:
+        @torch.no_grad()
+        def back(*_: object) -> None:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
-                        parameter.grad.add_(moved(parameter).sign(), alpha=strength)
+                        change = moved(parameter)
+                        if strength:
+                            parameter.grad.add_(change.sign(), alpha=strength)
+                        if decay:
+                            parameter.sub_(change, alpha=group["lr"] * decay)
 
-        optimizer.register_step_pre_hook(add)
+        optimizer.register_step_pre_hook(back)
 
     def check(self, deltas: dict[str, SparseTensor]) -> int:
         """Prove that start + deltas gives the trained weights; return how many entries change the bits of theirs.

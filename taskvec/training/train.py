@@ -18,9 +18,11 @@ from ..progress import Progress, silent
 from ..source import inputs_of
 from ..vector import TaskVector
 from .corpus import read_corpus
+from .effects import check_effects
 from .folder import RunFolder
 from .masking import free_share, taken_by
 from .options import MASKS, SCOPES, Options
+from .targets import chosen
 
 if TYPE_CHECKING:
     from .loop import Curve
@@ -76,15 +78,17 @@ def train(
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
     options.check()
-    _check(options, mask_from, disjoint_from, start_from, eval_data)
+    _check(base, options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
         vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
         files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         check_apart(folder, [*files, *inputs_of(base, *vectors)])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
+    _check_warmup(options, len(corpus.train))
     # torch, and then transformers' models, take seconds and memory: first whatever can be refused without them
-    from .loading import load_tokenizer
+    from .loading import device_of, load_tokenizer
 
+    device_of(options.device)
     load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
     from .dense import difference, train_fully, train_lora
     from .loop import check_report_to
@@ -133,7 +137,7 @@ def train(
         changed = list(start_from.specs) if start_from is not None else []
         run = Run(start, changed, corpus, options, progress, dense=dense)
         if lota:
-            taken = taken_by(disjoint_from, run.forms)
+            taken = {name: held for name, held in taken_by(disjoint_from, run.layers).items() if name in run.forms}
             ticket = train_ticket(run, keep, taken, holder)
             vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
             masks = {name: vector[name].indices for name in vector}
@@ -154,8 +158,9 @@ def train(
         examples=len(corpus.train),
         sparsity=options.sparsity,
         steps=len(curve.losses),
-        final_loss=curve.losses[-1] if curve.losses else None,
-        eval_loss=curve.eval_losses[-1][1] if curve.eval_losses else None,
+        kept_step=curve.kept,
+        final_loss=curve.final_loss,
+        eval_loss=curve.eval_loss,
         survived=survived,
         mask_from=mask_from and shortened(mask_from.name),
         disjoint_from=[shortened(earlier.name) for earlier in disjoint_from],
@@ -166,6 +171,7 @@ def train(
 
 
 def _check(
+    base: Checkpoint,
     options: Options,
     mask_from: TaskVector | None,
     disjoint_from: Sequence[TaskVector],
@@ -182,10 +188,22 @@ def _check(
         raise UsageError("--relative-to start needs --start-from")
     if start_from is not None:
         _check_forms(start_from)
-    if options.patience is not None and eval_data is None and not options.eval_split:
-        raise UsageError("--patience needs examples to evaluate on: --eval-split or --eval-data")
     if eval_data is not None and options.eval_split:
         raise UsageError("--eval-data and --eval-split are one or the other")
+    if eval_data is not None and options.steps == 0:
+        raise UsageError("--eval-data has no effect here: --steps 0 does not train")
+    check_effects(
+        options,
+        takes_mask=mask_from is not None,
+        evaluates=eval_data is not None or bool(options.eval_split),
+    )
+    chosen(base.tensors, options.include, options.exclude)  # finds a mistyped pattern before a model is loaded
+
+
+def _check_warmup(options: Options, examples: int) -> None:
+    steps = options.steps_of(options.epochs, examples) if options.steps is None else options.steps
+    if 0 < steps < options.warmup_steps:
+        raise UsageError(f"training takes {steps} steps: warmup-steps must not be more, found {options.warmup_steps}")
 
 
 def _check_forms(start: TaskVector) -> None:

@@ -1,0 +1,53 @@
+"""Settings that would have no effect in a run: whoever gave one expects something of it, and is told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields
+
+from ..errors import UsageError
+from .options import Options
+
+_CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
+_WATCHING = "eval_split eval_steps patience save_steps report_to"
+_LEARNING = (
+    "lr optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length dtype "
+    "gradient_checkpointing"
+)
+
+
+def check_effects(
+    options: Options,
+    given: Collection[str] | None = None,
+    *,
+    takes_mask: bool = False,
+    evaluates: bool = False,
+) -> None:
+    """Raise UsageError, naming it, for a setting without effect.
+
+    given: the fields of `options` that were set, and "plot" where the losses are to be drawn; None takes the fields
+        that differ from their defaults.
+    takes_mask: whether the mask is another vector's. evaluates: whether there are examples to evaluate on.
+    """
+    if given is None:
+        given = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
+    lota, trains = options.method == "lota", options.steps != 0
+    calibrates = lota and options.mask != "random" and not takes_mask
+    # settings, whether they have an effect, and what is said where they have none
+    rules = (
+        ("rank alpha", options.method == "lora", "without --method lora"),
+        (f"{_CALIBRATION} mask scope l1", lota, f"here: --method {options.method} has no mask"),
+        (f"{_CALIBRATION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
+        (f"{_CALIBRATION} scope", options.mask != "random", "here: a random mask needs no calibration"),
+        ("calibration_steps", options.calibration_epochs is None, "beside --calibration-epochs"),
+        ("epochs", options.steps is None, "beside --steps"),
+        (_WATCHING, trains, "here: --steps 0 does not train"),
+        ("lr", trains or options.calibration_lr is None, "beside --steps 0 and --calibration-lr"),
+        (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and --steps 0 does not train"),
+        ("eval_steps patience", evaluates, "here: it needs examples to evaluate on, by --eval-split or --eval-data"),
+        ("save_steps", options.patience is None, "beside --patience, which keeps a checkpoint of each evaluation"),
+    )
+    for names, effective, why in rules:
+        for name in names.split():
+            if name in given and not effective:
+                raise UsageError(f"--{name.replace('_', '-')} has no effect {why}")

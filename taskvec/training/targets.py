@@ -1,0 +1,44 @@
+"""Tensors chosen by patterns of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from ..arguments import said
+from ..errors import UsageError
+
+
+def chosen(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
+    """The names that one of `include` matches, or all where it is None, and none of `exclude`, in their order.
+
+    Patterns are those of fnmatch: `*` stands for anything, dots included, and a pattern matches a whole name.
+    Raises UsageError for a pattern that matches nothing, and where no name is left.
+    """
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(
+                    f"--{option} {said(pattern)} matches no tensor that would be trained{_near(pattern, names)}"
+                )
+    left = [
+        name
+        for name in names
+        if (include is None or any(fnmatchcase(name, pattern) for pattern in include))
+        and not any(fnmatchcase(name, pattern) for pattern in exclude or ())
+    ]
+    if not left:
+        raise UsageError("--include and --exclude leave no tensor to train")
+    return left
+
+
+def _near(pattern: str, names: Collection[str]) -> str:
+    """What may have been meant."""
+    text = pattern.strip("*")
+    inside = [name for name in names if text and text in name]
+    if inside:
+        return f": a pattern matches a whole name, such as {inside[0]!r}; try {said(f'*{text}*')}"
+    parts = sorted({part for name in names for part in (name, *name.split("."))})
+    near = get_close_matches(text.strip("."), parts, n=3, cutoff=0.5) or list(names)[:3]
+    return f"; near are {', '.join(map(repr, near))}"
