@@ -92,7 +92,7 @@ def test_accumulation_and_checkpointing_train_the_masked_weights_and_no_others(
         assert name not in masks or len(changed)
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e5m2])
 @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
 def test_leaves_hold_what_the_file_will_give(stored: torch.dtype, held: torch.dtype, tmp_path: Path) -> None:
     """Training in one dtype sees the rounding of the dtype in which the base is stored."""

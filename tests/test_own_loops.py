@@ -235,7 +235,7 @@ def test_an_exception_is_not_hidden_by_what_it_prevented() -> None:
 
 
 def test_loops_that_train_are_let_through() -> None:
-    """Steps too small to be seen, a rest of accumulation, evaluation, hand-written steps, skipped ones, other dtypes."""
+    """Steps too small to be seen, a rest of accumulation, evaluation, steps by hand, skipped ones, other dtypes."""
     model, other = net(), net()
     theirs = torch.optim.AdamW(other.parameters(), lr=0.1)
     with sparse_finetune(model, MASK) as tickets:
