@@ -209,7 +209,8 @@ class SparseModel(nn.Module):
         for leaf in self.leaves.values():
             leaf.follow()
             leaf.delta.data = leaf.delta.data.to(leaf.weight.device)
-            leaf.scatter()  # a wider dtype holds more of base + delta
+            if self._open:
+                leaf.scatter()  # a wider dtype holds more of base + delta
         return self
 
     def scatter(self) -> None:
