@@ -242,6 +242,7 @@ def test_masks_that_are_none_are_refused(mask: Any, message: str) -> None:
 def test_masks_of_any_whole_numbers_are_taken(mask: Any) -> None:
     with sparse_finetune(torch.nn.Linear(2, 3), {"weight": mask}) as model:
         assert model.leaves["weight"].indices.tolist() == [0, 4]
+        model.load_state_dict(model.state_dict())
 
 
 def test_what_is_finetuned_is_a_model() -> None:

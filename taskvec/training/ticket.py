@@ -73,16 +73,19 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     chosen: TaskVector | None = keep.vector("mask", choose)
     assert chosen is not None
     calibration_losses = chosen.provenance["calibration_losses"]
+    if not run.steps:  # a mask without values
+        zeros = {name: chosen[name] for name in chosen}
+        return Ticket(
+            vector_of(run.start, run.forms, zeros, {}, run.progress), calibration_losses, Curve([], [], 0.0), 0
+        )
     if run.bf16:
         run.model.to(torch.bfloat16)
     sparse = sparse_finetune(run.model, chosen, run.start)
     chosen = None  # the leaves hold their positions in half the memory
     with sparse as tickets:
-        curve = Curve([], [], 0.0)
-        if run.steps:
-            optimizer = make_optimizer(options.optimizer, tickets.parameters(), options.lr)
-            run.pull(optimizer, lambda delta: delta.detach())
-            curve = run.phase(tickets, optimizer, steps=run.steps, dense=False, folder=keep.below("checkpoints"))
+        optimizer = make_optimizer(options.optimizer, tickets.parameters(), options.lr)
+        run.pull(optimizer, lambda delta: delta.detach())
+        curve = run.phase(tickets, optimizer, steps=run.steps, dense=False, folder=keep.below("checkpoints"))
         deltas = tickets.entries_by_tensor()
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
