@@ -86,8 +86,9 @@ def test_passes_over_the_data_see_every_example(
 
 
 def test_a_share_of_a_pass_is_counted_as_it_is_written() -> None:
-    assert Options(batch_size=1).steps_of(0.7, 10) == 7
-    assert Options(batch_size=1).steps_of(0.71, 10) == 8
+    assert 0.07 * 100 > 7
+    assert Options(batch_size=1).steps_of(0.07, 100) == 7
+    assert Options(batch_size=1).steps_of(0.071, 100) == 8
     assert Options(batch_size=8).steps_of(3, 10) == 6
 
 
