@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import wraps
@@ -85,8 +86,9 @@ def test_passes_over_the_data_see_every_example(
 
 
 def test_a_share_of_a_pass_is_counted_as_it_is_written() -> None:
-    assert Options(batch_size=1).steps_of(0.7, 10) == 7
-    assert Options(batch_size=1).steps_of(0.71, 10) == 8
+    assert 0.07 * 100 > 7
+    assert Options(batch_size=1).steps_of(0.07, 100) == 7
+    assert Options(batch_size=1).steps_of(0.071, 100) == 8
     assert Options(batch_size=8).steps_of(3, 10) == 6
 
 
@@ -351,3 +353,32 @@ def test_a_loss_that_rises_is_said(losses: list[float], kept: int, *, rises: boo
         True
     ] * rises
     assert len(training_warnings({**summary, "survived": 10})) == rises + bool(losses)
+
+
+def test_the_command_warns_of_training_for_nothing(llama: Path, llama_bf16: Path, ten: Path, tmp_path: Path) -> None:
+    common = [str(ten), "-o", str(tmp_path / "x.lota"), "--steps", "12", "--batch-size", "4", "--device", "cpu"]
+    wild = CliRunner().invoke(app, ["train", str(llama), *common, "--method", "fft", "--lr", "0.3"])
+    assert "warning: the training loss is higher in the last tenth of the steps than in the first" in wild.stderr
+    lost = CliRunner().invoke(
+        app, ["train", str(llama_bf16), *common, "--mask", "random", "--lr", "1e-8", "--force", "--json"]
+    )
+    assert "changes are too small for the dtype of the base and were rounded away" in lost.stderr
+    assert "last tenth" not in lost.stderr
+    assert json.loads(lost.stdout)["loss_rises"] is False
+
+
+def test_the_command_reports_the_weights_that_are_kept(llama: Path, ten: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.lota"
+    asked = ["train", str(llama), str(ten), "-o", str(output), "--mask", "random", "--steps", "40", "--lr", "0.5"]
+    asked += ["--eval-data", str(ten), "--eval-steps", "1", "--patience", "1", "--force", "--device", "cpu"]
+    report = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    kept, losses = report["kept_step"], {entry["step"]: entry["loss"] for entry in report["eval_losses"]}
+    assert kept + 1 == report["steps"] < 40
+    assert report["eval_loss"] == losses[kept] == min(losses.values())
+    assert (report["final_loss"], report["eval_loss"]) == (
+        report["provenance"]["final_loss"],
+        report["provenance"]["eval_loss"],
+    )
+    said = CliRunner().invoke(app, asked).stdout
+    assert f"weights kept: those after step {kept} of {kept + 1}\n" in said
+    assert f"evaluated loss: {losses[kept]:.3f}\n" in said

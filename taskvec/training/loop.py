@@ -80,7 +80,10 @@ class _TwoPasses(Trainer):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of the second pass, which draws the random numbers that the first drew."""
-        with self.lean.measuring(), torch.random.fork_rng():
+        device = self.args.device
+        own = device.type in ("cuda", "xpu")  # others have no random numbers of their own, or none to be given back
+        forked = {"devices": [device.index or 0], "device_type": device.type} if own else {"devices": []}
+        with self.lean.measuring(), torch.random.fork_rng(**forked):
             super().training_step(model, *args, **kwargs)
         return super().training_step(model, *args, **kwargs)
 

@@ -28,7 +28,7 @@ _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is draw
 
 
 def check_device(choice: str) -> None:
-    """Raise UsageError for what is not one of DEVICES, but for "auto" with a number or without one.
+    """Raise UsageError for anything but one of DEVICES, or one of them but "auto" with a number, such as "cuda:1".
 
     Whether the device is there is known when torch is loaded (loading.py, device_of).
     """
@@ -156,7 +156,7 @@ class Options:
     def steps_of(self, epochs: float, examples: int) -> int:
         """Optimizer steps of so many passes over the data; a fraction of a step is taken as a whole one."""
         batches = -(-examples // self.batch_size)
-        # as a decimal: 0.7 passes of ten steps are seven, and not the eight that 0.7 * 10 in binary would need
+        # as a decimal: 0.07 passes of 100 steps are seven steps, but 0.07 * 100 is above 7 in binary
         return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
 
     def check(self) -> None:

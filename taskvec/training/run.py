@@ -78,8 +78,9 @@ class Run:
         """
         found = chosen_tensors(names, self.options.include, self.options.exclude)
         owners = {self.placed[name].parameter: name for name in found}
-        for name in set(names) - set(found):
-            if (inside := owners.get(self.placed[name].parameter)) is not None:
+        kept = set(found)
+        for name in names:
+            if name not in kept and (inside := owners.get(self.placed[name].parameter)) is not None:
                 raise UsageError(
                     f"tensors {inside!r} and {name!r} are one parameter of the model: "
                     "--include and --exclude take both or neither"
