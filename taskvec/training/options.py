@@ -22,6 +22,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu")
 RELATIVES = ("base", "start")
+TURNS = ("all", "last")
 _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
 
 
@@ -70,6 +71,8 @@ class Options:
     optimizer: one of OPTIMIZERS, for both phases; the paper's is "rmsprop".
     rank, alpha: of LoRA.
     batch_size: examples a backward pass; accumulate: backward passes a step. max_length: tokens an example.
+    turns: the assistant's turns of a conversation that train: "all", or the "last". pack: several examples in one row
+        of at most max_length tokens, without attention from one to another; batch_size then counts rows.
     clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
         rate rises from zero. gradient_checkpointing: compute activations twice instead of keeping them.
     eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; patience:
@@ -100,6 +103,8 @@ class Options:
     batch_size: int = 8
     accumulate: int = 1
     max_length: int = 1024
+    turns: str = "all"
+    pack: bool = False
     clip: float = 1.0
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -159,6 +164,7 @@ class Options:
             "device": DEVICES,
             "dtype": DTYPES,
             "relative_to": RELATIVES,
+            "turns": TURNS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
