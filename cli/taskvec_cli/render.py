@@ -167,10 +167,11 @@ def training_summary(trained: Training) -> dict[str, Any]:
 def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]:
     """The same for people; in a row: after earlier tasks, whose masks were left out."""
     survived, free = summary["survived"], summary["free"]
-    lines: dict[str, Any] = {"examples": _rows_line(summary["rows"])}
-    if summary["eval_rows"]:
-        lines["examples_held_out"] = _rows_line(summary["eval_rows"])
+    lines: dict[str, Any] = {}
     if summary["steps"]:
+        lines["examples"] = _rows_line(summary["rows"])
+        if summary["eval_rows"]:
+            lines["examples_held_out"] = _rows_line(summary["eval_rows"])
         lines |= {key: summary[key] for key in ("first_loss", "final_loss")}
         lines["tokens_a_second"] = f"{summary['tokens_per_second']:,.0f}"
     if summary["eval_losses"]:

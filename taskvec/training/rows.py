@@ -138,43 +138,49 @@ def _earlier_turns(example: Example) -> list[int]:
 
 def _labelled(example: Example, tokenizer: Any, ids: list[int], turns: list[int]) -> list[int]:
     """Labels of a prompt, [len(ids)]: the tokens of these turns, IGNORED elsewhere."""
-    if _GENERATION.search(_template(example, tokenizer)):
-        trains = _marked(example, tokenizer, ids, turns)
+    if not tokenizer.chat_template:
+        spans = _plain_spans(example, turns)
+    elif _GENERATION.search(_template(example, tokenizer)):
+        spans = _marked_spans(example, tokenizer, turns)
     else:
-        trains = _overlapping(example, tokenizer, ids, _spans(example, tokenizer, turns))
+        spans = _added_spans(example, tokenizer, turns)
+    trains = _overlapping(example, tokenizer, ids, spans)
     return [token if train else IGNORED for token, train in zip(ids, trains, strict=True)]
 
 
-def _marked(example: Example, tokenizer: Any, ids: list[int], turns: list[int]) -> list[bool]:
-    """Which tokens belong to these turns, by the template's own marks of what the assistant says."""
-    encoded = _applied(
-        example,
-        tokenizer,
-        list(example.messages),
-        add_generation_prompt=True,
-        return_dict=True,
+def _plain_spans(example: Example, turns: list[int]) -> list[tuple[int, int]]:
+    """Where these turns stand in the text of a prompt without a chat template."""
+    lengths = [len(message["content"]) for message in example.messages]
+    starts = [0, *itertools.accumulate(length + len(_JOIN) for length in lengths)]
+    return [(starts[i], starts[i] + lengths[i]) for i in turns]
+
+
+def _marked_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tuple[int, int]]:
+    """The same where the chat template marks what the assistant says."""
+    # apply_chat_template's mask of tokens runs on to the end where a mark ends in white space that is no token
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(
+        conversations=[list(example.messages)],
+        tools=list(example.tools) or None,
+        chat_template=_template(example, tokenizer),
         return_assistant_tokens_mask=True,
+        add_generation_prompt=True,
+        **tokenizer.special_tokens_map,
     )
-    mask: list[int] = encoded["assistant_masks"]
-    begins = [bool(here and not before) for here, before in zip(mask, [0, *mask], strict=False)]
-    said_by_assistant = sum(message["role"] == "assistant" for message in example.messages)
-    if list(encoded["input_ids"]) != ids or sum(begins) != said_by_assistant:
+    (text,), (spans,) = rendered
+    by_assistant = sum(message["role"] == "assistant" for message in example.messages)
+    if text != _rendered(example, tokenizer) or len(spans) != by_assistant:
         raise DataError(
-            f"{example.where}: the chat template marks {sum(begins)} turns of the assistant, the prompt has "
-            f"{said_by_assistant}; --turns last trains the last turn only"
+            f"{example.where}: the chat template marks {len(spans)} texts as the assistant's, which has {by_assistant} "
+            "turns in the prompt; --turns last trains the last turn only"
         )
-    first = said_by_assistant - len(turns)  # those before are in the part of the prompt that does not train
-    numbers = itertools.accumulate(begins)
-    return [bool(here) and number > first for here, number in zip(mask, numbers, strict=True)]
+    return [(start, stop) for start, stop in spans[by_assistant - len(turns) :]]
 
 
-def _spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tuple[int, int]]:
-    """Where these turns stand in the text of the prompt, by what each adds to the text of the messages before it."""
+def _added_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tuple[int, int]]:
+    """The same where it does not: what each turn adds to the text of the messages before it."""
     messages, spans = list(example.messages), []
-    if not tokenizer.chat_template:
-        ends = itertools.accumulate(len(message["content"]) + len(_JOIN) for message in messages)
-        bounds = [end - len(_JOIN) for end in ends]
-        return [(bounds[i] - len(messages[i]["content"]), bounds[i]) for i in turns]
     text = _rendered(example, tokenizer)
     for i in turns:
         if i == 0:
