@@ -245,6 +245,10 @@ def test_folders_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("")
     with pytest.raises(UsageError, match="is a folder without data"):
         read_examples(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a model folder; expected JSON lines"):
+        read_examples(tmp_path)
+    (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "x.jsonl")
     with pytest.raises(UsageError, match=r"x\.jsonl is not a regular file"):
         read_examples(tmp_path)
@@ -389,7 +393,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         encode(example, tokenizer, 64)
     assert learnt(encode(example, tokenizer, 64, turns="last"), tokenizer) == ["is </s>"]
     marking = make_tokenizer(MARKING.replace("m['role'] == 'assistant'", "loop.last"))
-    with pytest.raises(DataError, match="here:7: the chat template marks 1 texts .* has 2 turns"):
+    with pytest.raises(DataError, match=r"here:7: the chat template marks 1 texts .* has 2 turns"):
         encode(example, marking, 64)
     first = example_of({"messages": [assistant("one"), user("two"), assistant("three")]}, "here:8")
     with pytest.raises(DataError, match=r"here:8: the assistant speaks first; --turns last"):

@@ -96,7 +96,7 @@ def _conversation(messages: list[Message], context: int, tools: object, column: 
 
 
 def _check_characters(example: Example) -> None:
-    """Raise DataError for text that is no Unicode text."""
+    """Raise DataError for text that is no Unicode text, and for tools whose description nests too deeply to be read."""
     try:
         for text in (example.completion, *_texts([*example.messages, example.answer, *example.tools])):
             text.encode()
@@ -105,6 +105,8 @@ def _check_characters(example: Example) -> None:
         raise DataError(
             f"{example.where}: {half!a} is half of a surrogate pair, which stands for no character"
         ) from None
+    except RecursionError:
+        raise DataError(f"{example.where}: its tools are nested too deeply") from None
 
 
 def _texts(value: Any) -> Iterator[str]:

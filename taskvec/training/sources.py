@@ -23,9 +23,11 @@ from ..errors import DataError, UsageError
 from ..lineage import shortened
 
 _KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_EXPECTED = "JSON lines, JSON, CSV or Parquet"
 _COMPRESSED = (".gz", ".zst")
 # organisation/name, then perhaps a split, or a configuration and a split
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.+-]+))?")
+_MEDIA = {"Image", "Audio", "Video", "Pdf"}  # features of datasets
 _EXTRA = "pip install 'taskvec[data]'"
 
 
@@ -49,6 +51,8 @@ def find_files(data: Path) -> list[Path]:
     be waited for, a device has no end), and where a package is missing.
     """
     if os.path.isdir(data):
+        if (data / "config.json").exists():
+            raise UsageError(f"{data} is a model folder; expected {_EXPECTED}")
         files = sorted(path for path in data.iterdir() if _kind(path) and not path.name.startswith("."))
         if not files:
             raise UsageError(f"{data} is a folder without data; expected names that end in {', '.join(_KINDS)}")
@@ -62,7 +66,7 @@ def find_files(data: Path) -> list[Path]:
         raise UsageError(f"{data}: no such file")
     for file in files:
         if not os.path.isfile(file):
-            raise UsageError(f"{file} is not a regular file; expected JSON lines, JSON, CSV or Parquet")
+            raise UsageError(f"{file} is not a regular file; expected {_EXPECTED}")
         if _kind(file) == "parquet" and find_spec("pyarrow") is None:
             raise UsageError(f"{file} needs the package pyarrow: {_EXTRA}")
     return files
@@ -226,6 +230,9 @@ def _read_hub(data: Path) -> Table:
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, config, split=split)
+        # nothing trains on them, and decoding takes long and packages of its own
+        media = [column for column, kind in loaded.features.items() if type(kind).__name__ in _MEDIA]
+        loaded = loaded.remove_columns(media)
         items = [_without_nulls(item) for item in loaded]
     except MemoryError:
         raise
