@@ -454,7 +454,10 @@ def test_tools_that_no_template_would_show_are_refused(llama: Path) -> None:
         encode(described, make_tokenizer(TEMPLATE), 64)
     with pytest.raises(DataError, match='here:2: the chat template has no place for "tool_calls"'):
         encode(calling, make_tokenizer(TEMPLATE), 64)
-    for example in (described, calling):
+    alone = example_of({"messages": [assistant("four")], "tools": TOOLS}, "here:3")
+    with pytest.raises(DataError, match="here:3: the chat template refuses these messages"):
+        encode(alone, make_tokenizer(CALLING), 64)
+    for example in (described, calling, alone):
         with pytest.raises(DataError, match="tools need a chat template"):
             encode(example, make_tokenizer(None), 64)
     model, _ = load_model(llama)
@@ -610,6 +613,9 @@ def test_the_command_shows_an_example_and_counts_rows(gpt2: Path, tmp_path: Path
     scored = CliRunner().invoke(app, ["eval", str(gpt2), "--data", str(data), "--device", "cpu", "--json"])
     assert json.loads(scored.stdout)["rows"]["truncated"] == 1
     assert "warning: 1 of 2 examples were cut to 64 tokens; the longest has 82" in scored.stderr
+    answered = [*map(str, ["eval", gpt2, "--data", data, "--device", "cpu"]), "--metric", "exact_match"]
+    scored = CliRunner().invoke(app, [*answered, "--max-new-tokens", "2"])
+    assert "warning: 1 of 2 prompts lost their beginning so that an answer has room" in scored.stderr
 
 
 def test_an_output_that_is_one_of_the_files_of_a_folder_is_refused(llama: Path, tmp_path: Path) -> None:

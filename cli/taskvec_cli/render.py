@@ -230,6 +230,7 @@ def evaluation_summary(
         "data": str(data),
         "examples": evaluation.examples,
         "rows": evaluation.rows and asdict(evaluation.rows),
+        "cut_prompts": evaluation.cut_prompts,
         "metrics": {name: asdict(estimate) for name, estimate in evaluation.metrics.items()},
     }
 
@@ -246,14 +247,16 @@ def print_evaluation(summary: dict[str, Any]) -> None:
 
 
 def truncation_warning(summary: dict[str, Any]) -> str | None:
-    """Where examples lost tokens before their loss was computed."""
-    rows = summary["rows"]
-    if not rows or not rows["truncated"]:
-        return None
-    return (
-        f"{rows['truncated']:,} of {rows['rows']:,} examples were cut to {rows['limit']:,} tokens; "
-        f"the longest has {rows['longest']:,}"
-    )
+    """Where examples lost tokens before they were scored."""
+    rows, prompts = summary["rows"], summary["cut_prompts"]
+    if rows and rows["truncated"]:
+        return (
+            f"{rows['truncated']:,} of {rows['rows']:,} examples were cut to {rows['limit']:,} tokens; "
+            f"the longest has {rows['longest']:,}"
+        )
+    if prompts:
+        return f"{prompts:,} of {summary['examples']:,} prompts lost their beginning so that an answer has room"
+    return None
 
 
 def evaluation_warning(vector: TaskVector) -> str | None:

@@ -54,12 +54,14 @@ class Evaluation:
         answers; rouge1, the mean F1, in [0, 1].
     examples: how many. answers: one an example, in their order; none where only the loss was asked for.
     rows: what became of the examples as rows of tokens; None where the loss was not asked for.
+    cut_prompts: how many prompts lost their beginning so that an answer has room; None where there are no answers.
     """
 
     metrics: dict[str, Estimate]
     examples: int
     answers: list[str]
     rows: RowCounts | None = None
+    cut_prompts: int | None = None
 
 
 def evaluate(
@@ -101,18 +103,19 @@ def evaluate(
     found: dict[str, Estimate] = {}
     answers: list[str] = []
     counts: RowCounts | None = None
+    cut: int | None = None
     with torch.inference_mode():
         if "loss" in metrics:
             rows, counts = encode_all(examples, tokenizer, max_length, turns="last")
             found["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
         if needs_answers(metrics):
-            answers = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
+            answers, cut = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
     completions = [example.completion for example in examples]
     if "exact_match" in metrics:
         found["exact_match"] = estimate([float(exact_match(*pair)) for pair in zip(completions, answers, strict=True)])
     if "rouge1" in metrics:
         found["rouge1"] = estimate(rouge1(completions, answers))
-    return Evaluation({name: found[name] for name in metrics}, len(examples), answers, counts)
+    return Evaluation({name: found[name] for name in metrics}, len(examples), answers, counts, cut)
 
 
 def evaluate_checkpoint(
@@ -221,8 +224,11 @@ def _answers(
     max_length: int,
     max_new_tokens: int | None,
     advance: _Advance,
-) -> list[str]:
-    """Greedy answers in the order of the examples, stripped of special tokens and outer white space."""
+) -> tuple[list[str], int]:
+    """Greedy answers in the order of the examples, stripped of special tokens and outer white space.
+
+    And how many prompts lost their beginning.
+    """
     longest = max(len(encode_completion(example, tokenizer)) for example in examples)
     new_tokens = max_new_tokens or min(longest + _SPARE_TOKENS, max_length // 2)
     if not 0 < new_tokens < max_length:
@@ -230,7 +236,9 @@ def _answers(
     pad = pad_id(tokenizer)
     # plain text has no prompt: it is asked for from the beginning
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
-    prompts = [encode_prompt(example, tokenizer)[new_tokens - max_length :] or [begin] for example in examples]
+    whole = [encode_prompt(example, tokenizer) for example in examples]
+    prompts = [prompt[new_tokens - max_length :] or [begin] for prompt in whole]
+    cut = sum(len(prompt) > max_length - new_tokens for prompt in whole)
     answers = [""] * len(prompts)
     # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
     own = model.generation_config
@@ -253,7 +261,7 @@ def _answers(
             advance(len(batch))
     finally:
         model.generation_config = own
-    return answers
+    return answers, cut
 
 
 def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:

@@ -57,7 +57,7 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
 
     Raises DataError, naming the row, where the template refuses the messages or has no place for tools.
     """
-    if not example.messages:
+    if not example.messages and not example.tools:
         return []
     if not tokenizer.chat_template:
         ids: list[int] = tokenizer(_plain(example, tokenizer))["input_ids"]
