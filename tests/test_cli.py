@@ -249,7 +249,8 @@ def test_eval_scores_a_model_with_vectors_as_it_scores_the_result(
     assert list(base["metrics"]) == ["loss", "exact_match", "rouge1"]
     assert base["metrics"]["loss"].keys() == {"value", "standard_error"}
     assert base["metrics"]["loss"] != result["metrics"]["loss"]
-    expected = {"model": str(llama), "data": str(data), "examples": 4}
+    expected = {"model": str(llama), "data": str(data), "examples": 4, "rows": base["rows"], "cut_prompts": 0}
+    assert base["rows"].items() >= {"rows": 4, "truncated": 0, "longest": 13}.items()
     nothing = {"with": [], "method": None, "reason": None, "metrics": base["metrics"]}
     assert base == {**expected, **nothing}
     for file in (vector, patch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -94,6 +95,7 @@ def ask_to_stop() -> None:
         ),
         (FFT, "training", 3, die, "checkpoints/checkpoint-2"),
         (LORA, "training", 3, die, "checkpoints/checkpoint-2"),
+        (replace(QUICK, pack=True, max_length=24), "training", 3, die, "checkpoints/checkpoint-2"),
     ],
 )
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
@@ -120,6 +122,23 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     assert (tmp_path / "again.lota").read_bytes() == (tmp_path / "whole.lota").read_bytes()
     assert again.curve.losses == whole.curve.losses
     assert again.calibration_losses == whole.calibration_losses
+
+
+def test_a_run_on_a_folder_of_files_goes_on_to_the_same_bits(llama: Path, tmp_path: Path) -> None:
+    base, data = Checkpoint(llama), tmp_path / "rows"
+    data.mkdir()
+    (data / "b.json").write_text(json.dumps(ROWS[:2]), encoding="utf-8")
+    (data / "a.csv").write_text("prompt,completion\none plus two is,three\ntwo is,two\n", encoding="utf-8")
+    options = replace(QUICK, pack=True, max_length=32)
+    train(base, data, options).vector.save(tmp_path / "whole.lota")
+    with pytest.raises(Stop):
+        train(base, data, options, interrupting("training", 3, die), folder=tmp_path / "run")
+    added = write_rows(data / "c.jsonl", ROWS[:1])
+    with pytest.raises(ResumeError, match="holds another run: its data"):
+        train(base, data, options, folder=tmp_path / "run")
+    added.unlink()
+    train(base, data, options, folder=tmp_path / "run").vector.save(tmp_path / "again.lota")
+    assert (tmp_path / "again.lota").read_bytes() == (tmp_path / "whole.lota").read_bytes()
 
 
 def test_the_folder_of_another_run_is_refused(llama: Path, gpt2: Path, data: Path, tmp_path: Path) -> None:

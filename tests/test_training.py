@@ -319,6 +319,8 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
         ({"device": "toaster"}, "device"),
         ({"schedule": "zigzag"}, "schedule"),
         ({"method": "magic"}, "method"),
+        ({"turns": "some"}, "turns is one of all, last"),
+        ({"pack": "yes"}, "pack must be True or False"),
         ({"dtype": "float8"}, "dtype"),
         ({"eval_split": 1.0}, "eval-split"),
         ({"via": 1.5}, "sparsity"),

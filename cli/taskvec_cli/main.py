@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from . import streams
 from .merge import merge
-from .outputs import FILE, LotaFile, ModelFolder, parse_size
+from .outputs import DATA, FILE, LotaFile, ModelFolder, parse_size
 from .progress import progress_bars
 from .train import train
 
@@ -279,7 +279,7 @@ def verify(
 @app.command("eval", short_help="Score a model on held-out data.")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="JSON lines: prompt + completion, messages, or text.", show_default=False)],
+    data: Annotated[Path, typer.Option(help=DATA, show_default=False)],
     vectors: Annotated[
         list[Path] | None,
         typer.Option("--with", help="A .lota file to apply; several, once a file, are merged.", show_default=False),
@@ -317,7 +317,7 @@ def evaluate(
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
     from taskvec.source import inputs_of
-    from taskvec.training.examples import read_examples
+    from taskvec.training.examples import check_examples, read_examples
     from taskvec.training.options import check_device
     from taskvec.training.scoring import check_request, needs_answers
 
@@ -328,11 +328,12 @@ def evaluate(
     check_device(device)
     if answers is not None and not needs_answers(metrics):
         raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
+    files = check_examples(data)
     examples = read_examples(data)[:limit]
     opened = [TaskVector.open(path) for path in vectors or ()]
     checkpoint = open_checkpoint(model, with_code=trust_remote_code)
     if answers is not None:
-        check_file(answers, force=force, inputs=[data, *inputs_of(checkpoint, *opened)])
+        check_file(answers, force=force, inputs=[*files, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
         # torch takes seconds and memory: only once all that can be refused without it has been
         from taskvec.training.evaluate import evaluate_checkpoint, write_answers
@@ -359,6 +360,8 @@ def evaluate(
     else:
         render.print_evaluation(summary)
     if worn is not None and (warning := render.evaluation_warning(worn)):
+        render.say(f"taskvec: warning: {warning}", err=True)
+    if warning := render.truncation_warning(summary):
         render.say(f"taskvec: warning: {warning}", err=True)
 
 

@@ -29,6 +29,8 @@ def folder_name(text: str) -> Path:
 
 # the options of a file that is going to be written
 FILE: dict[str, Any] = {"parser": file_name, "metavar": "PATH"}
+# what a command that reads examples takes
+DATA = "JSON lines, JSON, CSV or Parquet; a folder of such files; or a Hub id, org/name:split."
 LotaFile = Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False, **FILE)]
 ModelFolder = Annotated[
     Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
     from taskvec.training.evaluate import Evaluation
+    from taskvec.training.preview import Preview
     from taskvec.training.train import Training
 
 _LINE, _CELL = 4000, 200  # the most characters of a line and of a cell of a table
@@ -156,6 +158,8 @@ def training_summary(trained: Training) -> dict[str, Any]:
         "loss_rises": curve.rises,
         "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
         "tokens_per_second": curve.tokens_per_second,
+        "rows": asdict(trained.rows),
+        "eval_rows": asdict(trained.eval_rows) if trained.eval_rows.rows else None,
         "trained": trained.entries,
         "survived": trained.survived,
         "free_share": trained.free_share,
@@ -168,6 +172,9 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
     survived, free = summary["survived"], summary["free"]
     lines: dict[str, Any] = {}
     if summary["steps"]:
+        lines["examples"] = _rows_line(summary["rows"])
+        if summary["eval_rows"]:
+            lines["examples_held_out"] = _rows_line(summary["eval_rows"])
         lines |= {key: summary[key] for key in ("first_loss", "final_loss")}
         lines["tokens_a_second"] = f"{summary['tokens_per_second']:,.0f}"
     if summary["kept_step"] < summary["steps"]:
@@ -183,6 +190,27 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
         share = f"{summary['free_share']:.2%} of the eligible weights"
         lines["free_for_later_tasks"] = f"{share}; least in {fullest} ({free[fullest]:.2%})"
     return lines
+
+
+def _rows_line(rows: dict[str, Any]) -> str:
+    """What became of examples as rows of tokens."""
+    packed = "" if rows["packed"] is None else f" in {rows['packed']:,} packed rows"
+    cut = f", {rows['truncated']:,} cut to {rows['limit']:,} tokens" if rows["truncated"] else ""
+    return (
+        f"{rows['rows']:,}{packed}, {rows['tokens']:,} tokens, {rows['trained']:,} of them with a loss; "
+        f"the longest has {rows['longest']:,}{cut}"
+    )
+
+
+def preview_lines(preview: Preview) -> list[str]:
+    """An example, a line for each part that trains or does not, as JSON text, so that line breaks are seen."""
+    return [
+        f"{preview.where}: {preview.tokens:,} tokens, {preview.trained:,} of them train",
+        *(
+            f"{'trains: ' if trains else 'context:'} {json.dumps(text, ensure_ascii=False)}"
+            for text, trains in preview.parts
+        ),
+    ]
 
 
 def training_warnings(summary: dict[str, Any]) -> list[str]:
@@ -210,6 +238,8 @@ def evaluation_summary(
         "reason": merged and merged["reason"],
         "data": str(data),
         "examples": evaluation.examples,
+        "rows": evaluation.rows and asdict(evaluation.rows),
+        "cut_prompts": evaluation.cut_prompts,
         "metrics": {name: asdict(estimate) for name, estimate in evaluation.metrics.items()},
     }
 
@@ -223,6 +253,19 @@ def print_evaluation(summary: dict[str, Any]) -> None:
         error = found["standard_error"]
         spread = "" if error is None else f" ± {error:.3f}"
         say(f"{name}: {found['value']:.3f}{spread} ({count:,} example{'' if count == 1 else 's'})")
+
+
+def truncation_warning(summary: dict[str, Any]) -> str | None:
+    """Where examples lost tokens before they were scored."""
+    rows, prompts = summary["rows"], summary["cut_prompts"]
+    if rows and rows["truncated"]:
+        return (
+            f"{rows['truncated']:,} of {rows['rows']:,} examples were cut to {rows['limit']:,} tokens; "
+            f"the longest has {rows['longest']:,}"
+        )
+    if prompts:
+        return f"{prompts:,} of {summary['examples']:,} prompts lost their beginning so that an answer has room"
+    return None
 
 
 def evaluation_warning(vector: TaskVector) -> str | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .outputs import FILE, LotaFile, check_unfinished
+from .outputs import DATA, FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
 _MASK = "Which weights (--method lota)"
@@ -22,7 +22,7 @@ def train(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
     output: LotaFile,
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
@@ -126,6 +126,18 @@ def train(
     max_length: Annotated[
         int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.", rich_help_panel=_LENGTH)
     ] = 1024,
+    turns: Annotated[
+        str,
+        typer.Option(help="The assistant's turns of a conversation that train: all or last.", rich_help_panel=_LENGTH),
+    ] = "all",
+    pack: Annotated[
+        bool,
+        typer.Option(
+            "--pack",
+            help="Put several examples in one row of --max-length tokens, without attention from one to another.",
+            rich_help_panel=_LENGTH,
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=_LENGTH)] = 0,
     rank: Annotated[int, typer.Option(help="Rank of LoRA.", rich_help_panel=_LENGTH)] = 64,
     alpha: Annotated[int, typer.Option(help="Scale of LoRA.", rich_help_panel=_LENGTH)] = 16,
@@ -182,6 +194,14 @@ def train(
         bool, typer.Option("--resume", help="Go on with a run that was interrupted.", rich_help_panel=_WATCH)
     ] = False,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
+    show_example: Annotated[
+        bool,
+        typer.Option(
+            "--show-example",
+            help="First print the first example, formatted, and which part of it trains.",
+            rich_help_panel=_WATCH,
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the losses: .png, .svg or .pdf.", show_default=False, rich_help_panel=_WATCH, **FILE),
@@ -251,9 +271,8 @@ def train(
         evaluates=eval_data is not None or bool(eval_split),
     )
     mixed = [_mixed(text) for text in mix or ()]
-    files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
-    for file in files:
-        check_examples(file)
+    sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
+    files = [file for source in sources for file in check_examples(source)]
     earlier = [TaskVector.open(path) for path in disjoint_from or ()]
     holder = None if mask_from is None else TaskVector.open(mask_from)
     beginning = None if start_from is None else TaskVector.open(start_from)
@@ -268,6 +287,12 @@ def train(
     check_unfinished(folder, KIND, resume=resume, force=force)
     if report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
+    if show_example:
+        from taskvec.training.preview import preview_first
+
+        # standard output is the report's
+        for line in render.preview_lines(preview_first(checkpoint.path, data, options)):
+            render.say(line, err=True)
     with progress_bars() as progress:
         from taskvec.training.train import train as train_vector
 

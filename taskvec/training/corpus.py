@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError, UsageError
-from ..lineage import shortened
-from .examples import Example, read_examples
+from .examples import Example, example_of
+from .sources import read_tables
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """train, held_out: examples. files: name, SHA-256 and number of examples taken of each file, for the record."""
+    """train, held_out: examples. files: name, SHA-256 and number of examples taken of each file, for the record.
+
+    Of a data set of the Hub, `files` has its id, configuration, split and revision, and the SHA-256 of its rows.
+    """
 
     train: list[Example]
     held_out: list[Example]
@@ -32,6 +34,7 @@ def read_corpus(
 ) -> Corpus:
     """Read a task's examples.
 
+    data, eval_data: as `sources.read_tables` takes them: files, folders or Hub ids.
     mix: (file, share): that share of the examples to train on is drawn from it, without repetition, as in the paper's
         baseline that mixes data of an earlier task in.
     eval_data: examples to evaluate on; or eval_split: the share of `data` that is held out for it. Drawn by `seed`.
@@ -39,11 +42,12 @@ def read_corpus(
     that cannot be.
     """
     dice = random.Random(seed)
-    train, held_out = read_examples(data), []
-    files = [_file(data, len(train))]
+    read = _Source(data)
+    train, held_out, files = read.examples, [], read.records()
     if eval_data is not None:
-        held_out = read_examples(eval_data)
-        files.append(_file(eval_data, len(held_out)))
+        read = _Source(eval_data)
+        held_out = read.examples
+        files += read.records()
     elif eval_split:
         count = max(1, round(eval_split * len(train)))
         if count >= len(train):
@@ -56,13 +60,28 @@ def read_corpus(
         raise UsageError(f"the shares to mix in lie between 0 and 1 and add up to less than 1, found {shares}")
     total = len(train) / (1 - sum(shares))
     for path, share in mix:
-        others, wanted = read_examples(path), round(share * total)
-        if wanted > len(others):
-            raise DataError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(others)}")
-        train += dice.sample(others, wanted)
-        files.append(_file(path, wanted))
+        read, wanted = _Source(path), round(share * total)
+        if wanted > len(read.examples):
+            raise DataError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(read.examples)}")
+        drawn = dice.sample(range(len(read.examples)), wanted)
+        train += [read.examples[number] for number in drawn]
+        files += read.records(drawn)
     return Corpus(train, held_out, files)
 
 
-def _file(path: Path, examples: int) -> dict[str, object]:
-    return {"name": shortened(path.name), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "examples": examples}
+class _Source:
+    """The examples of a path in their order, and what a run records of the files that they come from."""
+
+    def __init__(self, path: Path) -> None:
+        self._tables = read_tables(path)
+        self.examples = [example_of(row, where) for table in self._tables for where, row in table.rows]
+
+    def records(self, drawn: Sequence[int] | None = None) -> list[dict[str, object]]:
+        """One a file, with the number of its examples, or of those among `drawn`, the numbers of examples."""
+        records, start = [], 0
+        for table in self._tables:
+            stop = start + len(table.rows)
+            count = len(table.rows) if drawn is None else sum(start <= number < stop for number in drawn)
+            records.append({**table.record, "examples": count})
+            start = stop
+        return records

@@ -17,13 +17,24 @@ from taskvec_formats import Checkpoint
 from taskvec_formats.atomic import atomic_file
 
 from ..destination import appearing, check_file
-from ..errors import TrainingError, UsageError
+from ..errors import DataError, TrainingError, UsageError
 from ..progress import Progress, silent
 from ..vector import TaskVector
 from .estimate import Estimate, estimate
 from .examples import Example
 from .loading import device_of, is_masked, load_model
-from .rows import IGNORED, accepted_arguments, collate, encode, encode_completion, encode_prompt, pad_id
+from .rows import (
+    IGNORED,
+    Row,
+    RowCounts,
+    accepted_arguments,
+    collate,
+    encode_all,
+    encode_completion,
+    encode_prompt,
+    length_limit,
+    pad_id,
+)
 from .scoring import check_request, exact_match, needs_answers, rouge1
 
 if TYPE_CHECKING:
@@ -42,11 +53,15 @@ class Evaluation:
     metrics: name -> Estimate, in the order asked for: loss, nats a completion token; exact_match, the share of right
         answers; rouge1, the mean F1, in [0, 1].
     examples: how many. answers: one an example, in their order; none where only the loss was asked for.
+    rows: what became of the examples as rows of tokens; None where the loss was not asked for.
+    cut_prompts: how many prompts lost their beginning so that an answer has room; None where there are no answers.
     """
 
     metrics: dict[str, Estimate]
     examples: int
     answers: list[str]
+    rows: RowCounts | None = None
+    cut_prompts: int | None = None
 
 
 def evaluate(
@@ -72,8 +87,9 @@ def evaluate(
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens)
     if not examples:
         raise UsageError("there is no example to evaluate on")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    max_length = min(max_length, positions or max_length)
+    if needs_answers(metrics):
+        _check_answers(examples)
+    max_length = length_limit(model.config, max_length)
     total = len(examples) * (("loss" in metrics) + needs_answers(metrics))
     done = 0
 
@@ -86,17 +102,20 @@ def evaluate(
     advance(0)
     found: dict[str, Estimate] = {}
     answers: list[str] = []
+    counts: RowCounts | None = None
+    cut: int | None = None
     with torch.inference_mode():
         if "loss" in metrics:
-            found["loss"] = _loss(model, tokenizer, examples, batch_size, max_length, advance)
+            rows, counts = encode_all(examples, tokenizer, max_length, turns="last")
+            found["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
         if needs_answers(metrics):
-            answers = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
+            answers, cut = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
     completions = [example.completion for example in examples]
     if "exact_match" in metrics:
         found["exact_match"] = estimate([float(exact_match(*pair)) for pair in zip(completions, answers, strict=True)])
     if "rouge1" in metrics:
         found["rouge1"] = estimate(rouge1(completions, answers))
-    return Evaluation({name: found[name] for name in metrics}, len(examples), answers)
+    return Evaluation({name: found[name] for name in metrics}, len(examples), answers, counts, cut)
 
 
 def evaluate_checkpoint(
@@ -162,12 +181,11 @@ def _loss(
     model: PreTrainedModel,
     tokenizer: Any,
     examples: Sequence[Example],
+    rows: Sequence[Row],
     batch_size: int,
-    max_length: int,
     advance: _Advance,
 ) -> Estimate:
-    """Nats a token, over the completions' tokens."""
-    rows = [encode(example, tokenizer, max_length) for example in examples]
+    """Nats a token, over the completions' tokens. rows: those of the examples."""
     accepts = accepted_arguments(model)
     sums, counts = [0.0] * len(rows), [0] * len(rows)
     for batch in _batches([row["input_ids"] for row in rows], batch_size):
@@ -191,6 +209,13 @@ def _loss(
     return estimate(sums, counts)
 
 
+def _check_answers(examples: Sequence[Example]) -> None:
+    """Raise DataError for an answer that is no text to compare with."""
+    for example in examples:
+        if example.answer is not None:
+            raise DataError(f"{example.where}: the last turn calls tools, of which only the loss can be computed")
+
+
 def _answers(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -199,8 +224,11 @@ def _answers(
     max_length: int,
     max_new_tokens: int | None,
     advance: _Advance,
-) -> list[str]:
-    """Greedy answers in the order of the examples, stripped of special tokens and outer white space."""
+) -> tuple[list[str], int]:
+    """Greedy answers in the order of the examples, stripped of special tokens and outer white space.
+
+    And how many prompts lost their beginning.
+    """
     longest = max(len(encode_completion(example, tokenizer)) for example in examples)
     new_tokens = max_new_tokens or min(longest + _SPARE_TOKENS, max_length // 2)
     if not 0 < new_tokens < max_length:
@@ -208,7 +236,9 @@ def _answers(
     pad = pad_id(tokenizer)
     # plain text has no prompt: it is asked for from the beginning
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
-    prompts = [encode_prompt(example, tokenizer)[new_tokens - max_length :] or [begin] for example in examples]
+    whole = [encode_prompt(example, tokenizer) for example in examples]
+    prompts = [prompt[new_tokens - max_length :] or [begin] for prompt in whole]
+    cut = sum(len(prompt) > max_length - new_tokens for prompt in whole)
     answers = [""] * len(prompts)
     # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
     own = model.generation_config
@@ -231,7 +261,7 @@ def _answers(
             advance(len(batch))
     finally:
         model.generation_config = own
-    return answers
+    return answers, cut
 
 
 def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:

@@ -46,7 +46,7 @@ class Curve:
     """What a phase saw.
 
     losses: one a step, nats a token. eval_losses: (step, loss) of each evaluation.
-    tokens_per_second: without padding; since the phase began or was resumed.
+    tokens_per_second: without padding, except in packed rows; since the phase began or was resumed.
     kept: the step whose weights were kept: the last, or with options.patience that of the lowest evaluation.
     """
 

@@ -24,6 +24,7 @@ DTYPES = ("float32", "bfloat16")
 # kinds of torch.device that transformers' Trainer knows
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 RELATIVES = ("base", "start")
+TURNS = ("all", "last")
 _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
 
 
@@ -96,6 +97,8 @@ class Options:
     rank, alpha: of LoRA.
     batch_size: examples a backward pass; accumulate: backward passes a step. The last of a pass over the data may have
         fewer. max_length: tokens an example.
+    turns: the assistant's turns of a conversation that train: "all", or the "last". pack: several examples in one row
+        of at most max_length tokens, without attention from one to another; batch_size then counts rows.
     clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
         rate rises from zero, in calibration at most all of its steps. gradient_checkpointing: compute activations twice
         instead of keeping them.
@@ -131,6 +134,8 @@ class Options:
     batch_size: int = 8
     accumulate: int = 1
     max_length: int = 1024
+    turns: str = "all"
+    pack: bool = False
     clip: float = 1.0
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -158,6 +163,12 @@ class Options:
         batches = -(-examples // self.batch_size)
         # as a decimal: 0.07 passes of 100 steps are seven steps, but 0.07 * 100 is above 7 in binary
         return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
+
+    def check_warmup(self, rows: int) -> None:
+        """Raise UsageError where the learning rate would rise for longer than training takes on so many rows."""
+        steps = self.steps_of(self.epochs, rows) if self.steps is None else self.steps
+        if 0 < steps < self.warmup_steps:
+            raise UsageError(f"training takes {steps} steps: warmup-steps must not be more, found {self.warmup_steps}")
 
     def check(self) -> None:
         """Raise UsageError for a setting that cannot be meant."""
@@ -195,6 +206,7 @@ class Options:
             "schedule": SCHEDULES,
             "dtype": DTYPES,
             "relative_to": RELATIVES,
+            "turns": TURNS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from .loading import is_masked, load_model
 from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
-from .rows import encode, pad_id
+from .packing import check_packing, pack
+from .rows import encode_all, length_limit, pad_id
 from .targets import chosen as chosen_tensors
 
 
@@ -31,6 +33,7 @@ class Run:
     placed: tensor name -> Place, of all tensors that the model has. layers: tensor name -> Form of those of the linear
         layers. forms: the eligible ones, which are those that options.include and options.exclude leave of them, in the
         order of the names on disk, in which ties are broken.
+    rows, eval_rows: the data as tokens. counts, eval_counts: what became of it.
     """
 
     def __init__(
@@ -58,11 +61,17 @@ class Run:
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
         masked = is_masked(self.model)
-        rows = [
-            [encode(example, self.tokenizer, options.max_length, masked=masked) for example in part]
-            for part in (corpus.train, corpus.held_out)
-        ]
-        self.rows, self.eval_rows = rows
+        limit = length_limit(self.model.config, options.max_length)
+        self.rows, self.counts = encode_all(corpus.train, self.tokenizer, limit, masked=masked, turns=options.turns)
+        # as `taskvec eval` does: the loss on the last turn
+        self.eval_rows, self.eval_counts = encode_all(
+            corpus.held_out, self.tokenizer, limit, masked=masked, turns="last"
+        )
+        if options.pack:
+            check_packing(self.model, self.rows, pad_id(self.tokenizer))
+            self.rows = pack(self.rows, limit, options.seed)
+            self.counts = replace(self.counts, packed=len(self.rows))
+            options.check_warmup(len(self.rows))
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.layers = self._layers()
         self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}

@@ -19,6 +19,7 @@ from ..source import inputs_of
 from ..vector import TaskVector
 from .corpus import read_corpus
 from .effects import check_effects
+from .examples import check_examples
 from .folder import RunFolder
 from .masking import free_share, taken_by
 from .options import MASKS, SCOPES, Options
@@ -26,6 +27,7 @@ from .targets import chosen
 
 if TYPE_CHECKING:
     from .loop import Curve
+    from .rows import RowCounts
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Training:
     free_share: the same of all eligible weights; None without masks.
     entries: of the mask, or of the whole vector where there is none.
     survived: entries that change the bits of their weight; the others are rounded away in the base's dtype.
+    rows: what became of the examples to train on; eval_rows: of those held out.
     """
 
     vector: TaskVector
@@ -47,6 +50,8 @@ class Training:
     free_share: float | None
     entries: int
     survived: int
+    rows: RowCounts
+    eval_rows: RowCounts
 
 
 def train(
@@ -65,12 +70,12 @@ def train(
 ) -> Training:
     """Train a task vector.
 
-    base: the checkpoint of a model folder. data: JSON lines (data.py).
+    base: the checkpoint of a model folder. data: a file, a folder of files or a Hub id (sources.py).
     mask_from: take the mask from this vector, without calibration: all its positions where options.sparsity is None,
         else the k of largest magnitude.
     disjoint_from: vectors of earlier tasks, whose positions stay out of the mask (LoTTO); k remains what it is.
     start_from: begin at base + this vector; options.relative_to says what the result is added to.
-    mix, eval_data: files whose examples are mixed in or evaluated on (corpus.py).
+    mix, eval_data: the same, whose examples are mixed in or evaluated on (corpus.py).
     folder: keeps what is needed to go on after an interruption; a run that was interrupted there goes on.
     resume: False starts anew: what is in `folder` is removed once inputs and options were checked.
     A ticket has exactly k entries (relative to where it starts); every other weight of the trained model had the
@@ -80,11 +85,11 @@ def train(
     options.check()
     _check(base, options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
-        vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
-        files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
-        check_apart(folder, [*files, *inputs_of(base, *vectors)])
+        sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
+        _check_folder(folder, sources, base, [mask_from, start_from, *disjoint_from])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
-    _check_warmup(options, len(corpus.train))
+    if not options.pack:  # else the rows are counted once they are packed
+        options.check_warmup(len(corpus.train))
     # torch, and then transformers' models, take seconds and memory: first whatever can be refused without them
     from .loading import device_of, load_tokenizer
 
@@ -167,7 +172,9 @@ def train(
         start_from=start_from and shortened(start_from.name),
         run=record,
     )
-    return Training(vector, calibration_losses, curve, free, left, entries, survived)
+    return Training(
+        vector, calibration_losses, curve, free, left, entries, survived, rows=run.counts, eval_rows=run.eval_counts
+    )
 
 
 def _check(
@@ -200,10 +207,12 @@ def _check(
     chosen(base.tensors, options.include, options.exclude)  # finds a mistyped pattern before a model is loaded
 
 
-def _check_warmup(options: Options, examples: int) -> None:
-    steps = options.steps_of(options.epochs, examples) if options.steps is None else options.steps
-    if 0 < steps < options.warmup_steps:
-        raise UsageError(f"training takes {steps} steps: warmup-steps must not be more, found {options.warmup_steps}")
+def _check_folder(
+    folder: Path, sources: Sequence[Path], base: Checkpoint, vectors: Sequence[TaskVector | None]
+) -> None:
+    """Raise UsageError where an input lies in the folder of the run."""
+    files = [file for source in sources for file in check_examples(source)]
+    check_apart(folder, [*files, *inputs_of(base, *(vector for vector in vectors if vector is not None))])
 
 
 def _check_forms(start: TaskVector) -> None:

@@ -134,7 +134,7 @@ MISTAKEN = {
     "a folder without a model": ("inspect letters", "letters is a folder, not a .lota file, and holds no model"),
     "a recipe as vector": ("merge recipe.yml -o x.lota", "is merged by taskvec merge --recipe recipe.yml"),
     "a folder as recipe": ("merge --recipe base -o x", "it is a folder; expected a YAML file"),
-    "a folder as data": ("eval base --data dir", "dir is not a regular file; expected JSON lines"),
+    "a model folder as data": ("eval base --data dir", "dir is a model folder; expected JSON lines"),
     "a FIFO as data": ("eval base --data pipe", "pipe is not a regular file; expected JSON lines"),
     "a device as data": ("train base /dev/zero -o x.lota", "/dev/zero is not a regular file; expected JSON lines"),
     "a FIFO to mix in": ("train base rows.jsonl --mix pipe:0.1 -o x.lota", "pipe is not a regular file"),
