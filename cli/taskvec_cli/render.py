@@ -155,6 +155,7 @@ def training_summary(trained: Training) -> dict[str, Any]:
         "tokens_per_second": curve.tokens_per_second,
         "trained": trained.entries,
         "survived": trained.survived,
+        "unreached": trained.unreached,
         "free_share": trained.free_share,
         "free": trained.free,
     }
@@ -188,6 +189,13 @@ def training_warning(summary: dict[str, Any]) -> str | None:
         f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded away; "
         "try a higher --lr"
     )
+
+
+def unreached_warning(summary: dict[str, Any]) -> str | None:
+    """Where some eligible weights have nothing to do with the data."""
+    if not (share := summary["unreached"]):
+        return None
+    return f"{share:.1%} of the eligible weights lie in tensors that got no gradient from the data during calibration"
 
 
 def evaluation_summary(

@@ -258,8 +258,9 @@ def train(
     render.report_file(
         output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
     )
-    if warning := render.training_warning(summary):
-        render.say(f"taskvec: warning: {warning}", err=True)
+    for warning in (render.training_warning(summary), render.unreached_warning(summary)):
+        if warning:
+            render.say(f"taskvec: warning: {warning}", err=True)
 
 
 def _mixed(text: str) -> tuple[Path, float]:

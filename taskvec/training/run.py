@@ -17,11 +17,14 @@ from ..errors import TrainingError
 from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
-from .loading import is_masked, load_model
+from .examples import Example
+from .kinds import is_encoder_decoder, is_masked
+from .loading import load_model
 from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
-from .rows import encode, pad_id
+from .pairs import encode_pair
+from .rows import Row, encode, pad_id
 
 
 class Run:
@@ -56,18 +59,20 @@ class Run:
         held = torch.bfloat16 if self.bf16 and not dense else torch.float32
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
-        masked = is_masked(self.model)
-        rows = [
-            [encode(example, self.tokenizer, options.max_length, masked=masked) for example in part]
-            for part in (corpus.train, corpus.held_out)
-        ]
-        self.rows, self.eval_rows = rows
+        self.rows, self.eval_rows = self._rows(corpus.train), self._rows(corpus.held_out)
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.forms = self._eligible()
         for name in changed:
             if name in self.placed:
                 self._set(name)
         progress("loading", 1, 1, "")
+
+    def _rows(self, examples: Iterable[Example]) -> list[Row]:
+        tokenizer, most = self.tokenizer, self.options.max_length
+        if is_encoder_decoder(self.model):
+            return [encode_pair(example, tokenizer, most) for example in examples]
+        masked = is_masked(self.model)
+        return [encode(example, tokenizer, most, masked=masked) for example in examples]
 
     def _eligible(self) -> dict[str, Form]:
         chosen = eligible_parameters(self.model)

@@ -36,6 +36,7 @@ class Training:
     free_share: the same of all eligible weights; None without masks.
     entries: of the mask, or of the whole vector where there is none.
     survived: entries that change the bits of their weight; the others are rounded away in the base's dtype.
+    unreached: the share of eligible weights in tensors that calibration gave no gradient; None without calibration.
     """
 
     vector: TaskVector
@@ -45,6 +46,7 @@ class Training:
     free_share: float | None
     entries: int
     survived: int
+    unreached: float | None = None
 
 
 def train(
@@ -105,6 +107,7 @@ def train(
     denser: TaskVector | None = None
     calibration_losses: list[float] = []
     left: float | None
+    unreached: float | None
     keep = RunFolder(folder, record, resume=resume)
     with keep:
         if options.via is not None:
@@ -138,13 +141,14 @@ def train(
             vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
             masks = {name: vector[name].indices for name in vector}
             entries, survived = sum(map(len, masks.values())), ticket.survived
+            unreached = ticket.unreached if denser is None else denser.provenance.get("unreached")
             free = free_share([taken, masks], run.forms)
             left = 1 - (sum(map(len, taken.values())) + entries) / run.eligible
         else:
             curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
             vector = difference(run)
             entries = survived = sum(len(vector.change(name).touched()) for name in vector)
-            free, left = {}, None
+            free, left, unreached = {}, None, None
         if start_from is not None and options.relative_to == "base":
             vector = diff(base, Patched(start, vector), progress=progress)
     vector.header.provenance.update(
@@ -157,12 +161,13 @@ def train(
         final_loss=curve.losses[-1] if curve.losses else None,
         eval_loss=curve.eval_losses[-1][1] if curve.eval_losses else None,
         survived=survived,
+        unreached=unreached,
         mask_from=mask_from and shortened(mask_from.name),
         disjoint_from=[shortened(earlier.name) for earlier in disjoint_from],
         start_from=start_from and shortened(start_from.name),
         run=record,
     )
-    return Training(vector, calibration_losses, curve, free, left, entries, survived)
+    return Training(vector, calibration_losses, curve, free, left, entries, survived, unreached)
 
 
 def _check(

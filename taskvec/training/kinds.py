@@ -1,0 +1,115 @@
+"""Which language models are trained and evaluated: what the config of a folder says, before its weights are loaded."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+)
+from transformers.models.auto import modeling_auto
+
+from ..arguments import said
+from ..errors import TrainingError
+
+# transformers' loaders in the order in which they are tried, and their tables: model type -> name of the class.
+# XLM stands in the tables of masked and of causal models, BART in those of masked models and of encoder-decoders.
+_LOADERS: dict[Any, dict[str, Any]] = {
+    AutoModelForSeq2SeqLM: modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    AutoModelForMaskedLM: modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    AutoModelForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    AutoModelForImageTextToText: modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+}
+# causal by name, but every token sees the ones after it, and the loss compares a token with itself
+_UNSHIFTED = ("XLNetLMHeadModel",)
+_TRAINED = "causal, masked and encoder-decoder language models are trained and evaluated here"
+
+
+def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> Any:
+    """The auto class of transformers that loads what the config's `architectures` names.
+
+    Without `architectures` it is the first that knows the type of the model; what it loads must then lack no weight.
+    Raises TrainingError, naming the architecture, for a model of another kind.
+    """
+    listed = getattr(config, "architectures", None) or []
+    named = [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
+    for loader in _LOADERS:
+        known = _classes(loader, config, trust_remote_code)
+        if named:
+            chosen = next((name for name in named if name in known), None)
+        elif loader is AutoModelForMaskedLM and getattr(config, "is_decoder", False):
+            chosen = None
+        else:
+            chosen = next(iter(known), None)
+        if chosen is not None:
+            _check_direction(chosen, config, path)
+            return loader
+    found = said(named[0])[1:-1] if named else f"a model of the type {said(str(config.model_type))[1:-1]}"
+    raise TrainingError(f"{path} holds {found}: {_TRAINED}")
+
+
+def _classes(loader: Any, config: Any, trust_remote_code: bool) -> tuple[str, ...]:
+    """Names of the classes that a loader makes of a config."""
+    asked = getattr(config, "auto_map", None)
+    if trust_remote_code and isinstance(asked, dict) and isinstance(asked.get(loader.__name__), str):
+        return (asked[loader.__name__].rpartition(".")[2],)
+    known = _LOADERS[loader].get(config.model_type)
+    if known is None and config.model_type not in transformers.CONFIG_MAPPING:
+        return ()
+    if known is None and type(config) in loader._model_mapping:  # registered with the loader by the caller
+        known = loader._model_mapping[type(config)].__name__
+    return (known,) if isinstance(known, str) else tuple(known or ())
+
+
+def _check_direction(name: str, config: Any, path: Path) -> None:
+    """Raise TrainingError where a model that is causal by its name sees the tokens that it is to predict."""
+    encoder = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or name == "BertGenerationDecoder"
+    causal = name == modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    masked = name == modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type)
+    if name in _UNSHIFTED:
+        raise TrainingError(f"{path} holds {name}, which sees the tokens that it is to predict: {_TRAINED}")
+    if encoder and causal and not masked and not getattr(config, "is_decoder", True):
+        raise TrainingError(
+            f"{path} holds {name} with is_decoder false in its config, so that it sees the tokens that it is to "
+            f"predict: {_TRAINED}"
+        )
+    if causal and masked and getattr(config, "causal", False):
+        raise TrainingError(f"{path} holds {name} with causal true in its config: it is trained as a masked model only")
+
+
+def check_loaded(model: nn.Module, report: dict[str, Any], path: Path) -> None:
+    """Raise TrainingError where transformers filled in weights that the folder lacks, or where text alone is no input.
+
+    report: what `from_pretrained(output_loading_info=True)` gives. Tied weights are not missing.
+    """
+    name = type(model).__name__
+    for what, keys in (("lacks", report["missing_keys"]), ("has another shape of", report["mismatched_keys"])):
+        if names := sorted(key if isinstance(key, str) else key[0] for key in keys):
+            others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+            raise TrainingError(
+                f"{path} {what} {len(names):,} of the weights of {name}, {said(names[0])}{others}: "
+                "it is no complete model of this class"
+            )
+    main = getattr(model, "main_input_name", "input_ids")
+    if main != "input_ids" or "labels" not in inspect.signature(model.forward).parameters:
+        wanted = f"takes {main}" if main != "input_ids" else "computes no loss"
+        raise TrainingError(f"{path} holds {name}, which {wanted}: {_TRAINED}, from text alone")
+
+
+def is_masked(model: nn.Module) -> bool:
+    """Whether it fills in masked tokens, as encoders do, instead of going on with a text."""
+    name = type(model).__name__
+    known = name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    return name.endswith("ForMaskedLM") or (known and not is_encoder_decoder(model))
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether it reads a prompt with an encoder and says the completion with a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
