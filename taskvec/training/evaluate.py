@@ -22,7 +22,7 @@ from ..progress import Progress, silent
 from ..vector import TaskVector
 from .estimate import Estimate, estimate
 from .examples import Example
-from .kinds import is_encoder_decoder, is_masked
+from .kinds import check_reading, is_encoder_decoder, is_masked
 from .loading import device_of, load_model
 from .pairs import collate_pairs, encode_pair, encode_source, encode_target
 from .rows import IGNORED, accepted_arguments, collate, encode, encode_completion, encode_prompt, pad_id
@@ -172,6 +172,7 @@ def _loss(
     pairs = is_encoder_decoder(model)
     encoded = encode_pair if pairs else encode
     rows = [encoded(example, tokenizer, max_length) for example in examples]
+    check_reading(model, rows[0])
     accepts = accepted_arguments(model)
     sums, counts = [0.0] * len(rows), [0] * len(rows)
     lengths = [row["input_ids"] + row["labels"] if pairs else row["input_ids"] for row in rows]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers import (
@@ -101,6 +103,44 @@ def check_loaded(model: nn.Module, report: dict[str, Any], path: Path) -> None:
     if main != "input_ids" or "labels" not in inspect.signature(model.forward).parameters:
         wanted = f"takes {main}" if main != "input_ids" else "computes no loss"
         raise TrainingError(f"{path} holds {name}, which {wanted}: {_TRAINED}, from text alone")
+
+
+def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
+    """Raise TrainingError where a model cannot learn from text alone, or sees the tokens that it is to predict.
+
+    Some causal models read a prompt in both directions, and without more inputs all of a text is a prompt to them; some
+    encoder-decoders do not make the decoder's input of the labels. So one token of a few is replaced: what is predicted
+    up to there must stay, and what an encoder-decoder predicts after it must change. row: one of the data, "input_ids"
+    and "labels". Nothing is done for masked models.
+    """
+    pairs = is_encoder_decoder(model)
+    ids, name = row["input_ids"][-16:], type(model).__name__
+    text = row["labels"][:1] * 2 if pairs else ids
+    place = 0 if pairs else len(ids) - 1
+    other = next((token for token in (*ids, *row["labels"]) if token not in {text[place], -100}), None)
+    if is_masked(model) or other is None:
+        return
+    batch = torch.tensor([text, [*text[:place], other, *text[place + 1 :]]])
+    inputs = {"input_ids": torch.tensor([ids, ids]) if pairs else batch, "labels": batch}
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with torch.inference_mode():
+            logits = model(**{key: values.to(device) for key, values in inputs.items()}).logits
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise TrainingError(f"{name} cannot learn from text alone: {said(str(error), 200)[1:-1]}") from None
+    finally:
+        model.train(training)
+    moved = (logits[0] - logits[1]).float().abs().amax(-1)
+    # of a causal model the logits before the token, of an encoder-decoder those that predict it
+    before, after = (moved[:1], moved[1:]) if pairs else (moved[:-1], moved[-1:])
+    if pairs and not bool(after.any()):
+        raise TrainingError(f"{name} does not make the decoder's input of the labels: {_TRAINED}")
+    # far above the rounding of the arithmetic
+    if bool(before.max() > max(1e-3, 8 * torch.finfo(logits.dtype).eps) * after.max()):
+        raise TrainingError(f"{name} sees the tokens that it is to predict when it reads text alone: {_TRAINED}")
 
 
 def is_masked(model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
 from .examples import Example
-from .kinds import is_encoder_decoder, is_masked
+from .kinds import check_reading, is_encoder_decoder, is_masked
 from .loading import load_model
 from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
@@ -60,6 +60,7 @@ class Run:
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
         self.rows, self.eval_rows = self._rows(corpus.train), self._rows(corpus.held_out)
+        check_reading(self.model, self.rows[0])
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.forms = self._eligible()
         for name in changed:
