@@ -307,7 +307,11 @@ def _seeing() -> Iterator[Family]:
 
 
 def _refused() -> Iterator[Family]:
-    for name in "BertForSequenceClassification BertForPreTraining BertForQuestionAnswering RobertaForTokenClassification BertModel".split():
+    encoders = (
+        "BertForSequenceClassification BertForPreTraining BertForQuestionAnswering BertModel "
+        "RobertaForTokenClassification"
+    )
+    for name in encoders.split():
         yield Family(name, "encoder", SIZES, trains=False)
     for (
         name
@@ -378,8 +382,8 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_model(family: Family, folder: Path) -> Path:
-    """A model of two layers, or three, with random weights, and its tokenizer."""
+def model_of(family: Family) -> transformers.PreTrainedModel:
+    """A model of two layers, or three, with random weights."""
     torch.manual_seed(0)
     model_class = getattr(transformers, family.name)
     composed = not {"text_config", "encoder"}.isdisjoint(family.config)
@@ -387,8 +391,14 @@ def make_model(family: Family, folder: Path) -> Path:
     if composed:
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, TOKENS[name])
-    model = model_class(config)
-    model.save_pretrained(folder)
+    model: transformers.PreTrainedModel = model_class(config)
+    model.eval()
+    return model
+
+
+def make_model(family: Family, folder: Path) -> Path:
+    """The folder of such a model and its tokenizer."""
+    model_of(family).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -259,12 +259,14 @@ def _answers(
     return answers
 
 
-def _start(model: PreTrainedModel) -> int | None:
-    """The token with which the decoder of an encoder-decoder begins: of its generation settings, or its config."""
-    for settings in (model.generation_config, model.config):
-        if (token := getattr(settings, "decoder_start_token_id", None)) is not None:
-            return int(token)
-    return None
+def _start(model: PreTrainedModel) -> int:
+    """The token with which the decoder of an encoder-decoder begins, as `generate` finds it. Raises TrainingError."""
+    config: Any = model.config
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for settings in (model.generation_config, config, config.get_text_config(decoder=True)):
+            if (token := getattr(settings, name, None)) is not None:
+                return int(token)
+    raise TrainingError(f"{type(model).__name__} has no decoder_start_token_id: no answer can begin")
 
 
 def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:

@@ -31,7 +31,7 @@ _LOADERS: dict[Any, dict[str, Any]] = {
 }
 # causal by name, but every token sees the ones after it, and the loss compares a token with itself
 _UNSHIFTED = ("XLNetLMHeadModel",)
-_TRAINED = "causal, masked and encoder-decoder language models are trained and evaluated here"
+_TRAINED = "only causal, masked and encoder-decoder language models are trained here"
 
 
 def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -41,7 +41,7 @@ def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> An
     Raises TrainingError, naming the architecture, for a model of another kind.
     """
     listed = getattr(config, "architectures", None) or []
-    named = [name for name in listed if isinstance(name, str)] if isinstance(listed, (list, tuple)) else []
+    named = [name for name in ([listed] if isinstance(listed, str) else listed) if isinstance(name, str)]
     for loader in _LOADERS:
         known = _classes(loader, config, trust_remote_code)
         if named:
@@ -101,8 +101,8 @@ def check_loaded(model: nn.Module, report: dict[str, Any], path: Path) -> None:
             )
     main = getattr(model, "main_input_name", "input_ids")
     if main != "input_ids" or "labels" not in inspect.signature(model.forward).parameters:
-        wanted = f"takes {main}" if main != "input_ids" else "computes no loss"
-        raise TrainingError(f"{path} holds {name}, which {wanted}: {_TRAINED}, from text alone")
+        wanted = f"reads {main}, not text" if main != "input_ids" else "computes no loss"
+        raise TrainingError(f"{path} holds {name}, which {wanted}: {_TRAINED}")
 
 
 def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
@@ -115,6 +115,7 @@ def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
     """
     pairs = is_encoder_decoder(model)
     ids, name = row["input_ids"][-16:], type(model).__name__
+    held = f"{folder} holds {name}, which" if (folder := getattr(model, "name_or_path", "")) else name
     text = row["labels"][:1] * 2 if pairs else ids
     place = 0 if pairs else len(ids) - 1
     other = next((token for token in (*ids, *row["labels"]) if token not in {text[place], -100}), None)
@@ -130,17 +131,17 @@ def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise TrainingError(f"{name} cannot learn from text alone: {said(str(error), 200)[1:-1]}") from None
+        raise TrainingError(f"{held} cannot learn from text alone: {said(str(error), 200)[1:-1]}") from None
     finally:
         model.train(training)
     moved = (logits[0] - logits[1]).float().abs().amax(-1)
     # of a causal model the logits before the token, of an encoder-decoder those that predict it
     before, after = (moved[:1], moved[1:]) if pairs else (moved[:-1], moved[-1:])
     if pairs and not bool(after.any()):
-        raise TrainingError(f"{name} does not make the decoder's input of the labels: {_TRAINED}")
+        raise TrainingError(f"{held} does not make the decoder's input of the labels: {_TRAINED}")
     # far above the rounding of the arithmetic
     if bool(before.max() > max(1e-3, 8 * torch.finfo(logits.dtype).eps) * after.max()):
-        raise TrainingError(f"{name} sees the tokens that it is to predict when it reads text alone: {_TRAINED}")
+        raise TrainingError(f"{held} sees the tokens that it is to predict when it reads text alone: {_TRAINED}")
 
 
 def is_masked(model: nn.Module) -> bool:
