@@ -241,6 +241,16 @@ def test_it_learns_its_task_and_answers(pair: Path, questions: Path, tmp_path: P
         assert tokenizer.decode(ids[1:], skip_special_tokens=True).strip() == said["answer"]
 
 
+def test_a_prompt_is_cut_to_the_positions_of_an_encoder(tmp_path: Path) -> None:
+    """The models have 64, and options allow 1024 tokens."""
+    long = write_rows(tmp_path / "long.jsonl", [{"prompt": "one plus " * 90, "completion": "two"}])
+    for name in ("BartForConditionalGeneration", "LEDForConditionalGeneration"):
+        base = made(name, tmp_path / name)
+        train(Checkpoint(base), long, replace(families.OPTIONS, max_length=1024))
+        found = evaluate(*load_model(base), read_examples(long), ("loss", "exact_match"))
+        assert len(found.answers) == 1
+
+
 def test_masks_of_encoder_decoders_hold_k_entries_of_both_halves(pair: Path, questions: Path) -> None:
     trained = train(Checkpoint(pair), questions, replace(families.OPTIONS, sparsity=0.7))
     assert trained.entries == round(0.3 * trained.vector.eligible)

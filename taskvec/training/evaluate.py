@@ -24,7 +24,7 @@ from .estimate import Estimate, estimate
 from .examples import Example
 from .kinds import check_reading, is_encoder_decoder, is_masked
 from .loading import device_of, load_model
-from .pairs import collate_pairs, encode_pair, encode_source, encode_target
+from .pairs import collate_pairs, encode_pair, encode_source, encode_target, room
 from .rows import IGNORED, accepted_arguments, collate, encode, encode_completion, encode_prompt, pad_id
 from .scoring import check_request, exact_match, needs_answers, rouge1
 
@@ -76,6 +76,8 @@ def evaluate(
         raise UsageError("there is no example to evaluate on")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     max_length = min(max_length, positions or max_length)
+    if is_encoder_decoder(model):
+        max_length = room(model.config, max_length)
     total = len(examples) * (("loss" in metrics) + needs_answers(metrics))
     done = 0
 

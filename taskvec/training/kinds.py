@@ -41,7 +41,8 @@ def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> An
     Raises TrainingError, naming the architecture, for a model of another kind.
     """
     listed = getattr(config, "architectures", None) or []
-    named = [name for name in ([listed] if isinstance(listed, str) else listed) if isinstance(name, str)]
+    listed = listed if isinstance(listed, (list, tuple)) else [listed]
+    named = [name for name in listed if isinstance(name, str)]
     for loader in _LOADERS:
         known = _classes(loader, config, trust_remote_code)
         if named:

@@ -37,6 +37,16 @@ def encode_target(example: Example, tokenizer: Any) -> list[int]:
     return ids if end is None or end in ids[-1:] else [*ids, end]
 
 
+def room(config: Any, max_length: int) -> int:
+    """How many tokens a prompt or a completion may have: max_length, or the positions of the model if those are fewer.
+
+    config: of the model. Some have as many positions as they like.
+    """
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    return min([max_length, *(value for name in names if isinstance(value := getattr(text, name, None), int))])
+
+
 def encode_pair(example: Example, tokenizer: Any, max_length: int) -> Row:
     """{"input_ids", "labels"} of an encoder-decoder, the prompt and the completion: each [length ≤ max_length].
 

@@ -23,7 +23,7 @@ from .loading import load_model
 from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
-from .pairs import encode_pair
+from .pairs import encode_pair, room
 from .rows import Row, encode, pad_id
 
 
@@ -71,6 +71,7 @@ class Run:
     def _rows(self, examples: Iterable[Example]) -> list[Row]:
         tokenizer, most = self.tokenizer, self.options.max_length
         if is_encoder_decoder(self.model):
+            most = room(self.model.config, most)
             return [encode_pair(example, tokenizer, most) for example in examples]
         masked = is_masked(self.model)
         return [encode(example, tokenizer, most, masked=masked) for example in examples]
