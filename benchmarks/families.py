@@ -461,6 +461,7 @@ def main(wanted: list[str]) -> int:
     """Print the table, a line as soon as it is known."""
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # the models are so small that threads would wait for one another
     wrong = []
     print("| class | kind | eligible weights, or why it is refused |\n|---|---|---|")

@@ -14,7 +14,7 @@ from families import FAMILIES, make_model, make_tokenizer, row_of
 from models import make_llama, write_rows
 from safetensors.torch import load_file, save_file
 from test_cli import inside, ok, refused
-from transformers import PreTrainedModel
+from transformers import BartForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from taskvec import Checkpoint
@@ -131,9 +131,43 @@ def test_without_architectures_all_weights_must_be_there(llama: Path, tmp_path: 
         else:
             with pytest.raises(TrainingError, match=f"lacks .* of the weights of {loaded}"):
                 load_model(other)
+    whisper = made("WhisperForConditionalGeneration", tmp_path / "whisper")
+    set_config(whisper, architectures=None)
+    with pytest.raises(TrainingError, match="holds a model of the type whisper: "):
+        load_model(whisper)
     set_config(made("ViTForImageClassification", tmp_path / "vit"), architectures=None)
     with pytest.raises(TrainingError, match=f"holds a model of the type vit: {TRAINED}"):
         load_model(tmp_path / "vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [("BartForConditionalGeneration", "model"), ("GPT2LMHeadModel", "transformer"), ("BertForMaskedLM", "bert")],
+)
+def test_a_bare_model_is_accepted_where_its_head_is_tied(name: str, bare: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    base = getattr(model, bare)
+    base.config.architectures = [type(base).__name__]
+    base.save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    if name == "BertForMaskedLM":
+        with pytest.raises(TrainingError, match="lacks 6 of the weights of BertForMaskedLM"):
+            load_model(tmp_path / "base")
+        return
+    loaded, _ = load_model(tmp_path / "base")
+    assert type(loaded).__name__ == name
+    after = loaded.state_dict()
+    assert all(torch.equal(values, after[key]) for key, values in model.state_dict().items())
+
+
+def test_a_decoder_of_an_encoder_decoder_is_a_causal_model(tmp_path: Path) -> None:
+    config = model_of("BartForConditionalGeneration").config
+    BartForCausalLM(config).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    loaded, _ = load_model(tmp_path / "base")
+    assert type(loaded).__name__ == "BartForCausalLM"
+    assert not is_encoder_decoder(loaded)
+    check_reading(loaded, {"input_ids": [6, 7, 8, 9], "labels": [IGNORED, IGNORED, 8, 9]})
 
 
 @pytest.mark.parametrize("architectures", ["Own\nForCausalLM", [None, "Own\nForCausalLM"]])

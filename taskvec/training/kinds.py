@@ -37,25 +37,32 @@ _TRAINED = "only causal, masked and encoder-decoder language models are trained 
 def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> Any:
     """The auto class of transformers that loads what the config's `architectures` names.
 
-    Without `architectures` it is the first that knows the type of the model; what it loads must then lack no weight.
+    Where they name the bare model, whose head may be tied to its embeddings, or nothing at all, it is the first that
+    knows the type of the model; what it loads must then lack no weight.
     Raises TrainingError, naming the architecture, for a model of another kind.
     """
     listed = getattr(config, "architectures", None) or []
     listed = listed if isinstance(listed, (list, tuple)) else [listed]
     named = [name for name in listed if isinstance(name, str)]
+    open_to_all = set(named) <= set(_as_tuple(modeling_auto.MODEL_MAPPING_NAMES.get(config.model_type)))
     for loader in _LOADERS:
         known = _classes(loader, config, trust_remote_code)
-        if named:
-            chosen = next((name for name in named if name in known), None)
-        elif loader is AutoModelForMaskedLM and getattr(config, "is_decoder", False):
-            chosen = None
+        if open_to_all:
+            chosen = next(iter(known), None) if _suits(loader, config) else None
         else:
-            chosen = next(iter(known), None)
+            chosen = next((name for name in named if name in known), None)
         if chosen is not None:
             _check_direction(chosen, config, path)
             return loader
     found = said(named[0])[1:-1] if named else f"a model of the type {said(str(config.model_type))[1:-1]}"
     raise TrainingError(f"{path} holds {found}: {_TRAINED}")
+
+
+def _suits(loader: Any, config: Any) -> bool:
+    """Whether a loader may be taken for a model that does not say what it is."""
+    if config.is_encoder_decoder:
+        return loader is AutoModelForSeq2SeqLM  # the decoder alone is another model, that of Whisper among them
+    return not (loader is AutoModelForMaskedLM and getattr(config, "is_decoder", False))
 
 
 def _classes(loader: Any, config: Any, trust_remote_code: bool) -> tuple[str, ...]:
@@ -68,12 +75,17 @@ def _classes(loader: Any, config: Any, trust_remote_code: bool) -> tuple[str, ..
         return ()
     if known is None and type(config) in loader._model_mapping:  # registered with the loader by the caller
         known = loader._model_mapping[type(config)].__name__
-    return (known,) if isinstance(known, str) else tuple(known or ())
+    return _as_tuple(known)
+
+
+def _as_tuple(names: Any) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _check_direction(name: str, config: Any, path: Path) -> None:
     """Raise TrainingError where a model that is causal by its name sees the tokens that it is to predict."""
     encoder = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or name == "BertGenerationDecoder"
+    encoder &= config.model_type not in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     causal = name == modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     masked = name == modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.get(config.model_type)
     if name in _UNSHIFTED:
