@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test fuzz attack conformance check format bench bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -20,6 +20,7 @@ help:
 	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make bench   time packing, applying and merging"
+	@echo "make families    train a tiny model of each of a hundred architectures, and print which train (some four minutes)"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
 	@echo "make bench-train    time and memory of training beside full fine-tuning, LoRA and SHiRA"
 	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (an hour and a half)"
@@ -73,6 +74,9 @@ format: $(VENV)/installed
 
 bench: demo
 	$(BIN)/python benchmarks/everyday.py $(DEMO)
+
+families: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/families.py
 
 # peers are optional: some build from source
 $(VENV)/peers: $(VENV)/installed

@@ -162,6 +162,7 @@ def training_summary(trained: Training) -> dict[str, Any]:
         "eval_rows": asdict(trained.eval_rows) if trained.eval_rows.rows else None,
         "trained": trained.entries,
         "survived": trained.survived,
+        "unreached": trained.unreached,
         "free_share": trained.free_share,
         "free": trained.free,
     }
@@ -223,6 +224,10 @@ def training_warnings(summary: dict[str, Any]) -> list[str]:
         found.append(
             f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded "
             "away; try a higher --lr"
+        )
+    if share := summary["unreached"]:
+        found.append(
+            f"{share:.1%} of the eligible weights lie in tensors that got no gradient from the data during calibration"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Held-out metrics of a causal language model: the loss on the completions, and greedy answers beside them."""
+"""Held-out metrics of a causal model or an encoder-decoder: the loss on the completions, and greedy answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from ..progress import Progress, silent
 from ..vector import TaskVector
 from .estimate import Estimate, estimate
 from .examples import Example
-from .loading import device_of, is_masked, load_model
+from .kinds import check_reading, is_encoder_decoder, is_masked
+from .loading import device_of, load_model
+from .pairs import collate_pairs, encode_all_pairs, encode_source, encode_target
 from .rows import (
     IGNORED,
     Row,
@@ -79,7 +81,7 @@ def evaluate(
     """Score a model on held-out examples; only what the metrics need is computed. The model is left in eval mode.
 
     max_length: tokens of prompt and completion, or prompt and answer, and never more than the model has positions for;
-        a prompt that is too long loses its beginning.
+        a prompt that is too long loses its beginning. An encoder-decoder may have as many of each.
     max_new_tokens: where an answer is cut off; None for 8 more than the longest completion has, at most half of
         max_length. It is one for all examples: no answer depends on the batch that it is generated in.
     Raises UsageError, DataError where a line leaves nothing to predict, TrainingError where the loss is not a number.
@@ -106,7 +108,10 @@ def evaluate(
     cut: int | None = None
     with torch.inference_mode():
         if "loss" in metrics:
-            rows, counts = encode_all(examples, tokenizer, max_length, turns="last")
+            if is_encoder_decoder(model):
+                rows, counts = encode_all_pairs(examples, tokenizer, max_length)
+            else:
+                rows, counts = encode_all(examples, tokenizer, max_length, turns="last")
             found["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
         if needs_answers(metrics):
             answers, cut = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
@@ -186,14 +191,24 @@ def _loss(
     advance: _Advance,
 ) -> Estimate:
     """Nats a token, over the completions' tokens. rows: those of the examples."""
+    pairs = is_encoder_decoder(model)
+    check_reading(model, rows[0])
     accepts = accepted_arguments(model)
     sums, counts = [0.0] * len(rows), [0] * len(rows)
-    for batch in _batches([row["input_ids"] for row in rows], batch_size):
-        inputs = _on(model, collate([rows[i] for i in batch], pad_id(tokenizer), accepts))
-        labels = inputs.pop("labels")[:, 1:]
+    lengths = [row["input_ids"] + row["labels"] if pairs else row["input_ids"] for row in rows]
+    for batch in _batches(lengths, batch_size):
+        held = [rows[i] for i in batch]
+        if pairs:
+            # the model makes the decoder's input of the labels, and its logits stand where they do
+            inputs = _on(model, collate_pairs(held, pad_id(tokenizer)))
+            labels = inputs["labels"]
+        else:
+            inputs = _on(model, collate(held, pad_id(tokenizer), accepts))
+            labels = inputs.pop("labels")[:, 1:]
         if "use_cache" in accepts:
             inputs["use_cache"] = False
-        logits = model(**inputs).logits[:, :-1]
+        logits = model(**inputs).logits
+        logits = logits if pairs else logits[:, :-1]
         # row by row: log-probabilities of a whole batch would take as much memory again as its logits
         losses = torch.stack(
             [
@@ -229,16 +244,24 @@ def _answers(
 
     And how many prompts lost their beginning.
     """
-    longest = max(len(encode_completion(example, tokenizer)) for example in examples)
+    pairs = is_encoder_decoder(model)
+    target = encode_target if pairs else encode_completion
+    longest = max(len(target(example, tokenizer)) for example in examples)
     new_tokens = max_new_tokens or min(longest + _SPARE_TOKENS, max_length // 2)
     if not 0 < new_tokens < max_length:
         raise UsageError(f"{new_tokens} new tokens leave no room for a prompt: an example may have {max_length} tokens")
     pad = pad_id(tokenizer)
     # plain text has no prompt: it is asked for from the beginning
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
-    whole = [encode_prompt(example, tokenizer) for example in examples]
-    prompts = [prompt[new_tokens - max_length :] or [begin] for prompt in whole]
-    cut = sum(len(prompt) > max_length - new_tokens for prompt in whole)
+    if pairs:
+        whole = [encode_source(example, tokenizer) for example in examples]
+        prompts = [encode_source(example, tokenizer, max_length) for example in examples]
+        most = max_length
+    else:
+        whole = [encode_prompt(example, tokenizer) for example in examples]
+        most = max_length - new_tokens
+        prompts = [prompt[-most:] or [begin] for prompt in whole]
+    cut = sum(len(prompt) > most for prompt in whole)
     answers = [""] * len(prompts)
     # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
     own = model.generation_config
@@ -246,22 +269,39 @@ def _answers(
     from transformers import GenerationConfig
 
     greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=ends or None)
+    if pairs:
+        # how a decoder begins is no choice among answers
+        greedy.decoder_start_token_id = _start(model)
+        greedy.forced_bos_token_id = own.forced_bos_token_id
+        if pad not in ends:
+            greedy.suppress_tokens = [pad]  # it is in no label, so a model need not have learnt to leave it out
     model.generation_config = greedy
     try:
         for batch in _batches(prompts, batch_size):
             rows = [{"input_ids": prompts[i], "labels": prompts[i]} for i in batch]
-            inputs = _on(model, collate(rows, pad, frozenset()))
+            inputs = _on(model, collate_pairs(rows, pad) if pairs else collate(rows, pad, frozenset()))
             del inputs["labels"]
             generated = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
                 **inputs, generation_config=greedy
             )
-            for i, row in zip(batch, generated[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            before = 1 if pairs else inputs["input_ids"].shape[1]  # a decoder's output begins with its start token
+            for i, row in zip(batch, generated[:, before:].tolist(), strict=True):
                 length = next((place for place, token in enumerate(row) if token in ends), len(row))
                 answers[i] = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
             advance(len(batch))
     finally:
         model.generation_config = own
     return answers, cut
+
+
+def _start(model: PreTrainedModel) -> int:
+    """The token with which the decoder of an encoder-decoder begins, as `generate` finds it. Raises TrainingError."""
+    config: Any = model.config
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for settings in (model.generation_config, config, config.get_text_config(decoder=True)):
+            if (token := getattr(settings, name, None)) is not None:
+                return int(token)
+    raise TrainingError(f"{type(model).__name__} has no decoder_start_token_id: no answer can begin")
 
 
 def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:

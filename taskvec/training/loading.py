@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ..arguments import said
 from ..errors import TrainingError, UsageError
+from .kinds import check_loaded, loader_of
 from .options import check_device
 
 if TYPE_CHECKING:
@@ -24,17 +24,24 @@ if TYPE_CHECKING:
 def load_model(
     path: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, Any]:
-    """The causal, or else masked, language model of a folder, its weights in `dtype`, and its tokenizer.
+    """The language model of a folder as the class that its config names, its weights in `dtype`, and its tokenizer.
 
     trust_remote_code: whether Python code in the folder, or in a repository that it names, may run. Nobody is asked.
     Raises UsageError for a folder that needs such code where it may not run, TrainingError where transformers cannot
-    load the folder.
+    load the folder, where it holds another kind of model, or where weights of the model are not in it.
     """
     config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    loader = loader_of(config, path, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel
     with _failing_for(path, trust_remote_code):
-        masked = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
-        kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model: PreTrainedModel = kind.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, report = loader.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused with the missing ones
+            output_loading_info=True,
+        )
+    check_loaded(model, report, path)
     return model, tokenizer
 
 
@@ -49,6 +56,8 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any,
     transformers.utils.logging.disable_progress_bar()
     with _failing_for(path, trust_remote_code):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    loader_of(config, path, trust_remote_code=trust_remote_code)
+    with _failing_for(path, trust_remote_code):
         return config, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -85,11 +94,6 @@ def _own_code(path: Path) -> str | None:
                 holder = said(repository)[1:-1] if repository else "the folder"
                 return f"{file} of {holder} (auto_map in {name})"
     return None
-
-
-def is_masked(model: nn.Module) -> bool:
-    """Whether it fills in masked tokens, as encoders do, instead of going on with a text."""
-    return type(model).__name__.endswith("ForMaskedLM")
 
 
 def device_of(choice: str) -> torch.device:

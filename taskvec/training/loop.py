@@ -7,7 +7,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +33,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
+from .kinds import is_encoder_decoder
 from .loading import device_of
 from .optimizers import LeanRMSprop
 from .options import Options
+from .pairs import collate_pairs
 from .rows import Row, accepted_arguments, collate
 
 _COMPLETE = "complete"
@@ -249,12 +251,16 @@ def fit(
             assert options.patience is not None
             callbacks.append(EarlyStoppingCallback(options.patience))
         scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
+        if is_encoder_decoder(model):
+            collator: Callable[[Sequence[Row]], dict[str, Any]] = partial(collate_pairs, padding=padding)
+        else:
+            collator = partial(collate, padding=padding, accepts=accepted_arguments(model))
         trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else Trainer)(
             model=model,
             args=arguments,
             train_dataset=rows,
             eval_dataset=eval_rows or None,
-            data_collator=partial(collate, padding=padding, accepts=accepted_arguments(model)),
+            data_collator=collator,
             optimizers=(optimizer, scheduler),
             callbacks=callbacks,
         )

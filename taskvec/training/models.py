@@ -36,16 +36,20 @@ def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     By type of module, not by name: nn.Linear; Conv1D, GPT-2's transposed linear layer; and parameters with three axes,
     in which transformers holds the experts of a mixture, one matrix each; all of it below an nn.ModuleList, which is
     how transformers holds repeated blocks. Embeddings, norms, biases, routers and the output head stay out, as in the
-    paper's experiments (arXiv 2406.16797, appendix B). Raises TrainingError where a model has no such layer.
+    paper's experiments (arXiv 2406.16797, appendix B), and of a model that also takes images or sound all but the text
+    model. Raises TrainingError where a model has no such layer.
     """
-    blocks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    linear = {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if any(name.startswith(f"{block}.") for block in blocks)
-        for own, parameter in module.named_parameters(recurse=False)
-        if _is_linear(module, own, parameter)
-    }
+    blocks = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    routers, texts, towers = _routers(model), _text_models(model), _towers(model)
+    linear = set()
+    for name, module in model.named_modules():
+        inside = f"{name}."
+        if inside.startswith(tuple(blocks)) and inside.startswith(texts) and not inside.startswith((*routers, *towers)):
+            linear |= {
+                inside + own
+                for own, values in module.named_parameters(recurse=False)
+                if _is_linear(module, own, values)
+            }
     chosen = {name: parameter for name, parameter in model.named_parameters() if name in linear}
     if not chosen:
         raise TrainingError(f"{type(model).__name__} has no linear layers inside transformer blocks")
@@ -55,8 +59,64 @@ def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _is_linear(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if isinstance(module, (nn.Linear, Conv1D)):
         return name == "weight"
-    # torch's own modules with three axes are convolutions
-    return parameter.dim() == 3 and not type(module).__module__.startswith("torch.")
+    return _is_fused(module, parameter)
+
+
+def _is_fused(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether a parameter holds several matrices; torch's own modules with three axes are convolutions."""
+    return parameter.dim() == 3 and min(parameter.shape[1:]) > 1 and not type(module).__module__.startswith("torch.")
+
+
+def _routers(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the modules that weigh experts against one another, or against what all tokens share.
+
+    They stand beside the experts, and their last linear layer has one output for each expert, or only one. Where the
+    number of outputs is another, as with experts that do nothing, transformers' class is named a router.
+    """
+    found = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        children = dict(module.named_children())
+        counts = {own: count for own, child in children.items() if (count := _experts(child))}
+        for own, child in children.items():
+            outputs = [layer.out_features for layer in child.modules() if isinstance(layer, nn.Linear)][-1:]
+            beside = own not in counts and bool(counts) and outputs and outputs[0] in {1, *counts.values()}
+            if beside or "Router" in type(child).__name__:
+                found.append(f"{prefix}{own}.")
+    return tuple(found)
+
+
+def _experts(module: nn.Module) -> int:
+    """How many experts a module holds: in its parameters, or as its members; 0 where it holds none."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return len(module)
+    fused = [parameter for parameter in module.parameters(recurse=False) if _is_fused(module, parameter)]
+    return fused[0].shape[0] if fused else 0
+
+
+def _text_models(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of what text passes through: everything, unless the config keeps that of a text model apart."""
+    if not isinstance(model, PreTrainedModel):
+        return ("",)
+    config: Any = model.config
+    if config.is_encoder_decoder or config.get_text_config() is config:
+        return ("",)
+    return _names(model, [model.get_decoder()])
+
+
+def _towers(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the encoders of images and sound."""
+    if not isinstance(model, PreTrainedModel):
+        return ()
+    # without such an encoder the answer is a model or an encoder of text
+    text = {id(model), id(model.base_model), id(model.get_encoder())}
+    found = [model.get_encoder(modality=modality) for modality in ("image", "audio")]
+    return _names(model, [tower for tower in found if id(tower) not in text])
+
+
+def _names(model: nn.Module, wanted: list[nn.Module]) -> tuple[str, ...]:
+    ids = {id(module) for module in wanted}
+    return tuple(f"{name}." if name else "" for name, module in model.named_modules() if id(module) in ids)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,13 @@ class Options:
         # as a decimal: 0.07 passes of 100 steps are seven steps, but 0.07 * 100 is above 7 in binary
         return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
 
-    def check_warmup(self, rows: int) -> None:
-        """Raise UsageError where the learning rate would rise for longer than training takes on so many rows."""
+    def check_warmup(self, rows: int, *, packed: bool = False) -> None:
+        """Raise UsageError where the learning rate would rise for longer than training takes on so many rows.
+
+        packed: whether the rows are packed. Where they are going to be, their number is not known before.
+        """
+        if self.pack and not packed:
+            return
         steps = self.steps_of(self.epochs, rows) if self.steps is None else self.steps
         if 0 < steps < self.warmup_steps:
             raise UsageError(f"training takes {steps} steps: warmup-steps must not be more, found {self.warmup_steps}")

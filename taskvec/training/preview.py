@@ -7,9 +7,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForMaskedLM
+
 from .examples import Example, read_examples
+from .kinds import loader_of
 from .loading import load_tokenizer
 from .options import Options
+from .pairs import encode_pair
 from .rows import IGNORED, encode, length_limit
 
 
@@ -34,8 +38,21 @@ def preview(example: Example, tokenizer: Any, limit: int, *, masked: bool = Fals
     parts = []
     for trains, part in groupby(pairs, lambda pair: pair[1] != IGNORED):
         ids = [label if trains else token for token, label in part]
-        parts.append((tokenizer.decode(ids, clean_up_tokenization_spaces=False), trains))
+        parts.append((_text(tokenizer, ids), trains))
     return Preview(example.where, parts, len(pairs), sum(label != IGNORED for _, label in pairs))
+
+
+def preview_pair(example: Example, tokenizer: Any, limit: int) -> Preview:
+    """The same for an encoder-decoder: what the encoder reads, and what the decoder learns to say."""
+    row = encode_pair(example, tokenizer, limit)
+    source, target = row["input_ids"], row["labels"]
+    parts = [(_text(tokenizer, source), False), (_text(tokenizer, target), True)]
+    return Preview(example.where, parts, len(source) + len(target), len(target))
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text
 
 
 def preview_first(folder: Path, data: Path, options: Options) -> Preview:
@@ -45,6 +62,8 @@ def preview_first(folder: Path, data: Path, options: Options) -> Preview:
     """
     example = read_examples(data)[0]
     config, tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
-    masked = any(name.endswith("ForMaskedLM") for name in config.architectures or ())
     limit = length_limit(config, options.max_length)
-    return preview(example, tokenizer, limit, masked=masked, turns=options.turns)
+    if getattr(config, "is_encoder_decoder", False):
+        return preview_pair(example, tokenizer, limit)
+    loader = loader_of(config, folder, trust_remote_code=options.trust_remote_code)
+    return preview(example, tokenizer, limit, masked=loader is AutoModelForMaskedLM, turns=options.turns)

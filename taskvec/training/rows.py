@@ -45,11 +45,15 @@ class RowCounts:
 def length_limit(config: Any, max_length: int) -> int:
     """The most tokens of a row: max_length, or the positions of a model that has fewer.
 
-    config: transformers'. Models without a table of positions, ALiBi among them, keep max_length.
+    config: transformers'. Of an encoder-decoder a prompt and a completion may each have as many. Models without a table
+    of positions, ALiBi among them, keep max_length.
     """
     text = config.get_text_config()
-    positions = None if getattr(text, "alibi", False) else getattr(text, "max_position_embeddings", None)
-    return min(max_length, positions) if isinstance(positions, int) and positions > 0 else max_length
+    if getattr(text, "alibi", False):
+        return max_length
+    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+    found = [value for name in names if isinstance(value := getattr(text, name, None), int) and value > 0]
+    return min([max_length, *found])
 
 
 def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
@@ -60,7 +64,7 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
     if not example.messages and not example.tools:
         return []
     if not tokenizer.chat_template:
-        ids: list[int] = tokenizer(_plain(example, tokenizer))["input_ids"]
+        ids: list[int] = tokenizer(plain_text(example, tokenizer))["input_ids"]
         # encoder-style tokenizers close every sequence; a prompt goes on
         while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             ids.pop()
@@ -203,15 +207,15 @@ def _overlapping(example: Example, tokenizer: Any, ids: list[int], spans: list[t
             f"{example.where}: the tokenizer does not say where its tokens stand, so those of earlier turns cannot be "
             "told apart; --turns last trains the last turn only"
         )
-    text = _rendered(example, tokenizer) if tokenizer.chat_template else _plain(example, tokenizer)
+    text = _rendered(example, tokenizer) if tokenizer.chat_template else plain_text(example, tokenizer)
     special = not tokenizer.chat_template
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"][: len(ids)]
     return [start < end and any(start < last and end > first for first, last in spans) for start, end in offsets]
 
 
-def _plain(example: Example, tokenizer: Any) -> str:
-    """The messages of a prompt without a chat template: their contents, one a line."""
+def plain_text(example: Example, tokenizer: Any) -> str:
+    """The messages of a prompt without a chat template: their contents, one a line. Raises DataError for tools."""
     if example.tools or example.answer is not None or any("tool_calls" in message for message in example.messages):
         raise DataError(f"{example.where}: tools need a chat template, and the tokenizer has none")
     return _JOIN.join(message["content"] for message in example.messages)
@@ -256,7 +260,7 @@ def _templated_answer(example: Example, tokenizer: Any) -> str:
     """What the chat template adds to the prompt for the answer, without the end-of-sequence token."""
     assert example.answer is not None
     if not tokenizer.chat_template:
-        return _plain(example, tokenizer)
+        return plain_text(example, tokenizer)
     _check_template(example, tokenizer)
     before = _rendered(example, tokenizer) if example.messages else ""
     after = _rendered(example, tokenizer, [*example.messages, example.answer], asks=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
-from .loading import is_masked, load_model
+from .examples import Example
+from .kinds import check_reading, is_encoder_decoder, is_masked
+from .loading import load_model
 from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
 from .packing import check_packing, pack
-from .rows import encode_all, length_limit, pad_id
+from .pairs import encode_all_pairs
+from .rows import Row, RowCounts, encode_all, length_limit, pad_id
 from .targets import chosen as chosen_tensors
 
 
@@ -60,18 +63,16 @@ class Run:
         held = torch.bfloat16 if self.bf16 and not dense else torch.float32
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
-        masked = is_masked(self.model)
         limit = length_limit(self.model.config, options.max_length)
-        self.rows, self.counts = encode_all(corpus.train, self.tokenizer, limit, masked=masked, turns=options.turns)
+        self.rows, self.counts = self._rows(corpus.train, limit, options.turns)
         # as `taskvec eval` does: the loss on the last turn
-        self.eval_rows, self.eval_counts = encode_all(
-            corpus.held_out, self.tokenizer, limit, masked=masked, turns="last"
-        )
+        self.eval_rows, self.eval_counts = self._rows(corpus.held_out, limit, "last")
+        check_reading(self.model, self.rows[0])
         if options.pack:
             check_packing(self.model, self.rows, pad_id(self.tokenizer))
             self.rows = pack(self.rows, limit, options.seed)
             self.counts = replace(self.counts, packed=len(self.rows))
-            options.check_warmup(len(self.rows))
+            options.check_warmup(len(self.rows), packed=True)
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.layers = self._layers()
         self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}
@@ -79,6 +80,11 @@ class Run:
             if name in self.placed:
                 self._set(name)
         progress("loading", 1, 1, "")
+
+    def _rows(self, examples: Sequence[Example], limit: int, turns: str) -> tuple[list[Row], RowCounts]:
+        if is_encoder_decoder(self.model):
+            return encode_all_pairs(examples, self.tokenizer, limit)
+        return encode_all(examples, self.tokenizer, limit, masked=is_masked(self.model), turns=turns)
 
     def chosen(self, names: Collection[str]) -> list[str]:
         """Those of some tensors that options.include and options.exclude leave.

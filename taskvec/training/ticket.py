@@ -18,7 +18,7 @@ from taskvec_formats import Form, SparseTensor
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
-from ..masks import entries_for
+from ..masks import FloatArray, entries_for
 from ..vector import TaskVector, vector_of
 from .calibration import calibrate
 from .folder import RunFolder
@@ -34,12 +34,14 @@ class Ticket:
     """vector: relative to the run's start, k entries. calibration_losses: none where no calibration was needed.
 
     survived: entries that change the bits of their weight; the others are rounded away in the dtype of the start.
+    unreached: the share of eligible weights in tensors that calibration left as they were; None without calibration.
     """
 
     vector: TaskVector
     calibration_losses: list[float]
     curve: Curve
     survived: int
+    unreached: float | None
 
 
 def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector | None) -> Ticket:
@@ -57,6 +59,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
     def choose() -> TaskVector:
         losses: list[float] = []
+        unreached: float | None = None
         if mask_from is not None:
             masks = mask_of(mask_from, run.forms, taken, k)
         elif options.mask == "random":
@@ -65,19 +68,27 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         else:
             assert k is not None
             scores, losses = calibrate(run)
-            masks = largest(scores, run.forms, k, options.scope, taken, run.progress)
+            idle: set[str] = set()
+
+            def seen(name: str) -> FloatArray:
+                values = scores(name)
+                if not values.any():
+                    idle.add(name)
+                return values
+
+            masks = largest(seen, run.forms, k, options.scope, taken, run.progress)
+            unreached = sum(run.forms[name].size for name in idle) / run.eligible
             run.reset()
         zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
-        return vector_of(run.start, run.forms, zeros, {"calibration_losses": losses})
+        return vector_of(run.start, run.forms, zeros, {"calibration_losses": losses, "unreached": unreached})
 
     chosen: TaskVector | None = keep.vector("mask", choose)
     assert chosen is not None
-    calibration_losses = chosen.provenance["calibration_losses"]
+    calibration_losses, unreached = chosen.provenance["calibration_losses"], chosen.provenance.get("unreached")
     if not run.steps:  # a mask without values
         zeros = {name: chosen[name] for name in chosen}
-        return Ticket(
-            vector_of(run.start, run.forms, zeros, {}, run.progress), calibration_losses, Curve([], [], 0.0), 0
-        )
+        vector = vector_of(run.start, run.forms, zeros, {}, run.progress)
+        return Ticket(vector, calibration_losses, Curve([], [], 0.0), 0, unreached)
     if run.bf16:
         run.model.to(torch.bfloat16)
     sparse = sparse_finetune(run.model, chosen, run.start)
@@ -89,7 +100,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         deltas = tickets.entries_by_tensor()
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
-    return Ticket(vector, calibration_losses, curve, survived)
+    return Ticket(vector, calibration_losses, curve, survived, unreached)
 
 
 def _zeros(form: Form, indices: Indices) -> SparseTensor:

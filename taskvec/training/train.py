@@ -41,6 +41,7 @@ class Training:
     entries: of the mask, or of the whole vector where there is none.
     survived: entries that change the bits of their weight; the others are rounded away in the base's dtype.
     rows: what became of the examples to train on; eval_rows: of those held out.
+    unreached: the share of eligible weights in tensors that calibration gave no gradient; None without calibration.
     """
 
     vector: TaskVector
@@ -52,6 +53,7 @@ class Training:
     survived: int
     rows: RowCounts
     eval_rows: RowCounts
+    unreached: float | None
 
 
 def train(
@@ -82,14 +84,12 @@ def train(
     start's bits at the end, and applying it gives the trained weights to the last bit: both are checked here, tensor by
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
-    options.check()
     _check(base, options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
         sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         _check_folder(folder, sources, base, [mask_from, start_from, *disjoint_from])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
-    if not options.pack:  # else the rows are counted once they are packed
-        options.check_warmup(len(corpus.train))
+    options.check_warmup(len(corpus.train))
     # torch, and then transformers' models, take seconds and memory: first whatever can be refused without them
     from .loading import device_of, load_tokenizer
 
@@ -114,6 +114,7 @@ def train(
     denser: TaskVector | None = None
     calibration_losses: list[float] = []
     left: float | None
+    unreached: float | None
     keep = RunFolder(folder, record, resume=resume)
     with keep:
         if options.via is not None:
@@ -147,13 +148,14 @@ def train(
             vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
             masks = {name: vector[name].indices for name in vector}
             entries, survived = sum(map(len, masks.values())), ticket.survived
+            unreached = ticket.unreached if denser is None else denser.provenance.get("unreached")
             free = free_share([taken, masks], run.forms)
             left = 1 - (sum(map(len, taken.values())) + entries) / run.eligible
         else:
             curve = train_fully(run, keep) if options.method == "fft" else train_lora(run, keep)
             vector = difference(run)
             entries = survived = sum(len(vector.change(name).touched()) for name in vector)
-            free, left = {}, None
+            free, left, unreached = {}, None, None
         if start_from is not None and options.relative_to == "base":
             vector = diff(base, Patched(start, vector), progress=progress)
     vector.header.provenance.update(
@@ -167,13 +169,14 @@ def train(
         final_loss=curve.final_loss,
         eval_loss=curve.eval_loss,
         survived=survived,
+        unreached=unreached,
         mask_from=mask_from and shortened(mask_from.name),
         disjoint_from=[shortened(earlier.name) for earlier in disjoint_from],
         start_from=start_from and shortened(start_from.name),
         run=record,
     )
     return Training(
-        vector, calibration_losses, curve, free, left, entries, survived, rows=run.counts, eval_rows=run.eval_counts
+        vector, calibration_losses, curve, free, left, entries, survived, run.counts, run.eval_counts, unreached
     )
 
 
@@ -185,6 +188,7 @@ def _check(
     start_from: TaskVector | None,
     eval_data: Path | None,
 ) -> None:
+    options.check()
     if options.method != "lota" and (mask_from is not None or disjoint_from):
         raise UsageError(f"--method {options.method} has no mask that could be taken from, or kept off, another vector")
     if mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):

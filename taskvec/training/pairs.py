@@ -1,0 +1,99 @@
+"""Examples for encoder-decoders: the prompt is the encoder's input, the completion what the decoder says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import DataError
+from .examples import Example
+from .rows import IGNORED, Row, RowCounts, encode_prompt, plain_text
+
+
+def encode_source(example: Example, tokenizer: Any, max_length: int | None = None) -> list[int]:
+    """Token ids of the prompt, with the special tokens that the tokenizer puts around a text: [length ≤ max_length].
+
+    A prompt that is too long loses its beginning. Raises DataError, naming the row, for plain text, which has none.
+    """
+    if not example.messages:
+        raise DataError(f'{example.where}: an encoder-decoder reads a prompt, which {{"text"}} does not have')
+    if tokenizer.chat_template:
+        ids = encode_prompt(example, tokenizer)
+        return ids if max_length is None else ids[-max_length:]
+    text = plain_text(example, tokenizer)
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    try:
+        found: list[int] = tokenizer(text, truncation=max_length is not None, max_length=max_length)["input_ids"]
+    finally:
+        tokenizer.truncation_side = side
+    return found
+
+
+def encode_target(example: Example, tokenizer: Any) -> list[int]:
+    """Token ids of the completion as the tokenizer writes a target, and of the end-of-sequence token.
+
+    Raises DataError, naming the row, for an answer that calls tools.
+    """
+    if example.answer is not None:
+        raise DataError(f"{example.where}: an encoder-decoder learns a text, and the last message calls tools")
+    ids: list[int] = tokenizer(text_target=example.completion)["input_ids"]
+    end = tokenizer.eos_token_id
+    return ids if end is None or end in ids[-1:] else [*ids, end]
+
+
+def encode_pair(example: Example, tokenizer: Any, max_length: int) -> Row:
+    """{"input_ids", "labels"} of an encoder-decoder, the prompt and the completion: each [length ≤ max_length].
+
+    A prompt that is too long loses its beginning, a completion its end. Raises DataError, naming the row.
+    """
+    return _fitted(example, tokenizer, max_length)[0]
+
+
+def encode_all_pairs(examples: Sequence[Example], tokenizer: Any, limit: int) -> tuple[list[Row], RowCounts]:
+    """The rows of examples, in their order, and what became of them, as `encode_all` of rows.py.
+
+    limit: the most tokens of a prompt, and of a completion. Of a conversation the last turn is the completion.
+    """
+    fitted = [_fitted(example, tokenizer, limit) for example in examples]
+    rows, lengths = [row for row, _ in fitted], [length for _, length in fitted]
+    trained = sum(len(row["labels"]) for row in rows)
+    counts = RowCounts(
+        rows=len(rows),
+        truncated=sum(length > limit for length in lengths),
+        limit=limit,
+        tokens=sum(len(row["input_ids"]) for row in rows) + trained,
+        trained=trained,
+        longest=max(lengths, default=0),
+    )
+    return rows, counts
+
+
+def _fitted(example: Example, tokenizer: Any, max_length: int) -> tuple[Row, int]:
+    """A row, and how many tokens the longer of prompt and completion had before they were cut."""
+    source, target = encode_source(example, tokenizer), encode_target(example, tokenizer)
+    if not source:
+        raise DataError(f"{example.where}: the prompt has no token, and an encoder-decoder reads one")
+    length = max(len(source), len(target))
+    if len(source) > max_length:
+        source = encode_source(example, tokenizer, max_length)
+    return {"input_ids": source, "labels": target[:max_length]}, length
+
+
+def collate_pairs(batch: Sequence[Row], padding: int) -> dict[str, Any]:
+    """Pad a batch on the right: positions of an encoder count from the first column, whatever the attention mask says.
+
+    padding: the token id to fill up with. Returns input_ids and attention_mask, int64 [batch, length], and labels,
+    int64 [batch, length of the longest completion], IGNORED where padded; the model makes the decoder's input of them.
+    """
+    width = max(len(row["input_ids"]) for row in batch)
+    longest = max(len(row["labels"]) for row in batch)
+    ids = torch.full((len(batch), width), padding)
+    mask = torch.zeros((len(batch), width), dtype=torch.long)
+    labels = torch.full((len(batch), longest), IGNORED)
+    for i, row in enumerate(batch):
+        ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+        mask[i, : len(row["input_ids"])] = 1
+        labels[i, : len(row["labels"])] = torch.tensor(row["labels"])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
