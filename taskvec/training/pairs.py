@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ def encode_source(example: Example, tokenizer: Any, max_length: int) -> list[int
 def encode_target(example: Example, tokenizer: Any) -> list[int]:
     """Token ids of the completion as the tokenizer writes a target, and of the end-of-sequence token."""
     ids: list[int] = tokenizer(text_target=example.completion)["input_ids"]
-    end = tokenizer.eos_token_id
-    return ids if end is None or end in ids[-1:] else [*ids, end]
+    end, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
+    closing = takewhile(special.__contains__, reversed(ids))  # MBART's target ends with that token and a language
+    return ids if end is None or end in closing else [*ids, end]
 
 
 def room(config: Any, max_length: int) -> int:
