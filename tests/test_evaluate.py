@@ -137,6 +137,7 @@ def test_only_what_the_metrics_need_is_computed(llama: Path, examples: list[Exam
     widths = []
     handle = model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
     only_loss = evaluate(model, tokenizer, examples, ["loss"], batch_size=5)
+    assert widths.pop(0) <= 16, "whether the model sees what it predicts is tried on a few tokens"
     assert len(widths) == 3
     assert widths == sorted(widths, reverse=True), "the longest come first"
     assert only_loss.answers == []

@@ -231,6 +231,20 @@ def test_special_tokens_stay_around_a_prompt_that_is_cut() -> None:
     assert row["labels"].count(2) == 1, "the tokenizer had ended the completion already"
 
 
+def test_a_target_that_ends_with_a_language_is_closed_already() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    closing = [("</s>", 2), ("<mask>", 4)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A </s> <mask>", special_tokens=closing)
+    row = encode_pair(example("one", "three"), tokenizer, 64)
+    assert row["labels"][-2:] == [2, 4]
+    assert row["labels"].count(2) == 1
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("</s> $A", special_tokens=closing)
+    row = encode_pair(example("one", "three"), tokenizer, 64)
+    assert [row["labels"][0], row["labels"][-1]] == [2, 2]
+
+
 def test_plain_text_has_no_prompt() -> None:
     with pytest.raises(DataError, match=r'^here:1: an encoder-decoder reads a prompt, which \{"text"\} does not have$'):
         encode_pair(Example((), "one", "here:1"), make_tokenizer(), 64)

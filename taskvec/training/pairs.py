@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ def encode_target(example: Example, tokenizer: Any) -> list[int]:
     if example.answer is not None:
         raise DataError(f"{example.where}: an encoder-decoder learns a text, and the last message calls tools")
     ids: list[int] = tokenizer(text_target=example.completion)["input_ids"]
-    end = tokenizer.eos_token_id
-    return ids if end is None or end in ids[-1:] else [*ids, end]
+    end, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
+    closing = takewhile(special.__contains__, reversed(ids))  # MBART's target ends with that token and a language
+    return ids if end is None or end in closing else [*ids, end]
 
 
 def encode_pair(example: Example, tokenizer: Any, max_length: int) -> Row:
