@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .config import ConfigFile, config_of, settle
 from .outputs import FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
@@ -17,11 +18,13 @@ _MEMORY = "Memory and arithmetic"
 
 
 def train(
+    context: typer.Context,
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines: prompt + completion, messages, or text.")],
     output: LotaFile,
+    config: ConfigFile = None,
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
     ] = "lota",
@@ -197,6 +200,8 @@ def train(
     Until it is done, OUTPUT.run holds what --resume needs to go on after an interruption.
     """
     given = dict(locals())
+    settle(context, given)
+    eval_data = given["eval_data"]
     from dataclasses import fields
 
     from taskvec import TaskVector, open_checkpoint
@@ -223,7 +228,7 @@ def train(
     beginning = None if start_from is None else TaskVector.open(start_from)
     checkpoint = open_checkpoint(base)
     vectors = [vector for vector in (holder, beginning, *earlier) if vector is not None]
-    read = [*files, *inputs_of(checkpoint, *vectors)]
+    read = [*files, *inputs_of(checkpoint, *vectors), *([] if config is None else [config])]
     check_distinct(output, plot)
     check_file(output, force=force, inputs=read)
     if plot is not None:
@@ -232,6 +237,19 @@ def train(
     check_unfinished(folder, KIND, resume=resume, force=force)
     if report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
+    settings = config_of(context)
+    if settings is not None:
+        settings.check_given(**given)
+        for difference in settings.differences(
+            checkpoint,
+            data,
+            mask_from=holder,
+            disjoint_from=earlier,
+            start_from=beginning,
+            mix=mixed,
+            eval_data=eval_data,
+        ):
+            render.say(f"taskvec: warning: not the run of {config}: {difference}", err=True)
     with progress_bars() as progress:
         from taskvec.training.train import train as train_vector
 

@@ -96,6 +96,7 @@ def train(
     record: dict[str, Any] = {
         "base": base.fingerprint,
         "data": corpus.files,
+        "mix": [share for _, share in mix],
         "options": {name: value for name, value in asdict(options).items() if name not in {"device", "report_to"}},
         "mask_from": mask_from and _identity(mask_from),
         "disjoint_from": [_identity(vector) for vector in disjoint_from],
