@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from taskvec.training.config import Config
+    from taskvec_formats import Checkpoint
 
 # what a command is told each time; trust_remote_code lets code run, which no file of a stranger may ask for
 _APART = {"config", "resume", "force", "json", "as_json", "dry_run", "trust_remote_code"}
@@ -49,12 +50,6 @@ ConfigFile = Annotated[
 ]
 
 
-def config_of(context: typer.Context) -> Config | None:
-    """What the file of --config says; None without one."""
-    config: Config | None = context.obj
-    return config
-
-
 def settle(context: typer.Context, given: dict[str, Any]) -> None:
     """Set what the file says back to its default where the command line gives an option that replaces it."""
     from taskvec.training.config import RIVALS
@@ -69,3 +64,19 @@ def settle(context: typer.Context, given: dict[str, Any]) -> None:
         for one, other in (pair, pair[::-1]):
             if source(one) == "COMMANDLINE" and source(other) == "DEFAULT_MAP":
                 given[other] = parameters[other].default
+
+
+def compare(context: typer.Context, base: Checkpoint, data: Path, request: dict[str, Any]) -> None:
+    """Warn where a run is not the one whose record --config names.
+
+    request: the arguments of `taskvec.training.train.train` by which it reads files.
+    Raises UsageError where the recorded run read a file that this one does not.
+    """
+    config: Config | None = context.obj
+    if config is None:
+        return
+    from . import render
+
+    config.check_given(**request)
+    for difference in config.differences(base, data, **request):
+        render.say(f"taskvec: warning: not the run of {config.path}: {difference}", err=True)

@@ -152,6 +152,10 @@ def training_summary(trained: Training) -> dict[str, Any]:
         "final_loss": curve.losses[-1] if curve.losses else None,
         "steps": len(curve.losses),
         "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
+        "eval_metrics": {
+            name: [{"step": step, "value": value} for step, value in points]
+            for name, points in curve.eval_metrics.items()
+        },
         "tokens_per_second": curve.tokens_per_second,
         "trained": trained.entries,
         "survived": trained.survived,
@@ -170,6 +174,10 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
     if summary["eval_losses"]:
         best = min(summary["eval_losses"], key=lambda entry: entry["loss"])
         lines["lowest_evaluated_loss"] = f"{best['loss']:.3f} after step {best['step']}"
+    for name, points in summary["eval_metrics"].items():
+        if points:
+            most = max(points, key=lambda entry: entry["value"])
+            lines[f"highest_{name}"] = f"{most['value']:.3f} after step {most['step']}"
     if summary["steps"] and free:
         lines["entries_that_change_their_weight"] = f"{survived:,} ({survived / summary['trained']:.1%})"
     if in_a_row:

@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .config import ConfigFile, config_of, settle
+from .config import ConfigFile, compare, settle
 from .outputs import FILE, LotaFile, check_unfinished
 from .progress import progress_bars
+
+if TYPE_CHECKING:
+    from taskvec.training.train import Training
 
 _MASK = "Which weights (--method lota)"
 _LENGTH = "How long, how fast"
@@ -155,6 +158,14 @@ def train(
             rich_help_panel=_WATCH,
         ),
     ] = None,
+    eval_metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="exact_match or rouge1, at each evaluation beside the loss; once a metric.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was interrupted.", rich_help_panel=_WATCH)
     ] = False,
@@ -206,17 +217,16 @@ def train(
 
     from taskvec import TaskVector, open_checkpoint
     from taskvec.destination import check_distinct, check_file
-    from taskvec.plotting import check_picture, plot_losses
+    from taskvec.plotting import check_picture
     from taskvec.record import remove_work
     from taskvec.source import inputs_of
     from taskvec.training.examples import check_examples
     from taskvec.training.folder import KIND
     from taskvec.training.options import Options
 
-    from . import render
-
     if sparsity is None and mask_from is None and method == "lota":
         given["sparsity"] = 0.9
+    given["eval_metric"] = given["eval_metric"] or ()
     options = Options(**{field.name: given[field.name] for field in fields(Options)})
     options.check()
     mixed = [_mixed(text) for text in mix or ()]
@@ -237,20 +247,15 @@ def train(
     check_unfinished(folder, KIND, resume=resume, force=force)
     if report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
-    settings = config_of(context)
-    if settings is not None:
-        settings.check_given(**given)
-        for difference in settings.differences(
-            checkpoint,
-            data,
-            mask_from=holder,
-            disjoint_from=earlier,
-            start_from=beginning,
-            mix=mixed,
-            eval_data=eval_data,
-        ):
-            render.say(f"taskvec: warning: not the run of {config}: {difference}", err=True)
+    request: dict[str, Any] = {
+        "mask_from": holder,
+        "disjoint_from": earlier,
+        "start_from": beginning,
+        "mix": mixed,
+        "eval_data": eval_data,
+    }
     with progress_bars() as progress:
+        compare(context, checkpoint, data, request)
         from taskvec.training.train import train as train_vector
 
         trained = train_vector(
@@ -258,26 +263,39 @@ def train(
             data,
             options,
             progress,
-            mask_from=holder,
-            disjoint_from=earlier,
-            start_from=beginning,
-            mix=mixed,
-            eval_data=eval_data,
+            **request,
             folder=folder,
             resume=resume or not force,
         )
         trained.vector.save(output, progress, force=force)
     remove_work(folder)
     if plot is not None:
-        plot_losses(
-            output.stem, trained.calibration_losses, trained.curve.losses, trained.curve.eval_losses, plot, force=force
-        )
+        _draw(trained, output.stem, plot, force=force)
+    _report(trained, output, as_json=as_json, in_a_row=bool(earlier))
+
+
+def _report(trained: "Training", output: Path, *, as_json: bool, in_a_row: bool) -> None:
+    from . import render
+
     summary = render.training_summary(trained)
-    render.report_file(
-        output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
-    )
+    render.report_file(output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=in_a_row)))
     if warning := render.training_warning(summary):
         render.say(f"taskvec: warning: {warning}", err=True)
+
+
+def _draw(trained: "Training", label: str, plot: Path, *, force: bool) -> None:
+    from taskvec.plotting import plot_losses
+
+    curve = trained.curve
+    plot_losses(
+        label,
+        trained.calibration_losses,
+        curve.losses,
+        curve.eval_losses,
+        plot,
+        metrics=curve.eval_metrics,
+        force=force,
+    )
 
 
 def _mixed(text: str) -> tuple[Path, float]:

@@ -86,7 +86,7 @@ def evaluate(
     advance(0)
     found: dict[str, Estimate] = {}
     answers: list[str] = []
-    with torch.inference_mode():
+    with torch.no_grad():  # what a model keeps from inference_mode could not be trained with afterwards
         if "loss" in metrics:
             found["loss"] = _loss(model, tokenizer, examples, batch_size, max_length, advance)
         if needs_answers(metrics):

@@ -7,9 +7,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -45,12 +45,37 @@ class Curve:
     """What a phase saw.
 
     losses: one a step, nats a token. eval_losses: (step, loss) of each evaluation.
-    tokens_per_second: without padding; since the phase began or was resumed.
+    tokens_per_second: without padding; since the phase began or was resumed, without the time of evaluations.
+    eval_metrics: metric -> (step, value) of each evaluation, of those that were asked for beside the loss.
     """
 
     losses: list[float]
     eval_losses: list[tuple[int, float]]
     tokens_per_second: float
+    eval_metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+# metric -> its value, of the model as it is
+Measure = Callable[[], Mapping[str, float]]
+
+
+class _Measured(Trainer):
+    """Evaluations measure more than the loss, in the same arithmetic, and draw no random numbers of training's."""
+
+    measure: Measure | None
+    watch: _Watch
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The metrics of Trainer, with eval_ before the names of those measured here."""
+        began = time.perf_counter()
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.measure is not None:
+            with torch.random.fork_rng(), self.accelerator.autocast():
+                found = {f"eval_{name}": value for name, value in self.measure().items()}
+            self.log(found)
+            metrics |= found
+        self.watch.began += time.perf_counter() - began
+        return metrics
 
 
 class _TwoPasses(Trainer):
@@ -163,6 +188,7 @@ def fit(
     autocast: bool,
     progress: Progress,
     eval_rows: Sequence[Row] = (),
+    measure: Measure | None = None,
     folder: Path | None = None,
     report_to: str = "none",
 ) -> Curve:
@@ -170,6 +196,7 @@ def fit(
 
     padding: the token id to fill batches up with. autocast: compute in bf16 where the weights are f32.
     eval_rows: evaluated every options.eval_steps; with options.patience the best weights are taken at the end.
+    measure: called at each evaluation, for options.eval_metric.
     folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
     Raises TrainingError where a loss is not finite or the process was told to stop.
     """
@@ -216,7 +243,7 @@ def fit(
             assert options.patience is not None
             callbacks.append(EarlyStoppingCallback(options.patience))
         scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
-        trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else Trainer)(
+        trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else _Measured)(
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -228,6 +255,8 @@ def fit(
         if isinstance(trainer, _TwoPasses):
             assert isinstance(optimizer, LeanRMSprop)
             trainer.lean = optimizer
+        else:
+            trainer.measure, trainer.watch = measure, watch
         trainer.remove_callback(PrinterCallback)
         last = _last_checkpoint(folder)
         with _finishing_the_step(watch):
@@ -240,4 +269,9 @@ def fit(
         [entry["loss"] for entry in history if "loss" in entry],
         [(int(entry["step"]), entry["eval_loss"]) for entry in history if "eval_loss" in entry],
         watch.rate,
+        {
+            name: [(int(entry["step"]), entry[f"eval_{name}"]) for entry in history if f"eval_{name}" in entry]
+            for name in options.eval_metric
+            if measure is not None
+        },
     )

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import instance, real, said, whole
+from ..arguments import instance, instances, real, said, whole
 from ..errors import UsageError
 from ..masks import check_sparsity
+from .scoring import METRICS, check_request
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -47,8 +48,19 @@ def _truth(what: str, value: object) -> bool:
     return bool(value)
 
 
+def _texts(what: str, value: object) -> tuple[str, ...]:
+    instances(what, value, str)
+    return tuple(value)  # type: ignore[arg-type]  # a sequence of strings, as has just been checked
+
+
 # by the annotation of a field
-_KINDS: dict[str, Callable[[str, Any], object]] = {"int": whole, "float": _number, "str": _text, "bool": _truth}
+_KINDS: dict[str, Callable[[str, Any], object]] = {
+    "int": whole,
+    "float": _number,
+    "str": _text,
+    "bool": _truth,
+    "tuple[str, ...]": _texts,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,8 @@ class Options:
     clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
         rate rises from zero. gradient_checkpointing: compute activations twice instead of keeping them.
     eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; patience:
-        evaluations without a lower loss before training stops and the best weights are taken.
+        evaluations without a lower loss before training stops and the best weights are taken. eval_metric: what is
+        measured at each evaluation beside the loss, "exact_match" or "rouge1" or both.
     save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
     seed: of the order of the data. device: "auto" (an accelerator where there is one) or "cpu".
     dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
@@ -107,6 +120,7 @@ class Options:
     eval_split: float = 0.0
     eval_steps: int | None = None
     patience: int | None = None
+    eval_metric: tuple[str, ...] = ()
     save_steps: int = 100
     report_to: str = "none"
     seed: int = 0
@@ -165,6 +179,12 @@ class Options:
                 raise UsageError(
                     f"{name.replace('_', '-')} is one of {', '.join(known)}, found {getattr(self, name)!r}"
                 )
+
+        for metric in self.eval_metric:
+            if metric not in METRICS[1:]:
+                raise UsageError(f"eval-metric is one of {', '.join(METRICS[1:])}, found {metric!r}")
+        if self.eval_metric:
+            check_request(self.eval_metric)
 
     def _check_combinations(self) -> None:
         if self.method != "lota":

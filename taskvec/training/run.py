@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from taskvec_formats import Change, Checkpoint, Form, SparseTensor
 
-from ..errors import TrainingError
+from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
+from .evaluate import evaluate
 from .loading import is_masked, load_model
 from .loop import Curve, fit
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
@@ -57,6 +58,9 @@ class Run:
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
         masked = is_masked(self.model)
+        if masked and options.eval_metric:
+            raise UsageError(f"{start.name} is a masked language model and gives no answers: leave --eval-metric out")
+        self.held_out = corpus.held_out
         rows = [
             [encode(example, self.tokenizer, options.max_length, masked=masked) for example in part]
             for part in (corpus.train, corpus.held_out)
@@ -155,9 +159,23 @@ class Run:
             autocast=self.bf16 and dense,
             progress=self.progress,
             eval_rows=() if calibrates else self.eval_rows,
+            measure=self._measure if self.options.eval_metric and not calibrates else None,
             folder=folder,
             report_to="none" if calibrates else options.report_to,
         )
+
+    def _measure(self) -> dict[str, float]:
+        """options.eval_metric, of the model as it is."""
+        found = evaluate(
+            self.model,  # type: ignore[arg-type]  # transformers', of which Run needs only what torch's has
+            self.tokenizer,
+            self.held_out,
+            self.options.eval_metric,
+            batch_size=self.options.batch_size,
+            max_length=self.options.max_length,
+            progress=self.progress,
+        )
+        return {name: metric.value for name, metric in found.metrics.items()}
 
     def pull(self, optimizer: Optimizer, moved: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Add the gradient of λ/N·Σ|w − w0| before each step: the pull of LT-SFT (arXiv 2110.07560).

@@ -157,6 +157,7 @@ def train(
         steps=len(curve.losses),
         final_loss=curve.losses[-1] if curve.losses else None,
         eval_loss=curve.eval_losses[-1][1] if curve.eval_losses else None,
+        **{f"eval_{name}": points[-1][1] for name, points in curve.eval_metrics.items() if points},
         survived=survived,
         mask_from=mask_from and shortened(mask_from.name),
         disjoint_from=[shortened(earlier.name) for earlier in disjoint_from],
@@ -185,6 +186,8 @@ def _check(
         _check_forms(start_from)
     if options.patience is not None and eval_data is None and not options.eval_split:
         raise UsageError("--patience needs examples to evaluate on: --eval-split or --eval-data")
+    if options.eval_metric and eval_data is None and not options.eval_split:
+        raise UsageError("--eval-metric needs examples to evaluate on: --eval-split or --eval-data")
     if eval_data is not None and options.eval_split:
         raise UsageError("--eval-data and --eval-split are one or the other")
 
