@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
     from taskvec.training.evaluate import Evaluation
+    from taskvec.training.plan import Plan
     from taskvec.training.train import Training
 
 _LINE, _CELL = 4000, 200  # the most characters of a line and of a cell of a table
@@ -142,6 +143,41 @@ def print_more(more: dict[str, object]) -> None:
     for key, value in more.items():
         shown = f"{value:.3f}" if isinstance(value, float) else value
         say(f"{key.replace('_', ' ')}: {shown}")
+
+
+def plan_summary(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """What `train --dry-run --json` says. folders: that are there while the run lasts, or with --report-to."""
+    return {**asdict(plan), "files": list(files), "folders": list(folders)}
+
+
+def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None:
+    """The same for people."""
+    held_out = f", {plan.held_out:,} held out" if plan.held_out else ""
+    say(f"examples: {plan.examples:,}{held_out}")
+    say(f"tokens of an example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
+    for phase in plan.phases:
+        say(
+            f"{phase.name}: {phase.steps:,} steps, about {phase.tokens / phase.steps:,.0f} tokens a step and "
+            f"{phase.tokens:,} in all, peak memory about {size(phase.memory)} ({plan.device})"
+        )
+    say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
+    if plan.entries is not None:
+        say(f"entries: {plan.entries:,}")
+    columns = ("layer", "eligible", "entries")[: 2 if plan.entries is None else 3]
+    rows = [
+        (
+            "-" if layer.layer is None else str(layer.layer),
+            f"{layer.eligible:,}",
+            "?" if layer.entries is None else f"{layer.entries:,}",
+        )
+        for layer in plan.layers
+    ]
+    print_table(columns, [row[: len(columns)] for row in rows])
+    if plan.entries is not None and any(layer.entries is None for layer in plan.layers):
+        say("entries of a layer: known once the mask is chosen")
+    say(f"would be written: {', '.join(files)}")
+    say(f"folders meanwhile: {', '.join(folders)}")
+    say("nothing was trained or written")
 
 
 def training_summary(trained: Training) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from taskvec.resident import resident
 from taskvec_formats.text import printable
 
 _LINE, NOTE = 200, 80  # the most characters
@@ -75,12 +75,8 @@ def memory() -> str:
     initialized = getattr(cuda, "is_initialized", None)
     if initialized is not None and initialized():
         return f"{_size(cuda.memory_allocated())} on the device"
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            pages = int(file.read().split()[1])
-    except (OSError, ValueError, IndexError):
-        return ""
-    return f"{_size(pages * os.sysconf('SC_PAGE_SIZE'))} memory"
+    held = resident()
+    return "" if held is None else f"{_size(held)} memory"
 
 
 def _size(count: float) -> str:

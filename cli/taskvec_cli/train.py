@@ -11,7 +11,9 @@ from .outputs import FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
 if TYPE_CHECKING:
+    from taskvec.training.options import Options
     from taskvec.training.train import Training
+    from taskvec_formats import Checkpoint
 
 _MASK = "Which weights (--method lota)"
 _LENGTH = "How long, how fast"
@@ -203,6 +205,10 @@ def train(
             "--trust-remote-code", help="Run Python code from the model folder, where the model has code of its own."
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, how much of it and in how much memory, and stop."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -254,6 +260,10 @@ def train(
         "mix": mixed,
         "eval_data": eval_data,
     }
+    if dry_run:
+        compare(context, checkpoint, data, request)
+        _plan(checkpoint, data, options, request, output=output, plot=plot, as_json=as_json)
+        return
     with progress_bars() as progress:
         compare(context, checkpoint, data, request)
         from taskvec.training.train import train as train_vector
@@ -272,6 +282,30 @@ def train(
     if plot is not None:
         _draw(trained, output.stem, plot, force=force)
     _report(trained, output, as_json=as_json, in_a_row=bool(earlier))
+
+
+def _plan(
+    checkpoint: "Checkpoint",
+    data: Path,
+    options: "Options",
+    request: dict[str, Any],
+    *,
+    output: Path,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from . import render
+
+    with progress_bars() as progress:
+        from taskvec.training.plan import plan
+
+        found = plan(checkpoint, data, options, progress, **request)
+    files = [str(output), *([] if plot is None else [str(plot)])]
+    folders = [f"{output}.run", *(["runs"] if options.report_to == "tensorboard" else [])]
+    if as_json:
+        render.print_json(render.plan_summary(found, files, folders))
+    else:
+        render.print_plan(found, files, folders)
 
 
 def _report(trained: "Training", output: Path, *, as_json: bool, in_a_row: bool) -> None:

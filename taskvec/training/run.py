@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,18 @@ class Run:
     def steps(self) -> int:
         """Optimizer steps of training."""
         return self.steps_of(self.options.epochs) if self.options.steps is None else self.options.steps
+
+    @property
+    def calibration_steps(self) -> int:
+        """Optimizer steps of calibration."""
+        epochs = self.options.calibration_epochs
+        return self.options.calibration_steps if epochs is None else self.steps_of(epochs)
+
+    @property
+    def tokens_a_step(self) -> float:
+        """The mean over a pass, whose last batch and step may be smaller."""
+        batches = math.ceil(len(self.rows) / self.options.batch_size)
+        return sum(len(row["input_ids"]) for row in self.rows) / math.ceil(batches / self.options.accumulate)
 
     def phase(
         self,

@@ -75,8 +75,7 @@ def train(
     start's bits at the end, and applying it gives the trained weights to the last bit: both are checked here, tensor by
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
-    options.check()
-    _check(options, mask_from, disjoint_from, start_from, eval_data)
+    check_request(options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
         vectors = [vector for vector in (mask_from, start_from, *disjoint_from) if vector is not None]
         files = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
@@ -167,13 +166,15 @@ def train(
     return Training(vector, calibration_losses, curve, free, left, entries, survived)
 
 
-def _check(
+def check_request(
     options: Options,
     mask_from: TaskVector | None,
     disjoint_from: Sequence[TaskVector],
     start_from: TaskVector | None,
     eval_data: Path | None,
 ) -> None:
+    """Raise UsageError or BaseMismatchError for options and arguments of `train` that do not go together."""
+    options.check()
     if options.method != "lota" and (mask_from is not None or disjoint_from):
         raise UsageError(f"--method {options.method} has no mask that could be taken from, or kept off, another vector")
     if mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):
