@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -104,8 +107,38 @@ def test_a_stream_that_was_closed_does_not_end_the_work(monkeypatch: pytest.Monk
             progress("packing", 1, 2, "")
 
 
+@pytest.mark.parametrize(("where", "lines"), [("2>&-", False), ("2>/dev/full", False), ("2>said", True)])
+def test_lines_need_no_standard_error(where: str, lines: bool, tmp_path: Path) -> None:
+    program = (
+        "import os, time; from taskvec_cli import streams; from taskvec_cli.progress import progress_bars\n"
+        "streams.repair()\n"
+        "with progress_bars(0, 0.001) as progress:\n"
+        "    progress('packing', 1, 2, ''); time.sleep(0.05)\n"
+        "    while os.path.exists('said') and 'packing' not in open('said').read(): pass\n"
+        "print('done')"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{program}" {where}'],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert lines == any("packing 1/2" in path.read_text() for path in tmp_path.iterdir())
+
+
 def test_bars_show_the_same_figures_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     parent, child = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how the end of a terminal reads on Linux
+            while chunk := os.read(parent, 1 << 16):
+                shown.extend(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
     with os.fdopen(child, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("COLUMNS", "160")
@@ -113,11 +146,11 @@ def test_bars_show_the_same_figures_on_a_terminal(monkeypatch: pytest.MonkeyPatc
         with progress_bars() as progress:
             progress("[red]training", 1, 600, "loss 2.113")
             progress("[red]training", 2, 600, "loss 2.0")
-        terminal.flush()
-        shown = os.read(parent, 1 << 16).decode()
+    reader.join(timeout=60)
     os.close(parent)
-    assert "[red]training" in shown
-    assert "2/600" in shown
-    assert "loss 2.0" in shown
+    text = shown.decode()
+    assert "[red]training" in text
+    assert "2/600" in text
+    assert "loss 2.0" in text
     if sys.platform == "linux":
-        assert "memory" in shown
+        assert "memory" in text
