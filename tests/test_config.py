@@ -178,4 +178,6 @@ def _few(vector: Path, folder: Path) -> Path:
 
 
 def _kinds(path: Path) -> dict[str, str]:
-    return {key: type(value).__name__ for key, value in recorded(path).items() if type(value) in (int, float, bool)}
+    return {
+        key: type(value).__name__ for key, value in recorded(path).items() if type(value) in (int, float, bool, list)
+    }
