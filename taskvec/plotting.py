@@ -67,27 +67,42 @@ def plot_losses(
     evaluations: Sequence[tuple[int, float]],
     path: Path,
     *,
+    metrics: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     force: bool = False,
 ) -> None:
     """Draw the loss of every step, in nats a token: calibration before step 0, training, and evaluations as dots.
 
+    metrics: name -> (step, value in [0, 1]) of the same evaluations, drawn in a panel below.
     force: whether a file of that name is replaced. Raises as `check_picture`.
     """
     check_picture(path, force=force)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    metrics = {name: points for name, points in (metrics or {}).items() if points}
+    figure = Figure(figsize=(7, 6 if metrics else 4), layout="constrained")
+    panels = figure.subplots(
+        2 if metrics else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + bool(metrics)]
+    )
+    axes, last = panels[0, 0], panels[-1, 0]
     if calibration:
         axes.plot(range(-len(calibration), 0), calibration, color="0.6", label="calibration")
         axes.axvline(0, color="0.8", linewidth=1)
     axes.plot(range(1, len(losses) + 1), losses, label="training")
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", label="held out")
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.set(ylabel="loss (nats a token)")
+    last.set(xlabel="step")
     axes.set_title(printable(label, 60), **_LITERAL)
     axes.legend()
-    axes.spines[["top", "right"]].set_visible(False)
+    for number, (name, points) in enumerate(metrics.items()):
+        last.plot(
+            *zip(*points, strict=True), "os"[number % 2] + "-", color=f"C{number + 2}", label=name.replace("_", " ")
+        )
+    if metrics:
+        last.set(ylabel="held out", ylim=(-0.03, 1.03))
+        last.legend()
+    for panel in panels[:, 0]:
+        panel.spines[["top", "right"]].set_visible(False)
     _save(figure, path, force=force)
 
 

@@ -178,11 +178,15 @@ def test_train_merge_inspect(llama: Path, data: Path, tmp_path: Path) -> None:
 
 def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> None:
     out, picture = tmp_path / "x.lota", tmp_path / "losses.png"
-    evaluated = ("--eval-data", data, "--eval-steps", "1")
+    evaluated = ("--eval-data", data, "--eval-steps", "1", "--eval-metric", "rouge1")
     said = ok("train", llama, data, "-o", out, *QUICK, *evaluated, "--plot", picture)
-    for line in ("first loss: ", "final loss: ", "tokens a second: ", "lowest evaluated loss: ", "entries that change"):
+    for line in ("first loss: ", "final loss: ", "tokens a second: ", "lowest evaluated loss: ", "highest rouge1: 0."):
         assert f"\n{line}" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "\nentries that change their weight: " in said
+    report = json.loads(ok("train", llama, data, "-o", out, *QUICK, *evaluated, "--force", "--json"))
+    assert [entry["step"] for entry in report["eval_metrics"]["rouge1"]] == [1, 2]
+    assert report["eval_metrics"]["rouge1"][-1]["value"] == report["provenance"]["eval_rouge1"]
     mask = ok("train", llama, data, "-o", tmp_path / "mask.lota", *QUICK, "--steps", "0")
     assert mask.count("\n") == 1
     dense = ok("train", llama, data, "-o", out, *UNCALIBRATED, "--method", "fft", "--force", "--json")

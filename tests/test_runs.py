@@ -18,10 +18,13 @@ from peft import LoraConfig, get_peft_model
 
 from taskvec import Checkpoint, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
+from taskvec.live import applied
 from taskvec.patched import Patched
 from taskvec.plotting import plot_losses
 from taskvec.source import Memory
 from taskvec.training.corpus import read_corpus
+from taskvec.training.evaluate import evaluate
+from taskvec.training.examples import read_examples
 from taskvec.training.loading import load_model
 from taskvec.training.optimizers import LeanRMSprop
 from taskvec.training.options import Options
@@ -33,6 +36,7 @@ from taskvec_formats.dtypes import DTYPES
 QUICK = Options(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
 UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
+MEASURED = replace(QUICK, eval_split=0.3, eval_steps=1, eval_metric=("exact_match", "rouge1"))
 LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
 
@@ -52,7 +56,8 @@ def tensors(checkpoint: Checkpoint) -> dict[str, bytes]:
 def test_the_command_s_defaults_are_the_library_s() -> None:
     parameters = inspect.signature(train_command).parameters
     for field in fields(Options):
-        expected = None if field.name == "sparsity" else field.default  # 0.9 where no other mask is given
+        # 0.9 where no other mask is given; an option that may be given several times
+        expected = None if field.name in {"sparsity", "eval_metric"} else field.default
         assert parameters[field.name].default == expected, field.name
 
 
@@ -93,6 +98,8 @@ def ask_to_stop() -> None:
             die,
             "checkpoints/checkpoint-3",
         ),
+        (MEASURED, "training", 4, die, "checkpoints/checkpoint-2"),
+        (MEASURED, "training", 4, ask_to_stop, "checkpoints/checkpoint-5"),
         (FFT, "training", 3, die, "checkpoints/checkpoint-2"),
         (LORA, "training", 3, die, "checkpoints/checkpoint-2"),
         (replace(QUICK, pack=True, max_length=24), "training", 3, die, "checkpoints/checkpoint-2"),
@@ -122,6 +129,10 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     assert (tmp_path / "again.lota").read_bytes() == (tmp_path / "whole.lota").read_bytes()
     assert again.curve.losses == whole.curve.losses
     assert again.calibration_losses == whole.calibration_losses
+    assert again.curve.eval_losses == whole.curve.eval_losses
+    assert again.curve.eval_metrics == whole.curve.eval_metrics
+    assert whole.curve.eval_metrics.keys() == set(options.eval_metric)
+    assert all(len(points) == options.steps for points in whole.curve.eval_metrics.values())
 
 
 def test_a_run_on_a_folder_of_files_goes_on_to_the_same_bits(llama: Path, tmp_path: Path) -> None:
@@ -343,6 +354,59 @@ def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Pa
     assert training.vector.provenance["final_loss"] == shorter.curve.losses[-1] == training.curve.losses[best]
 
 
+@pytest.mark.parametrize("fixture", ["llama", "gpt2"])
+def test_metrics_are_those_of_the_model_at_each_evaluation(
+    fixture: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """And they change nothing: GPT-2 has dropout, so random numbers that are drawn in between would show."""
+    folder = request.getfixturevalue(fixture)
+    base, data = Checkpoint(folder), write_rows(tmp_path / "rows.jsonl", ROWS[:2])
+    options = replace(
+        QUICK, lr=3e-2, calibration_lr=1e-3, steps=30, eval_steps=15, eval_metric=("rouge1", "exact_match")
+    )
+    measured = train(base, data, options, eval_data=data)
+    plain = train(base, data, replace(options, eval_metric=()), eval_data=data)
+    assert plain.curve.eval_metrics == {}
+    assert measured.curve.losses == plain.curve.losses
+    assert measured.curve.eval_losses == plain.curve.eval_losses
+    for name in plain.vector:
+        assert np.array_equal(measured.vector[name].values, plain.vector[name].values)
+    for number, steps in enumerate((15, 30)):
+        model, tokenizer = load_model(folder)
+        shorter = train(base, data, replace(options, steps=steps, eval_metric=()), eval_data=data).vector
+        with applied(model, shorter, base):
+            found = evaluate(model, tokenizer, read_examples(data), options.eval_metric, batch_size=2).metrics
+        for name, points in measured.curve.eval_metrics.items():
+            assert points[number] == (steps, found[name].value)
+    assert measured.curve.eval_metrics["rouge1"][-1][1] > 0
+    provenance = measured.vector.provenance
+    assert provenance["eval_rouge1"] == measured.curve.eval_metrics["rouge1"][-1][1]
+    assert Options(**{**provenance["run"]["options"], "device": "cpu"}) == options
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [QUICK, FFT, LORA], ids=["lota", "fft", "lora"])
+def test_metrics_are_measured_in_any_arithmetic(options: Options, dtype: str, llama: Path, data: Path) -> None:
+    options = replace(options, dtype=dtype, eval_metric=("exact_match",), steps=4, gradient_checkpointing=True)
+    training = train(Checkpoint(llama), data, options, eval_data=data)
+    assert [step for step, _ in training.curve.eval_metrics["exact_match"]] == [1, 2, 3, 4]
+    plain = train(Checkpoint(llama), data, replace(options, eval_metric=()), eval_data=data)
+    assert training.curve.losses == plain.curve.losses
+
+
+def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tmp_path: Path) -> None:
+    base = Checkpoint(llama)
+    with pytest.raises(UsageError, match=r"^eval-metric is one of exact_match, rouge1, found 'loss'$"):
+        train(base, data, replace(QUICK, eval_metric=("loss",)), eval_data=data)
+    with pytest.raises(UsageError, match=r"^--eval-metric needs examples to evaluate on: --eval-split or --eval-data$"):
+        train(base, data, replace(QUICK, eval_metric=("rouge1",)))
+    with pytest.raises(UsageError, match=r"eval-metric must be a list of strs, found 'rouge1'"):
+        Options(eval_metric="rouge1")  # type: ignore[arg-type]
+    bert = make_architecture("bert", tmp_path / "bert", dtype="float32")
+    with pytest.raises(UsageError, match="bert is a masked language model and gives no answers"):
+        train(Checkpoint(bert), data, replace(QUICK, eval_metric=("rouge1",)), eval_data=data)
+
+
 @pytest.mark.parametrize("fixture", ["llama", "llama_bf16"])
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_arithmetic_may_be_bf16(
@@ -470,6 +534,11 @@ def test_losses_are_drawn(tmp_path: Path) -> None:
     for name in ("a", "b"):
         plot_losses("x", [3.0, 2.5], [2.4, 2.0, 1.8], [(2, 2.1)], tmp_path / f"{name}.png")
     plot_losses("x", [], [2.0], [], tmp_path / "c.svg")
+    metrics = {"exact_match": [(2, 0.25), (3, 0.5)], "rouge1": [(2, 0.5), (3, 0.75)]}
+    plot_losses("x", [3.0], [2.4, 2.0, 1.8], [(2, 2.1), (3, 2.0)], tmp_path / "d.svg", metrics=metrics)
+    assert all(label in (tmp_path / "d.svg").read_text(encoding="utf-8") for label in ("exact match", "rouge1"))
+    plot_losses("x", [], [2.0], [], tmp_path / "e.svg", metrics={"rouge1": []})
+    assert (tmp_path / "e.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert "held out" not in (tmp_path / "c.svg").read_text(encoding="utf-8")
     with pytest.raises(UsageError, match="a picture is one of"):

@@ -241,23 +241,21 @@ def test_decay_takes_dense_matrices_towards_zero(llama: Path, ten: Path, tmp_pat
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [
-        (None, None, NAMES),
-        (("*q_proj*",), None, [NAMES[0], NAMES[2]]),
+        ((), (), NAMES),
+        (("*q_proj*",), (), [NAMES[0], NAMES[2]]),
         (("*.0.*", "*mlp*"), ("*.1.*",), NAMES[:2]),
-        (None, (NAMES[1],), [NAMES[0], *NAMES[2:]]),
+        ((), (NAMES[1],), [NAMES[0], *NAMES[2:]]),
     ],
 )
-def test_patterns_choose_tensors(
-    include: tuple[str, ...] | None, exclude: tuple[str, ...] | None, expected: list[str]
-) -> None:
+def test_patterns_choose_tensors(include: tuple[str, ...], exclude: tuple[str, ...], expected: list[str]) -> None:
     assert chosen(NAMES, include, exclude) == expected
 
 
 def test_patterns_that_match_nothing_are_named() -> None:
     with pytest.raises(UsageError, match=r"--include 'q_proj' matches no tensor .* try '\*q_proj\*'"):
-        chosen(NAMES, ("q_proj",), None)
+        chosen(NAMES, ("q_proj",), ())
     with pytest.raises(UsageError, match=r"--exclude .* near are 'q_proj'"):
-        chosen(NAMES, None, ("*q_porj*",))
+        chosen(NAMES, (), ("*q_porj*",))
     with pytest.raises(UsageError, match="--include and --exclude leave no tensor to train"):
         chosen(NAMES, ("*mlp*",), ("*up_proj*",))
 

@@ -1,44 +1,85 @@
-"""Progress bars on a terminal, nothing in a pipe."""
+"""Progress on standard error: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from taskvec.progress import Progress
 
+FIRST, EVERY = 20.0, 30.0  # seconds until the first line, and from one line to the next
+
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Yield a Progress that draws one bar a stage on standard error where that is a terminal."""
-    if not sys.stderr.isatty():
-        from taskvec.progress import silent
+def progress_bars(first: float = FIRST, every: float = EVERY) -> Iterator[Progress]:
+    """Yield a Progress that says on standard error what is being done.
 
-        yield silent
-        return
+    On a terminal there is one bar a stage. Elsewhere one line is printed after `first` seconds and then one every
+    `every` seconds, so that quick commands print none.
+    """
+    with _bars() if sys.stderr.isatty() else _lines(sys.stderr, first, every) as progress:
+        yield progress
 
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
 
     from taskvec_formats.text import printable
 
+    from .report import NOTE, memory
+
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        Remaining(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=Console(file=sys.stderr)) as bars:
+    with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=300) as bars:
         stages: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str = "") -> None:
-            note = printable(note, 80)
+            note = printable(f"{note}, {memory()}" if note and done < total else note, NOTE)
             if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=total, note=note)
+                stages[stage] = bars.add_task(printable(stage, NOTE), total=total, note=note)
+            elif done < bars.tasks[stages[stage]].completed:  # the stage begins again
+                bars.reset(stages[stage], total=total, note=note)
             bars.update(stages[stage], completed=done, total=total, note=note)
 
         yield show
+
+
+@contextmanager
+def _lines(stream: TextIO, first: float, every: float) -> Iterator[Progress]:
+    """Lines from a thread of their own, since one step may take minutes.
+
+    The program may fork while the thread works, so it imports nothing: a child would wait for its import lock.
+    """
+    from .report import Report
+
+    report, finished = Report(), threading.Event()
+
+    def work() -> None:
+        wait = first
+        while not finished.wait(wait):
+            try:
+                print(report.line(), file=stream, flush=True)
+            except (OSError, ValueError):  # nobody listens any more
+                return
+            wait = every
+
+    thread = threading.Thread(target=work, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield report.show
+    finally:
+        finished.set()
+        thread.join(timeout=1)  # a reader that does not read must not keep the command from ending

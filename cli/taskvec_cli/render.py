@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from taskvec.demo.run import Demo
     from taskvec.overlap import Overlap
     from taskvec.training.evaluate import Evaluation
+    from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
     from taskvec.training.train import Training
 
@@ -146,6 +147,41 @@ def print_more(more: dict[str, object]) -> None:
         say(f"{key.replace('_', ' ')}: {shown}")
 
 
+def plan_summary(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """What `train --dry-run --json` says. folders: that are there while the run lasts, or with --report-to."""
+    return {**asdict(plan), "files": list(files), "folders": list(folders)}
+
+
+def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None:
+    """The same for people."""
+    held_out = f", {plan.held_out:,} held out" if plan.held_out else ""
+    say(f"examples: {plan.examples:,}{held_out}")
+    say(f"tokens of an example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
+    for phase in plan.phases:
+        say(
+            f"{phase.name}: {phase.steps:,} steps, about {phase.tokens / phase.steps:,.0f} tokens a step and "
+            f"{phase.tokens:,} in all, peak memory about {size(phase.memory)} ({plan.device})"
+        )
+    say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
+    if plan.entries is not None:
+        say(f"entries: {plan.entries:,}")
+    columns = ("layer", "eligible", "entries")[: 2 if plan.entries is None else 3]
+    rows = [
+        (
+            "-" if layer.layer is None else str(layer.layer),
+            f"{layer.eligible:,}",
+            "?" if layer.entries is None else f"{layer.entries:,}",
+        )
+        for layer in plan.layers
+    ]
+    print_table(columns, [row[: len(columns)] for row in rows])
+    if plan.entries is not None and any(layer.entries is None for layer in plan.layers):
+        say("entries of a layer: known once the mask is chosen")
+    say(f"would be written: {', '.join(files)}")
+    say(f"folders meanwhile: {', '.join(folders)}")
+    say("nothing was trained or written")
+
+
 def training_summary(trained: Training) -> dict[str, Any]:
     """What `train --json` says beside the file's summary."""
     curve = trained.curve
@@ -157,6 +193,10 @@ def training_summary(trained: Training) -> dict[str, Any]:
         "eval_loss": curve.eval_loss,
         "loss_rises": curve.rises,
         "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
+        "eval_metrics": {
+            name: [{"step": step, "value": value} for step, value in points]
+            for name, points in curve.eval_metrics.items()
+        },
         "tokens_per_second": curve.tokens_per_second,
         "rows": asdict(trained.rows),
         "eval_rows": asdict(trained.eval_rows) if trained.eval_rows.rows else None,
@@ -184,6 +224,10 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
         lines["evaluated_loss"] = summary["eval_loss"]
         best = min(summary["eval_losses"], key=lambda entry: entry["loss"])
         lines["lowest_evaluated_loss"] = f"{best['loss']:.3f} after step {best['step']}"
+    for name, points in summary["eval_metrics"].items():
+        if points:
+            most = max(points, key=lambda entry: entry["value"])
+            lines[f"highest_{name}"] = f"{most['value']:.3f} after step {most['step']}"
     if summary["steps"] and free:
         lines["entries_that_change_their_weight"] = f"{survived:,} ({survived / summary['trained']:.1%})"
     if in_a_row:

@@ -2,12 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .config import ConfigFile, compare, settle
 from .outputs import DATA, FILE, LotaFile, check_unfinished
 from .progress import progress_bars
+
+if TYPE_CHECKING:
+    from taskvec.training.options import Options
+    from taskvec.training.train import Training
+    from taskvec_formats import Checkpoint
 
 _MASK = "Which weights (--method lota)"
 _TENSORS = "Which tensors"
@@ -24,6 +30,7 @@ def train(
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
     output: LotaFile,
+    config: ConfigFile = None,
     method: Annotated[
         str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
     ] = "lota",
@@ -190,6 +197,14 @@ def train(
             rich_help_panel=_WATCH,
         ),
     ] = None,
+    eval_metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="exact_match or rouge1, at each evaluation beside the loss; once a metric.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was interrupted.", rich_help_panel=_WATCH)
     ] = False,
@@ -238,6 +253,10 @@ def train(
             "--trust-remote-code", help="Run Python code from the model folder, where the model has code of its own."
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done, how much of it and in how much memory, and stop."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -246,30 +265,16 @@ def train(
     Until it is done, OUTPUT.run holds what --resume needs to go on after an interruption.
     """
     given = dict(locals())
-    from dataclasses import fields
-
+    options = _options(given, settle(context, given))
+    eval_data = given["eval_data"]
     from taskvec import TaskVector, open_checkpoint
     from taskvec.destination import check_distinct, check_file
-    from taskvec.plotting import check_picture, plot_losses
+    from taskvec.plotting import check_picture
     from taskvec.record import remove_work
     from taskvec.source import inputs_of
-    from taskvec.training.effects import check_effects
     from taskvec.training.examples import check_examples
     from taskvec.training.folder import KIND
-    from taskvec.training.options import Options
 
-    from . import render
-
-    if sparsity is None and mask_from is None and method == "lota":
-        given["sparsity"] = 0.9
-    options = Options(**{field.name: given[field.name] for field in fields(Options)})
-    options.check()
-    check_effects(
-        options,
-        _given(context),
-        takes_mask=mask_from is not None,
-        evaluates=eval_data is not None or bool(eval_split),
-    )
     mixed = [_mixed(text) for text in mix or ()]
     sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
     files = [file for source in sources for file in check_examples(source)]
@@ -278,7 +283,7 @@ def train(
     beginning = None if start_from is None else TaskVector.open(start_from)
     checkpoint = open_checkpoint(base)
     vectors = [vector for vector in (holder, beginning, *earlier) if vector is not None]
-    read = [*files, *inputs_of(checkpoint, *vectors)]
+    read = [*files, *inputs_of(checkpoint, *vectors), *([] if config is None else [config])]
     check_distinct(output, plot)
     check_file(output, force=force, inputs=read)
     if plot is not None:
@@ -288,12 +293,20 @@ def train(
     if report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
     if show_example:
-        from taskvec.training.preview import preview_first
-
-        # standard output is the report's
-        for line in render.preview_lines(preview_first(checkpoint.path, data, options)):
-            render.say(line, err=True)
+        _preview(checkpoint, data, options)
+    request: dict[str, Any] = {
+        "mask_from": holder,
+        "disjoint_from": earlier,
+        "start_from": beginning,
+        "mix": mixed,
+        "eval_data": eval_data,
+    }
+    if dry_run:
+        compare(context, checkpoint, data, request)
+        _plan(checkpoint, data, options, request, output=output, plot=plot, as_json=as_json)
+        return
     with progress_bars() as progress:
+        compare(context, checkpoint, data, request)
         from taskvec.training.train import train as train_vector
 
         trained = train_vector(
@@ -301,32 +314,91 @@ def train(
             data,
             options,
             progress,
-            mask_from=holder,
-            disjoint_from=earlier,
-            start_from=beginning,
-            mix=mixed,
-            eval_data=eval_data,
+            **request,
             folder=folder,
             resume=resume or not force,
         )
         trained.vector.save(output, progress, force=force)
     remove_work(folder)
     if plot is not None:
-        plot_losses(
-            output.stem, trained.calibration_losses, trained.curve.losses, trained.curve.eval_losses, plot, force=force
-        )
+        _draw(trained, output.stem, plot, force=force)
+    _report(trained, output, as_json=as_json, in_a_row=bool(earlier))
+
+
+def _options(given: dict[str, Any], was_set: set[str]) -> "Options":
+    """The options that are meant by the parameters of the command, of which some were set."""
+    from dataclasses import fields
+
+    from taskvec.training.effects import check_effects
+    from taskvec.training.options import Options
+
+    takes_mask = given["mask_from"] is not None
+    if given["sparsity"] is None and not takes_mask and given["method"] == "lota":
+        given["sparsity"] = 0.9
+    given |= {name: given[name] or () for name in ("include", "exclude", "eval_metric")}
+    options = Options(**{field.name: given[field.name] for field in fields(Options)})
+    options.check()
+    evaluates = given["eval_data"] is not None or bool(given["eval_split"])
+    check_effects(options, was_set, takes_mask=takes_mask, evaluates=evaluates)
+    return options
+
+
+def _preview(checkpoint: "Checkpoint", data: Path, options: "Options") -> None:
+    from taskvec.training.preview import preview_first
+
+    from . import render
+
+    # standard output is the report's
+    for line in render.preview_lines(preview_first(checkpoint.path, data, options)):
+        render.say(line, err=True)
+
+
+def _plan(
+    checkpoint: "Checkpoint",
+    data: Path,
+    options: "Options",
+    request: dict[str, Any],
+    *,
+    output: Path,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from . import render
+
+    with progress_bars() as progress:
+        from taskvec.training.plan import plan
+
+        found = plan(checkpoint, data, options, progress, **request)
+    files = [str(output), *([] if plot is None else [str(plot)])]
+    folders = [f"{output}.run", *(["runs"] if options.report_to == "tensorboard" else [])]
+    if as_json:
+        render.print_json(render.plan_summary(found, files, folders))
+    else:
+        render.print_plan(found, files, folders)
+
+
+def _report(trained: "Training", output: Path, *, as_json: bool, in_a_row: bool) -> None:
+    from . import render
+
     summary = render.training_summary(trained)
-    render.report_file(
-        output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=bool(earlier)))
-    )
+    render.report_file(output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=in_a_row)))
     for warning in render.training_warnings(summary):
         render.say(f"taskvec: warning: {warning}", err=True)
 
 
-def _given(context: typer.Context) -> set[str]:
-    """The parameters that were set, if only to their defaults."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+def _draw(trained: "Training", label: str, plot: Path, *, force: bool) -> None:
+    from taskvec.plotting import plot_losses
+
+    curve = trained.curve
+    plot_losses(
+        label,
+        trained.calibration_losses,
+        curve.losses,
+        curve.eval_losses,
+        plot,
+        metrics=curve.eval_metrics,
+        force=force,
+    )
 
 
 def _mixed(text: str) -> tuple[Path, float]:

@@ -43,7 +43,7 @@ def _text(path: Path) -> str:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise UsageError(f"it is larger than {LARGEST:,} bytes, the most that a recipe may have")
+            raise UsageError(f"it is larger than {LARGEST:,} bytes, the most that such a file may have")
         return content.decode("utf-8")
     except FileNotFoundError:
         raise UsageError("no such file") from None

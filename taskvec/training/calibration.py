@@ -34,9 +34,6 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     lr = options.calibration_lr or options.lr
-    steps = options.calibration_steps
-    if options.calibration_epochs is not None:
-        steps = run.steps_of(options.calibration_epochs)
     with _observed(parameters, options.mask) as sums:
         optimizer: Optimizer
         if options.low_memory:
@@ -46,7 +43,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
             names = {id(parameter): name for name, parameter in parameters.items()}
             run.pull(optimizer, lambda parameter: run.moved(names[id(parameter)]))
         dense = not options.low_memory
-        curve = run.phase(run.model, optimizer, steps=steps, dense=dense, calibrates=True)
+        curve = run.phase(run.model, optimizer, steps=run.calibration_steps, dense=dense, calibrates=True)
     if isinstance(optimizer, LeanRMSprop):
         optimizer.close()
     run.model.zero_grad(set_to_none=True)

@@ -36,15 +36,22 @@ def train_fully(run: Run, keep: RunFolder) -> Curve:
     return _train(run, run.model, parameters, keep, dense=True)
 
 
+def check_peft() -> None:
+    """Raise UsageError where peft is missing."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise UsageError("LoRA needs the package peft: pip install 'taskvec[lora]'") from None
+
+
 def train_lora(run: Run, keep: RunFolder) -> Curve:
     """Train adapters on the linear layers of the blocks and merge them into the weights, in f32.
 
     Experts that are fused into one parameter have none. Raises UsageError where peft is missing.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise UsageError("LoRA needs the package peft: pip install 'taskvec[lora]'") from None
+    check_peft()
+    from peft import LoraConfig, get_peft_model
+
     modules = {name.removesuffix(".weight") for name in run.parameters() if name.endswith(".weight")}
     transposed = any(isinstance(run.model.get_submodule(name), Conv1D) for name in modules)
     config = LoraConfig(

@@ -9,7 +9,7 @@ from ..errors import UsageError
 from .options import Options
 
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
-_WATCHING = "eval_split eval_steps patience save_steps report_to"
+_WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
 _LEARNING = (
     "lr optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length dtype "
     "gradient_checkpointing"
@@ -44,7 +44,11 @@ def check_effects(
         (_WATCHING, trains, "here: --steps 0 does not train"),
         ("lr", trains or options.calibration_lr is None, "beside --steps 0 and --calibration-lr"),
         (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and --steps 0 does not train"),
-        ("eval_steps patience", evaluates, "here: it needs examples to evaluate on, by --eval-split or --eval-data"),
+        (
+            "eval_steps patience eval_metric",
+            evaluates,
+            "here: it needs examples to evaluate on, by --eval-split or --eval-data",
+        ),
         ("save_steps", options.patience is None, "beside --patience, which keeps a checkpoint of each evaluation"),
     )
     for names, effective, why in rules:

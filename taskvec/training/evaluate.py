@@ -106,7 +106,7 @@ def evaluate(
     answers: list[str] = []
     counts: RowCounts | None = None
     cut: int | None = None
-    with torch.inference_mode():
+    with torch.no_grad():  # what a model keeps from inference_mode could not be trained with afterwards
         if "loss" in metrics:
             if is_encoder_decoder(model):
                 rows, counts = encode_all_pairs(examples, tokenizer, max_length)

@@ -7,10 +7,9 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,12 +32,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
-from .kinds import is_encoder_decoder
 from .loading import device_of
 from .optimizers import LeanRMSprop
 from .options import Options
-from .pairs import collate_pairs
-from .rows import Row, accepted_arguments, collate
+from .pairs import collator_of
+from .rows import Row
 
 _COMPLETE = "complete"
 
@@ -48,14 +46,17 @@ class Curve:
     """What a phase saw.
 
     losses: one a step, nats a token. eval_losses: (step, loss) of each evaluation.
-    tokens_per_second: without padding, except in packed rows; since the phase began or was resumed.
+    tokens_per_second: without padding, except in packed rows; since the phase began or was resumed, without the time of
+        evaluations.
     kept: the step whose weights were kept: the last, or with options.patience that of the lowest evaluation.
+    eval_metrics: metric -> (step, value) of each evaluation, of those that were asked for beside the loss.
     """
 
     losses: list[float]
     eval_losses: list[tuple[int, float]]
     tokens_per_second: float
     kept: int = 0
+    eval_metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     @property
     def final_loss(self) -> float | None:
@@ -73,6 +74,29 @@ class Curve:
         tenth = self.kept // 10
         first, last = self.losses[:tenth], self.losses[self.kept - tenth : self.kept]
         return sum(last) > sum(first)
+
+
+# metric -> its value, of the model as it is
+Measure = Callable[[], Mapping[str, float]]
+
+
+class _Measured(Trainer):
+    """Evaluations measure more than the loss, in the same arithmetic, and draw no random numbers of training's."""
+
+    measure: Measure | None
+    watch: _Watch
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The metrics of Trainer, with eval_ before the names of those measured here."""
+        began = time.perf_counter()
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.measure is not None:
+            with torch.random.fork_rng(), self.accelerator.autocast():
+                found = {f"eval_{name}": value for name, value in self.measure().items()}
+            self.log(found)
+            metrics |= found
+        self.watch.began += time.perf_counter() - began
+        return metrics
 
 
 class _TwoPasses(Trainer):
@@ -191,6 +215,7 @@ def fit(
     autocast: bool,
     progress: Progress,
     eval_rows: Sequence[Row] = (),
+    measure: Measure | None = None,
     folder: Path | None = None,
     report_to: str = "none",
 ) -> Curve:
@@ -198,7 +223,7 @@ def fit(
 
     padding: the token id to fill batches up with. autocast: compute in bf16 where the weights are f32.
     eval_rows: evaluated every options.eval_steps and after the last step; with options.patience the best weights are
-        taken at the end.
+        taken at the end. measure: called at each evaluation, for options.eval_metric.
     folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
     Raises TrainingError where a loss is not finite or the process was told to stop.
     """
@@ -251,22 +276,20 @@ def fit(
             assert options.patience is not None
             callbacks.append(EarlyStoppingCallback(options.patience))
         scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
-        if is_encoder_decoder(model):
-            collator: Callable[[Sequence[Row]], dict[str, Any]] = partial(collate_pairs, padding=padding)
-        else:
-            collator = partial(collate, padding=padding, accepts=accepted_arguments(model))
-        trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else Trainer)(
+        trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else _Measured)(
             model=model,
             args=arguments,
             train_dataset=rows,
             eval_dataset=eval_rows or None,
-            data_collator=collator,
+            data_collator=collator_of(model, padding),
             optimizers=(optimizer, scheduler),
             callbacks=callbacks,
         )
         if isinstance(trainer, _TwoPasses):
             assert isinstance(optimizer, LeanRMSprop)
             trainer.lean = optimizer
+        else:
+            trainer.measure, trainer.watch = measure, watch
         trainer.remove_callback(PrinterCallback)
         last = _last_checkpoint(folder)
         with _finishing_the_step(watch):
@@ -278,4 +301,8 @@ def fit(
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     eval_losses = [(int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
     kept = min(eval_losses, key=lambda evaluation: evaluation[1])[0] if best else len(losses)
-    return Curve(losses, eval_losses, watch.rate, kept)
+    metrics = {
+        name: [(int(entry["step"]), float(entry[f"eval_{name}"])) for entry in history if f"eval_{name}" in entry]
+        for name in (options.eval_metric if measure is not None else ())
+    }
+    return Curve(losses, eval_losses, watch.rate, kept, metrics)

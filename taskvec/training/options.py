@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from ..arguments import instance, real, said, whole
+from ..arguments import instance, instances, real, said, whole
 from ..errors import UsageError
 from ..masks import check_sparsity
+from .scoring import METRICS, check_request
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -49,18 +50,15 @@ def _text(what: str, value: object) -> object:
     return value
 
 
-def _patterns(what: str, value: object) -> object:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise UsageError(f"{what} must be a list of patterns, found {said(value)}")
-    for number, pattern in enumerate(value, 1):
-        instance(f"{what}, number {number},", pattern, str)
-    return tuple(value) or None
-
-
 def _truth(what: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise UsageError(f"{what} must be True or False, found {said(value)}")
     return bool(value)
+
+
+def _texts(what: str, value: object) -> tuple[str, ...]:
+    instances(what, value, str)
+    return tuple(value)  # type: ignore[arg-type]  # a sequence of strings, as has just been checked
 
 
 # by the annotation of a field
@@ -69,7 +67,7 @@ _KINDS: dict[str, Callable[[str, Any], object]] = {
     "float": _number,
     "str": _text,
     "bool": _truth,
-    "tuple[str, ...]": _patterns,
+    "tuple[str, ...]": _texts,
 }
 
 
@@ -104,7 +102,7 @@ class Options:
         instead of keeping them.
     eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; the last step is
         always followed by one. patience: evaluations without a lower loss before training stops and the best weights
-        are taken.
+        are taken. eval_metric: what is measured at each evaluation beside the loss, "exact_match" or "rouge1" or both.
     save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
     seed: of the order of the data. device: "auto" (an accelerator where there is one) or as check_device says.
     dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
@@ -117,8 +115,8 @@ class Options:
     mask: str = "magnitude"
     scope: str = "global"
     via: float | None = None
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     calibration_steps: int = 20
     calibration_epochs: float | None = None
     low_memory: bool = False
@@ -143,6 +141,7 @@ class Options:
     eval_split: float = 0.0
     eval_steps: int | None = None
     patience: int | None = None
+    eval_metric: tuple[str, ...] = ()
     save_steps: int = 100
     report_to: str = "none"
     seed: int = 0
@@ -219,6 +218,12 @@ class Options:
                     f"{name.replace('_', '-')} is one of {', '.join(known)}, found {getattr(self, name)!r}"
                 )
         check_device(self.device)
+
+        for metric in self.eval_metric:
+            if metric not in METRICS[1:]:
+                raise UsageError(f"eval-metric is one of {', '.join(METRICS[1:])}, found {metric!r}")
+        if self.eval_metric:
+            check_request(self.eval_metric)
 
     def _check_combinations(self) -> None:
         if self.method != "lota":

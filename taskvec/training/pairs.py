@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import DataError
 from .examples import Example
-from .rows import IGNORED, Row, RowCounts, encode_prompt, plain_text
+from .kinds import is_encoder_decoder
+from .rows import IGNORED, Row, RowCounts, accepted_arguments, collate, encode_prompt, plain_text
 
 
 def encode_source(example: Example, tokenizer: Any, max_length: int | None = None) -> list[int]:
@@ -81,6 +84,13 @@ def _fitted(example: Example, tokenizer: Any, max_length: int) -> tuple[Row, int
     if len(source) > max_length:
         source = encode_source(example, tokenizer, max_length)
     return {"input_ids": source, "labels": target[:max_length]}, length
+
+
+def collator_of(model: nn.Module, padding: int) -> Callable[[Sequence[Row]], dict[str, Any]]:
+    """What makes a batch of rows for a model. padding: the token id to fill up with."""
+    if is_encoder_decoder(model):
+        return partial(collate_pairs, padding=padding)
+    return partial(collate, padding=padding, accepts=accepted_arguments(model))
 
 
 def collate_pairs(batch: Sequence[Row], padding: int) -> dict[str, Any]:

@@ -310,7 +310,7 @@ def collate(batch: Sequence[Row], padding: int, accepts: frozenset[str]) -> dict
         first = int((labels != IGNORED).any(0).nonzero()[0])
         keep = min(length, length - first + 1)
         inputs["logits_to_keep"] = keep
-        labels = labels[:, -keep:]
+        labels = labels[:, -keep:].contiguous()  # some models view them as one axis
     inputs["labels"] = labels
     return inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from ..tensor import apply_range
 from .corpus import Corpus
+from .evaluate import evaluate
 from .examples import Example
 from .kinds import check_reading, is_encoder_decoder, is_masked
 from .loading import load_model
@@ -63,9 +65,12 @@ class Run:
         held = torch.bfloat16 if self.bf16 and not dense else torch.float32
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
+        if is_masked(self.model) and options.eval_metric:
+            raise UsageError(f"{start.name} is a masked language model and gives no answers: leave --eval-metric out")
         limit = length_limit(self.model.config, options.max_length)
         self.rows, self.counts = self._rows(corpus.train, limit, options.turns)
         # as `taskvec eval` does: the loss on the last turn
+        self.held_out = corpus.held_out
         self.eval_rows, self.eval_counts = self._rows(corpus.held_out, limit, "last")
         check_reading(self.model, self.rows[0])
         if options.pack:
@@ -160,6 +165,18 @@ class Run:
         """Optimizer steps of training."""
         return self.steps_of(self.options.epochs) if self.options.steps is None else self.options.steps
 
+    @property
+    def calibration_steps(self) -> int:
+        """Optimizer steps of calibration."""
+        epochs = self.options.calibration_epochs
+        return self.options.calibration_steps if epochs is None else self.steps_of(epochs)
+
+    @property
+    def tokens_a_step(self) -> float:
+        """The mean over a pass, whose last batch and step may be smaller."""
+        batches = math.ceil(len(self.rows) / self.options.batch_size)
+        return self.counts.tokens / math.ceil(batches / self.options.accumulate)
+
     def phase(
         self,
         model: nn.Module,
@@ -188,9 +205,23 @@ class Run:
             autocast=self.bf16 and dense,
             progress=self.progress,
             eval_rows=() if calibrates else self.eval_rows,
+            measure=self._measure if self.options.eval_metric and not calibrates else None,
             folder=folder,
             report_to="none" if calibrates else options.report_to,
         )
+
+    def _measure(self) -> dict[str, float]:
+        """options.eval_metric, of the model as it is."""
+        found = evaluate(
+            self.model,  # type: ignore[arg-type]  # transformers', of which Run needs only what torch's has
+            self.tokenizer,
+            self.held_out,
+            self.options.eval_metric,
+            batch_size=self.options.batch_size,
+            max_length=self.options.max_length,
+            progress=self.progress,
+        )
+        return {name: metric.value for name, metric in found.metrics.items()}
 
     def pull(self, optimizer: Optimizer, moved: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Pull weights back before each step, by options.l1 and options.weight_decay.

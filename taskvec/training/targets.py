@@ -10,14 +10,14 @@ from ..arguments import said
 from ..errors import UsageError
 
 
-def chosen(names: Collection[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[str]:
-    """The names that one of `include` matches, or all where it is None, and none of `exclude`, in their order.
+def chosen(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """The names that one of `include` matches, or all where there are none, and none of `exclude`, in their order.
 
     Patterns are those of fnmatch: `*` stands for anything, dots included, and a pattern matches a whole name.
     Raises UsageError for a pattern that matches nothing, and where no name is left.
     """
     for option, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns or ():
+        for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UsageError(
                     f"--{option} {said(pattern)} matches no tensor that would be trained{_near(pattern, names)}"
@@ -25,8 +25,8 @@ def chosen(names: Collection[str], include: Sequence[str] | None, exclude: Seque
     left = [
         name
         for name in names
-        if (include is None or any(fnmatchcase(name, pattern) for pattern in include))
-        and not any(fnmatchcase(name, pattern) for pattern in exclude or ())
+        if (not include or any(fnmatchcase(name, pattern) for pattern in include))
+        and not any(fnmatchcase(name, pattern) for pattern in exclude)
     ]
     if not left:
         raise UsageError("--include and --exclude leave no tensor to train")

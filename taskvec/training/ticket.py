@@ -26,6 +26,7 @@ from .leaves import sparse_finetune
 from .loop import Curve
 from .masking import Masks, largest, mask_of, random_mask
 from .optimizers import make_optimizer
+from .options import Options
 from .run import Run
 
 
@@ -52,10 +53,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     Raises MaskError, TrainingError.
     """
     options = run.options
-    k = None if options.sparsity is None else entries_for(options.sparsity, run.eligible)
-    free = run.eligible - sum(map(len, taken.values()))
-    if free < (k or 1):
-        raise MaskError(f"{k or 1} entries are wanted but earlier masks leave {free} of {run.eligible} weights free")
+    k = entries_wanted(options, run.eligible, taken)
 
     def choose() -> TaskVector:
         losses: list[float] = []
@@ -101,6 +99,15 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
     return Ticket(vector, calibration_losses, curve, survived, unreached)
+
+
+def entries_wanted(options: Options, eligible: int, taken: Masks) -> int | None:
+    """k; None where another vector's mask is taken whole. Raises MaskError where fewer weights are free."""
+    k = None if options.sparsity is None else entries_for(options.sparsity, eligible)
+    free = eligible - sum(map(len, taken.values()))
+    if free < (k or 1):
+        raise MaskError(f"{k or 1} entries are wanted but earlier masks leave {free} of {eligible} weights free")
+    return k
 
 
 def _zeros(form: Form, indices: Indices) -> SparseTensor:

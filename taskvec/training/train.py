@@ -84,7 +84,7 @@ def train(
     start's bits at the end, and applying it gives the trained weights to the last bit: both are checked here, tensor by
     tensor. Raises UsageError, DataError, MaskError, TrainingError, ResumeError, BaseMismatchError.
     """
-    _check(base, options, mask_from, disjoint_from, start_from, eval_data)
+    check_request(base, options, mask_from, disjoint_from, start_from, eval_data)
     if folder is not None:
         sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         _check_folder(folder, sources, base, [mask_from, start_from, *disjoint_from])
@@ -105,6 +105,7 @@ def train(
     record: dict[str, Any] = {
         "base": base.fingerprint,
         "data": corpus.files,
+        "mix": [share for _, share in mix],
         "options": {name: value for name, value in asdict(options).items() if name not in {"device", "report_to"}},
         "mask_from": mask_from and _identity(mask_from),
         "disjoint_from": [_identity(vector) for vector in disjoint_from],
@@ -168,6 +169,7 @@ def train(
         kept_step=curve.kept,
         final_loss=curve.final_loss,
         eval_loss=curve.eval_loss,
+        **{f"eval_{name}": dict(points).get(curve.kept) for name, points in curve.eval_metrics.items()},
         survived=survived,
         unreached=unreached,
         mask_from=mask_from and shortened(mask_from.name),
@@ -180,7 +182,7 @@ def train(
     )
 
 
-def _check(
+def check_request(
     base: Checkpoint,
     options: Options,
     mask_from: TaskVector | None,
@@ -188,6 +190,7 @@ def _check(
     start_from: TaskVector | None,
     eval_data: Path | None,
 ) -> None:
+    """Raise UsageError or BaseMismatchError for options and arguments of `train` that do not go together."""
     options.check()
     if options.method != "lota" and (mask_from is not None or disjoint_from):
         raise UsageError(f"--method {options.method} has no mask that could be taken from, or kept off, another vector")

@@ -1,0 +1,89 @@
+"""What was reported last, as one line of text: stage, steps, a note, the time left, memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from taskvec.resident import resident
+from taskvec_formats.text import printable
+
+_LINE, NOTE = 200, 80  # the most characters
+
+
+@dataclass
+class _Stage:
+    """done of total steps at the time `at`; the first report was of `before` steps, at the time `began`. In seconds."""
+
+    name: str
+    began: float
+    before: int
+    at: float
+    done: int
+    total: int
+    note: str
+
+    def left(self, now: float) -> float | None:
+        """The seconds that the rest takes at the speed so far; None where nothing is known of it."""
+        if not self.before < self.done < self.total:
+            return None
+        each = (self.at - self.began) / (self.done - self.before)
+        return max(0.0, each * (self.total - self.done) - (now - self.at))
+
+
+class Report:
+    """What was reported last, as one line of text.
+
+    Args:
+        clock: The time in seconds since any moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._stages: dict[str, _Stage] = {}
+        self._last: _Stage | None = None
+
+    def show(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """A Progress that keeps what it is told."""
+        now = self._clock()
+        before = self._stages.get(stage)
+        if before is None or done < before.done:
+            self._stages[stage] = self._last = _Stage(stage, now, done, now, done, total, note)
+            return
+        # a new object: another thread may be reading the old one
+        self._stages[stage] = self._last = _Stage(stage, before.began, before.before, now, done, total, note)
+
+    def line(self) -> str:
+        """The time since the beginning, then the stage, its steps, its note, the time left and the memory in use."""
+        now, stage = self._clock(), self._last
+        parts = ["working"]
+        if stage is not None:
+            parts = [f"{printable(stage.name, NOTE)} {stage.done:,}/{stage.total:,}", printable(stage.note, NOTE)]
+            if (left := stage.left(now)) is not None:
+                parts.append(f"{_clock(left)} left")
+        parts.append(memory())
+        return printable(f"[{_clock(now - self._began)}] " + ", ".join(part for part in parts if part), _LINE)
+
+
+def memory() -> str:
+    """The memory that tensors take on a CUDA device in use, else the resident memory of the process; "" if unknown."""
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    initialized = getattr(cuda, "is_initialized", None)
+    if initialized is not None and initialized():
+        return f"{_size(cuda.memory_allocated())} on the device"
+    held = resident()
+    return "" if held is None else f"{_size(held)} memory"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

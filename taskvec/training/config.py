@@ -1,0 +1,222 @@
+"""Options of a run from a file: YAML, or the record that a run leaves in its `.lota` file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from taskvec_formats import Checkpoint
+
+from ..errors import UsageError
+from ..merging.documents import read_document
+from ..merging.settings import shown
+from ..vector import TaskVector
+
+# those of which the second is what a file says where the command line gives the first, and then means nothing
+RIVALS = (("steps", "epochs"), ("calibration_steps", "calibration_epochs"), ("eval_data", "eval_split"))
+
+
+def _number(value: object) -> object:
+    if isinstance(value, str):
+        return float(value)  # YAML takes 1e-4, without a point, for text
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    raise ValueError
+
+
+def _of(kind: type) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if type(value) is not kind:
+            raise ValueError
+        return value
+
+    return check
+
+
+def _texts(value: object) -> object:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) for each in values):
+        raise ValueError
+    return values
+
+
+# kind -> what it is called, and what makes a value of it or raises ValueError
+_KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
+    "int": ("a whole number", _of(int)),
+    "float": ("a number", _number),
+    "bool": ("true or false", _of(bool)),
+    "str": ("text", _of(str)),
+    "list": ("a list of texts", _texts),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a file says.
+
+    settings: option -> value, with underscores; what the file leaves out, or gives as null, is not there.
+    record: the record of the run, where the file is one that a run wrote.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    record: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, path: Path, kinds: Mapping[str, str], apart: Collection[str] = ()) -> Config:
+        """Read a YAML file or, where its name ends so, a `.lota` file.
+
+        kinds: option -> "int", "float", "bool", "str" or "list", of texts. apart: options that are given on the command
+        line only; a record that has one of them is read without it.
+        Raises UsageError, naming the file and the key, for unknown keys and values of another kind, and where there is
+        no record; the errors of `TaskVector.open`.
+        """
+        if path.suffix == ".lota":
+            record = _record_of(path)
+            options = {key: value for key, value in record["options"].items() if key not in apart}
+            return cls(path, _settings(path, options, kinds, ()), record)
+        try:
+            document = read_document(path)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        if not isinstance(document, dict):
+            raise UsageError(f"{path}: expected a mapping of options, such as lr: 0.001, found {shown(document)}")
+        return cls(path, _settings(path, document, kinds, apart))
+
+    def check_given(self, **given: object) -> None:
+        """Raise UsageError where the recorded run read a file that is not given now.
+
+        given: mask_from, disjoint_from, start_from, eval_data and mix, as they are on the command line.
+        """
+        if self.record is None:
+            return
+        _, evaluated, mixed = _files(self.record)
+        recorded = {
+            "mask_from": self.record.get("mask_from"),
+            "disjoint_from": self.record.get("disjoint_from"),
+            "start_from": self.record.get("start_from"),
+            "eval_data": evaluated and evaluated.get("name"),
+            "mix": [file.get("name") for file in mixed],
+        }
+        for option, name in recorded.items():
+            if name and not given[option]:
+                names = [each.get("name") if isinstance(each, dict) else each for each in _listed(name)]
+                raise UsageError(
+                    f"{self.path}: the run had --{option.replace('_', '-')} {shown(', '.join(map(str, names)))[1:-1]}: "
+                    "a file holds no paths, so give it again"
+                )
+
+    def differences(
+        self,
+        base: Checkpoint,
+        data: Path,
+        *,
+        mask_from: TaskVector | None,
+        disjoint_from: Sequence[TaskVector],
+        start_from: TaskVector | None,
+        mix: Sequence[tuple[Path, float]],
+        eval_data: Path | None,
+    ) -> list[str]:
+        """In what a run now differs from the recorded one, besides its options: a sentence each.
+
+        Files are compared by their contents, packages by their versions. Reads all of the base.
+        """
+        if self.record is None:
+            return []
+        found = []
+        if self.record.get("base") != base.fingerprint:
+            found.append(f"the base was another: {base.name} has other weights")
+        first, evaluated, mixed = _files(self.record)
+        found += _other_file("data", first, data)
+        found += _other_file("--eval-data", evaluated, eval_data)
+        if len(mixed) != len(mix):
+            found.append(f"--mix was given {len(mixed)} times, here {len(mix)}")
+        for file, share, (path, given) in zip(mixed, _listed(self.record.get("mix")), mix, strict=False):
+            found += _other_file("--mix", file, path)
+            if share != given:
+                found.append(f"the share of {path} was {shown(share)}, here it is {given}")
+        for option, was, now in (
+            ("--mask-from", _listed(self.record.get("mask_from")), [] if mask_from is None else [mask_from]),
+            ("--disjoint-from", _listed(self.record.get("disjoint_from")), list(disjoint_from)),
+            ("--start-from", _listed(self.record.get("start_from")), [] if start_from is None else [start_from]),
+        ):
+            if [_get(each, "digest") for each in was] != [vector.digest for vector in now]:
+                found.append(f"{option} was another vector, or in another order")
+        versions = self.record.get("versions")
+        for package, was in (versions if isinstance(versions, dict) else {}).items():
+            if was != (now_installed := _version(package)):
+                found.append(f"{shown(package)[1:-1]} was {shown(was)[1:-1]}, here it is {now_installed}")
+        return found
+
+
+def _record_of(path: Path) -> dict[str, Any]:
+    record = TaskVector.open(path).provenance.get("run")
+    if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
+        raise UsageError(f"{path} holds no record of a run: expected a .lota file that taskvec train wrote")
+    return record
+
+
+def _settings(
+    path: Path, document: Mapping[str, object], kinds: Mapping[str, str], apart: Collection[str]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        if name in apart:
+            raise UsageError(f"{path}: {shown(key)} cannot be set in a file: give --{name.replace('_', '-')} itself")
+        if name not in kinds:
+            near = get_close_matches(name, kinds, 1)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise UsageError(f"{path}: unknown key {shown(key)}, expected an option of taskvec train{hint}")
+        if name in found:
+            raise UsageError(f"{path}: {shown(key)} is given twice, with a hyphen and with an underscore")
+        what, make = _KINDS[kinds[name]]
+        try:
+            found[name] = None if value is None else make(value)
+        except (ValueError, OverflowError):
+            raise UsageError(f"{path}: {shown(key)[1:-1]} must be {what}, found {shown(value)}") from None
+    return {name: value for name, value in found.items() if value is not None and value != []}
+
+
+def _listed(value: object) -> list[Any]:
+    """What a record holds one of or several."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _get(entry: object, key: str) -> object:
+    return entry.get(key) if isinstance(entry, dict) else None
+
+
+_File = Mapping[str, Any]
+
+
+def _files(record: Mapping[str, Any]) -> tuple[_File, _File | None, list[_File]]:
+    """The data, the examples to evaluate on and those mixed in, in which order a record has them."""
+    data: list[_File] = [file for file in _listed(record.get("data")) if isinstance(file, dict)] or [{}]
+    mixed = data[len(data) - len(_listed(record.get("mix"))) :]
+    others = data[1 : len(data) - len(mixed)]
+    return data[0], others[0] if others else None, mixed
+
+
+def _other_file(what: str, recorded: _File | None, path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    if recorded is None:
+        return [f"{what} {path} is read, which the run did not have"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if recorded.get("sha256") == digest:
+        return []
+    name, was = (shown(recorded.get(key))[1:-1] for key in ("name", "sha256"))
+    return [f"{what} was {name} with SHA-256 {was[:12]}, {path} has {digest[:12]}"]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except (PackageNotFoundError, ValueError):
+        return None

@@ -1,0 +1,152 @@
+"""How much memory training takes at its peak, estimated from the model, the data and the options.
+
+With P weights in the model, N of them trained, k entries, and o numbers of optimizer state a trained weight (2 for adam
+and adamw, 1 for rmsprop, 0 for sgd), in bytes:
+
+- on a CPU, the process without the model, as it is measured, and the mapped files of the base
+- model: 4·P, or 2·P where it is held in bf16
+- gradients: 4·N; with low memory that of one parameter
+- optimizer: 4·o·N; with low memory 2·N, and 2·N more where the model is in bf16
+- mask gradient or fisher: 4·N
+- a ticket: (12 + 4·o)·k for delta, gradient, optimizer state and position, and the bytes of k base values
+- adapters: (8 + 4·o) for each of their weights
+- methods without a mask: 8 for each weight whose change is written at the end
+- activations: what one short example keeps for the backward pass, scaled to the tokens of the largest batch; the logits
+  of a completion's tokens are counted by themselves, with their gradient
+
+Gradients and activations are not there at the same time unless gradients are accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from .pairs import collator_of
+from .rows import IGNORED, Row, pad_id
+from .run import Run
+
+STATE = {"rmsprop": 1, "adam": 2, "adamw": 2, "sgd": 0}
+WRITTEN = 8  # bytes
+_TOKENS = 61  # of the example that is measured; an odd number, which is no width of a layer
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a forward pass keeps for the backward pass.
+
+    token: for each token of a batch. logit: for each token whose logits are computed. constant: copies of weights.
+    crops: whether the model computes logits for completions only.
+    """
+
+    token: float
+    logit: float
+    constant: int
+    crops: bool
+
+    def of(self, tokens: int, completions: int) -> int:
+        """Of a batch of so many tokens, of which so many are of completions."""
+        return round(self.token * tokens + self.logit * (completions if self.crops else tokens)) + self.constant
+
+
+def activations(run: Run, *, dense: bool) -> Activations:
+    """Measure them on the beginning of one row, on the CPU. The model is left in training mode.
+
+    dense: whether the weights are f32 beside bf16 arithmetic.
+    """
+    row = _beginning(max(run.rows, key=lambda row: len(row["input_ids"])))
+    model = run.model
+    vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0))  # type: ignore[union-attr,operator]
+    owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    owned |= {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
+    shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters() if parameter.dim() > 1}
+    seen: dict[int, tuple[int, str]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kind = "copy" if tuple(sorted(tensor.shape)) in shapes else "token"
+            kind = "logit" if vocabulary and tensor.shape[-1:] == (vocabulary,) else kind
+            seen[storage.data_ptr()] = storage.nbytes(), kind
+        held.append(tensor)  # else its address could be another's afterwards
+        return tensor
+
+    held: list[torch.Tensor] = []
+    inputs = collator_of(model, pad_id(run.tokenizer))([row])
+    model.train()
+    with (
+        _requiring_gradients(model),
+        torch.random.fork_rng(),
+        torch.autocast("cpu", torch.bfloat16, enabled=run.bf16 and dense),
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        model(**inputs)
+    sums = {kind: sum(size for size, found in seen.values() if found == kind) for kind in ("token", "logit", "copy")}
+    length = len(row["input_ids"])
+    columns = inputs.get("logits_to_keep", length)
+    token, blocks = sums["token"] / length, _blocks(model)
+    if run.options.gradient_checkpointing:
+        width = int(getattr(model.config.get_text_config(), "hidden_size", 0))  # type: ignore[union-attr,operator]
+        token = token / blocks + blocks * width * (2 if run.bf16 else 4)
+    gradient = 4 * vocabulary  # of the logits, f32
+    return Activations(token, sums["logit"] / columns + gradient, sums["copy"], "logits_to_keep" in inputs)
+
+
+def _beginning(row: Row) -> Row:
+    """A row of at most _TOKENS tokens, in which something is learnt: its end."""
+    short = {key: values[-_TOKENS:] for key, values in row.items()}
+    if all(label == IGNORED for label in short["labels"]):
+        short["labels"] = short["input_ids"]
+    return short
+
+
+@contextmanager
+def _requiring_gradients(model: nn.Module) -> Iterator[None]:
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+def _blocks(model: nn.Module) -> int:
+    return max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1) or 1
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the phases of a run have in common, in bytes.
+
+    process: what there is without a model. weights: P. width: bytes of a weight in the model. largest: weights of the
+    largest parameter that trains. batch: activations of the largest batch. wide_step: whether the optimizer works on
+    all parameters at once, and then takes as much memory again as their gradients do.
+    """
+
+    process: int
+    weights: int
+    width: int
+    largest: int
+    batch: int
+    accumulates: bool
+    wide_step: bool
+
+    def peak(self, *, kept: int, gradients: int) -> int:
+        """Of a phase that keeps so many bytes beside the model, and has gradients of so many bytes in all."""
+        one = 4 * self.largest
+        backward = self.batch + one + (gradients if self.accumulates else 0)
+        step = gradients + (gradients if self.wide_step else one)
+        return self.process + self.width * self.weights + kept + max(backward, step)
+
+
+def lora_weights(run: Run) -> int:
+    """Weights of the adapters: rank · (rows + columns) of each matrix."""
+    matrices = [parameter.shape for parameter in run.parameters().values() if parameter.dim() == 2]
+    return sum(run.options.rank * sum(shape) for shape in matrices)

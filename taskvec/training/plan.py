@@ -1,0 +1,219 @@
+"""What a run would do: examples, steps, tokens, entries, memory. Nothing is trained and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from taskvec_formats import Checkpoint
+
+from ..masks import entries_for
+from ..names import layer_and_module
+from ..patched import Patched
+from ..progress import Progress, silent
+from ..resident import resident
+from ..vector import TaskVector
+from .corpus import read_corpus
+from .masking import Masks, mask_of, quotas, random_mask, taken_by
+from .options import Options
+from .train import check_request
+
+if TYPE_CHECKING:
+    from .footprint import Footprint
+    from .run import Run
+
+
+@dataclass(frozen=True)
+class Phase:
+    """name: as progress calls it. tokens: seen in all, without padding, about. memory: bytes at the peak."""
+
+    name: str
+    steps: int
+    tokens: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """layer: the number of a transformer block. entries: k of it, None where calibration decides."""
+
+    layer: int | None
+    eligible: int
+    entries: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    examples, held_out: to train and to evaluate on. tokens_per_example: the mean. longest: tokens of the longest one.
+    phases: in their order. weights: of the model. eligible: N. entries: k in all, None for methods without a mask.
+    layers: of the eligible weights. device: where it would be computed, and whose memory is meant.
+    """
+
+    examples: int
+    held_out: int
+    tokens_per_example: float
+    longest: int
+    phases: list[Phase]
+    weights: int
+    eligible: int
+    entries: int | None
+    layers: list[Layer]
+    device: str
+
+
+def plan(
+    base: Checkpoint,
+    data: Path,
+    options: Options,
+    progress: Progress = silent,
+    *,
+    mask_from: TaskVector | None = None,
+    disjoint_from: Sequence[TaskVector] = (),
+    start_from: TaskVector | None = None,
+    mix: Sequence[tuple[Path, float]] = (),
+    eval_data: Path | None = None,
+) -> Plan:
+    """Load the model and the data as `train` does, and say what it would do with them. Arguments are those of `train`.
+
+    Raises the errors of `train` for what can be known before training.
+    """
+    check_request(base, options, mask_from, disjoint_from, start_from, eval_data)
+    corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
+    from .loading import device_of, load_tokenizer
+
+    options.check_warmup(len(corpus.train))
+    device_of(options.device)
+    load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
+    from .dense import check_peft
+    from .loop import check_report_to
+    from .run import Run
+    from .ticket import entries_wanted
+
+    check_report_to(options.report_to)
+    if options.method == "lora":
+        check_peft()
+    start = Patched(base, start_from) if start_from is not None else base
+    changed = list(start_from.specs) if start_from is not None else []
+    calibrates = options.method == "lota" and mask_from is None and options.mask != "random"
+    dense = options.method == "fft" or (calibrates and not options.low_memory)
+    run = Run(start, changed, corpus, options, progress, dense=dense)
+    taken = {name: held for name, held in taken_by(disjoint_from, run.layers).items() if name in run.forms}
+    entries, by_tensor = None, None
+    if options.method == "lota":
+        if options.via is not None:
+            entries_wanted(replace(options, sparsity=options.via), run.eligible, taken)
+        entries = entries_wanted(options, run.eligible, taken)
+        by_tensor = _by_tensor(run, taken, mask_from, entries)
+        if entries is None:
+            assert by_tensor is not None
+            entries = sum(by_tensor.values())
+    return Plan(
+        examples=run.counts.rows,
+        held_out=run.eval_counts.rows,
+        tokens_per_example=run.counts.tokens / run.counts.rows,
+        longest=min(run.counts.longest, run.counts.limit),
+        phases=_phases(run, calibrates=calibrates, dense=dense, entries=entries),
+        weights=sum(parameter.numel() for parameter in run.model.parameters()),
+        eligible=run.eligible,
+        entries=entries,
+        layers=_layers(run, by_tensor),
+        device=device_of(options.device).type,
+    )
+
+
+def _by_tensor(run: Run, taken: Masks, mask_from: TaskVector | None, k: int | None) -> Mapping[str, int] | None:
+    """k of each tensor; None where calibration, or a ticket that is trained first, decides."""
+    options = run.options
+    if mask_from is not None:
+        return {name: len(mask) for name, mask in mask_of(mask_from, run.forms, taken, k).items()}
+    assert k is not None
+    if options.mask == "random":
+        return {name: len(mask) for name, mask in random_mask(k, run.forms, taken, options.seed).items()}
+    if options.scope == "tensor" and options.via is None:
+        return quotas(k, {name: form.size for name, form in run.forms.items()})
+    return None
+
+
+def _layers(run: Run, by_tensor: Mapping[str, int] | None) -> list[Layer]:
+    eligible: dict[int | None, int] = {}
+    entries: dict[int | None, int] = {}
+    for name, form in run.forms.items():
+        layer, _ = layer_and_module(name)
+        eligible[layer] = eligible.get(layer, 0) + form.size
+        entries[layer] = entries.get(layer, 0) + (by_tensor or {}).get(name, 0)
+    ordered = sorted(eligible, key=lambda layer: -1 if layer is None else layer)
+    return [Layer(layer, eligible[layer], None if by_tensor is None else entries[layer]) for layer in ordered]
+
+
+def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> list[Phase]:
+    from .footprint import STATE, WRITTEN, lora_weights
+
+    options, found = run.options, []
+    state = STATE[options.optimizer]
+    footprint = _footprint(run, dense=dense)
+    narrow = replace(footprint, width=2 if run.bf16 else 4)
+    base_width = max(run.start.tensors[name].dtype.itemsize for name in run.forms)
+
+    def add(name: str, steps: int, kept: int, gradients: int, footprint: Footprint) -> None:
+        if steps:
+            tokens = steps * run.tokens_a_step
+            found.append(Phase(name, steps, round(tokens), footprint.peak(kept=kept, gradients=gradients)))
+
+    def ticket(k: int, label: str = "") -> None:
+        add(f"{label}training", run.steps, (12 + 4 * state + base_width) * k, 4 * narrow.largest, narrow)
+
+    if options.method == "lota":
+        assert entries is not None
+        label = "" if options.via is None else f"{options.via:.0%}: "
+        if calibrates:
+            n = run.eligible
+            sums = 0 if options.mask == "magnitude" else 4 * n
+            if options.low_memory:
+                kept = sums + (4 if run.bf16 else 2) * n
+                lean = replace(narrow, accumulates=False, wide_step=False)
+                add(f"{label}calibrating", run.calibration_steps, kept, 4 * lean.largest, lean)
+            else:
+                add(f"{label}calibrating", run.calibration_steps, sums + 4 * state * n, 4 * n, footprint)
+        if options.via is not None:
+            ticket(entries_for(options.via, run.eligible), label)
+        ticket(entries)
+    elif options.method == "fft":
+        wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
+        n = sum(parameter.numel() for name, parameter in run.model.named_parameters() if name in wanted)
+        add("training", run.steps, 4 * state * n + WRITTEN * n, 4 * n, footprint)
+    else:
+        n = lora_weights(run)
+        add("training", run.steps, (4 + 4 * state) * n + WRITTEN * run.eligible, 4 * n, narrow)
+    return found
+
+
+def _footprint(run: Run, *, dense: bool) -> Footprint:
+    from .footprint import Footprint, activations
+    from .loading import device_of
+    from .rows import IGNORED
+
+    options = run.options
+    longest = max(len(row["input_ids"]) for row in run.rows)
+    completion = max(sum(label != IGNORED for label in row["labels"]) for row in run.rows) + 1
+    size = min(options.batch_size, len(run.rows))
+    batch = activations(run, dense=dense).of(size * longest, size * min(completion, longest))
+    held = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+    on_cpu = device_of(options.device).type == "cpu"
+    # the weights have just been read, so what is resident beside them is the program and the data
+    # the base is read through a mapping of its files, whose pages count as resident until the system needs them
+    mapped = sum(info.form.size * info.dtype.itemsize for info in run.start.tensors.values())
+    process = max(0, (resident() or 0) - held) + mapped if on_cpu else 0
+    trained = run.model.parameters() if options.method == "fft" else run.parameters().values()
+    return Footprint(
+        process=process,
+        weights=sum(parameter.numel() for parameter in run.model.parameters()),
+        width=2 if run.bf16 and not dense else 4,
+        largest=max(parameter.numel() for parameter in trained),
+        batch=batch,
+        accumulates=options.accumulate > 1,
+        wide_step=not on_cpu,
+    )
