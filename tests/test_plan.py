@@ -22,8 +22,9 @@ from taskvec.training.run import Run
 from taskvec.training.train import train
 
 QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
-FFT = replace(QUICK, method="fft", sparsity=None)
-LORA = replace(QUICK, method="lora", sparsity=None, rank=2)
+UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
+FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
+LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
 
 def by_layer(vector: TaskVector) -> dict[int | None, int]:
@@ -38,8 +39,8 @@ def by_layer(vector: TaskVector) -> dict[int | None, int]:
     "options",
     [
         QUICK,
-        replace(QUICK, scope="tensor", calibration_epochs=2.5, steps=None, epochs=1.5),
-        replace(QUICK, mask="random", sparsity=0.97),
+        replace(UNCALIBRATED, scope="tensor", calibration_epochs=2.5, steps=None, epochs=1.5),
+        replace(UNCALIBRATED, mask="random", sparsity=0.97),
         replace(QUICK, via=0.5, accumulate=2),
         replace(QUICK, low_memory=True, dtype="bfloat16"),
         replace(QUICK, steps=0),
@@ -80,7 +81,7 @@ def test_a_mask_of_another_vector_is_counted_by_layer(llama: Path, data: Path) -
     base = Checkpoint(llama)
     mask = train(base, data, QUICK).vector
     for sparsity in (None, 0.95):
-        options = replace(QUICK, sparsity=sparsity)
+        options = replace(UNCALIBRATED, sparsity=sparsity)
         planned = plan(base, data, options, mask_from=mask)
         trained = train(base, data, options, mask_from=mask).vector
         assert {layer.layer: layer.entries for layer in planned.layers} == by_layer(trained)
@@ -90,15 +91,15 @@ def test_a_mask_of_another_vector_is_counted_by_layer(llama: Path, data: Path) -
 
 def test_tokens_are_counted_without_padding(llama: Path, tmp_path: Path) -> None:
     base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS[:3])
-    options = replace(QUICK, mask="random", steps=None, epochs=2)
+    options = replace(UNCALIBRATED, mask="random", steps=None, epochs=2)
     planned = plan(base, data, options)
     run = Run(base, [], _corpus(data), options, lambda *_: None, dense=False)
     lengths = [len(row["input_ids"]) for row in run.rows]
     assert planned.longest == max(lengths)
     assert planned.tokens_per_example == sum(lengths) / 3
-    # three examples two at a time are two steps a pass; epochs are counted in steps of full batches
+    # three examples two at a time are two steps a pass
     (phase,) = planned.phases
-    assert (phase.steps, phase.tokens) == (3, round(1.5 * sum(lengths)))
+    assert (phase.steps, phase.tokens) == (4, 2 * sum(lengths))
 
 
 def _corpus(data: Path):  # type: ignore[no-untyped-def]
@@ -167,7 +168,7 @@ def test_what_a_run_would_refuse_is_refused(llama: Path, data: Path, tmp_path: P
         plan(base, data, replace(QUICK, sparsity=0.3), disjoint_from=[wide])
     with pytest.raises(MaskError, match="earlier masks leave"):
         plan(base, data, replace(QUICK, via=0.3), disjoint_from=[wide])
-    with pytest.raises(UsageError, match="--patience needs examples"):
+    with pytest.raises(UsageError, match="--patience has no effect here: it needs examples"):
         plan(base, data, replace(QUICK, patience=2))
 
 
