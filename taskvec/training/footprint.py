@@ -3,7 +3,7 @@
 With P weights in the model, N of them trained, k entries, and o numbers of optimizer state a trained weight (2 for adam
 and adamw, 1 for rmsprop, 0 for sgd), in bytes:
 
-- on a CPU, the process without the model, as it is measured, and the mapped files of the base
+- on a CPU, the process without the model, as it is measured
 - model: 4·P, or 2·P where it is held in bf16
 - gradients: 4·N; with low memory that of one parameter
 - optimizer: 4·o·N; with low memory 2·N, and 2·N more where the model is in bf16

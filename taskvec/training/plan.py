@@ -204,9 +204,7 @@ def _footprint(run: Run, *, dense: bool) -> Footprint:
     held = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
     on_cpu = device_of(options.device).type == "cpu"
     # the weights have just been read, so what is resident beside them is the program and the data
-    # the base is read through a mapping of its files, whose pages count as resident until the system needs them
-    mapped = sum(info.form.size * info.dtype.itemsize for info in run.start.tensors.values())
-    process = max(0, (resident() or 0) - held) + mapped if on_cpu else 0
+    process = max(0, (resident() or 0) - held) if on_cpu else 0
     trained = run.model.parameters() if options.method == "fft" else run.parameters().values()
     return Footprint(
         process=process,
