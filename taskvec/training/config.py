@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from ..errors import UsageError
 from ..merging.documents import read_document
 from ..merging.settings import shown
 from ..vector import TaskVector
+from .sources import read_tables
 
 # those of which the second is what a file says where the command line gives the first, and then means nothing
 RIVALS = (("steps", "epochs"), ("calibration_steps", "calibration_epochs"), ("eval_data", "eval_split"))
@@ -95,12 +95,12 @@ class Config:
         """
         if self.record is None:
             return
-        _, evaluated, mixed = _files(self.record)
+        evaluated, mixed = (_files(self.record, use) for use in ("eval_data", "mix"))
         recorded = {
             "mask_from": self.record.get("mask_from"),
             "disjoint_from": self.record.get("disjoint_from"),
             "start_from": self.record.get("start_from"),
-            "eval_data": evaluated and evaluated.get("name"),
+            "eval_data": [file.get("name") for file in evaluated],
             "mix": [file.get("name") for file in mixed],
         }
         for option, name in recorded.items():
@@ -131,13 +131,13 @@ class Config:
         found = []
         if self.record.get("base") != base.fingerprint:
             found.append(f"the base was another: {base.name} has other weights")
-        first, evaluated, mixed = _files(self.record)
-        found += _other_file("data", first, data)
-        found += _other_file("--eval-data", evaluated, eval_data)
-        if len(mixed) != len(mix):
-            found.append(f"--mix was given {len(mixed)} times, here {len(mix)}")
-        for file, share, (path, given) in zip(mixed, _listed(self.record.get("mix")), mix, strict=False):
-            found += _other_file("--mix", file, path)
+        found += _other_files("data", _files(self.record, "data"), data)
+        found += _other_files("--eval-data", _files(self.record, "eval_data"), eval_data)
+        shares = _listed(self.record.get("mix"))
+        if len(shares) != len(mix):
+            found.append(f"--mix was given {len(shares)} times, here {len(mix)}")
+        for number, (share, (path, given)) in enumerate(zip(shares, mix, strict=False)):
+            found += _other_files("--mix", _files(self.record, "mix", number), path)
             if share != given:
                 found.append(f"the share of {path} was {shown(share)}, here it is {given}")
         for option, was, now in (
@@ -192,27 +192,25 @@ def _get(entry: object, key: str) -> object:
     return entry.get(key) if isinstance(entry, dict) else None
 
 
-_File = Mapping[str, Any]
+def _files(record: Mapping[str, Any], use: str, number: int | None = None) -> list[Mapping[str, Any]]:
+    """The files that a record has for a use; number: of which --mix."""
+    files: list[Mapping[str, Any]] = [file for file in _listed(record.get("data")) if _get(file, "use") == use]
+    return files if number is None else [file for file in files if file.get("number") == number]
 
 
-def _files(record: Mapping[str, Any]) -> tuple[_File, _File | None, list[_File]]:
-    """The data, the examples to evaluate on and those mixed in, in which order a record has them."""
-    data: list[_File] = [file for file in _listed(record.get("data")) if isinstance(file, dict)] or [{}]
-    mixed = data[len(data) - len(_listed(record.get("mix"))) :]
-    others = data[1 : len(data) - len(mixed)]
-    return data[0], others[0] if others else None, mixed
-
-
-def _other_file(what: str, recorded: _File | None, path: Path | None) -> list[str]:
+def _other_files(what: str, recorded: list[Mapping[str, Any]], path: Path | None) -> list[str]:
     if path is None:
         return []
-    if recorded is None:
+    if not recorded:
         return [f"{what} {path} is read, which the run did not have"]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if recorded.get("sha256") == digest:
+    digests = [table.record.get("sha256") for table in read_tables(path)]
+    if [file.get("sha256") for file in recorded] == digests:
         return []
-    name, was = (shown(recorded.get(key))[1:-1] for key in ("name", "sha256"))
-    return [f"{what} was {name} with SHA-256 {was[:12]}, {path} has {digest[:12]}"]
+    if len(recorded) != len(digests):
+        return [f"{what} was {len(recorded)} files, {path} is {len(digests)}"]
+    file, digest = next(pair for pair in zip(recorded, digests, strict=True) if pair[0].get("sha256") != pair[1])
+    name, was = (shown(file.get(key))[1:-1] for key in ("name", "sha256"))
+    return [f"{what} was {name} with SHA-256 {was[:12]}, {path} has {str(digest)[:12]}"]
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,8 @@ from .sources import read_tables
 
 @dataclass(frozen=True)
 class Corpus:
-    """train, held_out: examples. files: name, SHA-256 and number of examples taken of each file, for the record.
+    """train, held_out: examples. files: for the record, of each file its name, SHA-256, the number of examples
+    taken of it, its use ("data", "eval_data" or "mix"), and of a mix its number.
 
     Of a data set of the Hub, `files` has its id, configuration, split and revision, and the SHA-256 of its rows.
     """
@@ -43,11 +44,11 @@ def read_corpus(
     """
     dice = random.Random(seed)
     read = _Source(data)
-    train, held_out, files = read.examples, [], read.records()
+    train, held_out, files = read.examples, [], read.records("data")
     if eval_data is not None:
         read = _Source(eval_data)
         held_out = read.examples
-        files += read.records()
+        files += read.records("eval_data")
     elif eval_split:
         count = max(1, round(eval_split * len(train)))
         if count >= len(train):
@@ -59,13 +60,13 @@ def read_corpus(
     if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
         raise UsageError(f"the shares to mix in lie between 0 and 1 and add up to less than 1, found {shares}")
     total = len(train) / (1 - sum(shares))
-    for path, share in mix:
+    for number, (path, share) in enumerate(mix):
         read, wanted = _Source(path), round(share * total)
         if wanted > len(read.examples):
             raise DataError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(read.examples)}")
         drawn = dice.sample(range(len(read.examples)), wanted)
-        train += [read.examples[number] for number in drawn]
-        files += read.records(drawn)
+        train += [read.examples[place] for place in drawn]
+        files += read.records("mix", drawn, number=number)
     return Corpus(train, held_out, files)
 
 
@@ -76,12 +77,15 @@ class _Source:
         self._tables = read_tables(path)
         self.examples = [example_of(row, where) for table in self._tables for where, row in table.rows]
 
-    def records(self, drawn: Sequence[int] | None = None) -> list[dict[str, object]]:
-        """One a file, with the number of its examples, or of those among `drawn`, the numbers of examples."""
+    def records(self, use: str, drawn: Sequence[int] | None = None, **more: object) -> list[dict[str, object]]:
+        """One a file, with the number of its examples, or of those among `drawn`, the numbers of examples.
+
+        use: "data", "eval_data" or "mix". more: what else is recorded of each.
+        """
         records, start = [], 0
         for table in self._tables:
             stop = start + len(table.rows)
-            count = len(table.rows) if drawn is None else sum(start <= number < stop for number in drawn)
-            records.append({**table.record, "examples": count})
+            count = len(table.rows) if drawn is None else sum(start <= place < stop for place in drawn)
+            records.append({**table.record, "examples": count, "use": use, **more})
             start = stop
         return records

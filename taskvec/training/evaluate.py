@@ -34,6 +34,7 @@ from .rows import (
     encode_all,
     encode_completion,
     encode_prompt,
+    first_position,
     length_limit,
     pad_id,
 )
@@ -91,7 +92,7 @@ def evaluate(
         raise UsageError("there is no example to evaluate on")
     if needs_answers(metrics):
         _check_answers(examples)
-    max_length = length_limit(model.config, max_length)
+    max_length = length_limit(model.config, max_length, first_position(model))
     total = len(examples) * (("loss" in metrics) + needs_answers(metrics))
     done = 0
 

@@ -89,6 +89,8 @@ def _conversation(messages: list[Message], context: int, tools: object, column: 
     if not messages or messages[-1]["role"] != "assistant":
         found = f"the last is by {messages[-1]['role']!r}" if messages else "found none"
         raise DataError(f'{where}: "{column}" must be a list of messages, the last by the assistant; {found}')
+    if len(messages) == 1:
+        raise DataError(f"{where}: the assistant speaks first, and learns an answer to something only")
     *before, last = messages
     described = read_tools(tools, where) if tools else ()
     answer = last if "tool_calls" in last else None

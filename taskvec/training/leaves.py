@@ -81,6 +81,9 @@ class Leaf:
         Raises UsageError where the weight is not up to date, or the gradient of the last step was not cleared.
         """
         assert weight.grad is not None
+        if not self.delta.requires_grad:  # frozen by the caller
+            weight.grad = None
+            return
         if self.changed() and self.missed():
             raise UsageError(
                 f"the deltas of parameter {self.name!r} were changed, but not written into the model before the next "
@@ -308,6 +311,7 @@ class SparseModel(nn.Module):
     def _hooked(self) -> Iterator[None]:
         """Within the block gradients and steps of the model reach the leaves, and nothing else of it trains.
 
+        Gradients that masked weights have from before are dropped: no step of the leaves is meant to take them.
         Afterwards every `requires_grad` is as before.
         """
         required = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
@@ -319,6 +323,7 @@ class SparseModel(nn.Module):
                 parameter.requires_grad_(False)
             for leaf in self.leaves.values():
                 leaf.weight.requires_grad_(True)
+                leaf.weight.grad = None
                 handles.append(leaf.weight.register_post_accumulate_grad_hook(leaf.gather))
             handles.append(register_optimizer_step_pre_hook(self._before_step))
             handles.append(register_optimizer_step_post_hook(self._after_step))
@@ -470,11 +475,12 @@ def sparse_finetune(
     sparse = _like(model, leaves, origin)
     for leaf in leaves.values():
         leaf.scatter()  # base + 0 is not always the base's bits: −0.0 + 0 is +0.0
-    with sparse._hooked():
-        yield sparse
-    # not reached where an exception leaves the block
-    sparse._verify()
-    sparse._open = False
+    try:
+        with sparse._hooked():
+            yield sparse
+        sparse._verify()  # not reached where an exception leaves the block
+    finally:
+        sparse._open = False
 
 
 def _positions(name: str, indices: object) -> Indices:

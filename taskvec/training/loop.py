@@ -275,7 +275,7 @@ def fit(
         if best:
             assert options.patience is not None
             callbacks.append(EarlyStoppingCallback(options.patience))
-        scheduler = get_scheduler(options.schedule, optimizer, min(options.warmup_steps, steps), steps)
+        scheduler = get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
         trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else _Measured)(
             model=model,
             args=arguments,

@@ -98,7 +98,7 @@ class Options:
     turns: the assistant's turns of a conversation that train: "all", or the "last". pack: several examples in one row
         of at most max_length tokens, without attention from one to another; batch_size then counts rows.
     clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
-        rate rises from zero, in calibration at most all of its steps. gradient_checkpointing: compute activations twice
+        rate rises from zero, in each phase. gradient_checkpointing: compute activations twice
         instead of keeping them.
     eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; the last step is
         always followed by one. patience: evaluations without a lower loss before training stops and the best weights
@@ -163,16 +163,20 @@ class Options:
         # as a decimal: 0.07 passes of 100 steps are seven steps, but 0.07 * 100 is above 7 in binary
         return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
 
-    def check_warmup(self, rows: int, *, packed: bool = False) -> None:
-        """Raise UsageError where the learning rate would rise for longer than training takes on so many rows.
+    def check_warmup(self, rows: int, *, calibrates: bool, packed: bool = False) -> None:
+        """Raise UsageError where a phase on so many rows would end before the learning rate has risen to its value.
 
         packed: whether the rows are packed. Where they are going to be, their number is not known before.
         """
-        if self.pack and not packed:
+        if not self.warmup_steps or (self.pack and not packed):
             return
-        steps = self.steps_of(self.epochs, rows) if self.steps is None else self.steps
-        if 0 < steps < self.warmup_steps:
-            raise UsageError(f"training takes {steps} steps: warmup-steps must not be more, found {self.warmup_steps}")
+        phases = {"training": self.steps_of(self.epochs, rows) if self.steps is None else self.steps}
+        if calibrates:
+            epochs = self.calibration_epochs
+            phases["calibration"] = self.calibration_steps if epochs is None else self.steps_of(epochs, rows)
+        for phase, steps in phases.items():
+            if 0 < steps <= self.warmup_steps:
+                raise UsageError(f"{phase} takes {steps} steps: warmup-steps must be fewer, found {self.warmup_steps}")
 
     def check(self) -> None:
         """Raise UsageError for a setting that cannot be meant."""

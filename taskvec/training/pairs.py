@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import DataError
 from .examples import Example
 from .kinds import is_encoder_decoder
-from .rows import IGNORED, Row, RowCounts, accepted_arguments, collate, encode_prompt, plain_text
+from .rows import IGNORED, Row, RowCounts, accepted_arguments, collate, earlier_turns, encode_prompt, plain_text
 
 
 def encode_source(example: Example, tokenizer: Any, max_length: int | None = None) -> list[int]:
@@ -56,11 +56,19 @@ def encode_pair(example: Example, tokenizer: Any, max_length: int) -> Row:
     return _fitted(example, tokenizer, max_length)[0]
 
 
-def encode_all_pairs(examples: Sequence[Example], tokenizer: Any, limit: int) -> tuple[list[Row], RowCounts]:
+def encode_all_pairs(
+    examples: Sequence[Example], tokenizer: Any, limit: int, turns: str = "last"
+) -> tuple[list[Row], RowCounts]:
     """The rows of examples, in their order, and what became of them, as `encode_all` of rows.py.
 
-    limit: the most tokens of a prompt, and of a completion. Of a conversation the last turn is the completion.
+    limit: the most tokens of a prompt, and of a completion. turns: only the last one of the assistant can train.
+    Raises DataError, naming the row, where "all" are to train and there are earlier ones.
     """
+    for example in examples:
+        if turns == "all" and earlier_turns(example):
+            raise DataError(
+                f"{example.where}: an encoder-decoder learns one turn of a conversation; --turns last trains the last"
+            )
     fitted = [_fitted(example, tokenizer, limit) for example in examples]
     rows, lengths = [row for row, _ in fitted], [length for _, length in fitted]
     trained = sum(len(row["labels"]) for row in rows)

@@ -82,10 +82,11 @@ def plan(
     Raises the errors of `train` for what can be known before training.
     """
     check_request(base, options, mask_from, disjoint_from, start_from, eval_data)
+    calibrates = options.method == "lota" and mask_from is None and options.mask != "random"
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
+    options.check_warmup(len(corpus.train), calibrates=calibrates)
     from .loading import device_of, load_tokenizer
 
-    options.check_warmup(len(corpus.train))
     device_of(options.device)
     load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
     from .dense import check_peft
@@ -98,9 +99,9 @@ def plan(
         check_peft()
     start = Patched(base, start_from) if start_from is not None else base
     changed = list(start_from.specs) if start_from is not None else []
-    calibrates = options.method == "lota" and mask_from is None and options.mask != "random"
     dense = options.method == "fft" or (calibrates and not options.low_memory)
     run = Run(start, changed, corpus, options, progress, dense=dense)
+    options.check_warmup(len(run.rows), calibrates=calibrates, packed=True)
     taken = {name: held for name, held in taken_by(disjoint_from, run.layers).items() if name in run.forms}
     entries, by_tensor = None, None
     if options.method == "lota":

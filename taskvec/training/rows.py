@@ -42,18 +42,18 @@ class RowCounts:
     packed: int | None = None
 
 
-def length_limit(config: Any, max_length: int) -> int:
+def length_limit(config: Any, max_length: int, first: int = 0) -> int:
     """The most tokens of a row: max_length, or the positions of a model that has fewer.
 
-    config: transformers'. Of an encoder-decoder a prompt and a completion may each have as many. Models without a table
-    of positions, ALiBi among them, keep max_length.
+    config: transformers'. first: the position of the first token. Of an encoder-decoder a prompt and a completion may
+    each have as many. Models without a table of positions, ALiBi among them, keep max_length.
     """
     text = config.get_text_config()
     if getattr(text, "alibi", False):
         return max_length
     names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
     found = [value for name in names if isinstance(value := getattr(text, name, None), int) and value > 0]
-    return min([max_length, *found])
+    return min([max_length, *(value - first for value in found)])
 
 
 def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
@@ -61,16 +61,20 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
 
     Raises DataError, naming the row, where the template refuses the messages or has no place for tools.
     """
-    if not example.messages and not example.tools:
-        return []
+    if not example.messages and not example.tools:  # plain text, which begins as the tokenizer has texts begin
+        return _opened(tokenizer, "")
     if not tokenizer.chat_template:
-        ids: list[int] = tokenizer(plain_text(example, tokenizer))["input_ids"]
-        # encoder-style tokenizers close every sequence; a prompt goes on
-        while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-            ids.pop()
-        return ids
+        return _opened(tokenizer, plain_text(example, tokenizer))
     _check_template(example, tokenizer)
     return list(tokenizer(_rendered(example, tokenizer), add_special_tokens=False)["input_ids"])
+
+
+def _opened(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that goes on: encoder-style tokenizers close every sequence, and that is left out."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        ids.pop()
+    return ids
 
 
 def encode_completion(example: Example, tokenizer: Any) -> list[int]:
@@ -117,7 +121,7 @@ def _fitted(example: Example, tokenizer: Any, max_length: int, *, masked: bool, 
     completion = encode_completion(example, tokenizer)
     prompt = encode_prompt(example, tokenizer)
     labels = [IGNORED] * len(prompt)
-    if turns == "all" and (earlier := _earlier_turns(example)):
+    if turns == "all" and (earlier := earlier_turns(example)):
         labels = _labelled(example, tokenizer, prompt, earlier)
     length = len(prompt) + len(completion)
     completion = completion[:max_length]
@@ -135,7 +139,7 @@ def _fitted(example: Example, tokenizer: Any, max_length: int, *, masked: bool, 
     return {"input_ids": ids, "labels": labels}, length
 
 
-def _earlier_turns(example: Example) -> list[int]:
+def earlier_turns(example: Example) -> list[int]:
     """Numbers of the messages by the assistant that train beside the completion."""
     return [i for i in range(example.context, len(example.messages)) if example.messages[i]["role"] == "assistant"]
 
@@ -319,4 +323,18 @@ def accepted_arguments(model: nn.Module) -> frozenset[str]:
     """Names of the arguments that the model's forward takes; of an adapted model those of the model inside."""
     inner: Any = model.get_base_model if hasattr(model, "get_base_model") else None  # peft's
     inner = model if inner is None else inner()
-    return frozenset(inspect.signature(inner.forward).parameters)
+    names = frozenset(inspect.signature(inner.forward).parameters)
+    return names - {"position_ids"} if first_position(inner) else names
+
+
+def first_position(model: nn.Module) -> int:
+    """The position of the first token, where a model numbers its tokens itself: after that of padding, as RoBERTa does.
+
+    0 for all other models, which take positions as they are given.
+    """
+    tables = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
+    ]
+    return max(tables, default=0)

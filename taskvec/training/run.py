@@ -27,7 +27,7 @@ from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_o
 from .options import Options
 from .packing import check_packing, pack
 from .pairs import encode_all_pairs
-from .rows import Row, RowCounts, encode_all, length_limit, pad_id
+from .rows import Row, RowCounts, encode_all, first_position, length_limit, pad_id
 from .targets import chosen as chosen_tensors
 
 
@@ -67,7 +67,7 @@ class Run:
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
         if is_masked(self.model) and options.eval_metric:
             raise UsageError(f"{start.name} is a masked language model and gives no answers: leave --eval-metric out")
-        limit = length_limit(self.model.config, options.max_length)
+        limit = length_limit(self.model.config, options.max_length, first_position(self.model))
         self.rows, self.counts = self._rows(corpus.train, limit, options.turns)
         # as `taskvec eval` does: the loss on the last turn
         self.held_out = corpus.held_out
@@ -77,7 +77,6 @@ class Run:
             check_packing(self.model, self.rows, pad_id(self.tokenizer))
             self.rows = pack(self.rows, limit, options.seed)
             self.counts = replace(self.counts, packed=len(self.rows))
-            options.check_warmup(len(self.rows), packed=True)
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.layers = self._layers()
         self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}
@@ -88,7 +87,7 @@ class Run:
 
     def _rows(self, examples: Sequence[Example], limit: int, turns: str) -> tuple[list[Row], RowCounts]:
         if is_encoder_decoder(self.model):
-            return encode_all_pairs(examples, self.tokenizer, limit)
+            return encode_all_pairs(examples, self.tokenizer, limit, turns)
         return encode_all(examples, self.tokenizer, limit, masked=is_masked(self.model), turns=turns)
 
     def chosen(self, names: Collection[str]) -> list[str]:

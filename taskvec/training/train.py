@@ -89,7 +89,8 @@ def train(
         sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         _check_folder(folder, sources, base, [mask_from, start_from, *disjoint_from])
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
-    options.check_warmup(len(corpus.train))
+    calibrates = options.method == "lota" and mask_from is None and options.mask != "random"
+    options.check_warmup(len(corpus.train), calibrates=calibrates)
     # torch, and then transformers' models, take seconds and memory: first whatever can be refused without them
     from .loading import device_of, load_tokenizer
 
@@ -137,13 +138,12 @@ def train(
                 ).vector
 
             denser = keep.vector("via", train_denser)
-        lota = options.method == "lota"
         holder = mask_from or denser
-        calibrates = lota and holder is None and options.mask != "random"
-        dense = options.method == "fft" or (calibrates and not options.low_memory)
+        dense = options.method == "fft" or (calibrates and denser is None and not options.low_memory)
         changed = list(start_from.specs) if start_from is not None else []
         run = Run(start, changed, corpus, options, progress, dense=dense)
-        if lota:
+        options.check_warmup(len(run.rows), calibrates=calibrates, packed=True)
+        if options.method == "lota":
             taken = {name: held for name, held in taken_by(disjoint_from, run.layers).items() if name in run.forms}
             ticket = train_ticket(run, keep, taken, holder)
             vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
