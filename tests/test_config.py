@@ -124,6 +124,22 @@ def test_a_record_of_files_that_are_not_given_again_is_refused(llama: Path, data
     assert output.read_bytes() == first.read_bytes()
 
 
+def test_a_run_on_folders_is_repeated_from_its_record(llama: Path, tmp_path: Path) -> None:
+    first, output = tmp_path / "a.lota", tmp_path / "b.lota"
+    for name in ("train", "held", "more"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            write_rows(tmp_path / name / f"{i}.jsonl", ROWS[i : i + 2])
+    files = [tmp_path / "train", "--eval-data", tmp_path / "held", "--mix", f"{tmp_path / 'more'}:0.2"]
+    ok("train", llama, *files, *RECIPE, "-o", first)
+    done = inside("train", llama, *files, "--config", first, "--device", "cpu", "-o", output)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert output.read_bytes() == first.read_bytes()
+    write_rows(tmp_path / "held" / "1.jsonl", ROWS[:3])
+    done = inside("train", llama, *files, "--config", first, "--device", "cpu", "-o", output, "--force")
+    assert "--eval-data was held/1.jsonl with SHA-256 " in done.stderr
+
+
 def test_what_differs_from_the_recorded_run_is_said(llama: Path, data: Path, tmp_path: Path) -> None:
     first, output = tmp_path / "a.lota", tmp_path / "b.lota"
     ok("train", llama, data, *RECIPE, "-o", first)

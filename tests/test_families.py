@@ -24,8 +24,8 @@ from taskvec.training.examples import Example, read_examples
 from taskvec.training.kinds import check_reading, is_encoder_decoder, is_masked
 from taskvec.training.loading import load_model, load_tokenizer
 from taskvec.training.models import eligible_parameters
-from taskvec.training.pairs import collate_pairs, encode_pair, encode_source
-from taskvec.training.rows import IGNORED
+from taskvec.training.pairs import collate_pairs, collator_of, encode_all_pairs, encode_pair, encode_source
+from taskvec.training.rows import IGNORED, first_position, length_limit
 from taskvec.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
@@ -375,3 +375,30 @@ def test_eligible_weights_that_the_data_never_reaches_are_said(questions: Path, 
     )
     assert json.loads(done.stdout)["unreached"] == 0
     assert done.stderr == ""
+
+
+def test_an_encoder_decoder_learns_one_turn(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(made("T5ForConditionalGeneration", tmp_path / "t5"))[1]
+    talk = [{"role": role, "content": "a b"} for role in ("user", "assistant", "user")]
+    example = Example(tuple(talk), "a", "here:1")
+    with pytest.raises(DataError, match="here:1: an encoder-decoder learns one turn of a conversation; --turns last"):
+        encode_all_pairs([example], tokenizer, 64, "all")
+    rows, _ = encode_all_pairs([example], tokenizer, 64, "last")
+    assert rows[0]["labels"]
+
+
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "MPNetForMaskedLM"])
+def test_models_that_number_their_tokens_themselves_do(name: str) -> None:
+    """Positions begin after that of padding, on whichever side a row is padded."""
+    model = model_of(name).eval()
+    first = first_position(model)
+    assert first > 0
+    most = length_limit(model.config, 1024, first)
+    assert most == model.config.max_position_embeddings - first
+    rows = [{"input_ids": [7, 8, 9] * most, "labels": [7, 8, 9] * most}, {"input_ids": [7, 9], "labels": [7, 9]}]
+    rows = [{key: values[:most] for key, values in row.items()} for row in rows]
+    batch = collator_of(model, first - 1)(rows)
+    together = model(**batch).logits
+    for row, logits in zip(rows, together, strict=True):
+        alone = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        torch.testing.assert_close(logits[-len(alone) :], alone, atol=1e-5, rtol=1e-4)

@@ -238,6 +238,47 @@ def test_an_exception_is_not_hidden_by_what_it_prevented() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_gradients_from_before_the_block_are_not_stepped_with() -> None:
+    """As those of a loss by which the mask was chosen."""
+    found = []
+    for scale in (0.0, 1000.0):
+        model = net()
+        (scale * loss(model)).backward()
+        with sparse_finetune(model, MASK) as tickets:
+            optimizer = torch.optim.SGD(tickets.parameters(), lr=0.1)
+            loss(tickets).backward()
+            optimizer.step()
+            found.append([delta.detach().clone() for delta in tickets.parameters()])
+    assert all(torch.equal(one, other) and one.any() for one, other in zip(*found, strict=True))
+
+
+def test_deltas_that_are_frozen_stay() -> None:
+    model = net()
+    with sparse_finetune(model, MASK) as tickets:
+        frozen, trained = tickets.parameters()
+        frozen.requires_grad_(False)
+        steps(tickets, torch.optim.AdamW(tickets.parameters(), lr=0.1))
+        assert not frozen.any()
+        assert trained.any()
+
+
+def test_after_an_exception_the_model_is_the_caller_s(tmp_path: Path) -> None:
+    model, base = net(), tmp_path / "model.safetensors"
+    save_file(model.state_dict(), base)
+    kept = []
+
+    def interrupted() -> None:
+        with sparse_finetune(model, MASK, Checkpoint(base)) as tickets:
+            kept.append(tickets)
+            steps(tickets, torch.optim.SGD(tickets.parameters(), lr=0.1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    model[0].weight.data.add_(1)
+    assert all(entries.values.any() for entries in kept[0].entries_by_tensor().values())
+
+
 def test_loops_that_train_are_let_through() -> None:
     """Steps too small to be seen, a rest of accumulation, evaluation, steps by hand, skipped ones, other dtypes."""
     model, other = net(), net()

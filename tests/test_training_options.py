@@ -153,6 +153,11 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
         (["--steps", "0", "--eval-data", str(ten)], "--eval-data has no effect here"),
         (["--warmup-steps", "5"], "--warmup-steps needs --schedule constant_with_warmup"),
         (["--steps", "3", "--schedule", "linear", "--warmup-steps", "5"], "training takes 3 steps: warmup-steps must"),
+        (["--steps", "9", "--schedule", "linear", "--warmup-steps", "9"], "training takes 9 steps: warmup-steps must"),
+        (
+            ["--calibration-steps", "2", "--schedule", "linear", "--warmup-steps", "2"],
+            "calibration takes 2 steps: warmup-steps must be fewer, found 2",
+        ),
         (["--include", "*.q_porj.*"], "matches no tensor that would be trained; near are 'q_proj'"),
         (["--device", "gpu"], "device is one of auto, cpu, cuda"),
         (["--device", "cuda:99"], "there is no device cuda:99 here: torch finds cpu"),
