@@ -235,6 +235,12 @@ def test_a_damaged_file_is_named(name: str, content: bytes, complaint: str, tmp_
         read_examples(tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "text"), [("x.jsonl", '{"text": "a"}\n'), ("x.json", '[{"text": "a"}]')])
+def test_a_byte_order_mark_is_no_part_of_the_text(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert [example.completion for example in read_examples(tmp_path / name)] == ["a"]
+
+
 def test_cells_of_csv_are_text(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b'prompt,completion\r\n"2, ""and"" 2\nis",04\r\nmissing?,NA\r\n')
     first, second = read_examples(tmp_path / "x.csv")

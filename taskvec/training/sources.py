@@ -115,9 +115,9 @@ def _read_file(path: Path, name: str) -> Table:
     if kind == "parquet":
         rows = _parquet_rows(path, content)
     elif kind == "csv":
-        rows = list(_csv_rows(path, _text(path, content, "utf-8-sig")))
+        rows = list(_csv_rows(path, _text(path, content)))
     else:
-        text = _text(path, content, "utf-8")
+        text = _text(path, content)
         # what is called .json may hold a list or JSON lines
         is_list = kind == "json" and text.lstrip().startswith("[")
         rows = _json_rows(path, text) if is_list else list(_line_rows(path, text))
@@ -150,9 +150,9 @@ def _unzstd(stored: bytes) -> bytes:
     return b"".join(frames)
 
 
-def _text(path: Path, content: bytes, encoding: str) -> str:
+def _text(path: Path, content: bytes) -> str:
     try:
-        return content.decode(encoding)
+        return content.decode("utf-8-sig")  # some programs begin a file with a mark of its byte order
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from None
 
