@@ -99,13 +99,13 @@ def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, method
     try:
         if not vector.exists():
             taskvec("train", base, data[0], "-o", vector, *options, "--resume")
-    except CommandError as error:
-        if "not a number" not in str(error) and "not numbers" not in str(error) and "loss is nan" not in str(error):
-            sys.exit(f"{name}: {error}")
-        cell["diverged"] = str(error)
-    else:
         report = taskvec("eval", base, "--data", data[1], "--with", vector)
         cell |= {"loss": report["metrics"]["loss"], "examples": report["examples"]}
+    except CommandError as error:
+        # of training that diverged, and of evaluating what it left
+        if "try a lower --lr" not in str(error) and "the loss is" not in str(error):
+            sys.exit(f"{name}: {error}")
+        cell["diverged"] = str(error)
     RESULTS.mkdir(parents=True, exist_ok=True)
     with atomic_file(RESULTS / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")

@@ -24,14 +24,13 @@ from .estimate import Estimate, estimate
 from .examples import Example
 from .kinds import check_reading, is_encoder_decoder, is_masked
 from .loading import device_of, load_model
-from .pairs import collate_pairs, encode_all_pairs, encode_source, encode_target
+from .pairs import collate_pairs, collator_of, encode_target, fit_source, rows_of
 from .rows import (
     IGNORED,
     Row,
     RowCounts,
     accepted_arguments,
     collate,
-    encode_all,
     encode_completion,
     encode_prompt,
     first_position,
@@ -109,10 +108,7 @@ def evaluate(
     cut: int | None = None
     with torch.no_grad():  # what a model keeps from inference_mode could not be trained with afterwards
         if "loss" in metrics:
-            if is_encoder_decoder(model):
-                rows, counts = encode_all_pairs(examples, tokenizer, max_length)
-            else:
-                rows, counts = encode_all(examples, tokenizer, max_length, turns="last")
+            rows, counts = rows_of(model, examples, tokenizer, max_length, "last")
             found["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
         if needs_answers(metrics):
             answers, cut = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
@@ -194,18 +190,13 @@ def _loss(
     """Nats a token, over the completions' tokens. rows: those of the examples."""
     pairs = is_encoder_decoder(model)
     check_reading(model, rows[0])
-    accepts = accepted_arguments(model)
+    accepts, collated = accepted_arguments(model), collator_of(model, pad_id(tokenizer))
     sums, counts = [0.0] * len(rows), [0] * len(rows)
     lengths = [row["input_ids"] + row["labels"] if pairs else row["input_ids"] for row in rows]
     for batch in _batches(lengths, batch_size):
-        held = [rows[i] for i in batch]
-        if pairs:
-            # the model makes the decoder's input of the labels, and its logits stand where they do
-            inputs = _on(model, collate_pairs(held, pad_id(tokenizer)))
-            labels = inputs["labels"]
-        else:
-            inputs = _on(model, collate(held, pad_id(tokenizer), accepts))
-            labels = inputs.pop("labels")[:, 1:]
+        inputs = _on(model, collated([rows[i] for i in batch]))
+        # an encoder-decoder makes the decoder's input of the labels, and its logits stand where they do
+        labels = inputs["labels"] if pairs else inputs.pop("labels")[:, 1:]
         if "use_cache" in accepts:
             inputs["use_cache"] = False
         logits = model(**inputs).logits
@@ -255,14 +246,11 @@ def _answers(
     # plain text has no prompt: it is asked for from the beginning
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
     if pairs:
-        whole = [encode_source(example, tokenizer) for example in examples]
-        prompts = [encode_source(example, tokenizer, max_length) for example in examples]
-        most = max_length
+        fitted = [fit_source(example, tokenizer, max_length) for example in examples]
+        prompts, cut = [ids for ids, _ in fitted], sum(length > max_length for _, length in fitted)
     else:
-        whole = [encode_prompt(example, tokenizer) for example in examples]
-        most = max_length - new_tokens
-        prompts = [prompt[-most:] or [begin] for prompt in whole]
-    cut = sum(len(prompt) > most for prompt in whole)
+        whole, most = [encode_prompt(example, tokenizer) for example in examples], max_length - new_tokens
+        prompts, cut = [ids[-most:] or [begin] for ids in whole], sum(len(ids) > most for ids in whole)
     answers = [""] * len(prompts)
     # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
     own = model.generation_config

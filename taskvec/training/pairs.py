@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -12,8 +13,19 @@ from torch import nn
 
 from ..errors import DataError
 from .examples import Example
-from .kinds import is_encoder_decoder
-from .rows import IGNORED, Row, RowCounts, accepted_arguments, collate, earlier_turns, encode_prompt, plain_text
+from .kinds import is_encoder_decoder, is_masked
+from .rows import (
+    IGNORED,
+    Row,
+    RowCounts,
+    accepted_arguments,
+    collate,
+    counted,
+    earlier_turns,
+    encode_all,
+    encode_prompt,
+    plain_text,
+)
 
 
 def encode_source(example: Example, tokenizer: Any, max_length: int | None = None) -> list[int]:
@@ -33,6 +45,12 @@ def encode_source(example: Example, tokenizer: Any, max_length: int | None = Non
     finally:
         tokenizer.truncation_side = side
     return found
+
+
+def fit_source(example: Example, tokenizer: Any, max_length: int) -> tuple[list[int], int]:
+    """`encode_source`, and how many tokens the prompt had before it was cut."""
+    whole = encode_source(example, tokenizer)
+    return (whole if len(whole) <= max_length else encode_source(example, tokenizer, max_length)), len(whole)
 
 
 def encode_target(example: Example, tokenizer: Any) -> list[int]:
@@ -70,28 +88,25 @@ def encode_all_pairs(
                 f"{example.where}: an encoder-decoder learns one turn of a conversation; --turns last trains the last"
             )
     fitted = [_fitted(example, tokenizer, limit) for example in examples]
-    rows, lengths = [row for row, _ in fitted], [length for _, length in fitted]
-    trained = sum(len(row["labels"]) for row in rows)
-    counts = RowCounts(
-        rows=len(rows),
-        truncated=sum(length > limit for length in lengths),
-        limit=limit,
-        tokens=sum(len(row["input_ids"]) for row in rows) + trained,
-        trained=trained,
-        longest=max(lengths, default=0),
-    )
-    return rows, counts
+    counts = counted(fitted, limit)
+    return [row for row, _ in fitted], replace(counts, tokens=counts.tokens + counts.trained)
+
+
+def rows_of(
+    model: nn.Module, examples: Sequence[Example], tokenizer: Any, limit: int, turns: str
+) -> tuple[list[Row], RowCounts]:
+    """The rows of examples for a model, and what became of them (`encode_all_pairs`, or `encode_all` of rows.py)."""
+    if is_encoder_decoder(model):
+        return encode_all_pairs(examples, tokenizer, limit, turns)
+    return encode_all(examples, tokenizer, limit, masked=is_masked(model), turns=turns)
 
 
 def _fitted(example: Example, tokenizer: Any, max_length: int) -> tuple[Row, int]:
     """A row, and how many tokens the longer of prompt and completion had before they were cut."""
-    source, target = encode_source(example, tokenizer), encode_target(example, tokenizer)
+    (source, length), target = fit_source(example, tokenizer, max_length), encode_target(example, tokenizer)
     if not source:
         raise DataError(f"{example.where}: the prompt has no token, and an encoder-decoder reads one")
-    length = max(len(source), len(target))
-    if len(source) > max_length:
-        source = encode_source(example, tokenizer, max_length)
-    return {"input_ids": source, "labels": target[:max_length]}, length
+    return {"input_ids": source, "labels": target[:max_length]}, max(length, len(target))
 
 
 def collator_of(model: nn.Module, padding: int) -> Callable[[Sequence[Row]], dict[str, Any]]:

@@ -11,14 +11,12 @@ from taskvec_formats import Checkpoint
 
 from ..masks import entries_for
 from ..names import layer_and_module
-from ..patched import Patched
 from ..progress import Progress, silent
 from ..resident import resident
 from ..vector import TaskVector
-from .corpus import read_corpus
-from .masking import Masks, mask_of, quotas, random_mask, taken_by
+from .masking import Masks, mask_of, quotas, random_mask
 from .options import Options
-from .train import check_request
+from .train import check_request, does_calibrate, open_run, prepare
 
 if TYPE_CHECKING:
     from .footprint import Footprint
@@ -82,27 +80,14 @@ def plan(
     Raises the errors of `train` for what can be known before training.
     """
     check_request(base, options, mask_from, disjoint_from, start_from, eval_data)
-    calibrates = options.method == "lota" and mask_from is None and options.mask != "random"
-    corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
-    options.check_warmup(len(corpus.train), calibrates=calibrates)
-    from .loading import device_of, load_tokenizer
-
-    device_of(options.device)
-    load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
-    from .dense import check_peft
-    from .loop import check_report_to
-    from .run import Run
+    calibrates = does_calibrate(options, mask_from)
+    corpus = prepare(base, data, options, mix=mix, eval_data=eval_data, calibrates=calibrates)
+    from .loading import device_of
     from .ticket import entries_wanted
 
-    check_report_to(options.report_to)
-    if options.method == "lora":
-        check_peft()
-    start = Patched(base, start_from) if start_from is not None else base
-    changed = list(start_from.specs) if start_from is not None else []
     dense = options.method == "fft" or (calibrates and not options.low_memory)
-    run = Run(start, changed, corpus, options, progress, dense=dense)
-    options.check_warmup(len(run.rows), calibrates=calibrates, packed=True)
-    taken = {name: held for name, held in taken_by(disjoint_from, run.layers).items() if name in run.forms}
+    run = open_run(base, corpus, options, progress, start_from=start_from, calibrates=calibrates, dense=dense)
+    taken = run.taken(disjoint_from)
     entries, by_tensor = None, None
     if options.method == "lota":
         if options.via is not None:

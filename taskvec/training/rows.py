@@ -104,16 +104,20 @@ def encode_all(
 ) -> tuple[list[Row], RowCounts]:
     """The rows of examples, in their order, and what became of them. limit: the most tokens of a row."""
     fitted = [_fitted(example, tokenizer, limit, masked=masked, turns=turns) for example in examples]
-    rows, lengths = [row for row, _ in fitted], [length for _, length in fitted]
-    counts = RowCounts(
-        rows=len(rows),
+    return [row for row, _ in fitted], counted(fitted, limit)
+
+
+def counted(fitted: Sequence[tuple[Row, int]], limit: int) -> RowCounts:
+    """What became of examples: each as a row of at most `limit` tokens, and how many it had before it was cut."""
+    lengths = [length for _, length in fitted]
+    return RowCounts(
+        rows=len(fitted),
         truncated=sum(length > limit for length in lengths),
         limit=limit,
-        tokens=sum(len(row["input_ids"]) for row in rows),
-        trained=sum(label != IGNORED for row in rows for label in row["labels"]),
+        tokens=sum(len(row["input_ids"]) for row, _ in fitted),
+        trained=sum(label != IGNORED for row, _ in fitted for label in row["labels"]),
         longest=max(lengths, default=0),
     )
-    return rows, counts
 
 
 def _fitted(example: Example, tokenizer: Any, max_length: int, *, masked: bool, turns: str) -> tuple[Row, int]:

@@ -17,17 +17,18 @@ from taskvec_formats import Change, Checkpoint, Form, SparseTensor
 from ..errors import TrainingError, UsageError
 from ..progress import Progress
 from ..tensor import apply_range
+from ..vector import TaskVector
 from .corpus import Corpus
 from .evaluate import evaluate
-from .examples import Example
-from .kinds import check_reading, is_encoder_decoder, is_masked
+from .kinds import check_reading, is_masked
 from .loading import load_model
 from .loop import Curve, fit
+from .masking import Masks, taken_by
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
 from .packing import check_packing, pack
-from .pairs import encode_all_pairs
-from .rows import Row, RowCounts, encode_all, first_position, length_limit, pad_id
+from .pairs import rows_of
+from .rows import first_position, length_limit, pad_id
 from .targets import chosen as chosen_tensors
 
 
@@ -68,10 +69,10 @@ class Run:
         if is_masked(self.model) and options.eval_metric:
             raise UsageError(f"{start.name} is a masked language model and gives no answers: leave --eval-metric out")
         limit = length_limit(self.model.config, options.max_length, first_position(self.model))
-        self.rows, self.counts = self._rows(corpus.train, limit, options.turns)
+        self.rows, self.counts = rows_of(self.model, corpus.train, self.tokenizer, limit, options.turns)
         # as `taskvec eval` does: the loss on the last turn
         self.held_out = corpus.held_out
-        self.eval_rows, self.eval_counts = self._rows(corpus.held_out, limit, "last")
+        self.eval_rows, self.eval_counts = rows_of(self.model, corpus.held_out, self.tokenizer, limit, "last")
         check_reading(self.model, self.rows[0])
         if options.pack:
             check_packing(self.model, self.rows, pad_id(self.tokenizer))
@@ -84,11 +85,6 @@ class Run:
             if name in self.placed:
                 self._set(name)
         progress("loading", 1, 1, "")
-
-    def _rows(self, examples: Sequence[Example], limit: int, turns: str) -> tuple[list[Row], RowCounts]:
-        if is_encoder_decoder(self.model):
-            return encode_all_pairs(examples, self.tokenizer, limit, turns)
-        return encode_all(examples, self.tokenizer, limit, masked=is_masked(self.model), turns=turns)
 
     def chosen(self, names: Collection[str]) -> list[str]:
         """Those of some tensors that options.include and options.exclude leave.
@@ -105,6 +101,10 @@ class Run:
                     "--include and --exclude take both or neither"
                 )
         return found
+
+    def taken(self, earlier: Sequence[TaskVector]) -> Masks:
+        """The positions of earlier vectors in the eligible tensors. Raises MaskError for one of another model."""
+        return {name: held for name, held in taken_by(earlier, self.layers).items() if name in self.forms}
 
     def _layers(self) -> dict[str, Form]:
         chosen = eligible_parameters(self.model)

@@ -17,17 +17,18 @@ from ..patched import Patched
 from ..progress import Progress, silent
 from ..source import inputs_of
 from ..vector import TaskVector
-from .corpus import read_corpus
+from .corpus import Corpus, read_corpus
 from .effects import check_effects
 from .examples import check_examples
 from .folder import RunFolder
-from .masking import free_share, taken_by
+from .masking import free_share
 from .options import MASKS, SCOPES, Options
 from .targets import chosen
 
 if TYPE_CHECKING:
     from .loop import Curve
     from .rows import RowCounts
+    from .run import Run
 
 
 @dataclass(frozen=True)
@@ -88,21 +89,11 @@ def train(
     if folder is not None:
         sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         _check_folder(folder, sources, base, [mask_from, start_from, *disjoint_from])
-    corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
-    calibrates = options.method == "lota" and mask_from is None and options.mask != "random"
-    options.check_warmup(len(corpus.train), calibrates=calibrates)
-    # torch, and then transformers' models, take seconds and memory: first whatever can be refused without them
-    from .loading import device_of, load_tokenizer
-
-    device_of(options.device)
-    load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
+    calibrates = does_calibrate(options, mask_from)
+    corpus = prepare(base, data, options, mix=mix, eval_data=eval_data, calibrates=calibrates)
     from .dense import difference, train_fully, train_lora
-    from .loop import check_report_to
-    from .run import Run
     from .ticket import train_ticket
 
-    check_report_to(options.report_to)
-    start = Patched(base, start_from) if start_from is not None else base
     record: dict[str, Any] = {
         "base": base.fingerprint,
         "data": corpus.files,
@@ -140,11 +131,9 @@ def train(
             denser = keep.vector("via", train_denser)
         holder = mask_from or denser
         dense = options.method == "fft" or (calibrates and denser is None and not options.low_memory)
-        changed = list(start_from.specs) if start_from is not None else []
-        run = Run(start, changed, corpus, options, progress, dense=dense)
-        options.check_warmup(len(run.rows), calibrates=calibrates, packed=True)
+        run = open_run(base, corpus, options, progress, start_from=start_from, calibrates=calibrates, dense=dense)
         if options.method == "lota":
-            taken = {name: held for name, held in taken_by(disjoint_from, run.layers).items() if name in run.forms}
+            taken = run.taken(disjoint_from)
             ticket = train_ticket(run, keep, taken, holder)
             vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
             masks = {name: vector[name].indices for name in vector}
@@ -158,7 +147,7 @@ def train(
             entries = survived = sum(len(vector.change(name).touched()) for name in vector)
             free, left, unreached = {}, None, None
         if start_from is not None and options.relative_to == "base":
-            vector = diff(base, Patched(start, vector), progress=progress)
+            vector = diff(base, Patched(run.start, vector), progress=progress)
     vector.header.provenance.update(
         made_by="train",
         method=options.method,
@@ -212,6 +201,59 @@ def check_request(
         evaluates=eval_data is not None or bool(options.eval_split),
     )
     chosen(base.tensors, options.include, options.exclude)  # finds a mistyped pattern before a model is loaded
+
+
+def does_calibrate(options: Options, mask_from: TaskVector | None) -> bool:
+    """Whether a run has a phase that chooses the mask."""
+    return options.method == "lota" and mask_from is None and options.mask != "random"
+
+
+def prepare(
+    base: Checkpoint,
+    data: Path,
+    options: Options,
+    *,
+    mix: Sequence[tuple[Path, float]],
+    eval_data: Path | None,
+    calibrates: bool,
+) -> Corpus:
+    """Read the data of a run, and refuse what can be refused before its model is loaded.
+
+    torch, and then transformers' models, take seconds and memory, so what needs neither comes first.
+    """
+    corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
+    options.check_warmup(len(corpus.train), calibrates=calibrates)
+    from .loading import device_of, load_tokenizer
+
+    device_of(options.device)
+    load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)
+    from .dense import check_peft
+    from .loop import check_report_to
+
+    check_report_to(options.report_to)
+    if options.method == "lora":
+        check_peft()
+    return corpus
+
+
+def open_run(
+    base: Checkpoint,
+    corpus: Corpus,
+    options: Options,
+    progress: Progress,
+    *,
+    start_from: TaskVector | None,
+    calibrates: bool,
+    dense: bool,
+) -> Run:
+    """Load the model of a run at its start. Raises the errors of `Run`."""
+    from .run import Run
+
+    start = base if start_from is None else Patched(base, start_from)
+    changed = [] if start_from is None else list(start_from.specs)
+    run = Run(start, changed, corpus, options, progress, dense=dense)
+    options.check_warmup(len(run.rows), calibrates=calibrates, packed=True)
+    return run
 
 
 def _check_folder(
