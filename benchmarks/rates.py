@@ -21,8 +21,7 @@ RESULTS = Path(__file__).parent / "results" / "rates"
 VALIDATION = 128  # examples that the rates are chosen on
 # task -> steps, examples a step; no example is seen twice, and calibration takes its steps from the same budget
 RECIPES = {"mawps": (50, 8), "sql": (40, 4)}
-GRID = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-LONGER = (1e-7, 3e-7, 1e-6, 3e-6, *GRID, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # goes on while the best is at an end
+GRID = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 CALIBRATION = 5  # one in so many of the budget's steps
 METHODS = {
     "full fine-tuning": ["--method", "fft"],
@@ -30,6 +29,7 @@ METHODS = {
     "LoTA, 90 % sparse": ["--sparsity", "0.9"],
     "random mask, 90 % sparse": ["--sparsity", "0.9", "--mask", "random"],
 }
+FIRST = {"full fine-tuning": (1e-5, 3e-5, 1e-4)}
 CALIBRATED = "LoTA, 90 % sparse"
 Cell = dict[str, Any]
 
@@ -66,7 +66,7 @@ def named(task: str, method: str, rate: float) -> str:
 def cells_of(task: str, method: str) -> dict[float, Cell]:
     """Rate -> cell of all cells on file."""
     found: dict[float, Cell] = {}
-    for rate in LONGER:
+    for rate in GRID:
         file = RESULTS / f"{named(task, method, rate)}.json"
         if file.exists():
             found[rate] = json.loads(file.read_text(encoding="utf-8"))
@@ -117,14 +117,14 @@ def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, method
 
 
 def sweep(tasks: Path, folder: Path, task: str, method: str) -> dict[float, Cell]:
-    """All cells of a method on a task: the grid, and further rates until the best has a worse one on each side."""
+    """All cells of a method on a task: its first rates, and more until the best has a worse one on each side."""
     data = parts(tasks, folder, task)
-    cells, wanted = cells_of(task, method), list(GRID)
+    cells, wanted = cells_of(task, method), list(FIRST.get(method, (1e-4, 3e-4, 1e-3)))
     while missing := [rate for rate in wanted if rate not in cells]:
         for rate in missing:
             cells[rate] = compute(folder / "base", folder, data, task, method, rate)
-        place = LONGER.index(best_of(cells))
-        wanted = list(LONGER[max(0, place - 1) : place + 2])
+        place = GRID.index(best_of(cells))
+        wanted = list(GRID[max(0, place - 1) : place + 2])
     return cells
 
 

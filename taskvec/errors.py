@@ -65,3 +65,7 @@ class DataError(TaskvecError):
 
 class TrainingError(TaskvecError):
     """A model cannot be trained as asked."""
+
+
+class DivergedError(TrainingError):
+    """A loss of training is no longer a number."""

@@ -22,7 +22,8 @@ from taskvec import Checkpoint, TaskVector
 from taskvec_cli.main import app, main
 
 COMMANDS = ("train", "pack", "unpack", "merge", "arith", "inspect", "verify", "eval", "demo")
-UNCALIBRATED = ("--steps", "2", "--batch-size", "2", "--lr", "1e-3", "--device", "cpu")
+BATCHES = ("--batch-size", "2", "--device", "cpu")
+UNCALIBRATED = ("--steps", "2", "--lr", "1e-3", *BATCHES)
 QUICK = ("--calibration-steps", "2", *UNCALIBRATED)
 
 
@@ -187,8 +188,9 @@ def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> N
     report = json.loads(ok("train", llama, data, "-o", out, *QUICK, *evaluated, "--force", "--json"))
     assert [entry["step"] for entry in report["eval_metrics"]["rouge1"]] == [1, 2]
     assert report["eval_metrics"]["rouge1"][-1]["value"] == report["provenance"]["eval_rouge1"]
-    mask = ok("train", llama, data, "-o", tmp_path / "mask.lota", *QUICK, "--steps", "0")
-    assert mask.count("\n") == 1
+    mask = ok("train", llama, data, "-o", tmp_path / "mask.lota", *BATCHES, "--steps", "0")
+    assert mask.count("\n") == 2
+    assert "\ncalibration learning rate: " in mask
     dense = ok("train", llama, data, "-o", out, *UNCALIBRATED, "--method", "fft", "--force", "--json")
     report = json.loads(dense)
     assert report["trained"] == report["survived"] == report["entries"]

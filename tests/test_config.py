@@ -112,7 +112,7 @@ def test_a_run_is_repeated_from_its_record(llama: Path, data: Path, tmp_path: Pa
 
 def test_a_record_of_files_that_are_not_given_again_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
     mask, first, output = (tmp_path / f"{name}.lota" for name in ("mask", "first", "x"))
-    ok("train", llama, data, *RECIPE, "--steps", "0", "-o", mask)
+    ok("train", llama, data, "--calibration-steps", "2", "--steps", "0", "--device", "cpu", "-o", mask)
     files = ["--mask-from", mask, "--eval-data", data]
     ok("train", llama, data, *RECIPE[2:], *files, "-o", first)  # without calibration steps
     said = refused(2, "train", llama, data, "--config", first, "-o", output, "--device", "cpu")

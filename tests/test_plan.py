@@ -43,7 +43,7 @@ def by_layer(vector: TaskVector) -> dict[int | None, int]:
         replace(UNCALIBRATED, mask="random", sparsity=0.97),
         replace(QUICK, via=0.5, accumulate=2),
         replace(QUICK, low_memory=True, dtype="bfloat16"),
-        replace(QUICK, steps=0),
+        replace(QUICK, steps=0, lr=None),
         replace(FFT, eval_split=0.3),
         LORA,
     ],
@@ -163,7 +163,7 @@ def test_activations_of_a_batch_are_estimated_from_one_example(architecture: str
 
 def test_what_a_run_would_refuse_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
     base = Checkpoint(llama)
-    wide = train(base, data, replace(QUICK, sparsity=0.3, steps=0)).vector
+    wide = train(base, data, replace(QUICK, sparsity=0.3, steps=0, lr=None)).vector
     with pytest.raises(MaskError, match="earlier masks leave"):
         plan(base, data, replace(QUICK, sparsity=0.3), disjoint_from=[wide])
     with pytest.raises(MaskError, match="earlier masks leave"):
@@ -177,8 +177,8 @@ def test_dry_run_prints_a_plan_and_writes_nothing(llama: Path, data: Path, tmp_p
     said = ok(*arguments, "--plot", tmp_path / "x.png")
     for line in (
         "examples: 4\n",
-        "\ncalibrating: 20 steps, about ",
-        "\ntraining: 3 steps, about ",
+        "\ncalibrating: 20 steps at a learning rate of ",
+        "\ntraining: 3 steps at a learning rate of ",
         "\nentries: 1,536\n",
         "\nentries of a layer: known once the mask is chosen\n",
         f"\nwould be written: {tmp_path / 'x.lota'}, {tmp_path / 'x.png'}\n",

@@ -28,6 +28,7 @@ from taskvec.training.examples import read_examples
 from taskvec.training.loading import load_model
 from taskvec.training.optimizers import LeanRMSprop
 from taskvec.training.options import Options
+from taskvec.training.rates import with_defaults
 from taskvec.training.train import Training, train
 from taskvec_cli.train import train as train_command
 from taskvec_formats import Header, Identity, TensorSpec
@@ -181,7 +182,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(llama: Pat
 
 def test_a_mask_without_values_is_used_again(llama: Path, data: Path, tmp_path: Path) -> None:
     base = Checkpoint(llama)
-    mask = saved(train(base, data, replace(QUICK, steps=0, save_steps=100)), tmp_path / "mask.lota")
+    mask = saved(train(base, data, replace(QUICK, steps=0, lr=None, save_steps=100)), tmp_path / "mask.lota")
     assert len(positions(mask)) == round(0.1 * mask.eligible)
     assert not any(mask[name].values.any() for name in mask)
     whole = train(base, data, QUICK)
@@ -433,7 +434,7 @@ def test_dense_methods_too(options: Options, llama_bf16: Path, data: Path) -> No
 
 def test_calibration_in_little_memory_finds_much_the_same_mask(llama: Path, tmp_path: Path) -> None:
     base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 4)
-    options = replace(QUICK, calibration_steps=10, steps=0, save_steps=100)
+    options = replace(QUICK, calibration_steps=10, calibration_lr=1e-3, steps=0, lr=None, save_steps=100)
     exact, low = (positions(train(base, data, replace(options, low_memory=low)).vector) for low in (False, True))
     assert len(low) == len(exact)
     assert len(low & exact) > 0.95 * len(exact)
@@ -475,7 +476,7 @@ def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: 
     from taskvec.training.rows import collate, encode
 
     base = Checkpoint(llama)
-    options = replace(QUICK, calibration_steps=1, steps=0, batch_size=4, save_steps=100)
+    options = replace(QUICK, calibration_steps=1, steps=0, lr=None, batch_size=4, save_steps=100)
     model, tokenizer = load_model(llama)
     rows = [encode(example, tokenizer, 64) for example in read_examples(data)]
     model(**collate(rows, 0, frozenset())).loss.backward()
@@ -523,7 +524,8 @@ def test_the_record_of_a_run_is_in_the_file(llama: Path, data: Path, tmp_path: P
 
     vector = saved(train(Checkpoint(llama), data, replace(QUICK, eval_split=0.25)), tmp_path / "x.lota")
     record = vector.provenance["run"]
-    assert Options(**{**record["options"], "device": "cpu"}) == replace(QUICK, eval_split=0.25)
+    asked = with_defaults(replace(QUICK, eval_split=0.25), calibrates=True)
+    assert Options(**{**record["options"], "device": "cpu"}) == asked
     assert record["versions"]["taskvec"] == taskvec.__version__
     assert record["data"][0]["name"] == data.name
     assert record["base"] == Checkpoint(llama).fingerprint

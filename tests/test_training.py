@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge
-from taskvec.errors import AlreadyAppliedError, DataError, MaskError, TrainingError, UsageError
+from taskvec.errors import AlreadyAppliedError, DataError, DivergedError, MaskError, TrainingError, UsageError
 from taskvec.live import applied
 from taskvec.training.evaluate import evaluate
 from taskvec.training.examples import read_examples
@@ -334,11 +334,13 @@ def test_settings_that_cannot_be_meant(setting: dict[str, object], complaint: st
 
 def test_fewer_changes_than_entries_is_an_error(llama: Path, data: Path) -> None:
     with pytest.raises(MaskError, match="only 0 weights changed"):
-        train(Checkpoint(llama), data, replace(QUICK, lr=1e-30))
+        train(Checkpoint(llama), data, replace(QUICK, calibration_lr=1e-30))
 
 
 def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> None:
-    with pytest.raises(TrainingError, match="step"):
+    with pytest.raises(DivergedError, match=r"at step \d of calibrating; try a lower --calibration-lr$"):
+        train(Checkpoint(llama), data, replace(QUICK, calibration_lr=3e38, calibration_steps=5))
+    with pytest.raises(DivergedError, match=r"at step \d of training; try a lower --lr$"):
         train(Checkpoint(llama), data, replace(QUICK, lr=3e38, steps=5))
 
 

@@ -80,7 +80,7 @@ def test_passes_over_the_data_see_every_example(
     if phase == "training":
         options = replace(options, steps=None, epochs=epochs, mask="random", calibration_steps=20)
     else:
-        options = replace(options, steps=0, calibration_epochs=epochs, calibration_steps=20)
+        options = replace(options, steps=0, lr=None, calibration_epochs=epochs, calibration_steps=20)
     training = train(Checkpoint(llama), ten, options)
     assert len(training.calibration_losses or training.curve.losses) == steps
     assert sorted(Counter(row for batch in batches for row in batch).values()) == seen
@@ -118,8 +118,9 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
         ({"eval_split": 0.1}, {"steps": 0}, "here: --steps 0 does not train"),
         ({"save_steps": 5}, {"steps": 0}, "here: --steps 0 does not train"),
         ({"report_to": "tensorboard"}, {"steps": 0}, "here: --steps 0 does not train"),
-        ({"lr": 1e-3}, {"steps": 0, "calibration_lr": 1e-3}, "beside --steps 0 and --calibration-lr"),
-        ({"lr": 1e-3}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and --steps 0 does not train"),
+        ({"lr": 1e-3}, {"steps": 0}, "here: --steps 0 does not train; --calibration-lr is the learning rate of"),
+        ({"lr": "auto"}, {"steps": 0, "mask": "random"}, "--lr has no effect here: --steps 0 does not train"),
+        ({"calibration_lr": "auto"}, {"mask": "random"}, "here: a random mask needs no calibration"),
         ({"l1": 1.0}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and --steps 0 does not train"),
         ({"eval_steps": 5}, {}, "it needs examples to evaluate on"),
         ({"patience": 5}, {}, "it needs examples to evaluate on"),
@@ -188,7 +189,7 @@ def test_combinations_that_cannot_be_meant(setting: dict[str, Any], why: str) ->
 
 @pytest.mark.parametrize("mask", ["gradient", "fisher"])
 def test_accumulated_gradients_rank_as_those_of_one_batch(mask: str, llama: Path, ten: Path) -> None:
-    options = replace(QUICK, mask=mask, steps=0, calibration_steps=3)
+    options = replace(QUICK, mask=mask, steps=0, lr=None, calibration_steps=3)
     whole, parts = (
         positions(train(Checkpoint(llama), ten, replace(options, batch_size=6 // parts, accumulate=parts)).vector)
         for parts in (1, 3)
@@ -221,7 +222,15 @@ def test_decay_takes_calibration_towards_its_base(llama: Path, ten: Path) -> Non
             train(
                 Checkpoint(llama),
                 ten,
-                replace(QUICK, optimizer="sgd", lr=0.1, calibration_steps=steps, steps=0, weight_decay=decay),
+                Options(
+                    optimizer="sgd",
+                    calibration_lr=0.1,
+                    calibration_steps=steps,
+                    steps=0,
+                    weight_decay=decay,
+                    batch_size=2,
+                    device="cpu",
+                ),
             ).vector
         )
         for steps, decay in ((1, 0.0), (1, 10.0), (4, 0.0), (4, 10.0))
@@ -351,7 +360,14 @@ def test_a_vector_that_follows_another_is_composed_and_not_merged(llama: Path, t
 def test_a_loss_that_rises_is_said(losses: list[float], kept: int, *, rises: bool) -> None:
     curve = Curve(losses, [], 0.0, kept)
     assert curve.rises == rises
-    summary = {"loss_rises": curve.rises, "steps": len(losses), "trained": 100, "survived": 100, "unreached": None}
+    summary = {
+        "loss_rises": curve.rises,
+        "steps": len(losses),
+        "trained": 100,
+        "survived": 100,
+        "unreached": None,
+        "calibration_losses": [],
+    }
     warnings = training_warnings(summary)
     assert [warning.startswith("the training loss is higher in the last tenth") for warning in warnings] == [
         True

@@ -17,12 +17,27 @@ if TYPE_CHECKING:
 _APART = {"config", "resume", "force", "json", "as_json", "dry_run", "trust_remote_code"}
 
 
+class Rate:
+    """What the type hints of commands call a learning rate: a number, or "auto"."""
+
+
+RATE = "FLOAT|auto"  # in the help
+
+
+def rate_of(text: str) -> Any:
+    """The learning rate that a text says. Raises typer.BadParameter."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number or auto, found {text!r}") from None
+
+
 def _kind(hint: Any) -> str:
     """What a file may say of a parameter, by its type: text where that is a path."""
     kinds = [hint] if get_origin(hint) is list else [each for each in get_args(hint) or (hint,) if each is not NoneType]
     if get_origin(kinds[0]) is list:
         return "list"
-    return {bool: "bool", int: "int", float: "float"}.get(kinds[0], "str")
+    return {bool: "bool", int: "int", float: "float", Rate: "rate"}.get(kinds[0], "str")
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:

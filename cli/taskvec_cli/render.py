@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from taskvec.training.train import Training
 
 _LINE, _CELL = 4000, 200  # the most characters of a line and of a cell of a table
+_RISEN = 1.2  # times the first loss of calibration, one batch, is more than noise
 _ROWS = 200  # the most rows of a table
 
 
@@ -158,8 +160,9 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say(f"examples: {plan.examples:,}{held_out}")
     say(f"tokens of an example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
     for phase in plan.phases:
+        rate = "" if phase.lr is None else f" at a learning rate of {phase.lr:g}"
         say(
-            f"{phase.name}: {phase.steps:,} steps, about {phase.tokens / phase.steps:,.0f} tokens a step and "
+            f"{phase.name}: {phase.steps:,} steps{rate}, about {phase.tokens / phase.steps:,.0f} tokens a step and "
             f"{phase.tokens:,} in all, peak memory about {size(phase.memory)} ({plan.device})"
         )
     say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
@@ -190,6 +193,9 @@ def training_summary(trained: Training) -> dict[str, Any]:
         "final_loss": curve.final_loss,
         "steps": len(curve.losses),
         "kept_step": curve.kept,
+        "lr": curve.lr,
+        "calibration_lr": trained.calibration_lr,
+        "calibration_losses": trained.calibration_losses,
         "eval_loss": curve.eval_loss,
         "loss_rises": curve.rises,
         "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
@@ -212,7 +218,10 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
     """The same for people; in a row: after earlier tasks, whose masks were left out."""
     survived, free = summary["survived"], summary["free"]
     lines: dict[str, Any] = {}
+    if summary["calibration_lr"] is not None:
+        lines["calibration_learning_rate"] = f"{summary['calibration_lr']:g}"
     if summary["steps"]:
+        lines["learning_rate"] = f"{summary['lr']:g}"
         lines["examples"] = _rows_line(summary["rows"])
         if summary["eval_rows"]:
             lines["examples_held_out"] = _rows_line(summary["eval_rows"])
@@ -262,6 +271,12 @@ def training_warnings(summary: dict[str, Any]) -> list[str]:
     """Where training did not lead to what it is for."""
     trained, survived = summary["trained"], summary["survived"]
     found = []
+    losses = summary["calibration_losses"]
+    if len(losses) > 1 and (later := fmean(losses[len(losses) // 2 :])) > _RISEN * losses[0]:
+        found.append(
+            f"the loss of calibration rose from {losses[0]:.3f} at its first step to {later:.3f} on average over its "
+            "last half; try a lower --calibration-lr"
+        )
     if summary["loss_rises"]:
         found.append("the training loss is higher in the last tenth of the steps than in the first; try a lower --lr")
     if summary["steps"] and 2 * survived < trained:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .config import ConfigFile, compare, settle
+from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
 from .outputs import DATA, FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
@@ -66,8 +66,14 @@ def train(
         ),
     ] = None,
     calibration_lr: Annotated[
-        float | None,
-        typer.Option(help="Learning rate of calibration, if another.", show_default=False, rich_help_panel=_MASK),
+        Rate | None,
+        typer.Option(
+            metavar=RATE,
+            parser=rate_of,
+            help="Learning rate of calibration, or auto.",
+            show_default="that of --method fft",
+            rich_help_panel=_MASK,
+        ),
     ] = None,
     via: Annotated[
         float | None,
@@ -113,7 +119,17 @@ def train(
         ),
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_LENGTH)] = 3,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.", rich_help_panel=_LENGTH)] = 1e-4,
+    lr: Annotated[
+        Rate | None,
+        typer.Option(
+            "--lr",
+            metavar=RATE,
+            parser=rate_of,
+            help="Learning rate of training; auto finds one on the data.",
+            show_default="by method and optimizer",
+            rich_help_panel=_LENGTH,
+        ),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd.", rich_help_panel=_LENGTH)] = "rmsprop",
     weight_decay: Annotated[
         float, typer.Option(help="Decoupled, as AdamW's; of a ticket, towards the base.", rich_help_panel=_LENGTH)

@@ -15,16 +15,20 @@ from accelerate.state import GradientState  # type: ignore[import-untyped]
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import TrainingError
+from ..errors import DivergedError
 from ..masks import FloatArray
+from .loop import Curve
 from .optimizers import LeanRMSprop, make_optimizer
+from .options import AUTO
+from .range_test import find_rate
+from .rates import default_rate
 from .run import Run
 
 
-def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
-    """Fine-tune all eligible weights; return their scores, tensor name -> f32 [size], and the losses.
+def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
+    """Fine-tune all eligible weights; return their scores, tensor name -> f32 [size], and what the phase saw.
 
-    The weights are left as they are, for `run.reset`. Scores raise TrainingError, naming the tensor, where they are not
+    The weights are left as they are, for `run.reset`. Scores raise DivergedError, naming the tensor, where they are not
     numbers.
     """
     options = run.options
@@ -33,16 +37,23 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
         parameter.requires_grad_(False)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    lr = options.calibration_lr or options.lr
-    with _observed(parameters, options.mask) as sums:
-        optimizer: Optimizer
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    dense = not options.low_memory
+
+    def optimizer_of(lr: float) -> Optimizer:
         if options.low_memory:
-            optimizer = LeanRMSprop(parameters.values(), lr, options.clip)
-        else:
-            optimizer = make_optimizer(options.optimizer, parameters.values(), lr)
-            names = {id(parameter): name for name, parameter in parameters.items()}
-            run.pull(optimizer, lambda parameter: run.moved(names[id(parameter)]))
-        dense = not options.low_memory
+            return LeanRMSprop(parameters.values(), lr, options.clip)
+        optimizer = make_optimizer(options.optimizer, parameters.values(), lr)
+        run.pull(optimizer, lambda parameter: run.moved(names[id(parameter)]))
+        return optimizer
+
+    lr = options.calibration_lr
+    if lr == AUTO:
+        lr = find_rate(run, run.model, optimizer_of, default_rate("fft", options.optimizer), dense=dense)
+        run.reset()
+    assert lr is not None
+    with _observed(parameters, options.mask) as sums:
+        optimizer = optimizer_of(float(lr))
         curve = run.phase(run.model, optimizer, steps=run.calibration_steps, dense=dense, calibrates=True)
     if isinstance(optimizer, LeanRMSprop):
         optimizer.close()
@@ -59,11 +70,13 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], list[float]]:
                 values += lost.view(-1)[place.start : place.start + form.size]
         # the loss shows a step that diverged only at the next step, and the last one has none
         if not bool(values.isfinite().all()):
-            raise TrainingError(f"tensor {name!r}: calibration ended in weights that are not numbers; try a lower --lr")
+            raise DivergedError(
+                f"tensor {name!r}: calibration ended in weights that are not numbers; try a lower --calibration-lr"
+            )
         result: FloatArray = values.cpu().numpy()
         return result
 
-    return scores, curve.losses
+    return scores, curve
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..merging.documents import read_document
 from ..merging.settings import shown
 from ..vector import TaskVector
+from .options import AUTO
 from .sources import read_tables
 
 # those of which the second is what a file says where the command line gives the first, and then means nothing
@@ -49,6 +50,7 @@ def _texts(value: object) -> object:
 _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "int": ("a whole number", _of(int)),
     "float": ("a number", _number),
+    "rate": ("a number or auto", lambda value: value if value == AUTO else _number(value)),
     "bool": ("true or false", _of(bool)),
     "str": ("text", _of(str)),
     "list": ("a list of texts", _texts),
@@ -71,8 +73,8 @@ class Config:
     def read(cls, path: Path, kinds: Mapping[str, str], apart: Collection[str] = ()) -> Config:
         """Read a YAML file or, where its name ends so, a `.lota` file.
 
-        kinds: option -> "int", "float", "bool", "str" or "list", of texts. apart: options that are given on the command
-        line only; a record that has one of them is read without it.
+        kinds: option -> "int", "float", "rate", "bool", "str" or "list", of texts. apart: options that are given on the
+        command line only; a record that has one of them is read without it.
         Raises UsageError, naming the file and the key, for unknown keys and values of another kind, and where there is
         no record; the errors of `TaskVector.open`.
         """

@@ -6,9 +6,11 @@ Both come out as task vectors, as exact as those of `pack`, so that the same com
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from transformers import Conv1D
 
 from taskvec_formats import Change
@@ -22,6 +24,9 @@ from .folder import RunFolder
 from .loop import Curve
 from .models import TORCH_DTYPES, Place, bits_of, part_of
 from .optimizers import make_optimizer
+from .options import AUTO
+from .range_test import find_rate
+from .rates import default_rate
 from .run import Run
 
 
@@ -33,7 +38,7 @@ def train_fully(run: Run, keep: RunFolder) -> Curve:
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    return _train(run, run.model, parameters, keep, dense=True)
+    return _train(run, run.model, parameters, keep, lambda: run.restore(run.chosen(run.placed)), dense=True)
 
 
 def check_peft() -> None:
@@ -65,7 +70,14 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
         warnings.simplefilter("ignore", FutureWarning)  # peft uses names that transformers is about to drop
         adapted = get_peft_model(run.model, config)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    curve = _train(run, adapted, trained, keep, dense=run.bf16)
+    first = [parameter.detach().clone() for parameter in trained]
+
+    @torch.no_grad()
+    def reset() -> None:
+        for parameter, value in zip(trained, first, strict=True):
+            parameter.copy_(value)
+
+    curve = _train(run, adapted, trained, keep, reset, dense=run.bf16)
     adapted.float()
     for name, form in run.forms.items():
         # what was held in bf16 is to be the start again
@@ -77,11 +89,32 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
     return curve
 
 
-def _train(run: Run, model: nn.Module, parameters: list[nn.Parameter], keep: RunFolder, *, dense: bool) -> Curve:
-    optimizer = make_optimizer(run.options.optimizer, parameters, run.options.lr)
-    # vectors, which are biases and norms, do not decay: so it is in transformers' Trainer
-    run.pull(optimizer, lambda weight: weight.detach() if weight.dim() > 1 else torch.zeros_like(weight))
-    return run.phase(model, optimizer, steps=run.steps, dense=dense, folder=keep.below("checkpoints"))
+def _train(
+    run: Run,
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    keep: RunFolder,
+    reset: Callable[[], None],
+    *,
+    dense: bool,
+) -> Curve:
+    """Train parameters of a model; reset: gives them their first values again."""
+    options = run.options
+
+    def optimizer_of(lr: float) -> Optimizer:
+        optimizer = make_optimizer(options.optimizer, parameters, lr)
+        # vectors, which are biases and norms, do not decay: so it is in transformers' Trainer
+        run.pull(optimizer, lambda weight: weight.detach() if weight.dim() > 1 else torch.zeros_like(weight))
+        return optimizer
+
+    def find() -> float:
+        found = find_rate(run, model, optimizer_of, default_rate(options.method, options.optimizer), dense=dense)
+        reset()
+        return found
+
+    lr = keep.number("lr", find) if options.lr == AUTO else options.lr
+    assert lr is not None
+    return run.phase(model, optimizer_of(float(lr)), steps=run.steps, dense=dense, folder=keep.below("checkpoints"))
 
 
 def difference(run: Run) -> TaskVector:

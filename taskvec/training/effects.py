@@ -11,8 +11,7 @@ from .options import Options
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
 _WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
 _LEARNING = (
-    "lr optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length dtype "
-    "gradient_checkpointing"
+    "optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length dtype gradient_checkpointing"
 )
 
 
@@ -41,8 +40,8 @@ def check_effects(
         (f"{_CALIBRATION} scope", options.mask != "random", "here: a random mask needs no calibration"),
         ("calibration_steps", options.calibration_epochs is None, "beside --calibration-epochs"),
         ("epochs", options.steps is None, "beside --steps"),
+        ("lr", trains, "here: --steps 0 does not train; --calibration-lr is the learning rate of calibration"),
         (_WATCHING, trains, "here: --steps 0 does not train"),
-        ("lr", trains or options.calibration_lr is None, "beside --steps 0 and --calibration-lr"),
         (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and --steps 0 does not train"),
         (
             "eval_steps patience eval_metric",

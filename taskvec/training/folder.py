@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from taskvec_formats.atomic import atomic_file
 
 from ..record import RecordedFolder
 from ..vector import TaskVector
@@ -28,6 +31,18 @@ class RunFolder(RecordedFolder):
             self.begin()
             made.save(file)
         return TaskVector.open(file)
+
+    def number(self, name: str, make: Callable[[], float]) -> float:
+        """The number of that name, found where an earlier run did not find it."""
+        if self.path is None:
+            return make()
+        file = self.path / f"{name}.json"
+        if self.is_stale or not file.exists():
+            made = make()
+            self.begin()
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps(made) + "\n", encoding="utf-8")
+        return float(json.loads(file.read_text(encoding="utf-8")))
 
     def below(self, name: str) -> Path | None:
         """A folder in it, for what is about to begin."""

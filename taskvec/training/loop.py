@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -30,7 +31,7 @@ from transformers import (
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import TrainingError, UsageError
+from ..errors import DivergedError, TrainingError, UsageError
 from ..progress import Progress
 from .loading import device_of
 from .optimizers import LeanRMSprop
@@ -38,6 +39,7 @@ from .options import Options
 from .pairs import collator_of
 from .rows import Row
 
+CALIBRATING, TRAINING = "calibrating", "training"  # stages
 _COMPLETE = "complete"
 
 
@@ -50,6 +52,7 @@ class Curve:
         evaluations.
     kept: the step whose weights were kept: the last, or with options.patience that of the lowest evaluation.
     eval_metrics: metric -> (step, value) of each evaluation, of those that were asked for beside the loss.
+    lr: the learning rate that the schedule begins from; None where nothing was trained.
     """
 
     losses: list[float]
@@ -57,6 +60,7 @@ class Curve:
     tokens_per_second: float
     kept: int = 0
     eval_metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    lr: float | None = None
 
     @property
     def final_loss(self) -> float | None:
@@ -119,6 +123,7 @@ class _Watch(TrainerCallback):
 
     def __init__(self, stage: str, folder: Path | None, progress: Progress, *, evaluates: bool = False) -> None:
         self.stage = stage
+        self.setting = "--calibration-lr" if stage == CALIBRATING else "--lr"
         self.evaluates = evaluates
         self.folder = folder
         self.progress = progress
@@ -141,9 +146,9 @@ class _Watch(TrainerCallback):
         for key in ("loss", "eval_loss"):
             if logs and key in logs and not math.isfinite(logs[key]):
                 kept = _last_checkpoint(self.folder)
-                raise TrainingError(
-                    f"the {key.replace('_', ' ')} is {logs[key]} at step {state.global_step} of {self.stage}; "
-                    "try a lower --lr" + (f"; the last checkpoint is {kept}" if kept else "")
+                raise DivergedError(
+                    f"the {key.replace('_', ' ')} is {logs[key]} at step {state.global_step} of {self.stage}; try a "
+                    f"lower {self.setting}" + (f"; the last checkpoint is {kept}" if kept else "")
                 )
         if logs and "loss" in logs:
             self.rate = (state.num_input_tokens_seen - self.seen) / (time.perf_counter() - self.began)
@@ -218,6 +223,8 @@ def fit(
     measure: Measure | None = None,
     folder: Path | None = None,
     report_to: str = "none",
+    scheduler: LambdaLR | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Curve:
     """Take optimizer steps over rows in an order drawn from `seed`.
 
@@ -225,7 +232,8 @@ def fit(
     eval_rows: evaluated every options.eval_steps and after the last step; with options.patience the best weights are
         taken at the end. measure: called at each evaluation, for options.eval_metric.
     folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
-    Raises TrainingError where a loss is not finite or the process was told to stop.
+    scheduler: of the optimizer's learning rate, in place of options.schedule. callbacks: of Trainer, to be told too.
+    Raises DivergedError where a loss is not finite, TrainingError where the process was told to stop.
     """
     if options.gradient_checkpointing:
         # the name since transformers 5.23, and the one before
@@ -271,11 +279,12 @@ def fit(
         if device.index:
             torch.accelerator.set_device_index(device.index)
             arguments.__dict__["_setup_devices"] = device
-        callbacks: list[TrainerCallback] = [watch]
+        told: list[TrainerCallback] = [watch, *callbacks]
         if best:
             assert options.patience is not None
-            callbacks.append(EarlyStoppingCallback(options.patience))
-        scheduler = get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
+            told.append(EarlyStoppingCallback(options.patience))
+        lr = float(optimizer.param_groups[0]["lr"])
+        scheduler = scheduler or get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
         trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else _Measured)(
             model=model,
             args=arguments,
@@ -283,7 +292,7 @@ def fit(
             eval_dataset=eval_rows or None,
             data_collator=collator_of(model, padding),
             optimizers=(optimizer, scheduler),
-            callbacks=callbacks,
+            callbacks=told,
         )
         if isinstance(trainer, _TwoPasses):
             assert isinstance(optimizer, LeanRMSprop)
@@ -305,4 +314,4 @@ def fit(
         name: [(int(entry["step"]), float(entry[f"eval_{name}"])) for entry in history if f"eval_{name}" in entry]
         for name in (options.eval_metric if measure is not None else ())
     }
-    return Curve(losses, eval_losses, watch.rate, kept, metrics)
+    return Curve(losses, eval_losses, watch.rate, kept, metrics, lr)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,9 @@ DTYPES = ("float32", "bfloat16")
 # kinds of torch.device that transformers' Trainer knows
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 RELATIVES = ("base", "start")
+AUTO = "auto"  # in place of a learning rate: the run finds one
 TURNS = ("all", "last")
+Rate = float | Literal["auto"]
 _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
 
 
@@ -43,6 +45,10 @@ def check_device(choice: str) -> None:
 def _number(what: str, value: object) -> float:
     number = real(what, value)
     return value if type(value) is int and math.isfinite(number) else number
+
+
+def _rate(what: str, value: object) -> object:
+    return value if value == AUTO else _number(what, value)
 
 
 def _text(what: str, value: object) -> object:
@@ -65,6 +71,7 @@ def _texts(what: str, value: object) -> tuple[str, ...]:
 _KINDS: dict[str, Callable[[str, Any], object]] = {
     "int": whole,
     "float": _number,
+    "Rate": _rate,
     "str": _text,
     "bool": _truth,
     "tuple[str, ...]": _texts,
@@ -87,7 +94,8 @@ class Options:
     low_memory: calibrate in half the memory and twice the time, by RMSprop (optimizers.py, LeanRMSprop).
     steps: optimizer steps of training; None takes `epochs` passes over the data, a fraction of a pass rounded up to
         whole steps; 0 leaves a mask without values.
-    lr: learning rate; calibration_lr: that of calibration, None for the same.
+    lr: learning rate of training; calibration_lr: that of calibration. None takes the default for the method and the
+        optimizer (rates.py), calibration being full fine-tuning; "auto" finds one on the data (range_test.py).
     l1: λ of the pull towards the base.
     weight_decay: before each step weights lose lr · weight_decay of their change, or, where there is no mask, matrices
         of themselves: as AdamW does it (arXiv 1711.05101), whatever the optimizer.
@@ -122,8 +130,8 @@ class Options:
     low_memory: bool = False
     steps: int | None = None
     epochs: float = 3
-    lr: float = 1e-4
-    calibration_lr: float | None = None
+    lr: Rate | None = None
+    calibration_lr: Rate | None = None
     l1: float = 0.0
     weight_decay: float = 0.0
     optimizer: str = "rmsprop"
@@ -194,7 +202,7 @@ class Options:
         ).split()
         for name in positive:
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value not in (None, AUTO) and not 0 < value < math.inf:
                 raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {value}")
         for name in ("steps", "l1", "weight_decay", "warmup_steps"):
             value = getattr(self, name)

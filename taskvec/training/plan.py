@@ -15,7 +15,8 @@ from ..progress import Progress, silent
 from ..resident import resident
 from ..vector import TaskVector
 from .masking import Masks, mask_of, quotas, random_mask
-from .options import Options
+from .options import AUTO, Options, Rate
+from .rates import with_defaults
 from .train import check_request, does_calibrate, open_run, prepare
 
 if TYPE_CHECKING:
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """name: as progress calls it. tokens: seen in all, without padding, about. memory: bytes at the peak."""
+    """name: as progress calls it. tokens: seen in all, without padding, about. memory: bytes at the peak.
+
+    lr: the learning rate that the schedule begins from; None where the phase is there to find one, or has found it.
+    """
 
     name: str
     steps: int
     tokens: int
     memory: int
+    lr: float | None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def plan(
     """
     check_request(base, options, mask_from, disjoint_from, start_from, eval_data)
     calibrates = does_calibrate(options, mask_from)
+    options = with_defaults(options, calibrates=calibrates)
     corpus = prepare(base, data, options, mix=mix, eval_data=eval_data, calibrates=calibrates)
     from .loading import device_of
     from .ticket import entries_wanted
@@ -137,6 +143,7 @@ def _layers(run: Run, by_tensor: Mapping[str, int] | None) -> list[Layer]:
 
 def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> list[Phase]:
     from .footprint import STATE, WRITTEN, lora_weights
+    from .range_test import STAGE, STEPS
 
     options, found = run.options, []
     state = STATE[options.optimizer]
@@ -144,13 +151,20 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
     narrow = replace(footprint, width=2 if run.bf16 else 4)
     base_width = max(run.start.tensors[name].dtype.itemsize for name in run.forms)
 
-    def add(name: str, steps: int, kept: int, gradients: int, footprint: Footprint) -> None:
-        if steps:
-            tokens = steps * run.tokens_a_step
-            found.append(Phase(name, steps, round(tokens), footprint.peak(kept=kept, gradients=gradients)))
+    def add(name: str, steps: int, kept: int, gradients: int, footprint: Footprint, lr: Rate | None) -> None:
+        if not steps:
+            return
+        memory = footprint.peak(kept=kept, gradients=gradients)
+        if lr == AUTO:
+            label = name.rpartition(" ")[0]
+            before = f"{label} {STAGE}" if label else STAGE
+            found.append(Phase(before, STEPS, round(STEPS * run.tokens_a_step), memory, None))
+        found.append(
+            Phase(name, steps, round(steps * run.tokens_a_step), memory, None if lr in (None, AUTO) else float(lr))
+        )
 
     def ticket(k: int, label: str = "") -> None:
-        add(f"{label}training", run.steps, (12 + 4 * state + base_width) * k, 4 * narrow.largest, narrow)
+        add(f"{label}training", run.steps, (12 + 4 * state + base_width) * k, 4 * narrow.largest, narrow, options.lr)
 
     if options.method == "lota":
         assert entries is not None
@@ -161,19 +175,20 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
             if options.low_memory:
                 kept = sums + (4 if run.bf16 else 2) * n
                 lean = replace(narrow, accumulates=False, wide_step=False)
-                add(f"{label}calibrating", run.calibration_steps, kept, 4 * lean.largest, lean)
+                gradients, held = 4 * lean.largest, lean
             else:
-                add(f"{label}calibrating", run.calibration_steps, sums + 4 * state * n, 4 * n, footprint)
+                kept, gradients, held = sums + 4 * state * n, 4 * n, footprint
+            add(f"{label}calibrating", run.calibration_steps, kept, gradients, held, options.calibration_lr)
         if options.via is not None:
             ticket(entries_for(options.via, run.eligible), label)
         ticket(entries)
     elif options.method == "fft":
         wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
         n = sum(parameter.numel() for name, parameter in run.model.named_parameters() if name in wanted)
-        add("training", run.steps, 4 * state * n + WRITTEN * n, 4 * n, footprint)
+        add("training", run.steps, 4 * state * n + WRITTEN * n, 4 * n, footprint, options.lr)
     else:
         n = lora_weights(run)
-        add("training", run.steps, (4 + 4 * state) * n + WRITTEN * run.eligible, 4 * n, narrow)
+        add("training", run.steps, (4 + 4 * state) * n + WRITTEN * run.eligible, 4 * n, narrow, options.lr)
     return found
 
 

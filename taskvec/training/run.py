@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from taskvec_formats import Change, Checkpoint, Form, SparseTensor
 
-from ..errors import TrainingError, UsageError
+from ..errors import DivergedError, TrainingError, UsageError
 from ..progress import Progress
 from ..tensor import apply_range
 from ..vector import TaskVector
@@ -22,7 +22,7 @@ from .corpus import Corpus
 from .evaluate import evaluate
 from .kinds import check_reading, is_masked
 from .loading import load_model
-from .loop import Curve, fit
+from .loop import CALIBRATING, TRAINING, Curve, fit
 from .masking import Masks, taken_by
 from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
@@ -152,7 +152,11 @@ class Run:
 
     def reset(self) -> None:
         """Give the eligible weights the start's values: no second copy of the model is kept for that."""
-        for name in self.forms:
+        self.restore(self.forms)
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Give some tensors the start's values."""
+        for name in names:
             self._set(name)
 
     def steps_of(self, epochs: float) -> int:
@@ -196,7 +200,7 @@ class Run:
             optimizer,
             self.rows,
             options,
-            stage="calibrating" if calibrates else "training",
+            stage=CALIBRATING if calibrates else TRAINING,
             steps=steps,
             # another order of the data than calibration saw
             seed=options.seed + (not calibrates),
@@ -249,14 +253,14 @@ class Run:
     def check(self, deltas: dict[str, SparseTensor]) -> int:
         """Prove that start + deltas gives the trained weights; return how many entries change the bits of theirs.
 
-        deltas: tensor name -> flat entries. Raises TrainingError.
+        deltas: tensor name -> flat entries. Raises TrainingError, DivergedError.
         """
         survived = 0
         for done, (name, form) in enumerate(self.forms.items()):
             self.progress("checking", done, len(self.forms), name)
             delta = deltas.get(name) or SparseTensor.empty((form.size,))
             if not np.isfinite(delta.values).all():
-                raise TrainingError(
+                raise DivergedError(
                     f"tensor {name!r}: training ended in weights that are not numbers; try a lower --lr"
                 )
             before, weight = self.start.bits(name), self.weight(name).cpu()

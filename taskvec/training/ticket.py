@@ -9,10 +9,14 @@ arXiv 2406.16797, Algorithm 1:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from taskvec_formats import Form, SparseTensor
 from taskvec_formats.sparse import Indices
@@ -26,7 +30,9 @@ from .leaves import sparse_finetune
 from .loop import Curve
 from .masking import Masks, largest, mask_of, random_mask
 from .optimizers import make_optimizer
-from .options import Options
+from .options import AUTO, Options
+from .range_test import find_rate
+from .rates import default_rate
 from .run import Run
 
 
@@ -34,12 +40,15 @@ from .run import Run
 class Ticket:
     """vector: relative to the run's start, k entries. calibration_losses: none where no calibration was needed.
 
+    calibration_lr: its learning rate; None without calibration.
+
     survived: entries that change the bits of their weight; the others are rounded away in the dtype of the start.
     unreached: the share of eligible weights in tensors that calibration left as they were; None without calibration.
     """
 
     vector: TaskVector
     calibration_losses: list[float]
+    calibration_lr: float | None
     curve: Curve
     survived: int
     unreached: float | None
@@ -56,8 +65,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     k = entries_wanted(options, run.eligible, taken)
 
     def choose() -> TaskVector:
-        losses: list[float] = []
-        unreached: float | None = None
+        noted: dict[str, object] = {"calibration_losses": [], "calibration_lr": None, "unreached": None}
         if mask_from is not None:
             masks = mask_of(mask_from, run.forms, taken, k)
         elif options.mask == "random":
@@ -65,7 +73,8 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
             masks = random_mask(k, run.forms, taken, options.seed)
         else:
             assert k is not None
-            scores, losses = calibrate(run)
+            scores, calibration = calibrate(run)
+            noted |= {"calibration_losses": calibration.losses, "calibration_lr": calibration.lr}
             idle: set[str] = set()
 
             def seen(name: str) -> FloatArray:
@@ -75,30 +84,47 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
                 return values
 
             masks = largest(seen, run.forms, k, options.scope, taken, run.progress)
-            unreached = sum(run.forms[name].size for name in idle) / run.eligible
+            noted["unreached"] = sum(run.forms[name].size for name in idle) / run.eligible
             run.reset()
         zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
-        return vector_of(run.start, run.forms, zeros, {"calibration_losses": losses, "unreached": unreached})
+        return vector_of(run.start, run.forms, zeros, noted)
 
     chosen: TaskVector | None = keep.vector("mask", choose)
     assert chosen is not None
-    calibration_losses, unreached = chosen.provenance["calibration_losses"], chosen.provenance.get("unreached")
+    calibration_losses, calibration_lr, unreached = (
+        chosen.provenance[name] for name in ("calibration_losses", "calibration_lr", "unreached")
+    )
     if not run.steps:  # a mask without values
         zeros = {name: chosen[name] for name in chosen}
         vector = vector_of(run.start, run.forms, zeros, {}, run.progress)
-        return Ticket(vector, calibration_losses, Curve([], [], 0.0), 0, unreached)
+        return Ticket(vector, calibration_losses, calibration_lr, Curve([], [], 0.0), 0, unreached)
     if run.bf16:
         run.model.to(torch.bfloat16)
+
+    def optimizer_of(deltas: Iterable[nn.Parameter], lr: float) -> Optimizer:
+        optimizer = make_optimizer(options.optimizer, deltas, lr)
+        run.pull(optimizer, lambda delta: delta.detach())
+        return optimizer
+
+    def find() -> float:
+        assert chosen is not None
+        default = default_rate(options.method, options.optimizer)
+        with sparse_finetune(run.model, chosen, run.start) as trial:
+            found = find_rate(run, trial, partial(optimizer_of, list(trial.parameters())), default, dense=False)
+        run.reset()
+        return found
+
+    lr = keep.number("lr", find) if options.lr == AUTO else options.lr
+    assert lr is not None
     sparse = sparse_finetune(run.model, chosen, run.start)
     chosen = None  # the leaves hold their positions in half the memory
     with sparse as tickets:
-        optimizer = make_optimizer(options.optimizer, tickets.parameters(), options.lr)
-        run.pull(optimizer, lambda delta: delta.detach())
+        optimizer = optimizer_of(tickets.parameters(), float(lr))
         curve = run.phase(tickets, optimizer, steps=run.steps, dense=False, folder=keep.below("checkpoints"))
         deltas = tickets.entries_by_tensor()
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
-    return Ticket(vector, calibration_losses, curve, survived, unreached)
+    return Ticket(vector, calibration_losses, calibration_lr, curve, survived, unreached)
 
 
 def entries_wanted(options: Options, eligible: int, taken: Masks) -> int | None:

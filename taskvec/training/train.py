@@ -23,6 +23,7 @@ from .examples import check_examples
 from .folder import RunFolder
 from .masking import free_share
 from .options import MASKS, SCOPES, Options
+from .rates import with_defaults
 from .targets import chosen
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Training:
     """What came out.
 
     vector: in memory. calibration_losses: one a step; none where the mask needed no calibration.
+    calibration_lr: its learning rate, None without calibration; that of training is the curve's.
     curve: losses and evaluations of training, and its speed.
     free: tensor name -> the share of its weights that neither this mask nor an earlier one holds; empty without masks.
     free_share: the same of all eligible weights; None without masks.
@@ -47,6 +49,7 @@ class Training:
 
     vector: TaskVector
     calibration_losses: list[float]
+    calibration_lr: float | None
     curve: Curve
     free: dict[str, float]
     free_share: float | None
@@ -90,6 +93,7 @@ def train(
         sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mix)]
         _check_folder(folder, sources, base, [mask_from, start_from, *disjoint_from])
     calibrates = does_calibrate(options, mask_from)
+    options = with_defaults(options, calibrates=calibrates)
     corpus = prepare(base, data, options, mix=mix, eval_data=eval_data, calibrates=calibrates)
     from .dense import difference, train_fully, train_lora
     from .ticket import train_ticket
@@ -106,6 +110,7 @@ def train(
     }
     denser: TaskVector | None = None
     calibration_losses: list[float] = []
+    calibration_lr: float | None = None
     left: float | None
     unreached: float | None
     keep = RunFolder(folder, record, resume=resume)
@@ -135,10 +140,13 @@ def train(
         if options.method == "lota":
             taken = run.taken(disjoint_from)
             ticket = train_ticket(run, keep, taken, holder)
-            vector, curve, calibration_losses = ticket.vector, ticket.curve, ticket.calibration_losses
+            vector, curve = ticket.vector, ticket.curve
+            calibration_losses, calibration_lr = ticket.calibration_losses, ticket.calibration_lr
             masks = {name: vector[name].indices for name in vector}
             entries, survived = sum(map(len, masks.values())), ticket.survived
-            unreached = ticket.unreached if denser is None else denser.provenance.get("unreached")
+            unreached = ticket.unreached
+            if denser is not None:
+                unreached, calibration_lr = (denser.provenance[name] for name in ("unreached", "calibration_lr"))
             free = free_share([taken, masks], run.forms)
             left = 1 - (sum(map(len, taken.values())) + entries) / run.eligible
         else:
@@ -154,6 +162,8 @@ def train(
         data=shortened(data.name),
         examples=len(corpus.train),
         sparsity=options.sparsity,
+        lr=curve.lr,
+        calibration_lr=calibration_lr,
         steps=len(curve.losses),
         kept_step=curve.kept,
         final_loss=curve.final_loss,
@@ -167,7 +177,17 @@ def train(
         run=record,
     )
     return Training(
-        vector, calibration_losses, curve, free, left, entries, survived, run.counts, run.eval_counts, unreached
+        vector=vector,
+        calibration_losses=calibration_losses,
+        calibration_lr=calibration_lr,
+        curve=curve,
+        free=free,
+        free_share=left,
+        entries=entries,
+        survived=survived,
+        rows=run.counts,
+        eval_rows=run.eval_counts,
+        unreached=unreached,
     )
 
 
