@@ -1,9 +1,9 @@
-"""Which learning rate suits which method: a sweep on real tasks, scored on a validation part of the training data.
+"""Which learning rate suits a method and an optimizer: a sweep on real tasks, scored on a part of the training data.
 
 Usage: python benchmarks/rates.py TASKS FOLDER [NAME ...]. TASKS holds NAME/train.jsonl for each task in RECIPES; the
 test part is not read. FOLDER holds the model in base/, and keeps the split data and the best vector of each method.
-Every cell (a task, a method, a rate) is a JSON file in benchmarks/results/rates, and is not computed again while it is
-there. The table is made from these files.
+Every cell (a task, a method, an optimizer, a rate) is a JSON file in benchmarks/results/rates, and is not computed again
+while it is there. The table is made from these files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results" / "rates"
 VALIDATION = 128  # examples that the rates are chosen on
 # task -> steps, examples a step; no example is seen twice, and calibration takes its steps from the same budget
 RECIPES = {"mawps": (50, 8), "sql": (40, 4)}
-GRID = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+GRID = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 CALIBRATION = 5  # one in so many of the budget's steps
 METHODS = {
     "full fine-tuning": ["--method", "fft"],
@@ -29,8 +29,10 @@ METHODS = {
     "LoTA, 90 % sparse": ["--sparsity", "0.9"],
     "random mask, 90 % sparse": ["--sparsity", "0.9", "--mask", "random"],
 }
-FIRST = {"full fine-tuning": (1e-5, 3e-5, 1e-4)}
-CALIBRATED = "LoTA, 90 % sparse"
+DENSE, _, CALIBRATED, _ = METHODS
+# the paper's optimizer everywhere; the others where they are compared, and not with random masks
+DEFAULT, OTHERS = "rmsprop", {"sql": ("adam", "sgd")}
+Row = tuple[str, str]  # method and optimizer
 Cell = dict[str, Any]
 
 
@@ -58,16 +60,32 @@ def parts(tasks: Path, folder: Path, task: str) -> tuple[Path, Path]:
     return files
 
 
-def named(task: str, method: str, rate: float) -> str:
+def rows_of(task: str) -> list[Row]:
+    """The methods and optimizers of a task."""
+    others = [(method, optimizer) for optimizer in OTHERS.get(task, ()) for method in list(METHODS)[:3]]
+    return [*((method, DEFAULT) for method in METHODS), *others]
+
+
+def first_rates(row: Row) -> tuple[float, ...]:
+    """Three rates to begin with."""
+    if row[1] == "sgd":
+        return (1e-1, 3e-1, 1.0)
+    return (1e-5, 3e-5, 1e-4) if row[0] == DENSE else (1e-4, 3e-4, 1e-3)
+
+
+def named(task: str, row: Row, rate: float) -> str:
     """The name of a cell."""
-    return f"{task}-{''.join(c if c.isalnum() else '-' for c in method)}-{rate:.0e}"
+    method, optimizer = row
+    return "-".join(
+        [task, "".join(c if c.isalnum() else "-" for c in method), *[optimizer] * (optimizer != DEFAULT), f"{rate:.0e}"]
+    )
 
 
-def cells_of(task: str, method: str) -> dict[float, Cell]:
+def cells_of(task: str, row: Row) -> dict[float, Cell]:
     """Rate -> cell of all cells on file."""
     found: dict[float, Cell] = {}
     for rate in GRID:
-        file = RESULTS / f"{named(task, method, rate)}.json"
+        file = RESULTS / f"{named(task, row, rate)}.json"
         if file.exists():
             found[rate] = json.loads(file.read_text(encoding="utf-8"))
     return found
@@ -78,24 +96,26 @@ def best_of(cells: dict[float, Cell]) -> float:
     return min(cells, key=lambda rate: cells[rate]["loss"]["value"] if cells[rate]["loss"] else float("inf"))
 
 
-def options_of(task: str, method: str, rate: float) -> list[str]:
+def options_of(task: str, row: Row, rate: float) -> list[str]:
     """What `taskvec train` is given for a cell, besides its files."""
-    steps, batch = RECIPES[task]
+    (steps, batch), (method, optimizer) = RECIPES[task], row
     options = [*METHODS[method], "--lr", f"{rate:g}", "--batch-size", str(batch), "--max-length", "512"]
+    if optimizer != DEFAULT:
+        options += ["--optimizer", optimizer]
     if method == CALIBRATED:
         calibration = steps // CALIBRATION
-        dense = best_of(cells_of(task, "full fine-tuning"))  # calibration is full fine-tuning
+        dense = best_of(cells_of(task, (DENSE, optimizer)))  # calibration is full fine-tuning
         options += ["--calibration-steps", str(calibration), "--calibration-lr", f"{dense:g}"]
         steps -= calibration
     return [*options, "--steps", str(steps)]
 
 
-def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, method: str, rate: float) -> Cell:
+def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, row: Row, rate: float) -> Cell:
     """Train and validate one cell; its vector stays in FOLDER while it is the best of its method."""
-    name, options = named(task, method, rate), options_of(task, method, rate)
+    name, options = named(task, row, rate), options_of(task, row, rate)
     print(f"computing {name}", file=sys.stderr, flush=True)
     vector = folder / f"{name}.lota"
-    cell: Cell = {"task": task, "method": method, "rate": rate, "options": options, "loss": None}
+    cell: Cell = {"task": task, "method": row[0], "optimizer": row[1], "rate": rate, "options": options, "loss": None}
     try:
         if not vector.exists():
             taskvec("train", base, data[0], "-o", vector, *options, "--resume")
@@ -103,26 +123,26 @@ def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, method
         cell |= {"loss": report["metrics"]["loss"], "examples": report["examples"]}
     except CommandError as error:
         # of training that diverged, and of evaluating what it left
-        if "try a lower --lr" not in str(error) and "the loss is" not in str(error):
+        if "; try a lower --" not in str(error) and "the loss is" not in str(error):
             sys.exit(f"{name}: {error}")
         cell["diverged"] = str(error)
     RESULTS.mkdir(parents=True, exist_ok=True)
     with atomic_file(RESULTS / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-    cells = cells_of(task, method)
+    cells = cells_of(task, row)
     for other in cells:
         if other != best_of(cells):
-            (folder / f"{named(task, method, other)}.lota").unlink(missing_ok=True)
+            (folder / f"{named(task, row, other)}.lota").unlink(missing_ok=True)
     return cell
 
 
-def sweep(tasks: Path, folder: Path, task: str, method: str) -> dict[float, Cell]:
-    """All cells of a method on a task: its first rates, and more until the best has a worse one on each side."""
+def sweep(tasks: Path, folder: Path, task: str, row: Row) -> dict[float, Cell]:
+    """All cells of a row: its first rates, and more until the best has a worse one on each side."""
     data = parts(tasks, folder, task)
-    cells, wanted = cells_of(task, method), list(FIRST.get(method, (1e-4, 3e-4, 1e-3)))
+    cells, wanted = cells_of(task, row), list(first_rates(row))
     while missing := [rate for rate in wanted if rate not in cells]:
         for rate in missing:
-            cells[rate] = compute(folder / "base", folder, data, task, method, rate)
+            cells[rate] = compute(folder / "base", folder, data, task, row, rate)
         place = GRID.index(best_of(cells))
         wanted = list(GRID[max(0, place - 1) : place + 2])
     return cells
@@ -131,14 +151,19 @@ def sweep(tasks: Path, folder: Path, task: str, method: str) -> dict[float, Cell
 def main(tasks: Path, folder: Path, names: list[str]) -> None:
     """Compute what is missing, then print one table a task."""
     for task in names or RECIPES:
-        rows = {method: sweep(tasks, folder, task, method) for method in METHODS}
+        rows = {row: sweep(tasks, folder, task, row) for row in rows_of(task)}
         rates = sorted({rate for cells in rows.values() for rate in cells})
         steps, batch = RECIPES[task]
         print(f"\n{task}: loss on {VALIDATION} validation examples, {steps} steps of {batch} examples\n")
-        print("| method | " + " | ".join(f"{rate:.0e}" for rate in rates) + " |\n" + "|---" * (len(rates) + 1) + "|")
-        for method, cells in rows.items():
+        header = " | ".join(f"{rate:.0e}" for rate in rates)
+        print(f"| method | optimizer | {header} |\n" + "|---" * (len(rates) + 2) + "|")
+        for (method, optimizer), cells in rows.items():
             best = best_of(cells)
-            print(f"| {method} | " + " | ".join(_text(cells.get(rate), rate == best) for rate in rates) + " |")
+            print(
+                f"| {method} | {optimizer} | "
+                + " | ".join(_text(cells.get(rate), rate == best) for rate in rates)
+                + " |"
+            )
 
 
 def _text(cell: Cell | None, is_best: bool) -> str:

@@ -20,7 +20,7 @@ import zstandard
 from models import ROWS, TEMPLATE, make_architecture, make_tokenizer, write_rows
 from pyarrow import parquet
 from tokenizers.processors import TemplateProcessing
-from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 from typer.testing import CliRunner
 
 from taskvec import Checkpoint
@@ -85,6 +85,8 @@ FORMS: dict[str, Callable[[str, str], dict[str, object]]] = {
     },
     "conversations": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
     "lists": lambda q, a: {"prompt": [user(q)], "completion": [assistant(a)]},
+    "a list and a text": lambda q, a: {"prompt": [user(q)], "completion": a},
+    "a text and a list": lambda q, a: {"prompt": q, "completion": [assistant(a)]},
     "nulls": lambda q, a: {"messages": None, "prompt": q, "completion": a, "text": None},
 }
 
@@ -195,7 +197,7 @@ def test_alpaca_rows_have_alpaca_s_prompt() -> None:
         ({"conversations": [{"from": "human"}]}, "message 1 is not"),
         ({"conversations": [{"from": "bing", "value": "a"}]}, "found 'bing' in message 1"),
         ({"prompt": [user("a")], "completion": []}, "the completion is empty"),
-        ({"prompt": [user("a")], "completion": "b"}, "found the keys"),
+        ({"prompt": [user("a")], "completion": 3}, "found the keys"),
         ({"instruction": "a", "input": "b"}, "found the keys"),
         ({"instruction": "a", "output": " "}, "the completion is empty"),
         ({"messages": [user("\ud800"), assistant("b")]}, "half of a surrogate pair"),
@@ -256,6 +258,9 @@ def test_folders_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a model folder; expected JSON lines"):
         read_examples(tmp_path)
     (tmp_path / "config.json").unlink()
+    (tmp_path / "x.parquet").mkdir()
+    with pytest.raises(UsageError, match="is a folder without data"):
+        read_examples(tmp_path)
     os.mkfifo(tmp_path / "x.jsonl")
     with pytest.raises(UsageError, match=r"x\.jsonl is not a regular file"):
         read_examples(tmp_path)
@@ -454,6 +459,72 @@ def test_tool_calls_go_through_the_template() -> None:
     assert row["input_ids"][-1] == tokenizer.eos_token_id != row["input_ids"][-2]
 
 
+THINKING = (
+    "{% for m in messages %}<s> {{ m['role'] }} : "
+    "{% if m.reasoning_content is defined %}{{ m.reasoning_content }} plus {% endif %}{{ m['content'] }} </s> "
+    "{% endfor %}{% if add_generation_prompt %}<s> assistant : {% endif %}"
+)
+
+
+def test_thoughts_go_through_the_template(llama: Path) -> None:
+    tokenizer = make_tokenizer(THINKING)
+    first, last = ({**assistant(text), "reasoning_content": "six"} for text in ("two", "four"))
+    example = example_of({"messages": [user("one"), first, user("three"), last]}, "here:1")
+    assert learnt(encode(example, tokenizer, 64), tokenizer) == ["six plus two </s>", "six plus four </s>"]
+    plain = example_of({"messages": [user("one"), {**assistant("two"), "reasoning_content": None}]}, "here:2")
+    assert learnt(encode(plain, tokenizer, 64), tokenizer) == ["two </s>"]
+    with pytest.raises(DataError, match='here:1: the chat template has no place for "reasoning_content"'):
+        encode(example, make_tokenizer(TEMPLATE), 64)
+    with pytest.raises(DataError, match="here:1: tools and thoughts need a chat template"):
+        encode(example, make_tokenizer(None), 64)
+    model, _ = load_model(llama)
+    with pytest.raises(DataError, match="here:1: the last turn calls tools or has thoughts: only its loss can be"):
+        evaluate(model, tokenizer, [example], ["rouge1"])
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, MARKING, None])
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_messages_without_weight_do_not_train(form: str, template: str | None) -> None:
+    tokenizer = make_tokenizer(template)
+
+    def runs(*weights: object) -> list[str]:
+        messages = [{**message, "weight": weight} for message, weight in zip(TALK["messages"], weights, strict=True)]
+        if form == "conversations":
+            speakers = {"user": "human", "assistant": "gpt"}
+            messages = [
+                {"from": speakers[str(m["role"])], "value": m["content"], "weight": m["weight"]} for m in messages
+            ]
+        row = encode(example_of({form: messages}, "here:1"), tokenizer, 64)
+        return [run.removesuffix(" </s>") for run in learnt(row, tokenizer)]
+
+    assert runs(None, 1, None, 0, 1, None) == ["two three", "is"]
+    assert runs(None, 0, None, 1, None, 1) == ["five", "is"]
+    assert runs(0, 1, 0, 1, 0, 0) == ["two three", "five"], "what follows is left out"
+    with pytest.raises(DataError, match='here:1: no message by the assistant has a "weight" other than 0'):
+        runs(None, 0, None, 0, None, 0)
+    with pytest.raises(DataError, match=r'here:1: "weight" of message 2 must be 0 or 1, found 0\.5'):
+        runs(None, 0.5, None, 0, None, 0)
+
+
+def test_a_template_that_leaves_messages_out_is_refused() -> None:
+    silent = make_tokenizer(
+        TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    )
+    told = {"messages": [{"role": "system", "content": "six"}, user("one"), assistant("two")]}
+    with pytest.raises(DataError, match="here:1: the chat template leaves out message 1, by 'system'"):
+        encode(example_of(told, "here:1"), silent, 64)
+    example = example_of({"messages": told["messages"][1:]}, "here:2")
+    assert encode(example, silent, 64) == encode(example, make_tokenizer(TEMPLATE), 64)
+
+
+def test_a_template_that_takes_parts_is_given_parts() -> None:
+    """Those of vision models write nothing of a text that is no part."""
+    written = "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    parts = make_tokenizer(TEMPLATE.replace("{{ m['content'] }}", written))
+    example = example_of(TALK, "here:1")
+    assert encode(example, parts, 64) == encode(example, make_tokenizer(TEMPLATE), 64)
+
+
 @pytest.mark.parametrize(
     "row", [{"messages": [assistant("four")]}, {"prompt": [], "completion": [assistant("four")]}, {"messages": [CALL]}]
 )
@@ -485,10 +556,10 @@ def test_tools_that_no_template_would_show_are_refused(llama: Path) -> None:
     with pytest.raises(DataError, match='here:2: the chat template has no place for "tool_calls"'):
         encode(calling, make_tokenizer(TEMPLATE), 64)
     for example in (described, calling):
-        with pytest.raises(DataError, match="tools need a chat template"):
+        with pytest.raises(DataError, match="tools and thoughts need a chat template"):
             encode(example, make_tokenizer(None), 64)
     model, _ = load_model(llama)
-    with pytest.raises(DataError, match="here:2: the last turn calls tools, of which only the loss can be computed"):
+    with pytest.raises(DataError, match="here:2: the last turn calls tools or has thoughts: only its loss"):
         evaluate(model, make_tokenizer(CALLING), [calling], ["exact_match"])
     assert evaluate(model, make_tokenizer(CALLING), [calling]).metrics["loss"].value > 0
 
@@ -587,6 +658,27 @@ def test_models_that_cannot_keep_examples_apart_are_refused(tmp_path: Path, data
     mamba = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=2))
     with pytest.raises(TrainingError, match="MambaForCausalLM cannot keep packed examples apart"):
         check_packing(mamba, rows, 0)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_examples_beyond_the_window_of_their_positions_are_not_packed(kind: str) -> None:
+    """Positions of the whole row would change with the longest example in it."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 2, "long_factor": [4.0] * 2, "original_max_position_embeddings": 16}
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32 if kind == "longrope" else 16,
+        rope_parameters=rope,
+    )
+    model, rows = LlamaForCausalLM(config), many_rows(make_tokenizer(TEMPLATE))
+    with pytest.raises(TrainingError, match=r"longer than 16 tokens .* longest here has \d+: train without --pack"):
+        check_packing(model, rows, 0)
+    check_packing(model, [row for row in rows if len(row["input_ids"]) <= 16], 0)
 
 
 def test_rows_are_cut_to_the_positions_of_the_model_and_counted(gpt2: Path, llama: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainingArguments
 
 from taskvec import Checkpoint, TaskVector, apply, sparse_finetune
@@ -324,6 +328,34 @@ def test_loops_that_train_are_let_through() -> None:
         tickets.scatter()
         tickets.float()  # what bf16 rounded away is there again
     assert model[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, pickle.dumps, lambda model: torch.save(model, io.BytesIO()), AveragedModel]
+)
+def test_copies_whose_deltas_would_reach_no_model_are_refused(copied: Callable[[nn.Module], object]) -> None:
+    with sparse_finetune(net(), MASK) as tickets:
+        with pytest.raises(UsageError, match=r"tickets cannot be copied or pickled: copy\.deepcopy\(tickets\.model\)"):
+            copied(tickets)
+        dense = copy.deepcopy(tickets.model)
+        loss(tickets).backward()
+        torch.optim.SGD(tickets.parameters(), lr=0.1).step()
+    assert not torch.equal(dense[0].weight, tickets.model[0].weight)
+
+
+def test_after_the_block_deltas_are_not_written() -> None:
+    model = net()
+    with sparse_finetune(model, MASK) as tickets:
+        loss(tickets).backward()
+        torch.optim.SGD(tickets.parameters(), lr=0.1).step()
+    trained = model[0].weight.clone()
+    with torch.no_grad():
+        next(tickets.parameters()).add_(1)
+    with pytest.raises(UsageError, match="the sparse_finetune block has ended: its deltas are no longer written"):
+        tickets.scatter()
+    with pytest.raises(UsageError, match="the sparse_finetune block has ended"):
+        tickets.load_state_dict(tickets.state_dict())
+    assert torch.equal(model[0].weight, trained)
 
 
 def test_a_block_inside_another_is_refused_and_harms_it_not() -> None:

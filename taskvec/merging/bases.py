@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -20,8 +21,13 @@ def check_bases(vectors: Sequence[TaskVector]) -> None:
         if _follows(first, second):
             raise BaseMismatchError(
                 f"the vectors have different bases: {second.name} starts from {first.base.name} with {first.name} on "
-                f'it; taskvec arith "{first.name} >> {second.name}" --base BASE makes one vector of both'
+                f'it; taskvec arith "{_word(first)} >> {_word(second)}" --base BASE makes one vector of both'
             )
+
+
+def _word(vector: TaskVector) -> str:
+    """The name of a vector's file in an expression."""
+    return vector.name if re.fullmatch(r"[\w./-]+", vector.name) else f"'{vector.name}'"
 
 
 def _follows(first: TaskVector, second: TaskVector) -> bool:

@@ -9,6 +9,7 @@ from ..arguments import said
 from ..errors import DataError
 
 Message = dict[str, Any]
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of what a model thought before it answered
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -31,7 +32,8 @@ _ALPACA_WITH_INPUT = (
 def read_messages(value: object, column: str, where: str) -> list[Message]:
     """{"role", "content"} objects. Content is text, or a list of text parts, which are joined.
 
-    An assistant may have "tool_calls", and then no content; a tool's message keeps "name" and "tool_call_id".
+    An assistant may have "tool_calls", and then no content. Other keys are kept, for the chat template, and so is
+    "weight", which says whether a message trains (`weighed`).
     Raises DataError, naming row and message, for anything else.
     """
     expected = f'{where}: "{column}" must be {{"role", "content"}} objects, the last by the assistant'
@@ -41,7 +43,7 @@ def read_messages(value: object, column: str, where: str) -> list[Message]:
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict) or not isinstance(item.get("role"), str):
             raise DataError(f"{expected}; message {number} has no role")
-        message: Message = {"role": item["role"]}
+        message: Message = {key: value for key, value in item.items() if value is not None and key != "tool_calls"}
         calls = item.get("tool_calls") if item["role"] == "assistant" else None
         content = item.get("content")
         if content is None and not calls:
@@ -49,8 +51,6 @@ def read_messages(value: object, column: str, where: str) -> list[Message]:
         message["content"] = "" if content is None else _text(content, f"{where}: message {number}")
         if calls:
             message["tool_calls"] = _calls(calls, f"{where}: message {number}")
-        if item["role"] == "tool":
-            message |= {key: item[key] for key in ("name", "tool_call_id") if isinstance(item.get(key), str)}
         messages.append(message)
     return messages
 
@@ -66,8 +66,33 @@ def read_sharegpt(value: object, where: str) -> list[Message]:
         speaker = item.get("from")
         if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
             raise DataError(f'{where}: "from" is human, gpt, system or tool, found {said(speaker)} in message {number}')
-        items.append({"role": _SHAREGPT_ROLES[speaker], "content": item["value"]})
+        message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": item["value"]}
+        if item.get("weight") is not None:
+            message["weight"] = item["weight"]
+        items.append(message)
     return items
+
+
+def weighed(messages: list[Message], where: str) -> tuple[list[Message], frozenset[int]]:
+    """The messages without their "weight", and the numbers of those whose weight is 0, which do not train.
+
+    Messages after the last one by the assistant that trains teach nothing, and are left out.
+    Raises DataError, naming the row, for a weight that is neither 0 nor 1, and where none by the assistant trains.
+    """
+    skipped = set()
+    for number, message in enumerate(messages):
+        weight = message.pop("weight", 1)
+        if isinstance(weight, bool) or weight not in (0, 1):
+            raise DataError(f'{where}: "weight" of message {number + 1} must be 0 or 1, found {said(weight)}')
+        if not weight:
+            skipped.add(number)
+    if not skipped:
+        return messages, frozenset()
+    trains = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i not in skipped]
+    if not trains:
+        raise DataError(f'{where}: no message by the assistant has a "weight" other than 0')
+    kept = messages[: trains[-1] + 1]
+    return kept, frozenset(number for number in skipped if number < len(kept))
 
 
 def alpaca_prompt(instruction: str, context: str) -> str:

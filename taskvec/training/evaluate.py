@@ -220,7 +220,9 @@ def _check_answers(examples: Sequence[Example]) -> None:
     """Raise DataError for an answer that is no text to compare with."""
     for example in examples:
         if example.answer is not None:
-            raise DataError(f"{example.where}: the last turn calls tools, of which only the loss can be computed")
+            raise DataError(
+                f"{example.where}: the last turn calls tools or has thoughts: only its loss can be computed"
+            )
 
 
 def _answers(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .conversations import Message, alpaca_prompt, read_messages, read_sharegpt, read_tools
+from .conversations import THOUGHTS, Message, alpaca_prompt, read_messages, read_sharegpt, read_tools, weighed
 from .sources import find_files, read_tables
 
 _FORMS = (
@@ -25,8 +25,10 @@ class Example:
     completion: what the model should say; for plain text all of it.
     where: "file:line" or "file, row number", for messages.
     context: how many of the messages are the prompt and never train; the assistant's turns after them may.
-    answer: the last message as chat templates take it, where it calls tools, so that it is more than `completion`.
+    answer: the last message as chat templates take it, where it is more than `completion`: it calls tools, or has
+        thoughts.
     tools: descriptions of functions, for the chat template.
+    skipped: numbers of messages that do not train, wherever they stand.
     """
 
     messages: tuple[Message, ...]
@@ -35,6 +37,7 @@ class Example:
     context: int = 0
     answer: Message | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    skipped: frozenset[int] = frozenset()
 
 
 def check_examples(path: Path) -> list[Path]:
@@ -66,8 +69,17 @@ def example_of(item: object, where: str) -> Example:
         example = _conversation(read_messages(row["messages"], "messages", where), 0, tools, "messages", where)
     elif "conversations" in row:
         example = _conversation(read_sharegpt(row["conversations"], where), 0, tools, "conversations", where)
-    elif isinstance(prompt, list) and isinstance(completion, list):
-        before, after = (read_messages(row[column], column, where) for column in ("prompt", "completion"))
+    elif (
+        isinstance(prompt, (str, list))
+        and isinstance(completion, (str, list))
+        and list in map(type, (prompt, completion))
+    ):
+        before, after = (
+            [{"role": role, "content": row[column]}]
+            if isinstance(row[column], str)
+            else read_messages(row[column], column, where)
+            for column, role in (("prompt", "user"), ("completion", "assistant"))
+        )
         if not after:
             raise DataError(f"{where}: the completion is empty")
         example = _conversation(before + after, len(before), tools, "completion", where)
@@ -86,6 +98,7 @@ def example_of(item: object, where: str) -> Example:
 
 
 def _conversation(messages: list[Message], context: int, tools: object, column: str, where: str) -> Example:
+    messages, skipped = weighed(messages, where)
     if not messages or messages[-1]["role"] != "assistant":
         found = f"the last is by {messages[-1]['role']!r}" if messages else "found none"
         raise DataError(f'{where}: "{column}" must be a list of messages, the last by the assistant; {found}')
@@ -93,8 +106,8 @@ def _conversation(messages: list[Message], context: int, tools: object, column: 
         raise DataError(f"{where}: the assistant speaks first, and learns an answer to something only")
     *before, last = messages
     described = read_tools(tools, where) if tools else ()
-    answer = last if "tool_calls" in last else None
-    return Example(tuple(before), last["content"], where, context, answer, described)
+    answer = last if last.keys() & {"tool_calls", *THOUGHTS} else None
+    return Example(tuple(before), last["content"], where, context, answer, described, skipped)
 
 
 def _check_characters(example: Example) -> None:

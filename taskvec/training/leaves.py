@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import wraps
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 import torch
@@ -220,10 +220,15 @@ class SparseModel(nn.Module):
         """Write all leaves into the model.
 
         Done by itself after each step of an optimizer that holds them and after load_state_dict. To be called after
-        every other change of the deltas.
+        every other change of the deltas. Raises UsageError after the block, where the weights are the caller's.
         """
+        self._check_open()
         if any(leaf.changed() or leaf.missed() for leaf in self.leaves.values()):
             self._write()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise UsageError("the sparse_finetune block has ended: its deltas are no longer written into the model")
 
     def _write(self) -> None:
         for leaf in self.leaves.values():
@@ -364,6 +369,13 @@ class SparseModel(nn.Module):
             "the file that tickets.vector().save(...) writes"
         )
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Raise UsageError for copies and pickles, whose deltas would reach no model."""
+        raise UsageError(
+            "tickets cannot be copied or pickled: copy.deepcopy(tickets.model) is a dense copy of the model, "
+            "tickets.state_dict() holds the deltas, and tickets.vector().save(...) writes the task vector"
+        )
+
     def entries(self) -> dict[str, SparseTensor]:
         """Parameter name -> the trained entries, as they are stored."""
         return {name: leaf.entries() for name, leaf in self.leaves.items()}
@@ -408,6 +420,7 @@ def _after_load(sparse: SparseModel, keys: _IncompatibleKeys) -> None:
     for key in keys.missing_keys:
         if "deltas." in key or key.endswith("_extra_state"):
             raise MaskError(f"the checkpoint is not one of these leaves: it has no {key!r}")
+    sparse._check_open()
     sparse._write()
 
 

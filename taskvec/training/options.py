@@ -48,7 +48,7 @@ def _number(what: str, value: object) -> float:
 
 
 def _rate(what: str, value: object) -> object:
-    return value if value == AUTO else _number(what, value)
+    return value if isinstance(value, str) and value == AUTO else _number(what, value)
 
 
 def _text(what: str, value: object) -> object:

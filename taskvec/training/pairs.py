@@ -56,10 +56,12 @@ def fit_source(example: Example, tokenizer: Any, max_length: int) -> tuple[list[
 def encode_target(example: Example, tokenizer: Any) -> list[int]:
     """Token ids of the completion as the tokenizer writes a target, and of the end-of-sequence token.
 
-    Raises DataError, naming the row, for an answer that calls tools.
+    Raises DataError, naming the row, for an answer that calls tools or has thoughts.
     """
     if example.answer is not None:
-        raise DataError(f"{example.where}: an encoder-decoder learns a text, and the last message calls tools")
+        raise DataError(
+            f"{example.where}: an encoder-decoder learns a text, and the last message calls tools or has thoughts"
+        )
     ids: list[int] = tokenizer(text_target=example.completion)["input_ids"]
     end, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
     closing = takewhile(special.__contains__, reversed(ids))  # MBART's target ends with that token and a language

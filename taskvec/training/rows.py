@@ -6,7 +6,9 @@ import inspect
 import itertools
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,12 +16,13 @@ from torch import nn
 
 from ..arguments import said
 from ..errors import DataError
-from .conversations import Message
+from .conversations import THOUGHTS, Message
 from .examples import Example
 from .options import TURNS
 
 Row = dict[str, list[int]]
 IGNORED = -100  # the label that transformers' losses skip
+_KEPT = {"system", "developer", "user"}  # whose messages a chat template must write as they are
 _JOIN = "\n"  # between messages where there is no chat template
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template with it marks what the assistant says
 
@@ -66,7 +69,12 @@ def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
     if not tokenizer.chat_template:
         return _opened(tokenizer, plain_text(example, tokenizer))
     _check_template(example, tokenizer)
-    return list(tokenizer(_rendered(example, tokenizer), add_special_tokens=False)["input_ids"])
+    text = _rendered(example, tokenizer)
+    for number, message in enumerate(example.messages, 1):
+        # an assistant's earlier turns may lose their thoughts, and calls stand for their own content
+        if message["role"] in _KEPT and message["content"].strip() not in text:
+            raise DataError(f"{example.where}: the chat template leaves out message {number}, by {message['role']!r}")
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _opened(tokenizer: Any, text: str) -> list[int]:
@@ -145,7 +153,11 @@ def _fitted(example: Example, tokenizer: Any, max_length: int, *, masked: bool, 
 
 def earlier_turns(example: Example) -> list[int]:
     """Numbers of the messages by the assistant that train beside the completion."""
-    return [i for i in range(example.context, len(example.messages)) if example.messages[i]["role"] == "assistant"]
+    return [
+        i
+        for i in range(example.context, len(example.messages))
+        if example.messages[i]["role"] == "assistant" and i not in example.skipped
+    ]
 
 
 def _labelled(example: Example, tokenizer: Any, ids: list[int], turns: list[int]) -> list[int]:
@@ -173,7 +185,7 @@ def _marked_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tu
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered: Any = render_jinja_template(
-        conversations=[list(example.messages)],
+        conversations=[_spelt(example.messages, example, tokenizer)],
         tools=list(example.tools) or None,
         chat_template=_template(example, tokenizer),
         return_assistant_tokens_mask=True,
@@ -181,13 +193,13 @@ def _marked_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tu
         **tokenizer.special_tokens_map,
     )
     (text,), (spans,) = rendered
-    by_assistant = sum(message["role"] == "assistant" for message in example.messages)
-    if text != _rendered(example, tokenizer) or len(spans) != by_assistant:
+    by_assistant = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
+    if text != _rendered(example, tokenizer) or len(spans) != len(by_assistant):
         raise DataError(
-            f"{example.where}: the chat template marks {len(spans)} texts as the assistant's, which has {by_assistant} "
-            "turns in the prompt; --turns last trains the last turn only"
+            f"{example.where}: the chat template marks {len(spans)} texts as the assistant's, which has "
+            f"{len(by_assistant)} turns in the prompt; --turns last trains the last turn only"
         )
-    return [(start, stop) for start, stop in spans[by_assistant - len(turns) :]]
+    return [(start, stop) for i, (start, stop) in zip(by_assistant, spans, strict=True) if i in turns]
 
 
 def _added_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tuple[int, int]]:
@@ -224,8 +236,9 @@ def _overlapping(example: Example, tokenizer: Any, ids: list[int], spans: list[t
 
 def plain_text(example: Example, tokenizer: Any) -> str:
     """The messages of a prompt without a chat template: their contents, one a line. Raises DataError for tools."""
-    if example.tools or example.answer is not None or any("tool_calls" in message for message in example.messages):
-        raise DataError(f"{example.where}: tools need a chat template, and the tokenizer has none")
+    more = {"tool_calls", *THOUGHTS}
+    if example.tools or example.answer is not None or any(more & message.keys() for message in example.messages):
+        raise DataError(f"{example.where}: tools and thoughts need a chat template, and the tokenizer has none")
     return _JOIN.join(message["content"] for message in example.messages)
 
 
@@ -238,19 +251,42 @@ def _template(example: Example, tokenizer: Any) -> str:
 
 
 def _check_template(example: Example, tokenizer: Any) -> None:
-    """Raise DataError for tools that the chat template would leave out without a word."""
-    calls = example.answer is not None or any("tool_calls" in message for message in example.messages)
-    wanted = ["tools"] * bool(example.tools) + ["tool_calls"] * calls
+    """Raise DataError for tools, calls and thoughts that the chat template would leave out without a word."""
+    messages = [*example.messages, *([] if example.answer is None else [example.answer])]
+    wanted = ["tools"] * bool(example.tools)
+    wanted += [name for name in ("tool_calls", *THOUGHTS) if any(name in message for message in messages)]
     for name in wanted:
         if name not in _template(example, tokenizer):
             raise DataError(f'{example.where}: the chat template has no place for "{name}"')
+
+
+def _spelt(messages: Sequence[Message], example: Example, tokenizer: Any) -> list[Message]:
+    """Messages with their contents in the form that the chat template takes: texts, or lists of parts."""
+    if not _takes_parts(tokenizer, _template(example, tokenizer)):
+        return list(messages)
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+@lru_cache(maxsize=8)
+def _takes_parts(tokenizer: Any, template: str) -> bool:
+    """Whether a chat template leaves a text out and writes it where it is a part, as those of vision models do."""
+    text = "a text of the user"
+    for content in (text, [{"type": "text", "text": text}]):
+        # templates are programs of the model's author and raise what they like
+        with suppress(Exception):
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], chat_template=template, tokenize=False
+            )
+            if text in rendered:
+                return content != text
+    return False
 
 
 def _applied(example: Example, tokenizer: Any, messages: list[Message], **settings: Any) -> Any:
     if example.tools:
         settings["tools"] = list(example.tools)
     try:
-        return tokenizer.apply_chat_template(messages, **settings)
+        return tokenizer.apply_chat_template(_spelt(messages, example, tokenizer), **settings)
     except Exception as error:  # templates are programs of the model's author and raise what they like
         raise DataError(
             f"{example.where}: the chat template refuses these messages ({said(str(error), 200)[1:-1]})"

@@ -53,7 +53,9 @@ def find_files(data: Path) -> list[Path]:
     if os.path.isdir(data):
         if (data / "config.json").exists():
             raise UsageError(f"{data} is a model folder; expected {_EXPECTED}")
-        files = sorted(path for path in data.iterdir() if _kind(path) and not path.name.startswith("."))
+        files = sorted(
+            path for path in data.iterdir() if _kind(path) and not path.name.startswith(".") and not path.is_dir()
+        )
         if not files:
             raise UsageError(f"{data} is a folder without data; expected names that end in {', '.join(_KINDS)}")
     elif os.path.exists(data):

@@ -16,21 +16,22 @@ def chosen(names: Collection[str], include: Sequence[str], exclude: Sequence[str
     Patterns are those of fnmatch: `*` stands for anything, dots included, and a pattern matches a whole name.
     Raises UsageError for a pattern that matches nothing, and where no name is left.
     """
-    for option, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise UsageError(
-                    f"--{option} {said(pattern)} matches no tensor that would be trained{_near(pattern, names)}"
-                )
-    left = [
-        name
-        for name in names
-        if (not include or any(fnmatchcase(name, pattern) for pattern in include))
-        and not any(fnmatchcase(name, pattern) for pattern in exclude)
-    ]
+    included = _matching("include", names, include) if include else list(names)
+    excluded = set(_matching("exclude", included, exclude))
+    left = [name for name in included if name not in excluded]
     if not left:
         raise UsageError("--include and --exclude leave no tensor to train")
     return left
+
+
+def _matching(option: str, names: Collection[str], patterns: Sequence[str]) -> list[str]:
+    """The names that a pattern matches, in their order."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"--{option} {said(pattern)} matches no tensor that would be trained{_near(pattern, names)}"
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _near(pattern: str, names: Collection[str]) -> str:
