@@ -1,9 +1,9 @@
 """Which learning rate suits a method and an optimizer: a sweep on real tasks, scored on a part of the training data.
 
-Usage: python benchmarks/rates.py TASKS FOLDER [NAME ...]. TASKS holds NAME/train.jsonl for each task in RECIPES; the
-test part is not read. FOLDER holds the model in base/, and keeps the split data and the best vector of each method.
-Every cell (a task, a method, an optimizer, a rate) is a JSON file in benchmarks/results/rates, and is not computed again
-while it is there. The table is made from these files.
+Usage: python benchmarks/rates.py TASKS FOLDER [RECIPE ...]. TASKS holds train.jsonl of the tasks in RECIPES, each in a
+folder of its name; the test part is not read. FOLDER holds the model in base/, and keeps the split data and the best
+vector of each method. Every cell (a recipe, a method, an optimizer, a rate) is a JSON file in benchmarks/results/rates,
+and is not computed again while it is there. The tables are made from these files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,26 @@ from taskvec_formats.atomic import atomic_file
 
 RESULTS = Path(__file__).parent / "results" / "rates"
 VALIDATION = 128  # examples that the rates are chosen on
-# task -> steps, examples a step; no example is seen twice, and calibration takes its steps from the same budget
-RECIPES = {"mawps": (50, 8), "sql": (40, 4)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """No example is seen twice, and calibration takes its steps from the same budget."""
+
+    task: str
+    steps: int
+    batch: int
+    optimizers: tuple[str, ...] = ("rmsprop",)  # the paper's
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.steps} steps of {self.batch} examples"
+
+
+RECIPES = {
+    "mawps": Recipe("mawps", 50, 8),
+    "sql": Recipe("sql", 40, 4),
+    "optimizers": Recipe("mawps", 20, 8, ("rmsprop", "adam", "sgd")),
+}
 GRID = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 CALIBRATION = 5  # one in so many of the budget's steps
 METHODS = {
@@ -30,8 +49,6 @@ METHODS = {
     "random mask, 90 % sparse": ["--sparsity", "0.9", "--mask", "random"],
 }
 DENSE, _, CALIBRATED, _ = METHODS
-# the paper's optimizer everywhere; the others where they are compared, and not with random masks
-DEFAULT, OTHERS = "rmsprop", {"sql": ("adam", "sgd")}
 Row = tuple[str, str]  # method and optimizer
 Cell = dict[str, Any]
 
@@ -49,8 +66,9 @@ def taskvec(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def parts(tasks: Path, folder: Path, task: str) -> tuple[Path, Path]:
-    """The training data of a task in two files, to train on and to validate on, drawn with a fixed seed."""
+def parts(tasks: Path, folder: Path, recipe: str) -> tuple[Path, Path]:
+    """The training data in two files, to train on and to validate on, drawn with a fixed seed."""
+    task = RECIPES[recipe].task
     files = folder / f"{task}-train.jsonl", folder / f"{task}-validation.jsonl"
     rows = (tasks / task / "train.jsonl").read_text(encoding="utf-8").splitlines()
     random.Random(0).shuffle(rows)
@@ -60,10 +78,11 @@ def parts(tasks: Path, folder: Path, task: str) -> tuple[Path, Path]:
     return files
 
 
-def rows_of(task: str) -> list[Row]:
-    """The methods and optimizers of a task."""
-    others = [(method, optimizer) for optimizer in OTHERS.get(task, ()) for method in list(METHODS)[:3]]
-    return [*((method, DEFAULT) for method in METHODS), *others]
+def rows_of(recipe: str) -> list[Row]:
+    """The methods and optimizers of a recipe; random masks where there is one optimizer."""
+    optimizers = RECIPES[recipe].optimizers
+    methods = list(METHODS) if len(optimizers) == 1 else list(METHODS)[:3]
+    return [(method, optimizer) for optimizer in optimizers for method in methods]
 
 
 def first_rates(row: Row) -> tuple[float, ...]:
@@ -73,19 +92,18 @@ def first_rates(row: Row) -> tuple[float, ...]:
     return (1e-5, 3e-5, 1e-4) if row[0] == DENSE else (1e-4, 3e-4, 1e-3)
 
 
-def named(task: str, row: Row, rate: float) -> str:
+def named(recipe: str, row: Row, rate: float) -> str:
     """The name of a cell."""
     method, optimizer = row
-    return "-".join(
-        [task, "".join(c if c.isalnum() else "-" for c in method), *[optimizer] * (optimizer != DEFAULT), f"{rate:.0e}"]
-    )
+    words = [recipe, "".join(c if c.isalnum() else "-" for c in method)]
+    return "-".join([*words, *[optimizer] * (len(RECIPES[recipe].optimizers) > 1), f"{rate:.0e}"])
 
 
-def cells_of(task: str, row: Row) -> dict[float, Cell]:
+def cells_of(recipe: str, row: Row) -> dict[float, Cell]:
     """Rate -> cell of all cells on file."""
     found: dict[float, Cell] = {}
     for rate in GRID:
-        file = RESULTS / f"{named(task, row, rate)}.json"
+        file = RESULTS / f"{named(recipe, row, rate)}.json"
         if file.exists():
             found[rate] = json.loads(file.read_text(encoding="utf-8"))
     return found
@@ -96,26 +114,25 @@ def best_of(cells: dict[float, Cell]) -> float:
     return min(cells, key=lambda rate: cells[rate]["loss"]["value"] if cells[rate]["loss"] else float("inf"))
 
 
-def options_of(task: str, row: Row, rate: float) -> list[str]:
+def options_of(recipe: str, row: Row, rate: float) -> list[str]:
     """What `taskvec train` is given for a cell, besides its files."""
-    (steps, batch), (method, optimizer) = RECIPES[task], row
-    options = [*METHODS[method], "--lr", f"{rate:g}", "--batch-size", str(batch), "--max-length", "512"]
-    if optimizer != DEFAULT:
-        options += ["--optimizer", optimizer]
+    (method, optimizer), steps = row, RECIPES[recipe].steps
+    options = [*METHODS[method], "--lr", f"{rate:g}", "--optimizer", optimizer]
+    options += ["--batch-size", str(RECIPES[recipe].batch), "--max-length", "512"]
     if method == CALIBRATED:
         calibration = steps // CALIBRATION
-        dense = best_of(cells_of(task, (DENSE, optimizer)))  # calibration is full fine-tuning
+        dense = best_of(cells_of(recipe, (DENSE, optimizer)))  # calibration is full fine-tuning
         options += ["--calibration-steps", str(calibration), "--calibration-lr", f"{dense:g}"]
         steps -= calibration
     return [*options, "--steps", str(steps)]
 
 
-def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, row: Row, rate: float) -> Cell:
+def compute(base: Path, folder: Path, data: tuple[Path, Path], recipe: str, row: Row, rate: float) -> Cell:
     """Train and validate one cell; its vector stays in FOLDER while it is the best of its method."""
-    name, options = named(task, row, rate), options_of(task, row, rate)
+    name, options = named(recipe, row, rate), options_of(recipe, row, rate)
     print(f"computing {name}", file=sys.stderr, flush=True)
     vector = folder / f"{name}.lota"
-    cell: Cell = {"task": task, "method": row[0], "optimizer": row[1], "rate": rate, "options": options, "loss": None}
+    cell: Cell = {"recipe": recipe, "method": row[0], "optimizer": row[1], "rate": rate, "options": options}
     try:
         if not vector.exists():
             taskvec("train", base, data[0], "-o", vector, *options, "--resume")
@@ -125,36 +142,35 @@ def compute(base: Path, folder: Path, data: tuple[Path, Path], task: str, row: R
         # of training that diverged, and of evaluating what it left
         if "; try a lower --" not in str(error) and "the loss is" not in str(error):
             sys.exit(f"{name}: {error}")
-        cell["diverged"] = str(error)
+        cell |= {"loss": None, "diverged": str(error)}
     RESULTS.mkdir(parents=True, exist_ok=True)
     with atomic_file(RESULTS / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
-    cells = cells_of(task, row)
+    cells = cells_of(recipe, row)
     for other in cells:
         if other != best_of(cells):
-            (folder / f"{named(task, row, other)}.lota").unlink(missing_ok=True)
+            (folder / f"{named(recipe, row, other)}.lota").unlink(missing_ok=True)
     return cell
 
 
-def sweep(tasks: Path, folder: Path, task: str, row: Row) -> dict[float, Cell]:
+def sweep(tasks: Path, folder: Path, recipe: str, row: Row) -> dict[float, Cell]:
     """All cells of a row: its first rates, and more until the best has a worse one on each side."""
-    data = parts(tasks, folder, task)
-    cells, wanted = cells_of(task, row), list(first_rates(row))
+    data = parts(tasks, folder, recipe)
+    cells, wanted = cells_of(recipe, row), list(first_rates(row))
     while missing := [rate for rate in wanted if rate not in cells]:
         for rate in missing:
-            cells[rate] = compute(folder / "base", folder, data, task, row, rate)
+            cells[rate] = compute(folder / "base", folder, data, recipe, row, rate)
         place = GRID.index(best_of(cells))
         wanted = list(GRID[max(0, place - 1) : place + 2])
     return cells
 
 
 def main(tasks: Path, folder: Path, names: list[str]) -> None:
-    """Compute what is missing, then print one table a task."""
-    for task in names or RECIPES:
-        rows = {row: sweep(tasks, folder, task, row) for row in rows_of(task)}
+    """Compute what is missing, then print one table a recipe."""
+    for recipe in names or RECIPES:
+        rows = {row: sweep(tasks, folder, recipe, row) for row in rows_of(recipe)}
         rates = sorted({rate for cells in rows.values() for rate in cells})
-        steps, batch = RECIPES[task]
-        print(f"\n{task}: loss on {VALIDATION} validation examples, {steps} steps of {batch} examples\n")
+        print(f"\n{RECIPES[recipe]}: loss on {VALIDATION} validation examples\n")
         header = " | ".join(f"{rate:.0e}" for rate in rates)
         print(f"| method | optimizer | {header} |\n" + "|---" * (len(rates) + 2) + "|")
         for (method, optimizer), cells in rows.items():

@@ -1,7 +1,7 @@
 """What methods learn on real tasks, each at its own learning rate: held-out metrics with standard errors.
 
 Usage: python benchmarks/tasks.py TASKS FOLDER [NAME ...]. TASKS holds NAME/train.jsonl and NAME/test.jsonl for each
-task in RECIPES. FOLDER holds the model in base/ and keeps vectors and scores; what is there is not made again. The
+task in METRICS. FOLDER holds the model in base/ and keeps vectors and scores; what is there is not made again. The
 rates are those that benchmarks/rates.py chose on a validation part of the training data; the test part chooses nothing.
 """
 
@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from rates import DEFAULT, METHODS, RECIPES, CommandError, best_of, cells_of, named, options_of, parts, taskvec
+from rates import METHODS, RECIPES, CommandError, best_of, cells_of, named, options_of, parts, taskvec
 
 from taskvec_formats.atomic import atomic_file
 
@@ -26,7 +26,7 @@ def score(tasks: Path, folder: Path, task: str, method: str | None) -> Scores:
     command: list[object] = ["eval", folder / "base", "--data", tasks / task / "test.jsonl"]
     name = f"{task}-base"
     if method is not None:
-        row = (method, DEFAULT)
+        row = (method, RECIPES[task].optimizers[0])
         cells = cells_of(task, row)
         if not cells:
             sys.exit(f"no learning rate of {method} on {task} is known: run benchmarks/rates.py first")
@@ -50,20 +50,20 @@ def score(tasks: Path, folder: Path, task: str, method: str | None) -> Scores:
 
 def main(tasks: Path, folder: Path, names: list[str]) -> None:
     """Train and evaluate all, then print one table a task."""
-    for task in names or RECIPES:
-        steps, batch = RECIPES[task]
+    for task in names or METRICS:
         rows = {method: score(tasks, folder, task, method) for method in (None, *METHODS)}
-        print(f"\n{task}, {steps} steps of {batch} examples\n")
+        print(f"\n{RECIPES[task]}\n")
         metrics = METRICS[task]
         print("| model | learning rate | " + " | ".join(metrics) + " |\n" + "|---" * (len(metrics) + 2) + "|")
         for method, scores in rows.items():
-            rate = "" if method is None else f"{best_of(cells_of(task, (method, DEFAULT))):.0e}"
+            row = (str(method), RECIPES[task].optimizers[0])
+            rate = "" if method is None else f"{best_of(cells_of(task, row)):.0e}"
             cells = (f"{scores[metric]['value']:.3f} ± {scores[metric]['standard_error']:.3f}" for metric in metrics)
             print(f"| {method or 'base'} | {rate} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not set(sys.argv[3:]) <= RECIPES.keys():
+    if len(sys.argv) < 3 or not set(sys.argv[3:]) <= METRICS.keys():
         sys.exit(__doc__)
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
