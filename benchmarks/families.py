@@ -23,9 +23,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from taskvec import Checkpoint, TaskVector, apply, diff, merge
+from taskvec.data.examples import read_examples
 from taskvec.errors import TaskvecError
-from taskvec.training.evaluate import evaluate_checkpoint
-from taskvec.training.examples import read_examples
+from taskvec.evaluation.evaluate import evaluate_checkpoint
 from taskvec.training.options import Options
 from taskvec.training.train import Training, train
 

@@ -18,7 +18,7 @@ from processes import measure
 
 from taskvec import TaskVector, apply, open_checkpoint
 from taskvec.training.masking import random_mask
-from taskvec.vector import vector_of
+from taskvec.vectors.vector import vector_of
 from taskvec_formats import Checkpoint, Form, SparseTensor
 
 MOST = 16

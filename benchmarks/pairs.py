@@ -22,7 +22,7 @@ from ml_dtypes import bfloat16
 
 from taskvec import Checkpoint
 from taskvec.demo.smollm2 import write_base
-from taskvec.masks import TopK, entries_for, top_k
+from taskvec.vectors.topk import TopK, entries_for, top_k
 from taskvec_formats.atomic import atomic_directory
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray

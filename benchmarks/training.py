@@ -87,7 +87,7 @@ def leaves(density: float) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any
         import numpy as np
 
         from taskvec import sparse_finetune
-        from taskvec.training.models import eligible_parameters
+        from taskvec.models.placement import eligible_parameters
 
         dice = np.random.default_rng(0)
         masks = {
@@ -108,7 +108,7 @@ def adapters(
     def prepare(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
         from peft import get_peft_model
 
-        from taskvec.training.models import eligible_parameters
+        from taskvec.models.placement import eligible_parameters
 
         eligible = eligible_parameters(model)
         modules = [name.removesuffix(".weight") for name in eligible]

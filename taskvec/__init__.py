@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
-from .apply import Applied, apply, check_result
-from .composition import compose
-from .diff import diff
+from .algebra.compose import compose
+from .analysis.overlap import overlap
+from .applying.apply import Applied, apply, check_result
+from .applying.output import Output
 from .errors import TaskvecError
-from .files import open_checkpoint
+from .hub import open_checkpoint
 from .merging import merge
-from .output import Output
-from .overlap import overlap
-from .vector import TaskVector
+from .vectors.diff import diff
+from .vectors.vector import TaskVector
 
 if TYPE_CHECKING:
-    from .training.leaves import sparse_finetune
+    from .models.leaves import sparse_finetune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "sparse_finetune":  # it needs torch
-        from .training.leaves import sparse_finetune
+        from .models.leaves import sparse_finetune
 
         return sparse_finetune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

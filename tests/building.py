@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from taskvec import TaskVector
-from taskvec.source import Memory
+from taskvec.vectors.source import Memory
 from taskvec_formats import Checkpoint, Form, Header, Identity, SparseTensor, TensorSpec
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from taskvec import Checkpoint, SparseTensor, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, KindError, MergeError, UsageError
-from taskvec.source import Entries, no_replacements
+from taskvec.vectors.source import Entries, no_replacements
 from taskvec_formats import Change, Form, Header, Identity, TensorSpec
 from taskvec_formats.dtypes import DTYPES, BitArray
 

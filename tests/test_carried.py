@@ -60,7 +60,7 @@ def test_what_of_the_base_is_not_written_is_said(folders: Path) -> None:
 
 
 def test_side_files_beyond_what_a_file_can_hold_are_left_out(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskvec.carried.BLOB_BYTES", 500)
+    monkeypatch.setattr("taskvec.vectors.carried.BLOB_BYTES", 500)
     (folders / "tuned" / "log.txt").write_bytes(bytes(400))
     vector = diff(Checkpoint(folders / "base"), Checkpoint(folders / "tuned"))
     assert vector.provenance["not_carried"] == ["log.txt (400 bytes)"]

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, compose, diff
+from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, MergeError, UsageError
-from taskvec.patched import Patched
 from taskvec_formats import Form, Header, Identity, TensorSpec
 from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.forms import BLOCK_ELEMENTS

@@ -24,16 +24,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 from typer.testing import CliRunner
 
 from taskvec import Checkpoint
-from taskvec.errors import DataError, TrainingError, UsageError
-from taskvec.training.conversations import alpaca_prompt
-from taskvec.training.corpus import read_corpus
-from taskvec.training.evaluate import evaluate
-from taskvec.training.examples import example_of, read_examples
-from taskvec.training.loading import load_model
-from taskvec.training.options import Options
-from taskvec.training.packing import check_packing, pack
-from taskvec.training.preview import preview
-from taskvec.training.rows import (
+from taskvec.data.conversations import alpaca_prompt
+from taskvec.data.corpus import read_corpus
+from taskvec.data.examples import example_of, read_examples
+from taskvec.data.packing import check_packing, pack
+from taskvec.data.rows import (
     IGNORED,
     accepted_arguments,
     collate,
@@ -43,7 +38,12 @@ from taskvec.training.rows import (
     encode_prompt,
     length_limit,
 )
-from taskvec.training.sources import read_tables
+from taskvec.data.sources import read_tables
+from taskvec.errors import DataError, TrainingError, UsageError
+from taskvec.evaluation.evaluate import evaluate
+from taskvec.models.loading import load_model
+from taskvec.training.options import Options
+from taskvec.training.preview import preview
 from taskvec.training.train import train
 from taskvec_cli.main import app
 

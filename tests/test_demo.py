@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from taskvec import Checkpoint, TaskVector
+from taskvec.data.examples import read_examples
 from taskvec.demo.run import run
 from taskvec.demo.tasks import TASKS, maths, sql, write_task
-from taskvec.training.examples import read_examples
 
 
 def test_every_query_runs_on_the_table_of_its_question() -> None:

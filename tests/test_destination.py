@@ -15,11 +15,11 @@ from inputs import FILES, TENSORS, existing, into, make_inputs, snapshot
 from test_cli import inside, ok, refused
 
 from taskvec import Checkpoint, TaskVector, apply, compose, diff, merge, overlap
+from taskvec.analysis.plots import plot_density, plot_losses, plot_overlap
+from taskvec.applying.overlay import Patched
 from taskvec.destination import check_apart, check_distinct, check_file, check_folder
 from taskvec.errors import OutputExistsError, TaskvecError, UsageError
-from taskvec.merged import write_model
-from taskvec.patched import Patched
-from taskvec.plotting import plot_density, plot_losses, plot_overlap
+from taskvec.merging.model_folder import write_model
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_from_python_a_file_is_replaced_by_force_only(save: Callable[[Path, Any]
 
 
 def test_answers_are_replaced_by_force_only(tmp_path: Path) -> None:
-    from taskvec.training.evaluate import write_answers
+    from taskvec.evaluation.evaluate import write_answers
 
     existing(tmp_path / "a.jsonl")
     with pytest.raises(OutputExistsError):

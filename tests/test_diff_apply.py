@@ -14,7 +14,7 @@ from building import Tensor, contents, package, tensor, write_checkpoint
 
 from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
-from taskvec.source import Memory
+from taskvec.vectors.source import Memory
 from taskvec_formats import Form, Header, Identity, LotaReader, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import ChecksumError, StreamError

@@ -15,13 +15,14 @@ import torch
 from models import ROWS, WORDS, write_rows
 from transformers import PreTrainedModel
 
+from taskvec.data.examples import Example, read_examples
+from taskvec.data.rows import IGNORED, encode, encode_prompt
 from taskvec.errors import DataError, TrainingError, UsageError
-from taskvec.training.estimate import Estimate, estimate
-from taskvec.training.evaluate import Evaluation, evaluate, write_answers
-from taskvec.training.examples import Example, read_examples
-from taskvec.training.loading import device_of, load_model
-from taskvec.training.rows import IGNORED, encode, encode_prompt
-from taskvec.training.scoring import exact_match, rouge1
+from taskvec.evaluation.estimate import Estimate, estimate
+from taskvec.evaluation.evaluate import Evaluation, evaluate, write_answers
+from taskvec.evaluation.scoring import exact_match, rouge1
+from taskvec.models.devices import device_of
+from taskvec.models.loading import load_model
 
 ANSWERED = ("exact_match", "rouge1")
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from test_cli import ok, refused, taskvec
 
 from taskvec import Checkpoint, TaskVector, apply, compose, diff
+from taskvec.algebra.expression import WORDS, Expression
 from taskvec.errors import UsageError
-from taskvec.expression import WORDS, Expression
 
 VECTORS = {
     name: vector_of({"w": sparse((4,), {at: at + 1.5, 3: -0.1 * at})}, name=name) for at, name in enumerate("abc")

@@ -18,14 +18,14 @@ from transformers import BartForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from taskvec import Checkpoint
+from taskvec.data.examples import Example, read_examples
+from taskvec.data.pairs import collate_pairs, collator_of, encode_all_pairs, encode_pair, encode_source
+from taskvec.data.rows import IGNORED, first_position, length_limit
 from taskvec.errors import DataError, TrainingError
-from taskvec.training.evaluate import evaluate
-from taskvec.training.examples import Example, read_examples
-from taskvec.training.kinds import check_reading, is_encoder_decoder, is_masked
-from taskvec.training.loading import load_model, load_tokenizer
-from taskvec.training.models import eligible_parameters
-from taskvec.training.pairs import collate_pairs, collator_of, encode_all_pairs, encode_pair, encode_source
-from taskvec.training.rows import IGNORED, first_position, length_limit
+from taskvec.evaluation.evaluate import evaluate
+from taskvec.models.kinds import check_reading, is_encoder_decoder, is_masked
+from taskvec.models.loading import load_model, load_tokenizer
+from taskvec.models.placement import eligible_parameters
 from taskvec.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code

@@ -8,7 +8,7 @@ import pytest
 from building import tensor, write_checkpoint
 
 from taskvec.errors import UsageError
-from taskvec.files import open_checkpoint
+from taskvec.hub import open_checkpoint
 
 TENSORS = {"w": tensor("F32", [1])}
 

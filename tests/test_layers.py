@@ -12,9 +12,9 @@ from building import Tensor, sparse, tensor, vector_of, write_checkpoint
 
 from taskvec import TaskVector, apply, compose, diff, merge
 from taskvec.errors import BaseMismatchError
-from taskvec.layers import counted, record, recorded
 from taskvec.merging import Rule
 from taskvec.merging.settings import Depth
+from taskvec.vectors.layers import counted, record, recorded
 from taskvec_formats import Checkpoint
 
 OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")

@@ -11,9 +11,9 @@ from attacks.files import BASE, EVIL, TUNED
 from building import contents, write_checkpoint, write_shard
 
 from taskvec import Checkpoint, TaskVector, apply, diff
+from taskvec.applying.layout import check_index
+from taskvec.applying.output import Shard
 from taskvec.errors import ResultError, SizeError
-from taskvec.layout import check_index
-from taskvec.output import Shard
 from taskvec_formats import Form
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import CheckpointError, HeaderError, NotSafetensorsError
@@ -106,7 +106,7 @@ def test_the_finished_folder_is_what_is_checked(tmp_path: Path, monkeypatch: pyt
     def spoil(files: object, folder: Path) -> None:
         write_shard(folder / SINGLE, {"w": EVIL["w"]})
 
-    monkeypatch.setattr(import_module("taskvec.apply"), "_write_files", spoil)
+    monkeypatch.setattr(import_module("taskvec.applying.apply"), "_write_files", spoil)
     with pytest.raises(ResultError, match=r"lacks a file|has tensor 'x' as None, not as F32 \[2\]"):
         apply(vector, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()

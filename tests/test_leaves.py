@@ -14,11 +14,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from taskvec import Checkpoint, TaskVector, apply, diff, sparse_finetune
+from taskvec.data.examples import read_examples
+from taskvec.data.rows import collate, encode
 from taskvec.errors import BaseMismatchError, MaskError, UsageError
-from taskvec.training.examples import read_examples
-from taskvec.training.loading import load_model
-from taskvec.training.models import bits_of, eligible_parameters, part_of, places
-from taskvec.training.rows import collate, encode
+from taskvec.models.loading import load_model
+from taskvec.models.placement import bits_of, eligible_parameters, part_of, places
 
 
 @pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
@@ -164,7 +164,7 @@ def test_a_tied_weight_is_trained_once(llama: Path) -> None:
 
 
 def read_rows() -> list[Any]:
-    from taskvec.training.examples import Example
+    from taskvec.data.examples import Example
 
     return [Example(({"role": "user", "content": row["prompt"]},), row["completion"], "") for row in ROWS[:2]]
 

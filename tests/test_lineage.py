@@ -14,8 +14,8 @@ from building import BASE, sparse, tensor, vector_of, write_checkpoint
 
 from taskvec import TaskVector, compose, diff, merge
 from taskvec.errors import UsageError
-from taskvec.lineage import ANCESTORS, BYTES, NAME
-from taskvec.vector import DEPTH
+from taskvec.vectors.lineage import ANCESTORS, BYTES, NAME
+from taskvec.vectors.vector import DEPTH
 from taskvec_formats import Header, LotaWriter
 
 ONE = {"w": sparse((4,), {0: 1})}

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from taskvec import Checkpoint, diff
 from taskvec.errors import TrainingError
-from taskvec.live import applied
-from taskvec.training.loading import load_model
+from taskvec.models.live import applied
+from taskvec.models.loading import load_model
 
 
 @pytest.mark.parametrize("what", ["added", "removed", "resized"])

@@ -18,7 +18,7 @@ from models import make_llama, write_rows
 
 from taskvec import TaskVector, apply, diff
 from taskvec.errors import ResumeError
-from taskvec.record import RecordedFolder, holds_work, remove_work
+from taskvec.resume import RecordedFolder, holds_work, remove_work
 from taskvec_formats import Checkpoint, LotaReader, locks
 from taskvec_formats.atomic import atomic_directory, atomic_file
 from taskvec_formats.locks import Lock

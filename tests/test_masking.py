@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as nps
 
 from taskvec import TaskVector
 from taskvec.errors import KindError, MaskError
-from taskvec.source import Memory
 from taskvec.training.masking import free_share, largest, mask_of, quotas, random_mask, taken_by, top_k_each
+from taskvec.vectors.source import Memory
 from taskvec_formats import Form, Header, Identity, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from taskvec.errors import MaskError, UsageError
-from taskvec.masks import check_sparsity, entries_for, top_k
+from taskvec.vectors.topk import check_sparsity, entries_for, top_k
 
 # few distinct magnitudes, so that most selections end inside a tie
 TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-45, -1e-45, 1e-40, 3e38])

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvec import TaskVector, apply, diff, merge
-from taskvec.align import align
 from taskvec.errors import BaseMismatchError, MergeError, UsageError
 from taskvec.merging import METHODS, Aligned, merge_method
+from taskvec.vectors.align import align
 from taskvec_formats import Checkpoint, Identity, SparseTensor
 from taskvec_formats.forms import BLOCK_ELEMENTS
 

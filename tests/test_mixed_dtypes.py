@@ -15,7 +15,7 @@ from taskvec import Output, TaskVector, apply, diff, merge
 from taskvec.errors import DTypeError, MergeError, UsageError
 from taskvec.merging.average import average
 from taskvec.merging.recipe import Recipe
-from taskvec.promotion import promoted
+from taskvec.vectors.promotion import promoted
 from taskvec_formats import Checkpoint
 from taskvec_formats.checkpoint import INDEX
 from taskvec_formats.dtypes import DTYPES

@@ -25,10 +25,10 @@ from models import perturb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taskvec import Applied, Checkpoint, Output, TaskVector, apply, diff, merge
+from taskvec.applying.output import TARGETS
 from taskvec.errors import DTypeError, ResumeError, UsageError
-from taskvec.output import TARGETS
-from taskvec.tokenizers import compare_tokenizers
-from taskvec.vector import vector_of
+from taskvec.merging.tokenizers import compare_tokenizers
+from taskvec.vectors.vector import vector_of
 from taskvec_formats import Form, forms
 from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.errors import CheckpointError

@@ -15,9 +15,9 @@ from matplotlib.image import imread
 from oracle import entries, sparse_tensors
 
 from taskvec import TaskVector, overlap
+from taskvec.analysis.overlap import Cell, meet
+from taskvec.analysis.plots import plot_density, plot_overlap
 from taskvec.errors import BaseMismatchError, UsageError
-from taskvec.overlap import Cell, meet
-from taskvec.plotting import plot_density, plot_overlap
 from taskvec_formats import SparseTensor
 
 SHAPES = {

@@ -24,9 +24,9 @@ from transformers import Trainer, TrainingArguments
 
 from taskvec import Checkpoint, TaskVector, apply, sparse_finetune
 from taskvec.errors import BaseMismatchError, TaskvecError, TrainingError, UsageError
-from taskvec.training.leaves import SparseModel
-from taskvec.training.loading import load_model
-from taskvec.training.models import eligible_parameters
+from taskvec.models.leaves import SparseModel
+from taskvec.models.loading import load_model
+from taskvec.models.placement import eligible_parameters
 
 MASK = {"0.weight": np.arange(0, 30, 4), "2.weight": np.arange(1, 24, 5)}
 OWN = "holds the model's own parameter '0.weight', which trains through leaves: make the optimizer from tickets.param"

@@ -103,7 +103,7 @@ def test_tokens_are_counted_without_padding(llama: Path, tmp_path: Path) -> None
 
 
 def _corpus(data: Path):  # type: ignore[no-untyped-def]
-    from taskvec.training.corpus import read_corpus
+    from taskvec.data.corpus import read_corpus
 
     return read_corpus(data)
 
@@ -137,7 +137,7 @@ def test_activations_of_a_batch_are_estimated_from_one_example(architecture: str
     """What a forward pass of a whole batch keeps, counted on it."""
     from torch.autograd.graph import saved_tensors_hooks
 
-    from taskvec.training.rows import accepted_arguments, collate
+    from taskvec.data.rows import accepted_arguments, collate
 
     base = Checkpoint(make_architecture(architecture, tmp_path / "base", dtype="float32"))
     run = Run(base, [], _corpus(data), QUICK, lambda *_: None, dense=True)

@@ -12,8 +12,8 @@ import pytest
 from building import sparse, vector_of
 
 from taskvec import TaskVector, overlap
+from taskvec.analysis.plots import plot_density, plot_losses, plot_overlap
 from taskvec.errors import UsageError
-from taskvec.plotting import plot_density, plot_losses, plot_overlap
 
 NAMES = [
     "w$_{$",

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskvec.positions import common, union
+from taskvec.vectors.positions import common, union
 from taskvec_formats.sparse import Indices
 
 # few distinct positions, so that lists meet, and some far apart

@@ -11,8 +11,8 @@ from attacks.recipes import ODD
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskvec.documents import LARGEST, read_document
 from taskvec.errors import UsageError
-from taskvec.merging.documents import LARGEST, read_document
 from taskvec.merging.recipe import Recipe
 
 

@@ -15,7 +15,7 @@ import pytest
 from test_cli import inside, ok, refused
 
 from taskvec.errors import TrainingError, UsageError
-from taskvec.training.loading import load_model
+from taskvec.models.loading import load_model
 
 ROOT = Path(__file__).parent.parent
 MARK = "import pathlib\npathlib.Path({marker!r}).touch()\n"

@@ -17,19 +17,19 @@ from models import ROWS, make_architecture, write_rows
 from peft import LoraConfig, get_peft_model
 
 from taskvec import Checkpoint, TaskVector, apply, diff, merge
+from taskvec.analysis.plots import plot_losses
+from taskvec.applying.overlay import Patched
+from taskvec.data.corpus import read_corpus
+from taskvec.data.examples import read_examples
 from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
-from taskvec.live import applied
-from taskvec.patched import Patched
-from taskvec.plotting import plot_losses
-from taskvec.source import Memory
-from taskvec.training.corpus import read_corpus
-from taskvec.training.evaluate import evaluate
-from taskvec.training.examples import read_examples
-from taskvec.training.loading import load_model
+from taskvec.evaluation.evaluate import evaluate
+from taskvec.models.live import applied
+from taskvec.models.loading import load_model
 from taskvec.training.optimizers import LeanRMSprop
 from taskvec.training.options import Options
 from taskvec.training.rates import with_defaults
 from taskvec.training.train import Training, train
+from taskvec.vectors.source import Memory
 from taskvec_cli.train import train as train_command
 from taskvec_formats import Header, Identity, TensorSpec
 from taskvec_formats.dtypes import DTYPES
@@ -472,8 +472,8 @@ def test_the_lean_optimizer_is_rmsprop_with_clipped_gradients(dtype: torch.dtype
 
 def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: Path) -> None:
     """One step over all the data: |g| ranks as g² does, and both as a backward pass by hand."""
-    from taskvec.training.examples import read_examples
-    from taskvec.training.rows import collate, encode
+    from taskvec.data.examples import read_examples
+    from taskvec.data.rows import collate, encode
 
     base = Checkpoint(llama)
     options = replace(QUICK, calibration_steps=1, steps=0, lr=None, batch_size=4, save_steps=100)

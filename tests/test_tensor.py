@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from oracle import applied, bit_patterns, carriers, changed, difference, entries, shapes, sparse_tensors
 
-from taskvec.tensor import apply_range, diff_range, replace_range, touched_bits
+from taskvec.vectors.delta import apply_range, diff_range, replace_range, touched_bits
 from taskvec_formats import Change, SparseTensor
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from taskvec import Checkpoint, TaskVector, diff
 from taskvec.errors import MergeError, TokenizerError
-from taskvec.tokenizers import Agreement, compare_tokenizers, vocabulary
+from taskvec.merging.tokenizers import Agreement, compare_tokenizers, vocabulary
 
 Files = Mapping[str, bytes]
 WEIGHTS = {"w": tensor("F32", [1, 2, 3])}

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge
+from taskvec.data.examples import read_examples
+from taskvec.data.rows import IGNORED, collate, encode
 from taskvec.errors import AlreadyAppliedError, DataError, DivergedError, MaskError, TrainingError, UsageError
-from taskvec.live import applied
-from taskvec.training.evaluate import evaluate
-from taskvec.training.examples import read_examples
-from taskvec.training.loading import load_model
-from taskvec.training.models import Place, bits_of, eligible_parameters, places
+from taskvec.evaluation.evaluate import evaluate
+from taskvec.models.live import applied
+from taskvec.models.loading import load_model
+from taskvec.models.placement import Place, bits_of, eligible_parameters, places
 from taskvec.training.options import Options
-from taskvec.training.rows import IGNORED, collate, encode
 from taskvec.training.train import train
 
 QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")

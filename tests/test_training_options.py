@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from taskvec import Checkpoint, TaskVector, apply, merge
 from taskvec.errors import BaseMismatchError, UsageError
+from taskvec.models.devices import check_device, device_of
 from taskvec.training.effects import check_effects
-from taskvec.training.loading import device_of
 from taskvec.training.loop import Curve
-from taskvec.training.options import Options, check_device
+from taskvec.training.options import Options
 from taskvec.training.targets import chosen
 from taskvec.training.train import Training, train
 from taskvec_cli.main import app

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from taskvec import Checkpoint, TaskVector, apply, sparse_finetune
-from taskvec.training.loading import load_model
-from taskvec.training.models import eligible_parameters
+from taskvec.models.loading import load_model
+from taskvec.models.placement import eligible_parameters
 
 if sys.version_info < (3, 11):
     pytest.skip("TRL 1.16 needs Python 3.11", allow_module_level=True)

@@ -108,9 +108,9 @@ def pack(
     """Store what fine-tuning changed: all of it, exact to the last bit, or with --sparsity its largest part."""
     from taskvec import diff, open_checkpoint
     from taskvec.destination import check_file
-    from taskvec.diff import check_kind
-    from taskvec.source import inputs_of
-    from taskvec.vector import check_codec
+    from taskvec.vectors.diff import check_kind
+    from taskvec.vectors.source import inputs_of
+    from taskvec.vectors.vector import check_codec
 
     from . import render
 
@@ -184,9 +184,9 @@ def arith(
     An expression that begins with a minus stands in parentheses, "(-a.lota)", or behind --.
     """
     from taskvec import open_checkpoint
+    from taskvec.algebra.expression import Expression
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
-    from taskvec.expression import Expression
 
     from . import render
 
@@ -214,7 +214,7 @@ def inspect(
 ) -> None:
     """Show what is in a file; of several files also how their masks overlap."""
     from taskvec import TaskVector, overlap
-    from taskvec.source import inputs_of
+    from taskvec.vectors.source import inputs_of
 
     from . import render
 
@@ -225,7 +225,7 @@ def inspect(
         for label, vector, path in zip(labels, opened, vectors, strict=True)
     ]
     if plot is not None:
-        from taskvec.plotting import check_picture, plot_density, plot_overlap
+        from taskvec.analysis.plots import check_picture, plot_density, plot_overlap
 
         check_picture(plot, force=force, inputs=inputs_of(*opened))
     with progress_bars() as progress:
@@ -257,7 +257,7 @@ def verify(
 ) -> None:
     """Check every checksum and decode every entry; with --base also that the result is the one promised."""
     from taskvec import TaskVector, check_result, open_checkpoint
-    from taskvec.layout import check_stored_layout
+    from taskvec.applying.layout import check_stored_layout
     from taskvec_formats import LotaReader
 
     from . import render
@@ -314,12 +314,12 @@ def evaluate(
     """Score MODEL, with the vectors of --with on it, on held-out data: loss, exact match, ROUGE-1."""
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
+    from taskvec.data.examples import check_examples, read_examples
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
-    from taskvec.source import inputs_of
-    from taskvec.training.examples import check_examples, read_examples
-    from taskvec.training.options import check_device
-    from taskvec.training.scoring import check_request, needs_answers
+    from taskvec.evaluation.scoring import check_request, needs_answers
+    from taskvec.models.devices import check_device
+    from taskvec.vectors.source import inputs_of
 
     from . import render
 
@@ -336,7 +336,7 @@ def evaluate(
         check_file(answers, force=force, inputs=[*files, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
         # torch takes seconds and memory: only once all that can be refused without it has been
-        from taskvec.training.evaluate import evaluate_checkpoint, write_answers
+        from taskvec.evaluation.evaluate import evaluate_checkpoint, write_answers
 
         worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
         evaluation = evaluate_checkpoint(

@@ -133,11 +133,11 @@ def merge(
     given = dict(locals())
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
-    from taskvec.application import Application
+    from taskvec.applying.output import Output
+    from taskvec.applying.verified import Application
     from taskvec.errors import UsageError
-    from taskvec.output import Output
-    from taskvec.tokenizers import check_tokenizers
-    from taskvec.vector import check_codec
+    from taskvec.merging.tokenizers import check_tokenizers
+    from taskvec.vectors.vector import check_codec
 
     from . import render
 
@@ -164,7 +164,7 @@ def merge(
             parents = [TaskVector.open(path) for path in vectors or ()]
             merged = merge_vectors(parents, progress=progress, base=checkpoint, **options)
         if to_folder:
-            from taskvec.merged import write_model
+            from taskvec.merging.model_folder import write_model
 
             assert checkpoint is not None
             notes = write_model(
@@ -205,7 +205,7 @@ def _recipe(given: dict[str, Any]) -> "Recipe":
 
 def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None", *, to_folder: bool) -> Path:
     """Refuse what cannot be written, before any work is done."""
-    from taskvec.apply import WORK
+    from taskvec.applying.apply import WORK
     from taskvec.destination import check_apart, check_file, check_folder
     from taskvec.errors import UsageError
 

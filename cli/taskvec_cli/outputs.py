@@ -46,7 +46,7 @@ def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> N
     Raises ResumeError, also for a folder that holds something else, and UsageError.
     """
     from taskvec.errors import UsageError
-    from taskvec.record import holds_work
+    from taskvec.resume import holds_work
 
     if holds_work(folder, kind) and not resume and not force:
         raise UsageError(f"{folder} holds an unfinished {kind}: --resume goes on with it, --force starts anew")

@@ -19,9 +19,9 @@ from . import streams
 
 if TYPE_CHECKING:
     from taskvec import Applied, TaskVector
+    from taskvec.analysis.overlap import Overlap
     from taskvec.demo.run import Demo
-    from taskvec.overlap import Overlap
-    from taskvec.training.evaluate import Evaluation
+    from taskvec.evaluation.evaluate import Evaluation
     from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
     from taskvec.training.train import Training
@@ -76,7 +76,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
     """What `inspect --json` says of one file. The entries of a patch are the elements that it replaces."""
-    from taskvec.carried import recorded
+    from taskvec.vectors.carried import recorded
 
     counts = {name: spec.replaced if vector.kind == "patch" else spec.entries for name, spec in vector.specs.items()}
     entries = sum(counts.values())

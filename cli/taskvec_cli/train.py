@@ -284,12 +284,12 @@ def train(
     options = _options(given, settle(context, given))
     eval_data = given["eval_data"]
     from taskvec import TaskVector, open_checkpoint
+    from taskvec.analysis.plots import check_picture
+    from taskvec.data.examples import check_examples
     from taskvec.destination import check_distinct, check_file
-    from taskvec.plotting import check_picture
-    from taskvec.record import remove_work
-    from taskvec.source import inputs_of
-    from taskvec.training.examples import check_examples
+    from taskvec.resume import remove_work
     from taskvec.training.folder import KIND
+    from taskvec.vectors.source import inputs_of
 
     mixed = [_mixed(text) for text in mix or ()]
     sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
@@ -403,7 +403,7 @@ def _report(trained: "Training", output: Path, *, as_json: bool, in_a_row: bool)
 
 
 def _draw(trained: "Training", label: str, plot: Path, *, force: bool) -> None:
-    from taskvec.plotting import plot_losses
+    from taskvec.analysis.plots import plot_losses
 
     curve = trained.curve
     plot_losses(

@@ -19,6 +19,7 @@ import re
 import stat
 import struct
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,14 @@ def encode_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
+
+
+def shard_header(forms: Mapping[str, Form], metadata: dict[str, str]) -> bytes:
+    """The first bytes of a safetensors file whose tensors follow in the order of `widest_first`."""
+    lengths = {name: forms[name].size * forms[name].dtype.itemsize for name in widest_first(forms)}
+    return encode_header({n: (forms[n].dtype.name, forms[n].shape, length) for n, length in lengths.items()}, metadata)
+
+
+def widest_first(forms: Mapping[str, Form]) -> list[str]:
+    """Names in the order in which the safetensors library writes them: each lies at a multiple of its item size."""
+    return sorted(forms, key=lambda name: -forms[name].dtype.itemsize)

@@ -12,12 +12,12 @@ from typing import Any
 from taskvec_formats import Checkpoint
 from taskvec_formats.atomic import atomic_file
 
-from ..apply import apply
+from ..analysis.overlap import Overlap, overlap
+from ..applying.apply import apply
 from ..merging import merge
-from ..overlap import Overlap, overlap
 from ..progress import Progress, silent
-from ..record import RecordedFolder
-from ..vector import TaskVector
+from ..resume import RecordedFolder
+from ..vectors.vector import TaskVector
 from .smollm2 import write_base
 from .tasks import TASKS, write_task
 
@@ -96,7 +96,7 @@ def _run(folder: Path, progress: Progress) -> Demo:
         apply(TaskVector.open(merged_file), base, merged_folder, progress, force=True)
     pair = overlap(vectors, progress)[0]
     if _outdated(picture, *tickets.values()):
-        from ..plotting import plot_overlap
+        from ..analysis.plots import plot_overlap
 
         plot_overlap(list(tickets), [pair], picture, force=True)
 
@@ -139,10 +139,10 @@ def _scores(
             }
             return scores, [(question, answer) for question, answer in saved["samples"]]
 
-    from ..live import applied
-    from ..training.evaluate import evaluate
-    from ..training.examples import read_examples
-    from ..training.loading import load_model
+    from ..data.examples import read_examples
+    from ..evaluation.evaluate import evaluate
+    from ..models.live import applied
+    from ..models.loading import load_model
 
     model, tokenizer = load_model(base.path)
     examples = {task: read_examples(path) for task, path in tests.items()}

@@ -1,6 +1,6 @@
 """Merging: `merge`, the methods it knows, and how to add one."""
 
-from ..align import Aligned, Part
+from ..vectors.align import Aligned, Part
 from .merge import merge
 from .registry import AUTO, METHODS, Method, merge_method
 from .settings import Rule

@@ -17,16 +17,16 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 from taskvec_formats.forms import Bits, take_for
 
-from ..application import mismatch
+from ..applying.output import TARGETS, Values, round_to
+from ..applying.verified import mismatch
 from ..errors import MergeError, UsageError
-from ..lineage import joined
-from ..output import TARGETS, Values, round_to
 from ..progress import Progress, silent
-from ..promotion import WidenedEntries
-from ..source import inputs_of
-from ..sums import common_specs
-from ..tensor import apply_range, diff_range
-from ..vector import TaskVector
+from ..vectors.delta import apply_range, diff_range
+from ..vectors.lineage import joined
+from ..vectors.promotion import WidenedEntries
+from ..vectors.source import inputs_of
+from ..vectors.sums import common_specs
+from ..vectors.vector import TaskVector
 from .measured import depth_of, measured_from
 from .merge import provenance_of
 from .notes import notes_on

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import permutations
 
 from ..errors import BaseMismatchError
-from ..vector import TaskVector
+from ..vectors.vector import TaskVector
 
 
 def check_bases(vectors: Sequence[TaskVector]) -> None:

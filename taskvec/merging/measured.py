@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from taskvec_formats import Checkpoint
 
-from ..application import check_forms
-from ..diff import diff
-from ..layers import counted, most, recorded
-from ..patched import Patched
+from ..applying.overlay import Patched
+from ..applying.verified import check_forms
 from ..progress import Progress
-from ..promotion import is_widened, promoted, wider
-from ..vector import TaskVector
+from ..vectors.diff import diff
+from ..vectors.layers import counted, most, recorded
+from ..vectors.promotion import is_widened, promoted, wider
+from ..vectors.vector import TaskVector
 from .settings import Depth
 
 

@@ -12,26 +12,26 @@ import numpy as np
 from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
-from ..align import align, merging
 from ..arguments import instance, instances
 from ..errors import MergeError, UsageError
-from ..layers import record
-from ..lineage import joined, lineage
 from ..progress import Progress, silent
-from ..promotion import WidenedEntries
-from ..source import inputs_of, no_replacements
-from ..sums import addend, common_specs
-from ..vector import TaskVector
+from ..vectors.align import align, merging
+from ..vectors.layers import record
+from ..vectors.lineage import joined, lineage
+from ..vectors.promotion import WidenedEntries
+from ..vectors.source import inputs_of, no_replacements
+from ..vectors.sums import addend, common_specs
+from ..vectors.vector import TaskVector
 from .bases import check_bases
-from .dialects import DIALECTS
 from .measured import depth_of, measured_from
+from .methods.dialects import DIALECTS
+from .methods.pruning import Pruned, Request
+from .methods.ties import ties
+from .methods.trim import trim
 from .notes import divided_out, first_meeting, notes_on, untrimmed
-from .pruned import Pruned, Request
 from .registry import AUTO, Method, method_of, options_of
 from .requests import by_tensor, by_vector, densities_for, options_for, weights_for
 from .settings import Depth, Setting, described, numbers_of
-from .ties import ties
-from .trim import trim
 
 _MOST = 1 << 22  # elements of all vectors that are merged at a time: their dense sum is what is computed with
 Specs: TypeAlias = Mapping[str, TensorSpec]

@@ -7,11 +7,11 @@ from itertools import combinations
 
 from taskvec_formats import Checkpoint, TensorSpec
 
-from ..layers import counted, recorded
-from ..overlap import meet, ranges
+from ..analysis.overlap import meet, ranges
 from ..progress import Progress
-from ..vector import TaskVector
-from .dialects import Dialect
+from ..vectors.layers import counted, recorded
+from ..vectors.vector import TaskVector
+from .methods.dialects import Dialect
 from .settings import Depth, Setting, has_gradient
 
 # one number a tensor, by name

@@ -14,16 +14,16 @@ from typing import Any
 from taskvec_formats import Checkpoint, Header, Identity
 from taskvec_formats.text import printable
 
-from ..diff import diff
+from ..applying.output import TARGETS
+from ..documents import read_document
 from ..errors import UsageError
-from ..files import open_checkpoint
-from ..output import TARGETS
+from ..hub import open_checkpoint
 from ..progress import Progress, silent
-from ..promotion import wider
-from ..source import Memory
-from ..vector import TaskVector
+from ..vectors.diff import diff
+from ..vectors.promotion import wider
+from ..vectors.source import Memory
+from ..vectors.vector import TaskVector
 from .average import average
-from .documents import read_document
 from .merge import merge
 from .parameters import OF_A_MODEL, OF_ALL, parameters_of
 from .registry import AUTO, method_of

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias, TypeVar
 from taskvec_formats import SparseTensor
 
 from ..errors import UsageError
-from .disjoint import disjoint
-from .drop import drop
-from .linear import linear
-from .outliers import outliers
-from .pruned import Keep
-from .ties import ties
-from .trim import trim
+from .methods.breadcrumbs import outliers
+from .methods.dare import drop
+from .methods.disjoint import disjoint
+from .methods.linear import linear
+from .methods.pruning import Keep
+from .methods.ties import ties
+from .methods.trim import trim
 
 ENTRY_POINTS = "taskvec.merge_methods"
 Combine: TypeAlias = Callable[..., SparseTensor]

@@ -7,13 +7,13 @@ from numbers import Integral
 from typing import Any
 
 from ..errors import UsageError
-from ..vector import TaskVector
-from .dialects import DIALECTS
-from .disjoint import POLICIES
-from .pruned import RESCALES
+from ..vectors.vector import TaskVector
+from .methods.dialects import DIALECTS
+from .methods.disjoint import POLICIES
+from .methods.pruning import RESCALES
+from .methods.ties import ELECTIONS
 from .registry import Method
 from .settings import Depth, Rule, Setting, numbers_of, resolve, shown
-from .ties import ELECTIONS
 
 _CHOICES: dict[str, Iterable[object]] = {
     "dialect": DIALECTS,

@@ -17,8 +17,8 @@ from taskvec_formats.text import printable
 
 from ..arguments import real, said
 from ..errors import UsageError
-from ..layers import counted, most
 from ..names import stack_and_layer
+from ..vectors.layers import counted, most
 
 Gradient: TypeAlias = Sequence[float]
 

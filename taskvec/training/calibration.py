@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import DivergedError
-from ..masks import FloatArray
+from ..vectors.topk import FloatArray
 from .loop import Curve
 from .optimizers import LeanRMSprop, make_optimizer
 from .options import AUTO

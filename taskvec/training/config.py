@@ -11,12 +11,12 @@ from typing import Any
 
 from taskvec_formats import Checkpoint
 
+from ..data.sources import read_tables
+from ..documents import read_document
 from ..errors import UsageError
-from ..merging.documents import read_document
 from ..merging.settings import shown
-from ..vector import TaskVector
+from ..vectors.vector import TaskVector
 from .options import AUTO
-from .sources import read_tables
 
 # those of which the second is what a file says where the command line gives the first, and then means nothing
 RIVALS = (("steps", "epochs"), ("calibration_steps", "calibration_epochs"), ("eval_data", "eval_split"))

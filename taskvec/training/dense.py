@@ -17,12 +17,12 @@ from taskvec_formats import Change
 from taskvec_formats.forms import Bits
 
 from ..errors import UsageError
-from ..source import Entries
-from ..tensor import diff_range
-from ..vector import TaskVector, header_of, specs_of
+from ..models.placement import TORCH_DTYPES, Place, bits_of, part_of
+from ..vectors.delta import diff_range
+from ..vectors.source import Entries
+from ..vectors.vector import TaskVector, header_of, specs_of
 from .folder import RunFolder
 from .loop import Curve
-from .models import TORCH_DTYPES, Place, bits_of, part_of
 from .optimizers import make_optimizer
 from .options import AUTO
 from .range_test import find_rate

@@ -9,8 +9,8 @@ from typing import Any
 
 from taskvec_formats.atomic import atomic_file
 
-from ..record import RecordedFolder
-from ..vector import TaskVector
+from ..resume import RecordedFolder
+from ..vectors.vector import TaskVector
 
 KIND = "run"
 

@@ -27,8 +27,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .pairs import collator_of
-from .rows import IGNORED, Row, pad_id
+from ..data.pairs import collator_of
+from ..data.rows import IGNORED, Row, pad_id
 from .run import Run
 
 STATE = {"rmsprop": 1, "adam": 2, "adamw": 2, "sgd": 0}

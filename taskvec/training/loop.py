@@ -31,13 +31,13 @@ from transformers import (
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.pairs import collator_of
+from ..data.rows import Row
 from ..errors import DivergedError, TrainingError, UsageError
+from ..models.devices import device_of
 from ..progress import Progress
-from .loading import device_of
 from .optimizers import LeanRMSprop
 from .options import Options
-from .pairs import collator_of
-from .rows import Row
 
 CALIBRATING, TRAINING = "calibrating", "training"  # stages
 _COMPLETE = "complete"

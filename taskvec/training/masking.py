@@ -15,9 +15,9 @@ from taskvec_formats import Form
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
-from ..masks import FloatArray, top_k
 from ..progress import Progress, silent
-from ..vector import TaskVector
+from ..vectors.topk import FloatArray, top_k
+from ..vectors.vector import TaskVector
 
 Masks = dict[str, Indices]
 

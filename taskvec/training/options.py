@@ -11,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import instance, instances, real, said, whole
+from ..data.conversations import TURNS
 from ..errors import UsageError
-from ..masks import check_sparsity
-from .scoring import METRICS, check_request
+from ..evaluation.scoring import METRICS, check_request
+from ..models.devices import check_device
+from ..vectors.topk import check_sparsity
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -22,24 +24,10 @@ OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 # those of transformers' get_scheduler that need nothing but the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
-# kinds of torch.device that transformers' Trainer knows
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 RELATIVES = ("base", "start")
 AUTO = "auto"  # in place of a learning rate: the run finds one
-TURNS = ("all", "last")
 Rate = float | Literal["auto"]
 _SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
-
-
-def check_device(choice: str) -> None:
-    """Raise UsageError for anything but one of DEVICES, or one of them but "auto" with a number, such as "cuda:1".
-
-    Whether the device is there is known when torch is loaded (loading.py, device_of).
-    """
-    kind, colon, number = choice.partition(":")
-    numbered = kind != "auto" and number.isascii() and number.isdecimal() and len(number) <= 3
-    if kind not in DEVICES or (colon and not numbered):
-        raise UsageError(f"device is one of {', '.join(DEVICES)}, or has a number such as cuda:1, found {said(choice)}")
 
 
 def _number(what: str, value: object) -> float:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from taskvec_formats import Checkpoint
 
-from ..masks import entries_for
 from ..names import layer_and_module
 from ..progress import Progress, silent
 from ..resident import resident
-from ..vector import TaskVector
+from ..vectors.topk import entries_for
+from ..vectors.vector import TaskVector
 from .masking import Masks, mask_of, quotas, random_mask
 from .options import AUTO, Options, Rate
 from .rates import with_defaults
@@ -88,7 +88,7 @@ def plan(
     calibrates = does_calibrate(options, mask_from)
     options = with_defaults(options, calibrates=calibrates)
     corpus = prepare(base, data, options, mix=mix, eval_data=eval_data, calibrates=calibrates)
-    from .loading import device_of
+    from ..models.devices import device_of
     from .ticket import entries_wanted
 
     dense = options.method == "fft" or (calibrates and not options.low_memory)
@@ -193,9 +193,9 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
 
 
 def _footprint(run: Run, *, dense: bool) -> Footprint:
+    from ..data.rows import IGNORED
+    from ..models.devices import device_of
     from .footprint import Footprint, activations
-    from .loading import device_of
-    from .rows import IGNORED
 
     options = run.options
     longest = max(len(row["input_ids"]) for row in run.rows)

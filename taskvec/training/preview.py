@@ -9,12 +9,12 @@ from typing import Any
 
 from transformers import AutoModelForMaskedLM
 
-from .examples import Example, read_examples
-from .kinds import loader_of
-from .loading import load_tokenizer
+from ..data.examples import Example, read_examples
+from ..data.pairs import encode_pair
+from ..data.rows import IGNORED, encode, length_limit
+from ..models.kinds import loader_of
+from ..models.loading import load_tokenizer
 from .options import Options
-from .pairs import encode_pair
-from .rows import IGNORED, encode, length_limit
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.rows import Row, pad_id
 from ..errors import DivergedError, TrainingError
 from .loop import fit
 from .optimizers import LeanRMSprop
-from .rows import Row, pad_id
 from .run import Run
 
 STAGE = "finding a learning rate"

@@ -14,21 +14,21 @@ from torch.optim import Optimizer
 
 from taskvec_formats import Change, Checkpoint, Form, SparseTensor
 
+from ..data.corpus import Corpus
+from ..data.packing import check_packing, pack
+from ..data.pairs import rows_of
+from ..data.rows import first_position, length_limit, pad_id
 from ..errors import DivergedError, TrainingError, UsageError
+from ..evaluation.evaluate import evaluate
+from ..models.kinds import check_reading, is_masked
+from ..models.loading import load_model
+from ..models.placement import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from ..progress import Progress
-from ..tensor import apply_range
-from ..vector import TaskVector
-from .corpus import Corpus
-from .evaluate import evaluate
-from .kinds import check_reading, is_masked
-from .loading import load_model
+from ..vectors.delta import apply_range
+from ..vectors.vector import TaskVector
 from .loop import CALIBRATING, TRAINING, Curve, fit
 from .masking import Masks, taken_by
-from .models import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
 from .options import Options
-from .packing import check_packing, pack
-from .pairs import rows_of
-from .rows import first_position, length_limit, pad_id
 from .targets import chosen as chosen_tensors
 
 

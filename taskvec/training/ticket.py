@@ -22,11 +22,11 @@ from taskvec_formats import Form, SparseTensor
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
-from ..masks import FloatArray, entries_for
-from ..vector import TaskVector, vector_of
+from ..models.leaves import sparse_finetune
+from ..vectors.topk import FloatArray, entries_for
+from ..vectors.vector import TaskVector, vector_of
 from .calibration import calibrate
 from .folder import RunFolder
-from .leaves import sparse_finetune
 from .loop import Curve
 from .masking import Masks, largest, mask_of, random_mask
 from .optimizers import make_optimizer

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint
 
+from ..applying.overlay import Patched
+from ..data.corpus import Corpus, read_corpus
+from ..data.examples import check_examples
 from ..destination import check_apart
-from ..diff import diff
 from ..errors import BaseMismatchError, UsageError
-from ..lineage import shortened
-from ..patched import Patched
+from ..models.devices import device_of
 from ..progress import Progress, silent
-from ..source import inputs_of
-from ..vector import TaskVector
-from .corpus import Corpus, read_corpus
+from ..vectors.diff import diff
+from ..vectors.lineage import shortened
+from ..vectors.source import inputs_of
+from ..vectors.vector import TaskVector
 from .effects import check_effects
-from .examples import check_examples
 from .folder import RunFolder
 from .masking import free_share
 from .options import MASKS, SCOPES, Options
@@ -27,8 +28,8 @@ from .rates import with_defaults
 from .targets import chosen
 
 if TYPE_CHECKING:
+    from ..data.rows import RowCounts
     from .loop import Curve
-    from .rows import RowCounts
     from .run import Run
 
 
@@ -243,7 +244,7 @@ def prepare(
     """
     corpus = read_corpus(data, mix=mix, eval_data=eval_data, eval_split=options.eval_split, seed=options.seed)
     options.check_warmup(len(corpus.train), calibrates=calibrates)
-    from .loading import device_of, load_tokenizer
+    from ..models.loading import load_tokenizer
 
     device_of(options.device)
     load_tokenizer(base.path, trust_remote_code=options.trust_remote_code)

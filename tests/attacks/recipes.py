@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inputs import existing, make_inputs
 
-from taskvec.merging.documents import DEEPEST, LARGEST
+from taskvec.documents import DEEPEST, LARGEST
 
 from . import Attack
 

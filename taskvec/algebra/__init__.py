@@ -1,0 +1,1 @@
+"""Vectors from vectors: composition, and expressions."""

@@ -1,0 +1,1 @@
+"""What vectors hold, and where they overlap: numbers and plots."""

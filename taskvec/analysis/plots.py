@@ -1,0 +1,190 @@
+"""Pictures, drawn with matplotlib (extra `plot`): masks as blocks × modules heat maps, and the losses of a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskvec_formats.atomic import atomic_file
+from taskvec_formats.text import printable
+
+from ..destination import appearing, check_file
+from ..errors import UsageError
+from ..names import layer_and_module
+from ..vectors.vector import TaskVector
+from .overlap import Overlap, Place
+
+_FORMATS = (".png", ".svg", ".pdf")
+# names from files are text, not formulas of TeX
+_LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
+_DPI, _PIXELS = 150, 1 << 16  # matplotlib draws no more on a side
+
+
+def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *, force: bool = False) -> None:
+    """Draw one heat map a pair: the Jaccard index of the two masks in each module of each block.
+
+    labels: one a vector. One colour scale serves all panels; a mark on it shows what independent random masks would
+    give. force: whether a file of that name is replaced. Raises as `check_picture`.
+    """
+    check_picture(path, force=force)
+    names = [printable(label, 40) for label in labels]
+    panels = [
+        (
+            f"{names[pair.a]} and {names[pair.b]}: {pair.total.intersection:,} shared positions, "
+            f"Jaccard {pair.total.jaccard:.1%}, by chance {pair.expected_jaccard:.1%}",
+            {place: cell.jaccard for place, cell in pair.places.items()},
+        )
+        for pair in pairs
+    ]
+    chance = [pair.expected_jaccard for pair in pairs]
+    figure = _draw(panels, "Jaccard index of the masks", chance[0] if len(set(chance)) == 1 else None, "chance")
+    _save(figure, path, force=force)
+
+
+def plot_density(label: str, vector: TaskVector, path: Path, *, force: bool = False) -> None:
+    """Draw where a vector's entries are: the density in each module of each block. Raises as `plot_overlap`."""
+    check_picture(path, force=force, inputs=vector.inputs)
+    entries: dict[Place, tuple[int, int]] = {}
+    for name, spec in vector.specs.items():
+        place = layer_and_module(name)
+        count, size = entries.get(place, (0, 0))
+        entries[place] = (count + (spec.entries or len(vector[name])), size + spec.size)
+    total = sum(count for count, _ in entries.values())
+    share = total / vector.eligible if vector.eligible else 0.0
+    density = {place: count / size if size else 0.0 for place, (count, size) in entries.items()}
+    title = f"{printable(label, 40)}: {total:,} entries, density {share:.2%}"
+    _save(_draw([(title, density)], "density", share, "mean"), path, force=force)
+
+
+def plot_losses(
+    label: str,
+    calibration: Sequence[float],
+    losses: Sequence[float],
+    evaluations: Sequence[tuple[int, float]],
+    path: Path,
+    *,
+    metrics: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    force: bool = False,
+) -> None:
+    """Draw the loss of every step, in nats a token: calibration before step 0, training, and evaluations as dots.
+
+    metrics: name -> (step, value in [0, 1]) of the same evaluations, drawn in a panel below.
+    force: whether a file of that name is replaced. Raises as `check_picture`.
+    """
+    check_picture(path, force=force)
+    from matplotlib.figure import Figure
+
+    metrics = {name: points for name, points in (metrics or {}).items() if points}
+    figure = Figure(figsize=(7, 6 if metrics else 4), layout="constrained")
+    panels = figure.subplots(
+        2 if metrics else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + bool(metrics)]
+    )
+    axes, last = panels[0, 0], panels[-1, 0]
+    if calibration:
+        axes.plot(range(-len(calibration), 0), calibration, color="0.6", label="calibration")
+        axes.axvline(0, color="0.8", linewidth=1)
+    axes.plot(range(1, len(losses) + 1), losses, label="training")
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), "o-", label="held out")
+    axes.set(ylabel="loss (nats a token)")
+    last.set(xlabel="step")
+    axes.set_title(printable(label, 60), **_LITERAL)
+    axes.legend()
+    for number, (name, points) in enumerate(metrics.items()):
+        last.plot(
+            *zip(*points, strict=True), "os"[number % 2] + "-", color=f"C{number + 2}", label=name.replace("_", " ")
+        )
+    if metrics:
+        last.set(ylabel="held out", ylim=(-0.03, 1.03))
+        last.legend()
+    for panel in panels[:, 0]:
+        panel.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, force=force)
+
+
+def check_picture(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a picture that cannot be drawn, before any work.
+
+    Raises:
+        UsageError: matplotlib does not write that file type here, or is missing.
+        OutputExistsError: The file exists and `force` is not given; and the other errors of `check_file`.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError(f"{path}: a picture is one of {', '.join(_FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("pictures need matplotlib: pip install 'taskvec[plot]'") from None
+    check_file(path, force=force, inputs=inputs)
+
+
+def _draw(panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, mark: float | None, label: str) -> Any:
+    from matplotlib.figure import Figure  # the object API: no display, no global state
+    from matplotlib.ticker import PercentFormatter
+
+    places = [place for _, values in panels for place in values]
+    layers = sorted({layer for layer, _ in places if layer is not None})
+    # first what lies in the blocks, then what lies outside, which may be called the same
+    rows = sorted({(layer is None, module) for layer, module in places})
+    shown = [printable(module, 40) for _, module in rows]
+    columns = max(len(layers), 1)
+    longest = max(map(len, shown), default=0)
+    width = max(6.0, 2.6 + 0.3 * columns) + 0.15 * max(0, longest - 24)
+    height = (0.34 * max(len(rows), 1) + 1.1) * len(panels)
+    if max(width, height) * _DPI >= _PIXELS:
+        raise UsageError(
+            f"a picture of {len(rows):,} modules in {columns:,} blocks, {len(panels):,} times, would be too large: "
+            f"it may have {_PIXELS:,} pixels on a side"
+        )
+    figure = Figure(figsize=(width, height), layout="constrained")
+    top = max((value for _, values in panels for value in values.values()), default=0.0) or 1.0
+    image: Any = None
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        grid = np.full((max(len(rows), 1), columns), np.nan)
+        for (layer, module), value in values.items():
+            # what lies outside the blocks belongs to no column and fills its row
+            column = slice(None) if layer is None else layers.index(layer)
+            grid[rows.index((layer is None, module)), column] = value
+        image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
+        axis.set_yticks(range(len(rows)), shown, fontsize=8, **_LITERAL)
+        step = max(1, len(layers) // 15)
+        axis.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]], fontsize=8)
+        axis.set_title(title, fontsize=10, loc="left", **_LITERAL)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_xticks(np.arange(-0.5, columns), minor=True)
+        axis.set_yticks(np.arange(-0.5, max(len(rows), 1)), minor=True)
+        axis.grid(which="minor", color="white", linewidth=0.6)
+        axis.tick_params(which="minor", length=0)
+    axes[-1].set_xlabel("transformer block", fontsize=9)
+    bar = figure.colorbar(
+        image,
+        ax=list(axes),
+        format=PercentFormatter(1, decimals=0 if top > 0.1 else 1),
+        pad=0.02,
+    )
+    bar.set_label(unit, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    if mark is not None and 0 < mark < top:
+        bar.ax.axhline(mark, color="white", linewidth=1.5)
+        bar.ax.text(-0.3, mark, label, fontsize=8, ha="right", va="center", transform=bar.ax.get_yaxis_transform())
+    return figure
+
+
+def _save(figure: Any, path: Path, *, force: bool) -> None:
+    from matplotlib import rc_context
+
+    with appearing(path), atomic_file(path, replace=force) as temporary, warnings.catch_warnings():
+        # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        # a fixed date and no software stamp: the same masks give the same bytes
+        metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+        kind = path.suffix.lower()
+        with rc_context({"svg.hashsalt": "taskvec"}):
+            figure.savefig(temporary, format=kind[1:], dpi=_DPI, metadata=metadata[kind])

@@ -1,0 +1,1 @@
+"""A task vector on a checkpoint, written as a model folder."""

@@ -1,0 +1,164 @@
+"""What a model folder will consist of: the shards and side files of a vector on a base, checked before any is written.
+
+Shard headers and side files come from whoever wrote the vector. The tensors that a program finds in the finished folder
+must be those that the vector describes, so the shards, their index and their names are compared first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from taskvec_formats import Checkpoint, Companion, Form
+from taskvec_formats.checkpoint import CONFIG_BYTES, check_config, find_shards
+from taskvec_formats.container import parse_header
+from taskvec_formats.errors import CheckpointError, HeaderError
+from taskvec_formats.file_names import INDEX, is_config
+
+from ..errors import BaseMismatchError
+from ..vectors.vector import TaskVector
+from .output import Files, Shard, content_of
+from .verified import check_forms, mismatch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a result.
+
+    Attributes:
+        shards: File name -> Shard.
+        files: The side files by name.
+        differences: What in the side files cannot be as in the tuned checkpoint, one sentence each.
+        keeps_files: Whether the side files are the base's, since the vector gives none.
+        lacks_index: Whether the vector gives shards of its own, and no index of them.
+    """
+
+    shards: dict[str, Shard]
+    files: Files
+    differences: list[str]
+    keeps_files: bool
+    lacks_index: bool
+
+
+def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
+    """The result of a vector on a base.
+
+    Raises:
+        HeaderError: The shards, side files and tensors of the vector do not fit each other.
+        BaseMismatchError: They do not fit the base.
+        CheckpointError: The base's own index does not fit its shards.
+    """
+    check_forms(vector, base)
+    stored = vector.source.shards()
+    companions = vector.source.files()  # decoded, so asked for once
+    files, differences = _side_files(companions, base, laid_out_anew=stored is not None)
+    shards = _shards(vector, base, stored)
+    check_index(shards, files, f"the result of {vector.name} on {base.name}")
+    keeps_files = companions is None
+    return Layout(shards, files, differences, keeps_files, keeps_files and stored is not None)
+
+
+def check_stored_layout(vector: TaskVector) -> None:
+    """Check what can be told without the base: the stored shard headers, their index, and the tensors in them.
+
+    Raises:
+        HeaderError: They do not fit each other.
+    """
+    stored = vector.source.shards()
+    if stored is None:
+        return
+    shards = _parsed(vector, stored)
+    places: dict[str, str] = {}
+    for file, shard in shards.items():
+        for name, form in shard.tensors.items():
+            spec = vector.specs.get(name)
+            if name in places:
+                raise HeaderError(f"{vector.name}: tensor {name!r} is in both {places[name]} and {file}")
+            if name in vector.header.removed or (spec and spec.form != form):
+                raise _not_in_result(vector, file, name, form)
+            places[name] = file
+    if missing := sorted(vector.specs.keys() - places.keys()):
+        raise HeaderError(f"{vector.name}: no shard holds {missing[0]!r}")
+    for companion in vector.source.files() or ():
+        if companion.name == INDEX and companion.content is not None:
+            check_index(shards, {INDEX: companion.content}, vector.name)
+
+
+def check_index(shards: Mapping[str, Shard], files: Files, where: str) -> None:
+    """Check that a program that loads the folder finds exactly these shards.
+
+    Raises:
+        HeaderError: Shards and index disagree, the names hide a shard, or a configuration names other weights.
+    """
+    index = content_of(files[INDEX]) if INDEX in files else None
+    try:
+        found, listed = find_shards({*shards, *files}, index, where)
+        for name in filter(is_config, files):
+            check_config(name, content_of(files[name])[: CONFIG_BYTES + 1], found, where)
+    except CheckpointError as error:
+        raise HeaderError(str(error)) from None
+    if left := sorted(shards.keys() - set(found)):
+        raise HeaderError(f"{where}: the shard {left[0]!r} is not found by a program that loads the model")
+    for name, file in listed.items():
+        if name not in shards[file].tensors:
+            raise HeaderError(f"{where}: {INDEX} places tensor {name!r} in {file!r}, which does not hold it")
+
+
+def _parsed(vector: TaskVector, headers: Mapping[str, bytes]) -> dict[str, Shard]:
+    shards = {}
+    for file, header in headers.items():
+        try:
+            _, tensors = parse_header(header)
+        except HeaderError as error:
+            raise HeaderError(f"{vector.name}: the header of shard {file!r}: {error}") from None
+        shards[file] = Shard(header, {name: info.form for name, info in tensors.items()})
+    return shards
+
+
+def _not_in_result(vector: TaskVector, file: str, name: str, form: Form) -> HeaderError:
+    return HeaderError(f"{vector.name}: shard {file!r} holds {name!r} as {form}, which the result does not")
+
+
+def _shards(vector: TaskVector, base: Checkpoint, stored: Mapping[str, bytes] | None) -> dict[str, Shard]:
+    """The shards of the result by file name; stored: the headers that the vector gives."""
+    shards = _parsed(vector, {shard.path.name: shard.header for shard in base.shards} if stored is None else stored)
+    wanted = {name: info.form for name, info in base.tensors.items() if name not in vector.header.removed}
+    wanted |= {name: spec.form for name, spec in vector.specs.items()}
+    for file, shard in shards.items():
+        for name, form in shard.tensors.items():
+            if (found := wanted.pop(name, None)) == form:
+                continue
+            if name not in vector.specs and name not in vector.header.removed:
+                # the vector leaves it alone, so the base should have it: this is another revision of the model
+                raise mismatch(vector, base, f"tensor {name!r} should be {form}, found {found or 'none'}")
+            raise _not_in_result(vector, file, name, form)
+    if wanted and stored is None:
+        raise HeaderError(f"{vector.name}: no shard holds {min(wanted)!r}")
+    if wanted:
+        # a base with tensors of its own: another revision of the model
+        raise BaseMismatchError(f"{base.name} has tensor {min(wanted)!r}, which the base of {vector.name} has not")
+    return shards
+
+
+def _side_files(
+    companions: Sequence[Companion] | None, base: Checkpoint, laid_out_anew: bool
+) -> tuple[Files, list[str]]:
+    """The side files of the result, and what in them cannot be as in the tuned checkpoint."""
+    in_base = {file.name: file for file in base.side_files}
+    if companions is None:
+        if laid_out_anew:
+            in_base.pop(INDEX, None)  # it names the base's shards
+        return dict(in_base), []
+    files: Files = {}
+    differences = []
+    for companion in companions:
+        if companion.content is not None:
+            files[companion.name] = companion.content
+        elif companion.name not in in_base:
+            differences.append(f"{companion.name} is not in the base")
+        else:
+            files[companion.name] = content = in_base[companion.name].read_bytes()
+            if hashlib.sha256(content).hexdigest() != companion.sha256:
+                differences.append(f"{companion.name} is not as in the vector's base")
+    return files, differences

@@ -1,0 +1,60 @@
+"""A checkpoint with a task vector on it, as a checkpoint: the start of a training, or of another vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from taskvec_formats import Checkpoint, TensorSpec
+from taskvec_formats.container import TensorInfo
+from taskvec_formats.dtypes import BitArray
+
+from ..vectors.delta import as_bytes
+from ..vectors.source import inputs_of
+from ..vectors.vector import TaskVector
+from .verified import Application
+
+
+class Patched(Checkpoint):
+    """base + vector, computed a tensor at a time when asked for; nothing is written.
+
+    Its tensors and its fingerprint are those of the folder that `apply` would write; shards and side files are the
+    base's. Raises BaseMismatchError where the vector does not fit the base.
+    """
+
+    def __init__(self, base: Checkpoint, vector: TaskVector) -> None:
+        super().__init__(base.path, f"{base.name} + {vector.name}")
+        self._base = base  # itself perhaps one of these
+        self._vector = vector
+        self._application = Application(vector, base)
+        tensors = {name: info for name, info in base.tensors.items() if name not in vector.header.removed}
+        tensors |= {name: _info(spec) for name, spec in vector.specs.items() if spec.origin != spec.form}
+        self.tensors = dict(sorted(tensors.items()))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What the base and the vector read."""
+        return inputs_of(self._base, self._vector)
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """The elements [start, stop) of a tensor as a flat array of carriers."""
+        spec = self._vector.specs.get(name)
+        if spec is None:
+            return self._base.bits(name, start, stop)
+        stop = spec.size if stop is None else stop
+        numbers = spec.form.numbers_of(start, stop)
+        if not numbers:
+            return np.zeros(0, spec.dtype.carrier)
+        blocks = np.concatenate([self._application.range(spec, number) for number in numbers])
+        first = spec.form.block(numbers[0])[0]
+        return blocks[start - first : stop - first]
+
+    def bytes(self, name: str) -> memoryview:
+        """The raw bytes of a whole tensor."""
+        return as_bytes(self.bits(name))
+
+
+def _info(spec: TensorSpec) -> TensorInfo:
+    """Of a tensor that lies in no file."""
+    return TensorInfo(spec.dtype, spec.shape, 0, spec.size * spec.dtype.itemsize)

@@ -1,0 +1,130 @@
+"""The shards of a model with a task vector on it, written piece by piece."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from taskvec_formats import Checkpoint, Form
+from taskvec_formats.atomic import atomic_file
+from taskvec_formats.parallel import ordered_map
+
+from ..progress import Progress
+from ..resume import RecordedFolder
+from ..vectors.delta import as_bytes
+from ..vectors.vector import TaskVector
+from .output import Output, Shard
+from .verified import Application
+
+
+class _Piece(NamedTuple):
+    """A block of a tensor of the result. place: its first byte in the file."""
+
+    name: str
+    form: Form
+    number: int
+    place: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the tensor ends with it."""
+        return self.number == self.form.block_count - 1
+
+
+class Writer:
+    """Writes shards piece by piece, several at a time. total: the tensors in all of them."""
+
+    def __init__(
+        self,
+        application: Application,
+        vector: TaskVector,
+        base: Checkpoint,
+        output: Output,
+        shards: Mapping[str, Shard],
+        progress: Progress,
+    ) -> None:
+        self._application = application
+        self._vector = vector
+        self._base = base
+        self._output = output
+        self._shards = shards
+        self._progress = progress
+        self._done = 0
+        self.total = sum(len(shard.tensors) for shard in shards.values())
+        # what is known to the bit is rounded from there; a sum is rounded once, to the dtype asked for
+        self._sums = vector.header.tuned is None
+
+    def write(self, folder: Path) -> None:
+        """Write every shard into a folder that will be given up on an error."""
+        for name, shard in self._shards.items():
+            self._write(shard, folder / name)
+
+    def write_missing(self, keep: RecordedFolder, folder: Path) -> None:
+        """Write the shards that an earlier call did not finish; the folder stays where there is a finished one."""
+        try:
+            keep.begin()
+            finished = {name for name, shard in self._shards.items() if self._is_finished(folder / name, shard)}
+            for name, shard in self._shards.items():
+                if name in finished:
+                    for tensor in shard.tensors:
+                        self._count(tensor)
+                    continue
+                with atomic_file(folder / name) as temporary:
+                    self._write(shard, temporary)
+        except BaseException:
+            if not any(self._is_finished(folder / name, shard) for name, shard in self._shards.items()):
+                keep.remove()
+            raise
+
+    def _is_finished(self, path: Path, shard: Shard) -> bool:
+        try:
+            with open(path, "rb") as file:
+                found = file.read(len(shard.header)), os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return False
+        return found == (shard.header, self._output.length(shard))
+
+    def _write(self, shard: Shard, path: Path) -> None:
+        path.write_bytes(shard.header)
+        # what comes from a file is quickly read: processes would wait for one another where they write
+        processes = self._vector.source.by_range and not self._vector.is_stored
+        with closing(ordered_map(partial(self._make, path), self._pieces(shard), processes=processes)) as written:
+            for piece in written:
+                if piece.is_last:
+                    self._count(piece.name)
+
+    def _count(self, name: str) -> None:
+        self._done += 1
+        self._progress("applying", self._done, self.total, name)
+
+    def _pieces(self, shard: Shard) -> Iterator[_Piece]:
+        place = len(shard.header)
+        for name, form in shard.tensors.items():
+            width = self._output.form(form).dtype.itemsize
+            if not form.size:
+                self._count(name)
+            yield from (_Piece(name, form, n, place + width * form.block(n)[0]) for n in range(form.block_count))
+            place += width * form.size
+
+    def _make(self, path: Path, piece: _Piece) -> _Piece:
+        """Put a piece in its place in a file."""
+        data = self._data(piece)
+        with open(path, "r+b") as file:
+            file.seek(piece.place)
+            file.write(data)
+        return piece
+
+    def _data(self, piece: _Piece) -> memoryview:
+        spec = self._vector.specs.get(piece.name)
+        if spec is not None and self._sums and self._output.form(piece.form) != piece.form:
+            values = self._application.values(spec, piece.number)
+            return as_bytes(self._output.rounded_values(piece.name, values, piece.form))
+        if spec is not None:
+            bits = self._application.range(spec, piece.number)
+        else:
+            bits = self._base.bits(piece.name, *piece.form.block(piece.number))
+        return as_bytes(self._output.rounded(piece.name, bits, piece.form))

@@ -1,0 +1,260 @@
+"""Rows of data: from JSON lines, JSON, CSV and Parquet files, from folders of them, and from the Hub."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from ..arguments import said
+from ..errors import DataError, UsageError
+from ..vectors.lineage import shortened
+
+_KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_EXPECTED = "JSON lines, JSON, CSV or Parquet"
+_COMPRESSED = (".gz", ".zst")
+# organisation/name, then perhaps a split, or a configuration and a split
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.+-]+))?")
+_MEDIA = {"Image", "Audio", "Video", "Pdf"}  # features of datasets
+_EXTRA = "pip install 'taskvec[data]'"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file, or of one split of a data set on the Hub.
+
+    rows: (where, row) in their order: where it stands, for messages, and what stands there.
+    record: name and SHA-256, for the record of a run; of Hub data also configuration, split and revision.
+    """
+
+    rows: list[tuple[str, Any]]
+    record: dict[str, object]
+
+
+def find_files(data: Path) -> list[Path]:
+    """The files that `data` stands for: itself; of a folder those directly in it, by name; none for a Hub id.
+
+    Of a folder only names with a known ending are taken, and none that begins with a dot. Nothing is read.
+    Raises UsageError for what is neither there nor a Hub id, where nothing can be read (a FIFO without a writer would
+    be waited for, a device has no end), and where a package is missing.
+    """
+    if os.path.isdir(data):
+        if (data / "config.json").exists():
+            raise UsageError(f"{data} is a model folder; expected {_EXPECTED}")
+        files = sorted(
+            path for path in data.iterdir() if _kind(path) and not path.name.startswith(".") and not path.is_dir()
+        )
+        if not files:
+            raise UsageError(f"{data} is a folder without data; expected names that end in {', '.join(_KINDS)}")
+    elif os.path.exists(data):
+        files = [data]
+    elif _hub_id(data):
+        if find_spec("datasets") is None:
+            raise UsageError(f"{data}: no such file; a data set of the Hub needs the package datasets: {_EXTRA}")
+        return []
+    else:
+        raise UsageError(f"{data}: no such file")
+    for file in files:
+        if not os.path.isfile(file):
+            raise UsageError(f"{file} is not a regular file; expected {_EXPECTED}")
+        if _kind(file) == "parquet" and find_spec("pyarrow") is None:
+            raise UsageError(f"{file} needs the package pyarrow: {_EXTRA}")
+    return files
+
+
+def read_tables(data: Path) -> list[Table]:
+    """Read the files that `data` stands for (`find_files`), or a split of a data set on the Hub.
+
+    A Hub id is org/name, org/name:split or org/name:configuration:split; the split is "train" where none is named.
+    Raises the errors of `find_files`; DataError, naming file and row, for what is damaged or empty; UsageError where
+    the Hub's data cannot be loaded.
+    """
+    files = find_files(data)
+    if not files:
+        tables = [_read_hub(data)]
+    elif os.path.isdir(data):
+        tables = [_read_file(file, f"{data.name}/{file.name}") for file in files]
+    else:
+        tables = [_read_file(data, data.name)]
+    return tables
+
+
+def _kind(path: Path) -> str | None:
+    """How a file is read, by the end of its name; None for an ending that says nothing."""
+    name = path.name.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return _KINDS.get(os.path.splitext(name)[1])
+
+
+def _hub_id(data: Path) -> tuple[str, str | None, str] | None:
+    """(organisation/name, configuration, split), or None for what cannot be one."""
+    match = _HUB_ID.fullmatch(str(data))
+    if match is None or _kind(Path(match[1])) or match[1].startswith("."):
+        return None
+    name, first, second = match.groups()
+    return (name, first, second) if second else (name, None, first or "train")
+
+
+def _read_file(path: Path, name: str) -> Table:
+    try:
+        stored = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    content, kind = _decompressed(path, stored), _kind(path)
+    if kind == "parquet":
+        rows = _parquet_rows(path, content)
+    elif kind == "csv":
+        rows = list(_csv_rows(path, _text(path, content)))
+    else:
+        text = _text(path, content)
+        # what is called .json may hold a list or JSON lines
+        is_list = kind == "json" and text.lstrip().startswith("[")
+        rows = _json_rows(path, text) if is_list else list(_line_rows(path, text))
+    if not rows:
+        raise DataError(f"{path}: the file is empty")
+    return Table(rows, {"name": shortened(name), "sha256": hashlib.sha256(stored).hexdigest()})
+
+
+def _decompressed(path: Path, stored: bytes) -> bytes:
+    ending = path.suffix.lower()
+    try:
+        if ending == ".gz":
+            return gzip.decompress(stored)
+        if ending == ".zst":
+            return _unzstd(stored)
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise DataError(f"{path} cannot be decompressed ({error})") from None
+    return stored
+
+
+def _unzstd(stored: bytes) -> bytes:
+    """All frames of a zstandard file. Raises EOFError where the last is cut off: a stream reader would not notice."""
+    frames = []
+    while stored:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        frames.append(frame.decompress(stored))
+        if not frame.eof:
+            raise EOFError("the file ends too early")
+        stored = frame.unused_data
+    return b"".join(frames)
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")  # some programs begin a file with a mark of its byte order
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from None
+
+
+def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Blank lines at the very end are allowed, anywhere else they are errors."""
+    # not splitlines(): JSON strings may hold U+2028 and its like as they are
+    lines = text.rstrip().split("\n")
+    if lines == [""]:
+        return
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            raise DataError(f"{where}: empty line")
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON ({error})") from None
+
+
+def _json_rows(path: Path, text: str) -> list[tuple[str, Any]]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+    return [(_row(path, number), item) for number, item in enumerate(items, 1)]
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Every cell is text, also one that looks like a number; the first line names the columns."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), strict=True)
+    number = 0
+    try:
+        columns = next(reader, [])
+        if len(set(columns)) < len(columns):
+            raise DataError(f"{path}: the first line names a column twice: {said(columns, 200)}")
+        for number, cells in enumerate(reader, 1):
+            if len(cells) != len(columns):
+                raise DataError(f"{_row(path, number)}: expected {len(columns)} cells, found {len(cells)}")
+            yield _row(path, number), dict(zip(columns, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{_row(path, number + 1)}: not valid CSV ({error})") from None
+
+
+def _parquet_rows(path: Path, content: bytes) -> list[tuple[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        items = parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{path} cannot be read as Parquet ({said(reason[0], 200)[1:-1]})") from None
+    return [(_row(path, number), _without_nulls(item)) for number, item in enumerate(items, 1)]
+
+
+def _row(path: object, number: int) -> str:
+    return f"{path}, row {number}"
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without fields that are null: Arrow gives every row all fields of the column's type, nulls for what it lacks."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _read_hub(data: Path) -> Table:
+    import datasets
+
+    found = _hub_id(data)
+    assert found is not None
+    name, config, split = found
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+        # nothing trains on them, and decoding takes long and packages of its own
+        media = [column for column, kind in loaded.features.items() if type(kind).__name__ in _MEDIA]
+        loaded = loaded.remove_columns(media)
+        items = [_without_nulls(item) for item in loaded]
+    except MemoryError:
+        raise
+    except Exception as error:  # of the network, the Hub, the builder and the files
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(
+            f"{data}: no such file, and {name} cannot be loaded from the Hub, split {split!r}: "
+            f"{said(reason[0], 300)[1:-1]}"
+        ) from None
+    if not items:
+        raise DataError(f"{data}: the split {split!r} is empty")
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, sort_keys=True, default=str).encode() + b"\n")
+    revisions = {m[1] for url in loaded.info.download_checksums or () if (m := re.search("@([0-9a-f]{40})/", url))}
+    record = {
+        "name": shortened(name),
+        "config": loaded.info.config_name,
+        "split": split,
+        "revision": min(revisions, default=None),
+        "sha256": digest.hexdigest(),
+    }
+    return Table([(_row(f"{name}:{split}", number), item) for number, item in enumerate(items, 1)], record)

@@ -1,0 +1,1 @@
+"""Held-out metrics of models and vectors."""

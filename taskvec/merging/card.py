@@ -1,0 +1,58 @@
+"""The model card of a merge: README.md as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from taskvec_formats.text import json_text, markdown
+
+from ..vectors.vector import TaskVector
+from . import METHODS
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+
+
+def model_card(name: str, merged: TaskVector) -> str:
+    """Markdown that names base, parents, method and parameters of a merge, with the Hub's metadata on top.
+
+    name: of the model. merged: what `merge` returned. The same merge gives the same text.
+    Metadata: https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+    """
+    made = merged.provenance
+    method = METHODS[made["method"]]
+    metadata = {"library_name": "transformers", "tags": ["merge", "taskvec"]}
+    if _HUB_ID.fullmatch(merged.base.name):
+        metadata = {"base_model": merged.base.name, **metadata}
+    parents = [
+        f"| {markdown(parent['name'])} | {_short(weight)} | `{parent['digest']}` |"
+        for parent, weight in zip(made["parents"], made["weights"], strict=True)
+    ]
+    options = {**made["options"], "lambda": made["lambda"]}
+    lines = [
+        "---",
+        yaml.safe_dump(metadata, sort_keys=False).strip(),
+        "---",
+        f"# {markdown(name)}",
+        "",
+        f"A merge of task vectors of {markdown(merged.base.name)} (fingerprint `{merged.base.fingerprint[:12]}`), by "
+        "taskvec.",
+        "",
+        f"Method: [{method.name}]({method.source}), {method.summary}." if method.source else f"Method: {method.name}.",
+        "",
+        "| vector | weight | digest |",
+        "|---|---|---|",
+        *parents,
+        "",
+        "| parameter | value |",
+        "|---|---|",
+        *(f"| {markdown(key.replace('_', '-'))} | {_short(value)} |" for key, value in sorted(options.items())),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return markdown(value if isinstance(value, str) else json_text(value, indent=None))

@@ -1,0 +1,1 @@
+"""The merge methods, one a module, and what they share."""

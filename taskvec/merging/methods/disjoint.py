@@ -1,0 +1,41 @@
+"""Masks that do not meet: every entry is kept, times its vector's weight (LoTTO, arXiv 2406.16797, section 3)."""
+
+import numpy as np
+
+from taskvec_formats import SparseTensor
+
+from ...errors import MergeError
+from ...vectors.align import Aligned
+
+POLICIES = ("error", "sum", "mean", "larger", "first")
+
+
+def disjoint(vectors: Aligned, *, on_overlap: str = "error") -> SparseTensor:
+    """The union of the weighted entries, explicit zeros included.
+
+    Args:
+        vectors: Of one range of a tensor.
+        on_overlap: What to do at a position that several vectors hold: "error"; "sum"; "mean", over those that hold
+            it; "larger", the weighted value of largest magnitude, the first of equals; "first", the first vector's.
+
+    Raises:
+        MergeError: Two vectors hold one position, and that is an error.
+    """
+    everywhere = vectors.zeros() == 0
+    shared = sum(len(part.places) for part in vectors.parts) - len(vectors.indices)
+    if on_overlap == "error" and shared:
+        raise MergeError(f"{shared} positions are held by more than one vector, so the masks are not disjoint")
+    if on_overlap in ("error", "sum") or not shared:
+        return vectors.result(vectors.total(), everywhere)
+    if on_overlap == "mean":
+        return vectors.result(vectors.total() / vectors.count(), everywhere)
+    chosen = vectors.zeros()
+    if on_overlap == "larger":
+        for part in vectors.parts:
+            weighted = vectors.weighted(part)
+            larger = abs(weighted) > abs(chosen)
+            chosen[larger] = weighted[larger]
+    else:
+        for part in reversed(vectors.parts):
+            chosen[part.places] = part.values * np.float32(part.weight)
+    return vectors.result(chosen, everywhere)

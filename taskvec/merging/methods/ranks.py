@@ -1,0 +1,56 @@
+"""The entries of largest magnitude of a vector, of the whole or tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Lock
+
+from taskvec_formats import SparseTensor
+from taskvec_formats.parallel import ordered_map
+from taskvec_formats.sparse import Indices
+
+from ...vectors.topk import Deltas, FloatArray, Part, TopK, top_k
+from ...vectors.vector import TaskVector
+
+_HELD = 1 << 24  # magnitudes that are kept in memory rather than decoded three times
+
+
+class Ranks:
+    """The k largest of some tensors together, selected when first asked; ties go to the first.
+
+    Zeros are never among them; where fewer than k are not zero, all of those are.
+    """
+
+    def __init__(self, vector: TaskVector, names: list[str], k: int) -> None:
+        self._vector = vector
+        self._names = names
+        self._k = k
+        self._selection: TopK | None = None
+        self._lock = Lock()
+
+    def largest(self, name: str, start: int, block: SparseTensor) -> Indices:
+        """The places of the entries of a block that are among them. start: the block's first element."""
+        with self._lock:
+            if self._selection is None:
+                self._selection = top_k(_held(self._magnitudes), self._k, at_most=True)
+        return self._selection.indices((name, start), block.values)
+
+    def _magnitudes(self) -> Iterator[tuple[Part, FloatArray]]:
+        jobs = ((name, span) for name in self._names for span in self._vector.specs[name].form.blocks())
+
+        def read(job: tuple[str, tuple[int, int]]) -> tuple[Part, FloatArray]:
+            name, span = job
+            return (name, span[0]), self._vector.change(name, *span).delta.values
+
+        return ordered_map(read, jobs) if len(self._names) > 1 else map(read, jobs)
+
+
+def _held(parts: Deltas) -> Deltas:
+    """The same parts, read once and kept where they take little memory."""
+    kept, count = [], 0
+    for part in parts():
+        kept.append(part)
+        count += len(part[1])
+        if count > _HELD:
+            return parts
+    return lambda: kept

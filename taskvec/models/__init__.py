@@ -1,0 +1,1 @@
+"""Where checkpoints meet torch modules: loading, placement, sparse training, live application."""

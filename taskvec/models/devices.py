@@ -1,0 +1,54 @@
+"""The device that computes, by name. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..arguments import said
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# kinds of torch.device that transformers' Trainer knows
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
+
+
+def check_device(choice: str) -> None:
+    """Check the name of a device, without looking for the device itself.
+
+    Args:
+        choice: One of DEVICES. All but "auto" may have a number, such as "cuda:1".
+
+    Raises:
+        UsageError: It is something else.
+    """
+    kind, colon, number = choice.partition(":")
+    numbered = kind != "auto" and number.isascii() and number.isdecimal() and len(number) <= 3
+    if kind not in DEVICES or (colon and not numbered):
+        raise UsageError(f"device is one of {', '.join(DEVICES)}, or has a number such as cuda:1, found {said(choice)}")
+
+
+def device_of(choice: str) -> torch.device:
+    """The device of a name; "auto" is an accelerator if there is one, else the CPU.
+
+    Args:
+        choice: As in `check_device`.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    check_device(choice)
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    there = {"cpu": 1}
+    if found is not None:
+        there[found.type] = torch.accelerator.device_count()
+    if choice == "auto":
+        return found or torch.device("cpu")
+    kind, _, number = choice.partition(":")
+    if int(number or 0) >= there.get(kind, 0):
+        names = [f"{one}:{place}" for one, count in there.items() for place in range(count) if one != "cpu"]
+        raise UsageError(f"there is no device {choice} here: torch finds {', '.join(['cpu', *names])}")
+    return torch.device("cpu" if kind == "cpu" else choice)

@@ -1,0 +1,45 @@
+"""Task vectors on a live model: put on, taken off, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from taskvec_formats import Checkpoint
+
+from ..applying.verified import Application
+from ..errors import TrainingError
+from ..vectors.vector import TaskVector
+from .placement import part_of, places, values_of
+
+
+@contextmanager
+def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[None]:
+    """Within the `with` block the model, loaded from `base`, has the vector's weights; afterwards its own bits again.
+
+    Only the elements that the vector touches are kept aside, so that nothing dense is copied.
+    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter or would need other ones.
+    """
+    specs = vector.specs.values()
+    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
+        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: unpack it and load the result")
+    application = Application(vector, base)
+    placed = places(model, {spec.name: spec.form for spec in specs})
+    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    try:
+        for name, spec in vector.specs.items():
+            if name not in placed:
+                raise TrainingError(f"the model has no parameter for tensor {name!r}")
+            flat = part_of(model, placed[name], spec.size)
+            for number, (start, _) in enumerate(spec.form.blocks()):
+                touched, _, after = application.touched(spec, number)
+                indices = torch.from_numpy(touched + start).to(flat.device)
+                kept.append((flat, indices, flat[indices]))
+                flat[indices] = torch.from_numpy(values_of(spec.dtype, after)).to(flat)
+        yield
+    finally:
+        for flat, indices, values in reversed(kept):  # tied weights may have been set twice
+            flat[indices] = values

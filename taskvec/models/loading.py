@@ -1,0 +1,95 @@
+"""Language models and their tokenizers as transformers loads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from ..arguments import said
+from ..errors import TrainingError, UsageError
+from .kinds import check_loaded, loader_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # loads a second and 130 MB more, which a refused folder need not cost
+
+
+def load_model(
+    path: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """The language model of a folder as the class that its config names, its weights in `dtype`, and its tokenizer.
+
+    trust_remote_code: whether Python code in the folder, or in a repository that it names, may run. Nobody is asked.
+    Raises UsageError for a folder that needs such code where it may not run, TrainingError where transformers cannot
+    load the folder, where it holds another kind of model, or where weights of the model are not in it.
+    """
+    config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    loader = loader_of(config, path, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel
+    with _failing_for(path, trust_remote_code):
+        model, report = loader.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused with the missing ones
+            output_loading_info=True,
+        )
+    check_loaded(model, report, path)
+    return model, tokenizer
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The config and the tokenizer of a model folder: what it takes little to find that a folder cannot be used by.
+
+    Raises as `load_model` does.
+    """
+    if not path.is_dir():
+        raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with _failing_for(path, trust_remote_code):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    loader_of(config, path, trust_remote_code=trust_remote_code)
+    with _failing_for(path, trust_remote_code):
+        return config, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
+    """Turn whatever the config, tokenizer and code of a stranger lead to into one sentence."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if not trust_remote_code and "trust_remote_code" in str(error) and (code := _own_code(path)):
+            raise UsageError(
+                f"{path} needs Python code from the model, {code}: it is run only with trust_remote_code "
+                "(--trust-remote-code), and can then do whatever you can"
+            ) from None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise TrainingError(f"{path} cannot be loaded as a language model: {said(reason[0], 300)[1:-1]}") from None
+
+
+def _own_code(path: Path) -> str | None:
+    """Where the code lies that a model folder asks for, and which of its files asks."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            asked = json.loads((path / name).read_bytes())["auto_map"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        # AutoClass -> "module.Class", or of a tokenizer the slow one and the fast one; "repository--module.Class"
+        places = asked.values() if isinstance(asked, dict) else [asked]
+        for place in (one for each in places for one in (each if isinstance(each, list) else [each])):
+            if isinstance(place, str):
+                repository, _, module = place.rpartition("--")
+                file = said(f"{module.rpartition('.')[0]}.py")[1:-1]
+                holder = said(repository)[1:-1] if repository else "the folder"
+                return f"{file} of {holder} (auto_map in {name})"
+    return None

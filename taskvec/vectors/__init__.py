@@ -1,0 +1,1 @@
+"""Task vectors: made, read, added, compared position by position."""

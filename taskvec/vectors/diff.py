@@ -1,0 +1,186 @@
+"""base + tuned -> task vector, or patch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, TensorSpec
+from taskvec_formats.checkpoint import short
+from taskvec_formats.file_names import INDEX, SINGLE
+from taskvec_formats.forms import Bits
+
+from .. import carried
+from ..arguments import instance, one_of
+from ..errors import DiffError, UsageError
+from ..progress import Progress, silent
+from .delta import BaseBits, diff_range, replace_range
+from .layers import counted, record
+from .lineage import shortened
+from .source import Entries, inputs_of
+from .topk import FloatArray, TopK, check_sparsity, entries_for, top_k
+from .vector import TaskVector
+
+KINDS = ("vector", "patch")
+
+
+def check_kind(kind: str, sparsity: float | None) -> None:
+    """Raise UsageError for another kind, for a sparsity outside (0, 1) and for a sparse patch."""
+    one_of("kind", kind, KINDS)
+    if sparsity is not None:
+        check_sparsity(sparsity)
+        if kind != "vector":
+            raise UsageError("a patch keeps every change; --sparsity needs --kind vector")
+
+
+def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:
+    """Raise DiffError, naming the tensor, unless both have the same tensors with the same dtypes and shapes."""
+    for name in sorted(base.tensors.keys() ^ tuned.tensors.keys()):
+        owner, other = (base, tuned) if name in base.tensors else (tuned, base)
+        raise DiffError(f"tensor {name!r} is in {owner.name} but not in {other.name}: not two states of one model")
+    for name, info in base.tensors.items():
+        found = tuned.tensors[name]
+        if found.form != info.form:
+            raise DiffError(f"tensor {name!r} is {info.form} in {base.name} but {found.form} in {tuned.name}")
+
+
+def diff(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    sparsity: float | None = None,
+    progress: Progress = silent,
+    kind: str = "vector",
+) -> TaskVector:
+    """What turns base into tuned, computed block by block when it is read or saved.
+
+    kind: "vector", tuned − base as deltas that can be merged; "patch", the new bits relative to the base, smaller.
+    sparsity: None keeps every change, so that applying gives `tuned` back to the last bit: tensors added, removed,
+        resized and retyped, shards and side files included. A number s keeps the k = round((1 − s)·N) changes of
+        largest magnitude, N being the elements of the tensors that can be added and that tuning changed at all, or
+        every change where there are fewer; ties by position.
+    Eligible are the tensors that changed at all: a checkpoint does not say which others were frozen.
+    What of the tuned folder does not travel stands in the provenance under "not_carried": subfolders, weights in other
+    files, permissions; with a sparsity also changed side files and changed tensors that cannot be added.
+    Raises the UsageError of check_kind, and DiffError where the two have no tensor in common or, with a sparsity, are
+    not two states of one model, and where a side file has a name that cannot be stored.
+    """
+    instance("base", base, Checkpoint)
+    instance("tuned", tuned, Checkpoint)
+    check_kind(kind, sparsity)
+    if sparsity is not None:
+        sparsity = check_sparsity(sparsity)
+        check_same_model(base, tuned)
+    elif not base.tensors.keys() & tuned.tensors.keys():
+        raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
+    beside = carried.carried(tuned)
+    before = base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    after = tuned.digests(lambda done, total: progress("hashing tuned", done, total, ""))
+    specs = [_spec(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
+    header = Header(
+        kind,
+        Identity(base.name, base.fingerprint),
+        Identity(tuned.name, tuned.fingerprint),
+        tensors=(),
+        removed=tuple(sorted(base.tensors.keys() - tuned.tensors.keys())),
+        provenance={"made_by": "pack"},
+    )
+    layers = counted(base.tensors) if kind == "vector" else {}
+    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, beside.files)
+    if sparsity is None:
+        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(beside.left_out))
+        return TaskVector(header, specs, source, tuned.name, base)
+
+    left_out = [*beside.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
+    left_out += [name for name in carried.changed_files(base, tuned) if name != INDEX]
+    specs = [spec for spec in specs if spec.dtype.additive]
+    sparse = _Sparsified(source, specs, sparsity, progress)
+    provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
+    provenance |= record((spec.name for spec in specs), layers) | carried.record(left_out)
+    header = Header(kind, header.base, None, tensors=(), provenance=provenance)
+    return TaskVector(header, specs, sparse, checkpoint=base)
+
+
+def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str]) -> TensorSpec:
+    form, origin = tuned.tensors[name].form, base.tensors[name].form if name in base.tensors else None
+    digest = short(digests[name]) if origin else None
+    return TensorSpec(name, form.dtype, form.shape, origin, base=digest)
+
+
+class _Pair:
+    """What two checkpoints differ in."""
+
+    by_range = True
+
+    def __init__(
+        self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: str, side_files: Sequence[Path]
+    ) -> None:
+        self._base = base
+        self._tuned = tuned
+        self._specs = specs
+        self._kind = kind
+        self._side_files = side_files
+        self._bits = BaseBits(base)
+        self.inputs = inputs_of(base, tuned)
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        spec = self._specs[name]
+        before = (self._bits(spec) if base is None else base)[start:stop]
+        after = self._tuned.bits(name, start, stop)
+        return replace_range(before, after) if self._kind == "patch" else diff_range(spec.dtype, before, after)
+
+    def shards(self) -> dict[str, bytes] | None:
+        base = {shard.path.name: shard.header for shard in self._base.shards}
+        tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
+        if not self._tuned.path.is_dir():
+            # a lone file may have any name; loaders look for the base's, or for that of the only shard of a model
+            listed = any(file.name == INDEX for file in self._base.side_files)
+            name = min(base) if len(base) == 1 and not listed else SINGLE
+            tuned = {name: self._tuned.shards[0].header}
+        return None if base == tuned else tuned
+
+    def files(self) -> list[Companion] | None:
+        if not self._tuned.path.is_dir():
+            return None
+        base = {file.name: file.read_bytes() for file in self._base.side_files}
+        return [_companion(file, base.get(file.name)) for file in self._side_files]
+
+
+def _companion(file: Path, in_base: bytes | None) -> Companion:
+    content = file.read_bytes()
+    return Companion(file.name, hashlib.sha256(content).hexdigest(), None if content == in_base else content)
+
+
+class _Sparsified(Entries):
+    """The k largest entries of another source, with the replacements at their positions."""
+
+    def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
+        self._source = source
+        self.inputs = source.inputs
+        self._specs = {spec.name: spec for spec in specs}
+        self._passes = 0
+        self._progress = progress
+        wanted = entries_for(sparsity, sum(spec.size for spec in specs))
+        changes = sum(len(values) for _, values in self._deltas())
+        self._selection = top_k(self._deltas, wanted) if wanted < changes else None
+
+    def _deltas(self) -> Iterator[tuple[tuple[str, int], FloatArray]]:
+        for done, spec in enumerate(self._specs.values()):
+            self._progress("selecting", self._passes * len(self._specs) + done, 4 * len(self._specs), spec.name)
+            for start, stop in spec.form.blocks():
+                yield (spec.name, start), self._source.change(spec.name, start, stop).delta.values
+        self._passes += 1
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        if self._selection is None:
+            return self._source.change(name, start, stop, base)
+        # ties were counted in whole blocks
+        spec = self._specs[name]
+        spans = spec.form.blocks_of(start, stop)
+        parts = [(span[0], self._kept(self._selection, name, span, base)) for span in spans]
+        return Change.joined(parts, start, stop, spec.dtype)
+
+    def _kept(self, selection: TopK, name: str, span: tuple[int, int], base: Bits | None) -> Change:
+        full = self._source.change(name, *span, base)
+        delta = full.delta.taking(selection.indices((name, span[0]), full.delta.values))
+        return Change(delta, full.replacements.at(delta.indices))

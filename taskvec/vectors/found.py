@@ -1,0 +1,40 @@
+"""What lies at a path where a `.lota` file is expected, and what to do with it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from taskvec_formats import LotaReader
+from taskvec_formats.errors import NotLotaError
+
+from ..errors import UsageError
+
+
+def open_lota(path: Path) -> LotaReader:
+    """Open a `.lota` file.
+
+    Raises:
+        UsageError: There is a folder, a device or a pipe, or by its name a merge recipe.
+        NotLotaError: It is a safetensors file, but no `.lota` file.
+        FormatError: It cannot be read, or is damaged.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return LotaReader(path)  # which says why
+    pack = f"pack what it changed first (taskvec pack BASE {path} -o NAME.lota), or list it in a merge recipe"
+    if stat.S_ISDIR(mode):
+        if any(path.glob("*.safetensors")):
+            raise UsageError(f"{path} is a model folder, not a .lota file: {pack}")
+        raise UsageError(f"{path} is a folder, not a .lota file, and holds no model")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{path} is not a regular file; expected a .lota file")
+    if path.suffix in (".yaml", ".yml"):
+        raise UsageError(
+            f"{path} is a YAML file, not a .lota file: a recipe is merged by taskvec merge --recipe {path}"
+        )
+    try:
+        return LotaReader(path)
+    except NotLotaError as error:
+        raise NotLotaError(f"{error}; if it is a checkpoint, {pack}") from None

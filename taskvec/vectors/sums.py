@@ -1,0 +1,123 @@
+"""Weighted sums of task vectors, lazy: the arithmetic of Ilharco et al., arXiv 2212.04089, section 2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from taskvec_formats import Change, Header, SparseTensor, TensorSpec
+from taskvec_formats.forms import Bits
+
+from ..errors import BaseMismatchError, KindError, MergeError, UsageError
+from .align import align, merging
+from .promotion import WidenedEntries, is_widened, promoted
+from .source import Source, inputs_of, no_replacements
+
+
+@dataclass(frozen=True)
+class Term:
+    """A vector and its factor. name: what to call it. digest: what tells it from others of that name.
+
+    record: its provenance as text, which orders those that have one digest.
+    """
+
+    weight: float
+    name: str
+    digest: str
+    header: Header
+    source: Source
+    specs: Mapping[str, TensorSpec]
+    depth: int
+    record: str
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How it came about."""
+        return self.header.provenance
+
+
+class Sum(WidenedEntries):
+    """The Source of Σ weightᵢ·τᵢ. Entries that cancel, and those that are zero, are dropped.
+
+    Terms are added in the order of their names, whatever the order given: sums commute and associate to the byte.
+    specs: of the terms together (common_specs). Raises UsageError for a factor that is not finite.
+    """
+
+    def __init__(self, terms: Iterable[Term], specs: dict[str, TensorSpec]) -> None:
+        self.terms = sorted(terms, key=lambda term: (term.name, term.digest, term.weight, term.record))
+        for term in self.terms:
+            if not math.isfinite(term.weight):
+                raise UsageError(f"the factor of {term.name} must be a finite number, found {term.weight}")
+        self.by_range = all(term.source.by_range for term in self.terms)
+        self.specs = specs
+        super().__init__([term.source for term in self.terms], self.specs)
+        self.inputs = inputs_of(*(term.source for term in self.terms))
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        held = [term for term in self.terms if name in term.specs]
+        deltas = [addend(term.name, term.specs[name], term.source.change(name, start, stop)) for term in held]
+        aligned = align(deltas, [term.weight for term in held])
+        with merging(name):
+            total = aligned.result(aligned.total())
+        return Change(total, no_replacements(self.specs[name], stop - start))
+
+
+def addend(vector: str, spec: TensorSpec, change: Change) -> SparseTensor:
+    """The deltas of a change as they are added to those of other vectors; replacements are left out.
+
+    Args:
+        vector: The name of the vector, for errors.
+        spec: The tensor, as the vector has it.
+        change: What the vector does to a range of it.
+
+    Raises:
+        MergeError: A weight that the vector changes is NaN or infinite. It is a replacement, which the sum would lack.
+    """
+    values = change.replacements.values.view(spec.dtype.real)
+    if not np.isfinite(values).all():
+        raise MergeError(
+            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be added up"
+        )
+    return change.delta
+
+
+def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:
+    """The tensors of a combination of vectors, given as (name, header, specs), in dtypes that hold the values of all.
+
+    Raises BaseMismatchError where bases or shapes differ, KindError for a patch, MergeError for changes that cannot be
+    added (integer or boolean tensors; tensors added, removed or resized).
+    """
+    first = vectors[0][1].base
+    specs: dict[str, TensorSpec] = {}
+    for vector, header, own in vectors:
+        if header.base.fingerprint != first.fingerprint:
+            raise BaseMismatchError(
+                f"the vectors have different bases: {first.name} ({first.fingerprint[:12]}) and "
+                f"{header.base.name} ({header.base.fingerprint[:12]})"
+            )
+        check_vector(vector, header)
+        if header.removed:
+            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: that cannot be added up")
+        for name, spec in own.items():
+            if not spec.dtype.additive:
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
+            if not is_widened(spec):
+                origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: that cannot be added up")
+            known = specs.get(name, spec)
+            dtype = promoted(known.dtype, spec.dtype)
+            if known.origin != spec.origin or dtype is None:
+                raise BaseMismatchError(f"tensor {name!r} is {known.form} in one vector and {spec.form} in another")
+            eligible, base = known.eligible or spec.eligible, known.base or spec.base
+            specs[name] = replace(known, dtype=dtype, eligible=eligible, base=base, blocks=())
+    return dict(sorted(specs.items()))
+
+
+def check_vector(name: str, header: Header) -> None:
+    """Raise KindError for a patch."""
+    if header.kind != "vector":
+        raise KindError(f"{name} is a {header.kind}: it holds new bits, not deltas; pack a vector instead")

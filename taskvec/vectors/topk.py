@@ -1,0 +1,114 @@
+"""Exact global top-k: the k largest magnitudes over many tensors, in bounded memory and with deterministic ties.
+
+LoTA (arXiv 2406.16797, Algorithm 1) keeps the top 1 − s of |tuned − base| over all eligible weights *together*.
+Sorting them would need them in memory at once; a comparison `>= threshold` keeps too many where magnitudes tie. Here
+the order of non-negative floats, which is that of their bit patterns, is refined 16 bits at a time by histograms
+(radix selection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from taskvec_formats.sparse import Indices
+
+from ..arguments import real, said
+from ..errors import MaskError, UsageError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Part = Hashable
+Deltas = Callable[[], Iterable[tuple[Part, FloatArray]]]
+_MAGNITUDE = np.uint32(0x7FFF_FFFF)
+
+
+def entries_for(sparsity: float, eligible: int) -> int:
+    """k = round((1 − s)·N), the number of entries that a sparsity leaves of N eligible weights.
+
+    Raises UsageError for a sparsity outside (0, 1) and MaskError where nothing would be left.
+    """
+    sparsity = check_sparsity(sparsity)
+    k = round((1 - sparsity) * eligible)
+    if k == 0:
+        raise MaskError(f"a sparsity of {sparsity} leaves none of {eligible} eligible weights")
+    return k
+
+
+def check_sparsity(sparsity: float) -> float:
+    """The sparsity as Python's own float. Raises UsageError for one outside (0, 1), NaN included."""
+    share = real("the sparsity", sparsity)
+    if not 0 < share < 1:
+        raise UsageError(f"the sparsity must lie between 0 and 1, both excluded; found {said(sparsity)}")
+    return share
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The outcome of a selection: which magnitudes are in, without holding the positions.
+
+    threshold: bit pattern of the k-th largest magnitude; everything above it is in.
+    ties: part (a tensor, or a block of one) -> how many of its magnitudes equal to the threshold are in, the first
+        ones by position.
+    """
+
+    threshold: np.uint32
+    ties: dict[Part, int]
+
+    def indices(self, name: Part, delta: FloatArray) -> Indices:
+        """The chosen flat positions of one part, int64, increasing. delta: f32 [size], as in the selection."""
+        bits = _magnitude_bits(delta)
+        chosen = np.flatnonzero(bits >= self.threshold)
+        tied = chosen[bits[chosen] == self.threshold]
+        surplus = tied[self.ties.get(name, 0) :]
+        return chosen if not len(surplus) else np.setdiff1d(chosen, surplus, assume_unique=True)
+
+
+def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
+    """Select the k entries of largest magnitude over all tensors: never more, never fewer.
+
+    deltas: called three times; yields (part, f32 [size]) in the same order each time. Ties at the threshold go
+        to the earlier part and the earlier position. Zeros are never chosen; NaN counts as larger than anything.
+    at_most: take all that are not zero where they are fewer than k.
+    Memory: one tensor and 256 KiB.
+    Raises MaskError where fewer than k deltas are non-zero.
+    """
+    high = np.zeros(1 << 16, np.int64)
+    for _, delta in deltas():
+        high += np.bincount(_magnitude_bits(delta) >> 16, minlength=1 << 16)
+        high[0] -= delta.size - np.count_nonzero(delta)
+    if at_most:
+        k = min(k, int(high.sum()))
+        if k == 0:
+            return TopK(np.uint32(0xFFFF_FFFF), {})  # above every magnitude
+    if high.sum() < k:
+        raise MaskError(f"{k} entries are wanted but only {high.sum()} weights changed")
+    bucket, above = _bucket(high, k)
+
+    low = np.zeros(1 << 16, np.int64)
+    for _, delta in deltas():
+        bits = _magnitude_bits(delta)
+        low += np.bincount(bits[bits >> 16 == bucket] & 0xFFFF, minlength=1 << 16)
+    value, above_in_bucket = _bucket(low, k - above)
+    threshold = np.uint32(bucket << 16 | value)
+
+    wanted = k - above - above_in_bucket
+    ties: dict[Part, int] = {}
+    for name, delta in deltas():
+        ties[name] = min(wanted, int(np.count_nonzero(_magnitude_bits(delta) == threshold)))
+        wanted -= ties[name]
+    return TopK(threshold, ties)
+
+
+def _magnitude_bits(delta: FloatArray) -> npt.NDArray[np.uint32]:
+    return np.asarray(delta, np.float32).reshape(-1).view(np.uint32) & _MAGNITUDE
+
+
+def _bucket(histogram: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
+    """The bucket, counted from the top, that holds the k-th largest, and how many lie in the buckets above it."""
+    from_top = np.cumsum(histogram[::-1])
+    place = int(np.searchsorted(from_top, k))
+    return len(histogram) - 1 - place, int(from_top[place] - histogram[len(histogram) - 1 - place])
