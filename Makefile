@@ -48,7 +48,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
 
 fuzz: $(VENV)/installed
-	$(BIN)/python tests/fuzz.py $(FUZZ)
+	PYTHONPATH=tests $(BIN)/python -m support.fuzz $(FUZZ)
 
 $(VENV)/mergekit: $(VENV)/installed
 	$(PIP) --editable '.[peers]'
@@ -56,11 +56,11 @@ $(VENV)/mergekit: $(VENV)/installed
 
 # ATTACK: words of the names of those to try
 attack: $(VENV)/installed
-	$(BIN)/python tests/attack.py $(ATTACK)
+	PYTHONPATH=tests $(BIN)/python -m support.attack $(ATTACK)
 
 conformance: $(VENV)/mergekit
-	$(BIN)/python -W ignore tests/peers.py $(CASES)
-	$(BIN)/python -W ignore tests/peer_folders.py $(RECIPES)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peers $(CASES)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peer_folders $(RECIPES)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

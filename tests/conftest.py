@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with tied embeddings and a chat template, f32, one shard."""
-    from models import make_llama
+    from support.models import make_llama
 
     return make_llama(tmp_path_factory.mktemp("llama"))
 
@@ -30,7 +30,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same architecture in bf16, over several shards."""
-    from models import make_llama
+    from support.models import make_llama
 
     return make_llama(tmp_path_factory.mktemp("llama-bf16"), dtype="bfloat16", shard_size="30KB")
 
@@ -38,7 +38,7 @@ def llama_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GPT-2: Conv1D layers, absolute positions, no chat template, saved without the head's prefix."""
-    from models import make_gpt2
+    from support.models import make_gpt2
 
     return make_gpt2(tmp_path_factory.mktemp("gpt2"))
 
@@ -46,7 +46,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tuned(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A full fine-tune of `llama`."""
-    from models import perturb
+    from support.models import perturb
 
     return perturb(llama, tmp_path_factory.mktemp("tuned"), dtype="float32")
 
@@ -64,6 +64,6 @@ def vector(llama: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four lines, one of each form and one more."""
-    from models import write_rows
+    from support.models import write_rows
 
     return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from building import sparse, tensor, vector_of, write_checkpoint
+from support.building import sparse, tensor, vector_of, write_checkpoint
 
 from taskvec import (
     Checkpoint,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "taskvec_formats": ROOT / "formats/taskvec_formats",
     "taskvec": ROOT / "taskvec",

@@ -15,12 +15,12 @@ from taskvec_formats.errors import FormatError
 from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
-from .. import carried
 from ..arguments import instance
 from ..destination import appearing, check_apart, check_folder
 from ..errors import ResultError, SizeError, UsageError
 from ..progress import Progress, silent
 from ..resume import RecordedFolder
+from ..vectors import carried
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
 from .layout import check_index, layout_of

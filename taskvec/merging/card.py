@@ -10,7 +10,7 @@ import yaml
 from taskvec_formats.text import json_text, markdown
 
 from ..vectors.vector import TaskVector
-from . import METHODS
+from .registry import METHODS
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 

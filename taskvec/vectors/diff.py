@@ -11,10 +11,10 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
-from .. import carried
 from ..arguments import instance, one_of
 from ..errors import DiffError, UsageError
 from ..progress import Progress, silent
+from . import carried
 from .delta import BaseBits, diff_range, replace_range
 from .layers import counted, record
 from .lineage import shortened

@@ -1,0 +1,258 @@
+"""Models of one base in several dtypes: deltas from the base's values, results in the widest dtype, one rounding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.building import tensor, write_checkpoint
+
+from taskvec import Output, TaskVector, apply, diff, merge
+from taskvec.errors import DTypeError, MergeError, UsageError
+from taskvec.merging.average import average
+from taskvec.merging.recipe import Recipe
+from taskvec.vectors.promotion import promoted
+from taskvec_formats import Checkpoint
+from taskvec_formats.checkpoint import INDEX
+from taskvec_formats.dtypes import DTYPES
+
+SHAPE = (6, 5)
+NARROW = ("F16", "BF16", "F32")
+
+
+def values(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+
+
+def model(folder: Path, seed: int, dtype: str, shards: int = 1) -> Checkpoint:
+    tensors = {name: tensor(dtype, values(seed + i)) for i, name in enumerate(("layers.0.w", "layers.1.w", "norm"))}
+    return write_checkpoint(folder, tensors | {"ids": tensor("I64", [1, 2])}, shards)
+
+
+def read(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    dtype = checkpoint.tensors[name].dtype
+    return checkpoint.bits(name).view(dtype.real).astype(np.float32)
+
+
+def names_of(checkpoint: Checkpoint) -> set[str]:
+    return {info.dtype.name for name, info in checkpoint.tensors.items() if name != "ids"}
+
+
+def recipe(folder: Path, text: str) -> Recipe:
+    (folder / "merge.yaml").write_text(text, encoding="utf-8")
+    return Recipe.read(folder / "merge.yaml")
+
+
+def test_dtypes_are_promoted_as_torch_does() -> None:
+    import torch
+
+    names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+    for one, first in names.items():
+        for other, second in names.items():
+            found = promoted(DTYPES[one], DTYPES[other])
+            assert found is not None
+            assert names[found.name] == torch.promote_types(first, second)
+    assert promoted(DTYPES["F8_E4M3"], DTYPES["F32"]) is None
+    assert promoted(DTYPES["I64"], DTYPES["I64"]) == DTYPES["I64"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("other", NARROW)
+@pytest.mark.parametrize("own", NARROW)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_sum_of_models_has_the_widest_dtype(own: str, other: str, packed: bool, shards: int, tmp_path: Path) -> None:
+    base, first = model(tmp_path / "base", 0, own, shards), model(tmp_path / "first", 10, other)
+    second = model(tmp_path / "second", 20, own)
+    if packed:
+        diff(base, first).save(tmp_path / "first.lota")
+    asked = recipe(
+        tmp_path,
+        f"merge_method: task_arithmetic\nbase_model: {base.path}\nmodels:\n"
+        f"- {{model: {tmp_path / ('first.lota' if packed else 'first')}, parameters: {{weight: 0.3}}}}\n"
+        f"- {{model: {second.path}, parameters: {{weight: 0.7}}}}\n",
+    )
+    merged = asked.merge(asked.vectors(base), base=base)
+    apply(merged, base, tmp_path / "out")
+    merged.save(tmp_path / "merged.lota")
+    apply(TaskVector.open(tmp_path / "merged.lota"), base, tmp_path / "again")
+    widest = own if own == other else "F32"
+    for folder in ("out", "again"):
+        out = Checkpoint(tmp_path / folder)
+        assert names_of(out) == {widest}
+        for name in ("layers.0.w", "layers.1.w", "norm"):
+            start = read(base, name)
+            delta = (read(first, name) - start) * np.float32(0.3) + (read(second, name) - start) * np.float32(0.7)
+            expected = tensor(widest, start + delta)
+            assert np.array_equal(out.bits(name), expected.bits), (folder, name)
+        assert [sorted(shard.tensors) for shard in out.shards] == [sorted(shard.tensors) for shard in base.shards]
+    if shards == 2:
+        written = json.loads((tmp_path / "out" / INDEX).read_bytes())
+        assert set(written["weight_map"].values()) == {shard.path.name for shard in Checkpoint(tmp_path / "out").shards}
+
+
+def test_a_vector_that_narrows_needs_its_base_to_be_merged(tmp_path: Path) -> None:
+    base, first = model(tmp_path / "base", 0, "F32"), model(tmp_path / "first", 10, "BF16")
+    vector = diff(base, first)
+    with pytest.raises(MergeError, match=r"tensor 'layers.0.w' is BF16 \[6, 5\] but is F32 \[6, 5\] in the base"):
+        merge([vector], "linear")
+    merged = merge([vector], "linear", base=base)
+    assert np.array_equal(merged["norm"].values, (read(first, "norm") - read(base, "norm"))[merged["norm"].indices])
+
+
+def test_widened_vectors_add_up_and_apply(tmp_path: Path) -> None:
+    base, first = model(tmp_path / "base", 0, "BF16"), model(tmp_path / "first", 10, "F32")
+    diff(base, first).save(tmp_path / "a.lota")
+    vector = TaskVector.open(tmp_path / "a.lota")
+    (0.5 * vector + 0.5 * vector).save(tmp_path / "b.lota")
+    apply(TaskVector.open(tmp_path / "b.lota"), base, tmp_path / "out")
+    out = Checkpoint(tmp_path / "out")
+    assert names_of(out) == {"F32"}
+    assert np.allclose(read(out, "norm"), read(first, "norm"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("own", ["BF16", "F16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_merge_is_rounded_once(own: str, dtype: str, tmp_path: Path) -> None:
+    base, first, second = (model(tmp_path / f"{i}", i, own) for i in (0, 10, 20))
+    merged = merge([diff(base, first), diff(base, second)], "linear", [0.3, 0.7])
+    apply(merged, base, tmp_path / "out", output=Output(dtype=dtype))
+    target = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    for name in ("layers.0.w", "norm"):
+        dense = np.zeros(30, np.float32)
+        dense[merged[name].indices] = merged[name].values
+        expected = tensor(target, read(base, name) + dense)
+        assert np.array_equal(Checkpoint(tmp_path / "out").bits(name), expected.bits)
+
+
+def test_a_vector_that_knows_its_result_gives_it_in_any_dtype(tmp_path: Path) -> None:
+    """base + delta in f32 need not be the tuned weight where it is not rounded to the tuned dtype."""
+    base = write_checkpoint(tmp_path / "base", {"w": tensor("BF16", [1e-3, 2.0])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("BF16", [1000.0, 3.0])})
+    apply(diff(base, tuned), base, tmp_path / "out", output=Output(dtype="float32"))
+    assert read(Checkpoint(tmp_path / "out"), "w").tolist() == [1000.0, 3.0]
+
+
+@pytest.mark.parametrize("asked", [None, "float32", "float16"])
+@pytest.mark.parametrize(("dtype", "large"), [("F16", 6e4), ("BF16", 3e38), ("F32", 3e38)])
+def test_a_sum_that_the_dtype_does_not_hold_is_refused(
+    dtype: str, large: float, asked: str | None, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtype, [large, np.inf, 1.0])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtype, [large * 1.08, np.inf, 2.0])})
+    merged = merge([diff(base, tuned)], "linear", [3.0], base=base)
+    if (dtype, asked) == ("F16", "float32"):
+        apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
+        assert 70000 < read(Checkpoint(tmp_path / "out"), "w")[0] < 80000
+        return
+    with pytest.raises(DTypeError, match="tensor 'w'"):
+        apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
+    base, first = model(tmp_path / "base", 0, "F32"), model(tmp_path / "first", 10, "F32")
+    merged = average([diff(base, first), diff(base, base), diff(base, first)], base, [0.5, 0.25, 2])
+    apply(merged, base, tmp_path / "out")
+    merged.save(tmp_path / "m.lota")
+    apply(TaskVector.open(tmp_path / "m.lota"), base, tmp_path / "again")
+    for folder in ("out", "again"):
+        found = read(Checkpoint(tmp_path / folder), "norm").astype(np.float64)
+        exact = (read(first, "norm").astype(np.float64) * 2.5 + read(base, "norm") * 0.25) / 2.75
+        assert np.allclose(found, exact, rtol=3e-7, atol=0)
+    with pytest.raises(MergeError, match=r"tensor 'layers.0.w': the weights add up to 0, so there is no average"):
+        average([diff(base, first), diff(base, base)], base, [1, -1])
+    with pytest.raises(UsageError, match="1 weights for 2 vectors"):
+        average([diff(base, first), diff(base, base)], base, [1])
+    with pytest.raises(UsageError, match="nothing to merge"):
+        average([], base)
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtypes", "message"),
+    [
+        ([1e39, 1], {}, "tensor 'w': the weights leave the range of f32"),
+        ([1e39, -1e39], {}, "tensor 'w': the weights leave the range of f32"),
+        ([1.5, 1.0], {}, "tensor 'w': the average leaves the range of f32"),
+        ([1, 1], {"dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+        ([0.5, 0.5], {"dtype": "bfloat16", "out_dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+    ],
+)
+def test_an_average_that_no_number_holds_is_refused(
+    weights: list[float], dtypes: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1.0, 3e38])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [2.0, 3e38])})
+    with pytest.raises((MergeError, DTypeError), match=message):
+        average([diff(base, tuned), diff(base, base)], base, weights, **dtypes).change("w")
+
+
+@pytest.mark.parametrize("dtypes", [("F32", "F16"), ("F16", "F32"), ("BF16", "F16"), ("F32", "F32")])
+def test_an_average_keeps_what_is_no_number(dtypes: tuple[str, str], tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", {"w": tensor(dtypes[0], [1, 2, np.inf, np.nan])})
+    tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtypes[1], [np.nan, -np.inf, np.inf, np.nan])})
+    (tmp_path / "r.yaml").write_text(
+        f"{{merge_method: linear, models: [{{model: {base.path}}}, {{model: {tuned.path}}}]}}"
+    )
+    recipe = Recipe.read(tmp_path / "r.yaml")
+    apply(recipe.merge(recipe.vectors(base), base=base), base, tmp_path / "out")
+    assert str(read(Checkpoint(tmp_path / "out"), "w")) == "[ nan -inf  inf  nan]"
+
+
+@given(st.lists(st.floats(0.125, 2, width=32), min_size=1, max_size=4))
+def test_an_average_of_equal_models_is_the_model(
+    tmp_path_factory: pytest.TempPathFactory, weights: list[float]
+) -> None:
+    base = model(tmp_path_factory.mktemp("m") / "base", 0, "BF16")
+    merged = average([diff(base, base)] * len(weights), base, weights)
+    # in f32 an average of equals is off by less than a rounding to BF16 leaves
+    assert all(len(merged.change(name).touched()) == 0 for name in merged)
+
+
+@pytest.mark.parametrize("linear", ["base first", "base last", "no base", "files"])
+def test_linear_averages_whole_models(linear: str, tmp_path: Path) -> None:
+    base, first, second = (model(tmp_path / name, i, "F32") for i, name in ((0, "base"), (10, "one"), (20, "two")))
+    diff(base, first).save(tmp_path / "one.lota")
+    one = "one.lota" if linear == "files" else "one"
+    text = (
+        f"merge_method: linear\nmodels:\n- {{model: {tmp_path / one}, parameters: {{weight: 1}}}}\n"
+        f"- {{model: {second.path}, parameters: {{weight: 2}}}}\n"
+    )
+    weights = {"one": 1.0, "two": 2.0}
+    if linear == "base first":
+        text += f"- {{model: {base.path}, parameters: {{weight: 3}}}}\n"
+    if linear == "base last":
+        text += "parameters: {weight: 3}\n"
+    if linear.startswith("base"):
+        weights["base"] = 3.0
+    if linear != "no base":
+        text += f"base_model: {base.path}\n"
+    asked = recipe(tmp_path, text)
+    start = asked.open_base()
+    assert start is not None
+    assert start.path == (first if linear == "no base" else base).path
+    apply(asked.merge(asked.vectors(start), base=start), start, tmp_path / "out")
+    models = {"base": base, "one": first, "two": second}
+    total = sum(read(models[name], "norm").astype(np.float64) * weight for name, weight in weights.items())
+    found = read(Checkpoint(tmp_path / "out"), "norm")
+    assert np.allclose(found, total / sum(weights.values()), rtol=1e-6, atol=1e-7)
+
+
+def test_models_that_cannot_be_averaged_are_refused_by_tensor(tmp_path: Path) -> None:
+    first = model(tmp_path / "first", 0, "F32")
+    others = {
+        "shape": ({"norm": tensor("F32", np.ones((5, 6)))}, r"'norm' is F32 \[5, 6\] but is F32 \[6, 5\]"),
+        "more": ({"more": tensor("F32", np.ones(3))}, "'more' is F32 .* but is not in the base"),
+        "ids": ({"ids": tensor("I64", [1, 3])}, "'ids' is I64: its changes cannot be added"),
+    }
+    own = {name: tensor("F32", read(first, name).reshape(SHAPE)) for name in ("layers.0.w", "layers.1.w", "norm")}
+    for name, (other, message) in others.items():
+        write_checkpoint(tmp_path / name, own | {"ids": tensor("I64", [1, 2])} | other)
+        asked = recipe(
+            tmp_path, f"merge_method: linear\nmodels: [{{model: {first.path}}}, {{model: {tmp_path / name}}}]"
+        )
+        with pytest.raises(MergeError, match=message):
+            asked.merge(asked.vectors(first), base=first)

@@ -1,0 +1,173 @@
+"""Every merge method over one tensor of each vector, dense, position by position, in f32: slow and obvious."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from support.oracle import entries
+from taskvec_formats import SparseTensor
+
+Held = dict[int, float]
+MASK = 2**64 - 1
+
+
+def f32(number: float) -> float:
+    """Rounded to f32."""
+    with np.errstate(all="ignore"):
+        return float(np.float32(number))
+
+
+def largest(held: Held, k: int) -> set[int]:
+    """The positions of the k largest magnitudes that are not zero; ties to the first."""
+    ranked = sorted((-abs(value), position) for position, value in held.items() if value != 0)
+    return {position for _, position in ranked[:k]}
+
+
+def trim(held: Held, density: float, size: int, dialect: str) -> Held:
+    if density >= 1:
+        return held
+    k = {
+        "reference": round(density * size),
+        "mergekit": max(1, int(density * size)) if density > 0 and size else 0,
+        "peft": int(density * size),
+    }[dialect]
+    kept = largest(held, k)
+    return {position: value for position, value in held.items() if position in kept}
+
+
+def outliers(held: Held, density: float, size: int, gamma: float) -> Held:
+    if density >= 1:
+        return held
+    wanted = int(density * size)
+    top = min(int(gamma * size), size - wanted)
+    kept = largest(held, top + wanted) - largest(held, top)
+    return {position: value for position, value in held.items() if position in kept}
+
+
+def stays(seed: int, number: int, name: str, position: int, density: float) -> bool:
+    """SplitMix64 at a position, in Python's integers."""
+    key = int.from_bytes(hashlib.sha256(f"{seed} {number} {name}".encode()).digest()[:8], "little")
+    z = (key + (position + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & MASK
+    return (z ^ z >> 31) < round(density * 2**64)
+
+
+def drop(held: Held, density: float, seed: int, number: int, name: str) -> Held:
+    if density >= 1:
+        return held
+    return {position: value for position, value in held.items() if stays(seed, number, name, position, density)}
+
+
+def rescaled(before: Held, after: Held, density: float, how: str) -> Held:
+    if how == "density" and 0 < density < 1:
+        return {position: f32(value / f32(density)) for position, value in after.items()}
+    if how == "norm":
+        whole, rest = (sum(map(abs, held.values())) for held in (before, after))
+        growth = 1.0 if min(whole, rest) < 1e-7 else f32(f32(whole) / f32(rest))
+        return {position: f32(value * growth) for position, value in after.items()}
+    return after
+
+
+def pruned(
+    method: str, number: int, tensor: SparseTensor, name: str, density: float, options: dict[str, Any]
+) -> SparseTensor:
+    """What a method keeps of one tensor."""
+    held, size, dialect = entries(tensor), tensor.size, options.get("dialect", "reference")
+    rescale = options.get("rescale")
+    if method in ("ties", "magnitude_prune"):
+        after = trim(held, density, size, "peft" if method == "magnitude_prune" else dialect)
+    elif method.startswith("dare"):
+        after = drop(held, density, options.get("seed", 0), number, name)
+        rescale = rescale or ("norm" if dialect == "mergekit" else "density")
+    elif method.startswith("breadcrumbs"):
+        after = outliers(held, density, size, options.get("gamma", 0.01))
+    else:
+        return tensor
+    after = rescaled(held, after, density, rescale or "none")
+    return SparseTensor(tensor.shape, np.array(list(after), np.int64), np.array(list(after.values()), np.float32))
+
+
+def combined(
+    method: str, tensors: Sequence[SparseTensor], weights: Sequence[float], options: dict[str, Any]
+) -> Held | None:
+    """The merged entries; None where the method refuses."""
+    held = [entries(tensor) for tensor in tensors]
+    factors = [f32(weight) for weight in weights]
+    positions = sorted(set().union(*held))
+    if method in ("linear", "dare_linear", "magnitude_prune", "breadcrumbs"):
+        return linear(held, factors, positions, normalize=options.get("normalize", False))
+    if method == "average":
+        return linear(held, factors, positions, normalize=True)
+    if method == "disjoint":
+        return disjoint(held, factors, positions, options.get("on_overlap", "error"))
+    dialect = options.get("dialect", "reference")
+    divides = options.get("normalize", not (dialect == "mergekit" and method != "ties"))
+    return ties(held, factors, positions, dialect, options.get("elect", "mass"), divides)
+
+
+def linear(held: list[Held], weights: list[float], positions: list[int], *, normalize: bool) -> Held | None:
+    divisor = 0.0
+    for weight in weights:
+        divisor = f32(divisor + weight)
+    if normalize and abs(divisor) < 1e-8:
+        return None
+    merged = {}
+    for position in positions:
+        total = 0.0
+        for entry, weight in zip(held, weights, strict=True):
+            if position in entry:
+                total = f32(total + f32(entry[position] * weight))
+        if normalize:
+            total = f32(total / divisor)
+        if total != 0:
+            merged[position] = total
+    return merged
+
+
+def disjoint(held: list[Held], weights: list[float], positions: list[int], on_overlap: str) -> Held | None:
+    merged = {}
+    for position in positions:
+        values = [f32(e[position] * w) for e, w in zip(held, weights, strict=True) if position in e]
+        if len(values) > 1 and on_overlap == "error":
+            return None
+        total = 0.0
+        for value in values:
+            total = f32(total + value)
+        if on_overlap == "mean":
+            total = f32(total / len(values))
+        elif on_overlap == "larger":
+            total = max(values, key=abs)  # the first of equals
+        elif on_overlap == "first":
+            total = values[0]
+        merged[position] = total
+    return merged
+
+
+def ties(
+    held: list[Held], weights: list[float], positions: list[int], dialect: str, elect: str, normalize: bool
+) -> Held:
+    merged = {}
+    for position in positions:
+        values = [(e[position], w) for e, w in zip(held, weights, strict=True) if position in e]
+        voices = [value if dialect == "peft" else f32(value * weight) for value, weight in values]
+        mass = 0.0
+        for voice in voices:
+            mass = f32(mass + (voice if elect == "mass" else float(np.sign(voice))))
+        if mass == 0 and dialect == "reference":
+            continue
+        elected = 1 if mass >= 0 else -1
+        total = divisor = 0.0
+        for (value, weight), voice in zip(values, voices, strict=True):
+            if np.sign(voice) == elected:
+                total = f32(total + f32(value * weight))
+                divisor = f32(divisor + (weight if dialect == "mergekit" else 1))
+        if normalize:
+            total = f32(total / (divisor or 1))
+        if total != 0:
+            merged[position] = total
+    return merged

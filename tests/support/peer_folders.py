@@ -1,0 +1,371 @@
+"""Whole model folders: random recipes through mergekit and through `taskvec merge`, compared tensor by tensor.
+
+Usage: python -m support.peer_folders RECIPES SEED
+
+mergekit is run twice. First as it is, but for DARE's draw, which every program makes in its own way: it is handed
+taskvec's. Then in taskvec's order as well: sums in the order of the models, norms in f64, and of entries that tie in
+magnitude those at the first positions, for which torch promises no order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from support import merge_oracle as naive
+from support.building import Tensor, tensor, write_checkpoint
+from support.peers import TORCH_SUM
+from taskvec import diff
+from taskvec_formats import Checkpoint
+from taskvec_formats.dtypes import DTYPES as KNOWN
+
+METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+WIDTH, INNER, WORDS = 6, 10, 12
+FILTERS = ("mlp", "self_attn", "norm", ".0.", "embed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe and the models that it names.
+
+    states: model -> its tensors by name. shards: model -> number of its shards. packed: models that taskvec is given as
+    `.lota` files.
+    """
+
+    document: dict[str, Any]
+    layers: int
+    states: Mapping[str, Mapping[str, Tensor]]
+    shards: Mapping[str, int]
+    packed: frozenset[str]
+
+    @property
+    def method(self) -> str:
+        return str(self.document["merge_method"])
+
+    @property
+    def merged(self) -> int:
+        """How many vectors, or whole models, are added up."""
+        models = [each["model"] for each in self.document["models"]]
+        if self.method != "linear":
+            return len([model for model in models if model != "base"])
+        return len(models) + ("base_model" in self.document and "base" not in models)
+
+    def inner(self, name: str) -> str:
+        """The dtype in which mergekit computes a tensor."""
+        used = {each["model"] for each in self.document["models"]} | {self.document.get("base_model", "base")}
+        if self.document.get("base_model") is None:
+            used.discard("base")
+        given = {self.states[model][name].dtype.name for model in used}
+        own = DTYPES[self.document["dtype"]] if "dtype" in self.document else given.pop() if len(given) == 1 else "F32"
+        return "F32" if self.method == "linear" else own
+
+    def write(self, folder: Path) -> None:
+        """Model folders below a folder, merge.yaml for mergekit and ours.yaml for taskvec, whose paths are absolute."""
+        for name, state in self.states.items():
+            config = {**CONFIG, "num_hidden_layers": self.layers, "tie_word_embeddings": "lm_head.weight" not in state}
+            write_checkpoint(folder / name, state, self.shards[name], {"config.json": json.dumps(config).encode()})
+        for name in self.packed:
+            diff(Checkpoint(folder / "base"), Checkpoint(folder / name)).save(folder / f"{name}.lota")
+        for file, packed in (("merge.yaml", frozenset[str]()), ("ours.yaml", self.packed)):
+            document = json.loads(json.dumps(self.document))
+            for each in document["models"]:
+                each["model"] = str(folder / each["model"]) + (".lota" if each["model"] in packed else "")
+            if "base_model" in document:
+                document["base_model"] = str(folder / document["base_model"])
+            (folder / file).write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "intermediate_size": INNER,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": WORDS,
+}
+
+
+def shapes_of(layers: int, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors of a small Llama."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, WIDTH), "model.norm.weight": (WIDTH,)}
+    for i in range(layers):
+        block = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}
+        block |= {"mlp.up_proj": (INNER, WIDTH), "mlp.gate_proj": (INNER, WIDTH), "mlp.down_proj": (WIDTH, INNER)}
+        norms = dict.fromkeys(("input_layernorm", "post_attention_layernorm"), (WIDTH,))
+        found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in {**block, **norms}.items()}
+    return found if tied else found | {"lm_head.weight": (WORDS, WIDTH)}
+
+
+def draw(dice: np.random.Generator, method: str) -> Case:
+    """A random recipe and its models: gradients, filters, fine-tunes of a part of the layers, dtypes, shards."""
+    layers, count = int(dice.integers(1, 6)), int(dice.integers(2, 6))
+    shapes = shapes_of(layers, tied=bool(dice.integers(2)))
+    names = ["base", *(f"model{i}" for i in range(count))]
+    own = str(dice.choice(list(DTYPES.values())))
+    mixed = dice.random() < 0.35
+    dtypes = {name: str(dice.choice(list(DTYPES.values()))) if mixed else own for name in names}
+    base = {name: dice.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    base = {name: tensor(dtypes["base"], values) for name, values in base.items()}
+    states: dict[str, dict[str, Tensor]] = {"base": base}
+    for model in names[1:]:
+        part, deepest = str(dice.choice(["", "mlp", "layers", "attn"])), int(dice.integers(1, layers + 1))
+        states[model] = {}
+        for name, each in base.items():
+            values = each.bits.view(each.dtype.real).astype(np.float32).reshape(each.shape)
+            beyond = any(f"layers.{i}." in name for i in range(deepest, layers))
+            if part in name and not beyond:
+                values = values + dice.normal(size=each.shape).astype(np.float32) * (dice.random(each.shape) < 0.7)
+            states[model][name] = tensor(dtypes[model], values)
+    document = draw_document(dice, method, names[1:])
+    packed = frozenset(name for name in names[1:] if "base_model" in document and dice.random() < 0.25)
+    return Case(document, layers, states, {name: int(dice.integers(1, 4)) for name in names}, packed)
+
+
+def draw_document(dice: np.random.Generator, method: str, models: list[str]) -> dict[str, Any]:
+    """A random recipe that names these models and "base"."""
+    document: dict[str, Any] = {"merge_method": method, "models": []}
+    for model in models:
+        parameters: dict[str, Any] = {"weight": _setting(dice, [1.0, 0.5, 0.3, 2.0, 0.7], required=True)}
+        if method not in ("linear", "task_arithmetic") and dice.random() < 0.8:
+            parameters["density"] = _setting(dice, [0.1, 0.2, 0.5, 0.77, 1.0])
+        document["models"].append({"model": model, "parameters": parameters})
+    shared: dict[str, Any] = {}
+    if method != "linear" or dice.random() < 0.5:
+        document["base_model"] = "base"
+    if method == "linear" and "base_model" in document:
+        if dice.random() < 0.5:
+            place = int(dice.integers(len(models) + 1))
+            document["models"].insert(place, {"model": "base", "parameters": {"weight": 0.5}})
+        else:
+            shared["weight"] = _setting(dice, [0.4, 1.0], required=True)
+    if method != "linear":
+        shared |= draw_shared(dice, method)
+    if shared:
+        document["parameters"] = shared
+    if dice.random() < 0.6:
+        document["dtype"] = str(dice.choice(list(DTYPES), p=[0.8, 0.1, 0.1]))
+    if dice.random() < 0.4:
+        document["out_dtype"] = str(dice.choice(list(DTYPES)))
+    return document
+
+
+def draw_shared(dice: np.random.Generator, method: str) -> dict[str, Any]:
+    """Random parameters of all models, for a method that merges deltas."""
+    shared: dict[str, Any] = {}
+    if dice.random() < 0.4:
+        shared["normalize"] = bool(dice.integers(2))
+    if dice.random() < 0.3:
+        shared["lambda"] = _setting(dice, [0.5, 1.5, 1.0], required=True)
+    if method != "task_arithmetic" and dice.random() < 0.4:
+        shared["rescale"] = bool(dice.integers(2))
+    if method.startswith("breadcrumbs") and dice.random() < 0.6:
+        shared["gamma"] = float(dice.choice([0.0, 0.01, 0.1]))
+    if dice.random() < 0.2:
+        shared["int8_mask"] = True
+    return shared
+
+
+def _setting(dice: np.random.Generator, numbers: list[float], *, required: bool = False) -> Any:
+    """A number, a gradient, or rules that end with one for all tensors where every tensor needs a number."""
+
+    def number() -> float:
+        return float(dice.choice(numbers))
+
+    def gradient() -> list[float]:
+        return [number() for _ in range(int(dice.integers(2, 5)))]
+
+    kind = dice.random()
+    if kind < 0.4:
+        return number()
+    if kind < 0.7:
+        return gradient()
+    rules: list[dict[str, Any]] = [
+        {"filter": str(dice.choice(FILTERS)), "value": gradient() if dice.random() < 0.5 else number()}
+        for _ in range(int(dice.integers(1, 3)))
+    ]
+    return [*rules, {"value": number()}] if required or dice.random() < 0.7 else rules
+
+
+def by_taskvec(folder: Path, out: Path) -> Checkpoint:
+    """What the command makes of ours.yaml."""
+    from taskvec_cli.main import app
+
+    with redirect_stdout(StringIO()):
+        app(["merge", "--recipe", str(folder / "ours.yaml"), "-o", str(out), "--json"], standalone_mode=False)
+    return Checkpoint(out)
+
+
+def by_mergekit(folder: Path, out: Path) -> Checkpoint:
+    """What `mergekit-yaml` makes of it."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    document = yaml.safe_load((folder / "merge.yaml").read_text(encoding="utf-8"))
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    run_merge(MergeConfiguration.model_validate(document), str(out), options)
+    return Checkpoint(out)
+
+
+@contextmanager
+def drawn() -> Iterator[None]:
+    """Within the block mergekit's DARE drops what taskvec drops."""
+    from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge as Method
+
+    merge_group, bernoulli = Method.merge_group, torch.bernoulli
+    masks: Iterator[torch.Tensor] = iter(())
+
+    def merge_drawn(self: Any, group: Any, /, **parameters: Any) -> torch.Tensor:
+        nonlocal masks
+        shape, name = group.base.tensor.shape, group.metadata.name
+        densities = [parameters["density"][entry.id] for entry in group.non_base]
+        masks = iter(
+            [
+                torch.tensor([float(naive.stays(0, number, name, i, density)) for i in range(shape.numel())]).reshape(
+                    shape
+                )
+                for number, density in enumerate(densities)
+                if density < 1
+            ]
+        )
+        return merge_group(self, group, **parameters)  # type: ignore[no-any-return]
+
+    Method.merge_group = merge_drawn
+    torch.bernoulli = lambda probabilities: next(masks).to(probabilities.dtype)
+    try:
+        yield
+    finally:
+        Method.merge_group, torch.bernoulli = merge_group, bernoulli
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """Within the block torch adds in order, norms in f64, and sorts equals by position, the first the largest."""
+    argsort, sort = torch.argsort, torch.sort
+
+    def sum_in_order(values: torch.Tensor, dim: int | None = None, **more: Any) -> torch.Tensor:
+        if values.dtype == torch.bool:
+            return TORCH_SUM(values, dim, **more)
+        if dim is None:
+            return TORCH_SUM(values.double()).to(values.dtype)
+        total = torch.zeros_like(values.select(dim, 0))
+        for row in values.unbind(dim):
+            total = total + row
+        return total
+
+    def largest_first(values: torch.Tensor, descending: bool = False) -> torch.Tensor:
+        order = argsort(values, descending=True, stable=True)
+        return order if descending else order.flip(0)
+
+    class Sorted:
+        def __init__(self, values: torch.Tensor, descending: bool = False) -> None:
+            self.indices = largest_first(values, descending)
+
+    torch.Tensor.sum = sum_in_order  # type: ignore[assignment,method-assign]
+    torch.argsort, torch.sort = largest_first, Sorted  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.sum = TORCH_SUM  # type: ignore[method-assign]
+        torch.argsort, torch.sort = argsort, sort
+
+
+def values_of(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    """A tensor as f64 values."""
+    dtype = checkpoint.tensors[name].dtype
+    return checkpoint.bits(name).view(dtype.real).astype(np.float64)
+
+
+def ulps(one: Checkpoint, other: Checkpoint, name: str, inner: str) -> float:
+    """How far two tensors are apart, in units in the last place of their largest value.
+
+    The units are those of their dtype or, where that is coarser, of the dtype in which one of them was computed.
+    """
+    a, b = values_of(one, name), values_of(other, name)
+    mantissa = min(dtype.mantissa or 0 for dtype in (one.tensors[name].dtype, KNOWN[inner]))
+    exponent = int(np.frexp(max(abs(a).max(), abs(b).max()))[1])
+    return float(abs(a - b).max() / 2.0 ** (exponent - 1 - mantissa))
+
+
+def equal(one: Checkpoint, other: Checkpoint, name: str) -> bool:
+    """Whether two tensors have one dtype and equal numbers: zeros of either sign are equal."""
+    return one.tensors[name].form == other.tensors[name].form and np.array_equal(
+        values_of(one, name), values_of(other, name), equal_nan=True
+    )
+
+
+def compare(case: Case, folder: Path, report: Callable[[str, str, bool, bool, float], None]) -> None:
+    """Run both programs on a case, and report each tensor: name, mergekit's dtype, equal, equal in order, ULP."""
+    case.write(folder)
+    ours = by_taskvec(folder, folder / "ours")
+    with drawn():
+        theirs = by_mergekit(folder, folder / "theirs")
+        with in_order():
+            ordered = by_mergekit(folder, folder / "ordered")
+    if not ours.tensors.keys() == theirs.tensors.keys() == ordered.tensors.keys():
+        raise AssertionError(f"other tensors: {sorted(ours.tensors.keys() ^ theirs.tensors.keys())}")
+    for name in ours.tensors:
+        if ours.tensors[name].form != theirs.tensors[name].form:
+            raise AssertionError(f"{name} is {ours.tensors[name].form} here, {theirs.tensors[name].form} there")
+        same, alike = equal(ours, theirs, name), equal(ours, ordered, name)
+        report(name, case.inner(name), same, alike, 0.0 if same else ulps(ours, theirs, name, case.inner(name)))
+
+
+def main(count: int, seed: int) -> None:
+    """Draw recipes, ask both, and count."""
+    dice = np.random.default_rng(seed)
+    rows: dict[tuple[str, str, str], list[tuple[int, bool, bool, float]]] = {}
+    wrong = []
+    for number in range(count):
+        case = draw(dice, METHODS[number % len(METHODS)])
+        few = "2 to 4" if case.merged <= 4 else "5 or 6"
+
+        def report(name: str, inner: str, same: bool, alike: bool, apart: float) -> None:
+            rows.setdefault((case.method, inner, few), []).append((number, same, alike, apart))  # noqa: B023
+            if inner == "F32" and not alike:
+                wrong.append(f"recipe {number}: {name}: {apart:.1f} ULP: {json.dumps(case.document)}")  # noqa: B023
+
+        folder = Path(tempfile.mkdtemp())
+        try:
+            compare(case, folder, report)
+        except BaseException:
+            print(f"recipe {number}: {json.dumps(case.document)}", file=sys.stderr)
+            raise
+        finally:
+            shutil.rmtree(folder)
+    print(f"seed {seed}, mergekit {version('mergekit')}, whole folders\n")
+    print(
+        "| method | mergekit computes in | models | recipes | tensors | equal to the bit | most ULP | equal in order |"
+    )
+    print("|---" * 8 + "|")
+    for row, found in sorted(rows.items()):
+        same, alike = sum(each[1] for each in found), sum(each[2] for each in found)
+        recipes, most = len({each[0] for each in found}), max(each[3] for each in found)
+        print(f"| {' | '.join(row)} | {recipes} | {len(found):,} | {same:,} | {most:.1f} | {alike:,} |")
+    if wrong:
+        sys.exit("\n".join([f"{len(wrong)} tensors that mergekit computes in f32 differ:", *wrong[:20]]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,143 @@
+"""Learning rates: the defaults of each method and optimizer, and those that are found on the data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.commands import inside, ok, refused
+from support.models import ROWS, write_rows
+
+from taskvec import Checkpoint, TaskVector
+from taskvec.errors import TrainingError, UsageError
+from taskvec.training.options import METHODS, OPTIMIZERS, Options
+from taskvec.training.range_test import STEPS
+from taskvec.training.rates import default_rate, with_defaults
+from taskvec.training.train import Training, train
+
+QUICK = Options(calibration_steps=2, steps=3, batch_size=2, device="cpu")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", ROWS * 12)
+
+
+def test_every_method_has_a_rate_with_every_optimizer() -> None:
+    for optimizer in OPTIMIZERS:
+        for method in METHODS:
+            assert 0 < default_rate(method, optimizer) < 10
+
+
+def test_each_phase_has_the_default_of_what_it_trains() -> None:
+    filled = with_defaults(Options(optimizer="sgd"), calibrates=True)
+    assert filled.lr == default_rate("lota", "sgd")
+    assert filled.calibration_lr == default_rate("fft", "sgd")
+    assert with_defaults(Options(mask="random"), calibrates=False).calibration_lr is None
+    assert with_defaults(Options(steps=0), calibrates=True).lr is None
+    given = Options(lr=0.5, calibration_lr="auto")
+    assert with_defaults(given, calibrates=True) == given
+
+
+@pytest.mark.parametrize("lr", ["fast", "1e-3", [1], 0.0, -1.0, float("nan")])
+def test_a_rate_is_a_number_above_zero_or_auto(lr: Any) -> None:
+    with pytest.raises(UsageError, match="lr must be"):
+        Options(lr=lr).check()
+
+
+def same(one: Training, other: Training, folder: Path) -> bool:
+    """Whether two runs made the same vector, byte for byte, apart from what they were asked."""
+    files = []
+    for number, training in enumerate((one, other)):
+        training.vector.header.provenance.pop("run")
+        training.vector.save(folder / f"{number}.lota")
+        files.append((folder / f"{number}.lota").read_bytes())
+    return files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        replace(QUICK, lr="auto"),
+        replace(QUICK, lr="auto", calibration_lr="auto"),
+        replace(QUICK, calibration_lr="auto", low_memory=True, dtype="bfloat16"),
+        replace(QUICK, calibration_lr="auto", mask="fisher", steps=0),
+        replace(QUICK, lr="auto", mask="random", calibration_steps=20, weight_decay=0.1, dtype="bfloat16"),
+        replace(QUICK, lr="auto", method="fft", sparsity=None, calibration_steps=20, accumulate=2),
+        replace(QUICK, lr="auto", method="fft", sparsity=None, calibration_steps=20, dtype="bfloat16"),
+        replace(QUICK, lr="auto", method="lora", sparsity=None, calibration_steps=20),
+        replace(QUICK, lr="auto", method="lora", sparsity=None, calibration_steps=20, dtype="bfloat16"),
+        replace(QUICK, lr="auto", optimizer="sgd", schedule="linear", warmup_steps=1, calibration_steps=4),
+    ],
+    ids=lambda options: f"{options.method}-{options.mask}-{options.lr}-{options.calibration_lr}-{options.dtype}",
+)
+def test_a_run_that_finds_its_rate_is_the_run_that_is_given_it(
+    options: Options, llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The search leaves nothing behind."""
+    found = train(Checkpoint(llama), rows, options)
+    rates = {"lr": found.curve.lr, "calibration_lr": found.calibration_lr}
+    asked = {name: rates[name] for name in rates if getattr(options, name) == "auto"}
+    assert all(isinstance(rate, float) and rate > 0 for rate in asked.values())
+    assert same(found, train(Checkpoint(llama), rows, replace(options, **asked)), tmp_path)  # type: ignore[arg-type]
+
+
+def test_the_found_rates_are_in_the_file_and_the_report(llama: Path, rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.lota"
+    common = ["train", llama, rows, "-o", output, "--steps", "3", "--calibration-steps", "2", "--device", "cpu"]
+    said = ok(*common, "--lr", "auto", "--calibration-lr", "auto")
+    provenance = TaskVector.open(output).provenance
+    assert f"\nlearning rate: {provenance['lr']:g}\n" in said
+    assert f"\ncalibration learning rate: {provenance['calibration_lr']:g}\n" in said
+    assert provenance["run"]["options"]["lr"] == "auto"
+    planned = json.loads(ok(*common, "--lr", "auto", "--dry-run", "--force", "--json"))["phases"]
+    assert [(phase["name"], phase["steps"], phase["lr"]) for phase in planned] == [
+        ("calibrating", 2, default_rate("fft", "rmsprop")),
+        ("finding a learning rate", STEPS, None),
+        ("training", 3, None),
+    ]
+    again = tmp_path / "again.lota"
+    ok("train", llama, rows, "-o", again, "--config", output, "--device", "cpu")
+    assert again.read_bytes() == output.read_bytes()
+    settings = tmp_path / "run.yaml"
+    settings.write_text("lr: auto\ncalibration_lr: 1e-3\n", encoding="utf-8")
+    report = json.loads(ok(*common, "--config", settings, "--force", "--json"))
+    assert report["lr"] > 0
+    assert report["calibration_lr"] == 1e-3
+    mistyped = inside(*common, "--lr", "fast")
+    assert mistyped.returncode == 2
+    assert "'--lr': expected a number or auto, found 'fast'" in mistyped.stderr
+    settings.write_text("lr: fast\n", encoding="utf-8")
+    assert "lr must be a number or auto, found 'fast'" in refused(2, *common, "--config", settings)
+
+
+def test_a_run_goes_on_with_the_rate_that_it_found(llama: Path, rows: Path, tmp_path: Path) -> None:
+    """Interrupted when the rate was found, it does not search again."""
+    options = replace(QUICK, lr="auto", mask="random", calibration_steps=20)
+    stages: list[str] = []
+
+    def watch(stage: str, done: int, total: int, note: str) -> None:
+        stages.append(stage)
+        if stage == "training" and done == 2 and not (tmp_path / "second").exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Checkpoint(llama), rows, options, watch, folder=tmp_path / "run")
+    assert "finding a learning rate" in stages
+    stages.clear()
+    (tmp_path / "second").touch()
+    resumed = train(Checkpoint(llama), rows, options, watch, folder=tmp_path / "run")
+    assert "finding a learning rate" not in stages
+    assert same(resumed, train(Checkpoint(llama), rows, options), tmp_path)
+
+
+def test_no_rate_in_the_range_is_an_error(llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taskvec.training import rates
+
+    monkeypatch.setitem(rates._DEFAULTS["sgd"], "lota", 1e30)
+    options = replace(QUICK, lr="auto", optimizer="sgd", mask="random", calibration_steps=20)
+    with pytest.raises(TrainingError, match=r"the loss rises at all learning rates from 1e\+28 to .*: give --lr"):
+        train(Checkpoint(llama), rows, options)
