@@ -12,6 +12,8 @@ from typing import SupportsFloat
 
 import numpy as np
 
+from taskvec_formats.text import printable
+
 from .errors import UsageError
 
 
@@ -65,3 +67,11 @@ def said(value: object, most: int = 60) -> str:
         return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr as a part of one line."""
+    try:
+        return printable(said(value, 80))
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
+        return f"a {type(value).__name__}"

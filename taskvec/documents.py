@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from .arguments import shown
 from .errors import UsageError
-from .merging.settings import shown
 
 LARGEST = 1 << 16  # bytes; a recipe has some hundreds
 DEEPEST = 16  # collections within one another; a recipe has six

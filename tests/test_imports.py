@@ -68,6 +68,42 @@ def test_there_is_no_circle_inside_a_package(package: str) -> None:
         pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
 
 
+# the folders of the library from the lowest to the highest; those in one row do not import one another
+FLOORS = (
+    {""},
+    {"vectors"},
+    {"applying", "analysis", "merging.methods"},
+    {"algebra", "merging", "models"},
+    {"data"},
+    {"evaluation"},
+    {"training"},
+    {"demo"},
+)
+
+
+def test_folders_import_only_those_below_them() -> None:
+    known = modules("taskvec")
+    floors = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+    def folder(module: str) -> str:
+        package = module if known[module].name == "__init__.py" else module.rpartition(".")[0]
+        return package.removeprefix("taskvec").removeprefix(".")
+
+    assert {folder(name) for name in known} == floors.keys()
+    for name, path in known.items():
+        if name == "taskvec":
+            continue  # the public names, from everywhere
+        for other in imports(name, path, known=set(known)) & known.keys():
+            here, there = folder(name), folder(other)
+            assert here == there or floors[there] < floors[here], f"{name} imports {other}"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for package in PACKAGES:
+        for name, path in modules(package).items():
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

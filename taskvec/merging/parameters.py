@@ -8,9 +8,10 @@ from typing import Any
 
 from taskvec_formats.text import printable
 
+from ..arguments import shown
 from ..errors import UsageError
 from .registry import AUTO, method_of
-from .settings import Rule, Setting, number_of, numbers_of, shown
+from .settings import Rule, Setting, number_of, numbers_of
 
 OF_A_MODEL = ("weight", "density", "gamma")
 OF_ALL = (*OF_A_MODEL, "lambda", "normalize", "rescale", "int8_mask", "dialect", "elect", "seed", "on_overlap")

@@ -15,6 +15,7 @@ from taskvec_formats import Checkpoint, Header, Identity
 from taskvec_formats.text import printable
 
 from ..applying.output import TARGETS
+from ..arguments import shown
 from ..documents import read_document
 from ..errors import UsageError
 from ..hub import open_checkpoint
@@ -27,7 +28,7 @@ from .average import average
 from .merge import merge
 from .parameters import OF_A_MODEL, OF_ALL, parameters_of
 from .registry import AUTO, method_of
-from .settings import Rule, Setting, described, shown
+from .settings import Rule, Setting, described
 
 # what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
 _METHODS = {"task_arithmetic": "linear", "linear": "average"}

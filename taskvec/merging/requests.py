@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+from ..arguments import shown
 from ..errors import UsageError
 from ..vectors.vector import TaskVector
 from .methods.dialects import DIALECTS
@@ -13,7 +14,7 @@ from .methods.disjoint import POLICIES
 from .methods.pruning import RESCALES
 from .methods.ties import ELECTIONS
 from .registry import Method
-from .settings import Depth, Rule, Setting, numbers_of, resolve, shown
+from .settings import Depth, Rule, Setting, numbers_of, resolve
 
 _CHOICES: dict[str, Iterable[object]] = {
     "dialect": DIALECTS,

@@ -13,9 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from taskvec_formats.text import printable
-
-from ..arguments import real, said
+from ..arguments import real, shown
 from ..errors import UsageError
 from ..names import stack_and_layer
 from ..vectors.layers import counted, most
@@ -135,11 +133,3 @@ def described(setting: object) -> Any:
         return [described(each) for each in setting]
     # numbers of numpy are not JSON, those of Python stay as they were given
     return setting if isinstance(setting, int) or type(setting) is float else number_of(setting, "setting")
-
-
-def shown(value: object) -> str:
-    """A value for a message: its repr as a part of one line."""
-    try:
-        return printable(said(value, 80))
-    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
-        return f"a {type(value).__name__}"

@@ -11,10 +11,10 @@ from typing import Any
 
 from taskvec_formats import Checkpoint
 
+from ..arguments import shown
 from ..data.sources import read_tables
 from ..documents import read_document
 from ..errors import UsageError
-from ..merging.settings import shown
 from ..vectors.vector import TaskVector
 from .options import AUTO
 
