@@ -1,5 +1,6 @@
 """`taskvec merge`: a command with many options, in panels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,6 +107,15 @@ def merge(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Any option of the method, also of one from another package; may be repeated.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +157,7 @@ def merge(
         options[name] = _numbers(name, options[name])
     if len(options.get("density", ())) == 1:
         options["density"] = options["density"][0]
+    options |= _options(option or (), given)
     asked = None if recipe is None else _recipe(given)
     if asked is None and not vectors:
         raise UsageError("nothing to merge: give .lota files, or --recipe")
@@ -192,11 +203,36 @@ def merge(
             render.say(f"note: {note}")
 
 
+def _options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+    """What --option says: name -> value of options of the method."""
+    from taskvec.errors import UsageError
+    from taskvec.merging.registry import AUTO, method_of
+
+    if not texts:
+        return {}
+    method = given["method"] or AUTO
+    if method == AUTO:
+        raise UsageError("--option needs --method: auto chooses the method, which then has no options")
+    known, found = method_of(method).options, {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        name = key.replace("-", "_")
+        if not equals:
+            raise UsageError(f"--option takes KEY=VALUE, found {text!r:.80}")
+        if name not in known:
+            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+            raise UsageError(f"{method} has no option {key!r:.80}; {has}")
+        if name in found or given.get(name) is not None:
+            raise UsageError(f"option {key!r:.80} is given twice")
+        found[name] = known[name].parse(value)
+    return found
+
+
 def _recipe(given: dict[str, Any]) -> "Recipe":
     from taskvec.errors import UsageError
     from taskvec.merging.recipe import Recipe
 
-    for name in ("vectors", "base", *_OPTIONS):
+    for name in ("vectors", "base", "option", *_OPTIONS):
         if given[name] not in (None, []):
             shown = {"lam": "--lambda", "vectors": "VECTORS"}.get(name, f"--{name.replace('_', '-')}")
             raise UsageError(f"the recipe says what to merge and how: {shown} has no place beside it")

@@ -11,26 +11,22 @@ from typing import Any
 
 from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.atomic import atomic_directory
-from taskvec_formats.errors import FormatError
-from taskvec_formats.header import stored_digest
 from taskvec_formats.parallel import ordered_map
 
 from ..arguments import instance
 from ..destination import appearing, check_apart, check_folder
-from ..errors import ResultError, SizeError, UsageError
+from ..errors import UsageError
 from ..progress import Progress, silent
 from ..resume import RecordedFolder
-from ..vectors import carried
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
-from .layout import check_index, layout_of
-from .output import AS_IT_IS, Files, Output, Shard
+from .layout import check_index
+from .output import AS_IT_IS, Files, Output
+from .plan import Plan, plan_of
 from .verified import Application
 from .writer import Writer
 
 WORK = "merge"  # what a folder of finished shards is of
-# a result may be so many times as large as the base, and so much larger, without being asked for
-_GROWTH, _SLACK = 4, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,7 @@ def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = sile
     """Apply every block in memory and compare it with its digests; the errors of `apply`, nothing written."""
     instance("vector", vector, TaskVector)
     instance("base", base, Checkpoint)
-    layout = layout_of(vector, base)
-    _check_size(vector, base, _size(layout.shards, layout.files, AS_IT_IS), None)
+    plan_of(vector, base, AS_IT_IS).check_size(None)
     application = Application(vector, base, progress)
 
     def check(spec: TensorSpec) -> None:
@@ -121,100 +116,36 @@ def apply(
         check_apart(work, inputs)
     if work is not None and vector.header.tuned is not None:
         raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
-    layout = layout_of(vector, base)
-    left_out = tuple(base.left_out) if layout.keeps_files else carried.recorded(vector.provenance)
-    written = output.files(layout.files, base.name)
-    shards = output.shards(layout.shards)
-    written |= output.index(written, shards, lacking=layout.lacks_index)
-    check_index(shards, written, out.name)
-    size = _size(shards, written, output)
-    _check_size(vector, base, size, max_bytes)
-    _check_space(out, size, work if resume else None)
+    plan = plan_of(vector, base, output)
+    check_index(plan.shards, plan.files, out.name)
+    plan.check_size(max_bytes)
+    plan.check_space(out, work if resume else None)
     if work is not None:
         base.digests(lambda done, total: progress("hashing base", done, total, ""))
-    application = Application(vector, base, progress)
-    writer = Writer(application, vector, base, output, shards, progress)
-    progress("applying", 0, writer.total, f"{size:,} bytes")
+    writer = Writer(Application(vector, base, progress), plan, progress)
+    progress("applying", 0, writer.total, f"{plan.size:,} bytes")
     if work is None:
         with appearing(out), atomic_directory(out, replace=force) as folder:
             writer.write(folder)
-            _write_files(written, folder)
-            found = _finished(folder, shards, written, output)
+            written = _finish(plan, folder)
     else:
-        headers = {name: stored_digest(shard.header) for name, shard in shards.items()}
-        settings = {"dtype": output.dtype, "shard_size": output.shard_size, "shards": headers}
-        recorded = {**(record or {}), "base": base.fingerprint, "output": settings}
-        with RecordedFolder(work, WORK, recorded, resume=resume) as keep:
+        with RecordedFolder(work, WORK, {**(record or {}), **plan.record}, resume=resume) as keep:
             writer.write_missing(keep, work)
             check_folder(out, force=force, inputs=inputs)  # again, as long as the shards can wait
             with appearing(out), atomic_directory(out, replace=force) as folder:
-                _write_files(written, folder)
-                for name in shards:
+                for name in plan.shards:
                     os.rename(work / name, folder / name)
-                found = _finished(folder, shards, written, output)
+                written = _finish(plan, folder)
             keep.remove()
     progress("applying", writer.total, writer.total, "")
-    differences = list(layout.differences)
-    if vector.header.tuned is None:
-        return Applied(None, tuple(differences), left_out)
-    as_it_is = all(output.form(form) == form for shard in shards.values() for form in shard.tensors.values())
-    # tensors of another dtype are not the tuned checkpoint's in any case, and are named below
-    if as_it_is and found.fingerprint != vector.header.tuned.fingerprint:
-        differences.insert(0, "weights that the vector leaves alone are not as in its base")
-    differences += [f"{name} is written anew" for name in shards if shards[name] != layout.shards.get(name)]
-    differences += [f"{name} is written anew" for name in sorted(written) if written[name] != layout.files.get(name)]
-    return Applied(not differences, tuple(differences), left_out)
+    differences = plan.differences(written)
+    return Applied(None if vector.header.tuned is None else not differences, differences, plan.left_out)
 
 
-def _size(shards: Mapping[str, Shard], files: Files, output: Output) -> int:
-    """Bytes of all files of a result."""
-    beside = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
-    return sum(map(output.length, shards.values())) + sum(beside)
-
-
-def _check_size(vector: TaskVector, base: Checkpoint, size: int, most: int | None) -> None:
-    """Raise SizeError where the result is larger than `most` bytes or, without that, out of proportion to the base.
-
-    A tensor that a vector adds is zeros where the vector gives no value, so a small file can describe a huge model.
-    """
-    held = sum(shard.path.stat().st_size for shard in base.shards)
-    limit = _GROWTH * held + _SLACK if most is None else most
-    if size > limit:
-        raise SizeError(
-            f"{vector.name} makes a model of {size:,} bytes of {base.name}, which has {held:,}; at most {limit:,} are "
-            "written unless a larger size is allowed"
-        )
-
-
-def _check_space(out: Path, size: int, work: Path | None) -> None:
-    """Raise SizeError where the disk of the output cannot hold so many bytes; what is in `work` is there already."""
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if work is not None and work.is_dir():
-        free += sum(file.stat().st_size for file in work.iterdir())
-    if size > free:
-        raise SizeError(f"{out} takes {size:,} bytes, and {free:,} are free in {folder}")
-
-
-def _finished(folder: Path, shards: Mapping[str, Shard], files: Files, output: Output) -> Checkpoint:
-    """The checkpoint that a program finds in a folder that was just written.
-
-    Raises ResultError where that is not what was to be written.
-    """
-    expected = {name: output.form(form) for shard in shards.values() for name, form in shard.tensors.items()}
-    try:
-        found = Checkpoint(folder)
-    except FormatError as error:
-        raise ResultError(f"the model that was written cannot be read: {error}") from None
-    if {file.name for file in folder.iterdir()} != shards.keys() | files.keys():
-        raise ResultError("the model that was written lacks a file: two of its names may be one on this file system")
-    for name, form in expected.items():
-        info = found.tensors.get(name)
-        if info is None or info.form != form:
-            raise ResultError(f"the model that was written has tensor {name!r} as {info and info.form}, not as {form}")
-    if more := sorted(found.tensors.keys() - expected.keys()):
-        raise ResultError(f"the model that was written has tensor {more[0]!r}, which the result does not")
-    return found
+def _finish(plan: Plan, folder: Path) -> Checkpoint:
+    """Write the side files beside the shards, and check the whole."""
+    _write_files(plan.files, folder)
+    return plan.check_written(folder)
 
 
 def _write_files(files: Files, folder: Path) -> None:

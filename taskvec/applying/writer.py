@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from taskvec_formats import Checkpoint, Form
+from taskvec_formats import Form
 from taskvec_formats.atomic import atomic_file
 from taskvec_formats.parallel import ordered_map
 
 from ..progress import Progress
 from ..resume import RecordedFolder
 from ..vectors.delta import as_bytes
-from ..vectors.vector import TaskVector
-from .output import Output, Shard
+from .output import Shard
+from .plan import Plan
 from .verified import Application
 
 
@@ -38,25 +38,14 @@ class _Piece(NamedTuple):
 class Writer:
     """Writes shards piece by piece, several at a time. total: the tensors in all of them."""
 
-    def __init__(
-        self,
-        application: Application,
-        vector: TaskVector,
-        base: Checkpoint,
-        output: Output,
-        shards: Mapping[str, Shard],
-        progress: Progress,
-    ) -> None:
+    def __init__(self, application: Application, plan: Plan, progress: Progress) -> None:
         self._application = application
-        self._vector = vector
-        self._base = base
-        self._output = output
-        self._shards = shards
+        self._vector, self._base, self._output, self._shards = plan.vector, plan.base, plan.output, plan.shards
         self._progress = progress
         self._done = 0
-        self.total = sum(len(shard.tensors) for shard in shards.values())
+        self.total = sum(len(shard.tensors) for shard in plan.shards.values())
         # what is known to the bit is rounded from there; a sum is rounded once, to the dtype asked for
-        self._sums = vector.header.tuned is None
+        self._sums = plan.vector.header.tuned is None
 
     def write(self, folder: Path) -> None:
         """Write every shard into a folder that will be given up on an error."""

@@ -2,7 +2,8 @@
 
 from ..vectors.align import Aligned, Part
 from .merge import merge
+from .methods.options import Bounds
 from .registry import AUTO, METHODS, Method, merge_method
 from .settings import Rule
 
-__all__ = ["AUTO", "METHODS", "Aligned", "Method", "Part", "Rule", "merge", "merge_method"]
+__all__ = ["AUTO", "METHODS", "Aligned", "Bounds", "Method", "Part", "Rule", "merge", "merge_method"]

@@ -25,11 +25,12 @@ from ..vectors.vector import TaskVector
 from .bases import check_bases
 from .measured import depth_of, measured_from
 from .methods.dialects import DIALECTS
+from .methods.options import options_of
 from .methods.pruning import Pruned, Request
 from .methods.ties import ties
 from .methods.trim import trim
 from .notes import divided_out, first_meeting, notes_on, untrimmed
-from .registry import AUTO, Method, method_of, options_of
+from .registry import AUTO, Method, method_of
 from .requests import by_tensor, by_vector, densities_for, options_for, weights_for
 from .settings import Depth, Setting, described, numbers_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,14 +10,24 @@ from taskvec_formats.text import printable
 
 from ..arguments import shown
 from ..errors import UsageError
-from .registry import AUTO, method_of
+from .registry import AUTO, METHODS, method_of
 from .settings import Rule, Setting, number_of, numbers_of
 
-OF_A_MODEL = ("weight", "density", "gamma")
-OF_ALL = (*OF_A_MODEL, "lambda", "normalize", "rescale", "int8_mask", "dialect", "elect", "seed", "on_overlap")
+SETTINGS = ("weight", "density", "lambda")  # may differ from tensor to tensor, whatever the method
 # of pydantic, by which mergekit reads them
 _TRUE = (True, 1, "1", "on", "t", "true", "y", "yes")
 _FALSE = (False, 0, "0", "off", "f", "false", "n", "no")
+
+
+def names_for_all() -> list[str]:
+    """The parameters that may stand under the whole document: those of every method, and one without effect here."""
+    return list(dict.fromkeys([*SETTINGS, "int8_mask", *(name for each in METHODS.values() for name in each.options)]))
+
+
+def names_for_a_model() -> list[str]:
+    """Those that may stand under a model: settings, and options that are numbers with a fraction."""
+    numbers = [name for each in METHODS.values() for name, option in each.options.items() if option.kind is float]
+    return list(dict.fromkeys(["weight", "density", *numbers]))
 
 
 def parameters_of(
@@ -34,8 +44,8 @@ def parameters_of(
         notes: Receives a sentence for each parameter that has no effect.
 
     Returns:
-        Name -> a Setting for weight, density, gamma and lambda; a truth value for normalize and rescale; others as
-        they are.
+        Name -> a Setting for those of SETTINGS and for options that are numbers with a fraction; a truth value for
+        rescale and for options that are true or false; others as they are.
 
     Raises:
         UsageError: A value is none that the parameter can have, or a parameter of all models stands at one.
@@ -46,13 +56,22 @@ def parameters_of(
         raise UsageError(f"{owner}parameters are names and values, found {shown(document)}")
     found = {}
     for name, value in document.items():
-        if name in OF_ALL and name not in known:
+        if name not in known and name in names_for_all():
             raise UsageError(f"{owner}unknown parameter {name!r}: it belongs under the 'parameters' of the document")
         if name not in known or not _has_effect(name, method):
             notes.append(f"{owner}{printable(name, 80)} has no effect on {named}")
             continue
-        found[name] = _READERS.get(name, _as_it_is)(value, f"{owner}{name}")
+        found[name] = _reader(name, method)(value, f"{owner}{name}")
     return found
+
+
+def _reader(name: str, method: str) -> Callable[[Any, str], Any]:
+    option = None if method == AUTO else method_of(method).options.get(name)
+    kind = None if option is None else option.kind
+    if name in SETTINGS or kind is float:
+        return _setting
+    # a choice here, and a truth value in mergekit
+    return _truth if name in ("normalize", "rescale") or kind is bool else _as_it_is
 
 
 def _has_effect(name: str, method: str) -> bool:
@@ -115,9 +134,3 @@ def _truth(value: Any, what: str) -> bool:
 
 def _as_it_is(value: Any, what: str) -> Any:
     return value
-
-
-_READERS: Mapping[str, Callable[[Any, str], Any]] = {
-    **dict.fromkeys(("weight", "density", "gamma", "lambda"), _setting),
-    **dict.fromkeys(("normalize", "rescale"), _truth),
-}

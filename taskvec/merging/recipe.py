@@ -26,7 +26,8 @@ from ..vectors.source import Memory
 from ..vectors.vector import TaskVector
 from .average import average
 from .merge import merge
-from .parameters import OF_A_MODEL, OF_ALL, parameters_of
+from .methods.options import Option
+from .parameters import SETTINGS, names_for_a_model, names_for_all, parameters_of
 from .registry import AUTO, method_of
 from .settings import Rule, Setting, described
 
@@ -136,14 +137,14 @@ class Recipe:
         self, vectors: Sequence[TaskVector], weights: Sequence[Setting], progress: Progress, base: Checkpoint | None
     ) -> TaskVector:
         known = {} if self.method == AUTO else method_of(self.method).options
-        apart = (*OF_A_MODEL, "lambda")
-        options = {name: value for name, value in self.parameters.items() if name not in apart}
+        options = {name: value for name, value in self.parameters.items() if name not in SETTINGS}
         if "dialect" in known:
             options.setdefault("dialect", "mergekit")
         if "rescale" in options:
             options["rescale"] = "norm" if options["rescale"] else "none"
-        if any(self._of(model, "gamma") is not None for model in self._merged):
-            options["gamma"] = self._gamma(known.get("gamma", 0.0))
+        for name, option in known.items():
+            if option.kind is float and any(self._of(model, name) is not None for model in self._merged):
+                options[name] = self._shared(option)
         density = [self._of(model, "density") for model in self._merged]
         asked = any(each is not None for each in density)
         return merge(
@@ -151,23 +152,27 @@ class Recipe:
             self.method,
             weights,
             progress,
-            density=[_else_one(each) for each in density] if asked or "density" in known else None,
+            density=[_else_one(each) for each in density] if asked or self._prunes else None,
             lam=_else_one(self.parameters.get("lambda")),
             base=base,
             **options,
         )
 
-    def _gamma(self, default: float) -> float:
-        """The gamma of all models. Raises UsageError where it is no number, or that of one model is another."""
-        found = [self._of(model, "gamma") for model in self._merged]
-        numbers = [default if gamma is None else gamma for gamma in found]
-        for model, gamma in zip(self._merged, numbers, strict=True):
-            if not isinstance(gamma, float) or gamma != numbers[0]:
+    def _shared(self, option: Option) -> float:
+        """An option of the method, a number. Raises UsageError if it is a rule, or differs between models."""
+        found = [self._of(model, option.name) for model in self._merged]
+        numbers = [option.default if number is None else number for number in found]
+        for model, number in zip(self._merged, numbers, strict=True):
+            if not isinstance(number, float) or number != numbers[0]:
                 raise UsageError(
-                    f"gamma must be one number for all models, found {shown(described(gamma))} for {model.reference} "
-                    f"(it is {default:g} where it is left out)"
+                    f"{option.name} must be one number for all models, found {shown(described(number))} for "
+                    f"{model.reference} (it is {option.default:g} where it is left out)"
                 )
-        return float(numbers[0])  # type: ignore[arg-type]  # a Setting that is a float
+        return float(numbers[0])  # type: ignore[arg-type]  # as has just been checked
+
+    @property
+    def _prunes(self) -> bool:
+        return self.method != AUTO and method_of(self.method).prune is not None
 
     def _of(self, model: Model, name: str) -> Setting | None:
         """A model's setting; where its rules do not fit, that of all models."""
@@ -210,7 +215,7 @@ def _recipe(path: Path, document: Any) -> Recipe:
     _check_method(method)
     _base_tokenizer(document)
     notes = [f"the key {printable(key, 80)} has no effect" for key in _others(document, _KEYS, "", "the document")]
-    parameters = parameters_of(document.get("parameters"), named, method, OF_ALL, "", notes)
+    parameters = parameters_of(document.get("parameters"), named, method, names_for_all(), "", notes)
     models = document.get("models")
     if not isinstance(models, list) or not models:
         raise UsageError("'models' must be a list of models")
@@ -239,7 +244,8 @@ def _model(entry: Any, named: str, method: str, notes: list[str]) -> Model:
     owner = f"model {printable(reference, 80)}"
     keys = _others(entry, ("model", "parameters"), f" of {owner}", owner)
     notes += [f"{owner}: the key {printable(key, 80)} has no effect" for key in keys]
-    return Model(reference, parameters_of(entry.get("parameters"), named, method, OF_A_MODEL, f"{owner}: ", notes))
+    found = parameters_of(entry.get("parameters"), named, method, names_for_a_model(), f"{owner}: ", notes)
+    return Model(reference, found)
 
 
 def _is_reference(value: Any) -> bool:
@@ -251,7 +257,7 @@ def _others(document: Mapping[str, Any], known: Sequence[str], of: str, where: s
     """The keys that mergekit passes over. Raises UsageError for a setting that is not among the parameters."""
     others = [key for key in document if key not in known]
     for key in others:
-        if key in OF_ALL:
+        if key in names_for_all():
             raise UsageError(f"unknown key{of} {key!r}: settings belong under the 'parameters' of {where}")
     return others
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 from taskvec_formats import SparseTensor
@@ -14,7 +13,8 @@ from .methods.breadcrumbs import outliers
 from .methods.dare import drop
 from .methods.disjoint import disjoint
 from .methods.linear import linear
-from .methods.pruning import Keep
+from .methods.options import Option, options_of
+from .methods.pruning import Keep, pruning_options
 from .methods.ties import ties
 from .methods.trim import trim
 
@@ -46,23 +46,13 @@ class Method:
     whole: bool = False
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Name -> default of every option that can be chosen."""
+    def options(self) -> dict[str, Option]:
+        """Every option that can be chosen, by name; the density is none of them."""
         found = options_of(self.combine)
         if self.prune:
-            found |= {
-                "density": self.density,
-                "rescale": self.rescale,
-                "dialect": "reference",
-                **options_of(self.prune),
-            }
-        return {name: default for name, default in found.items() if name not in self.fixed}
-
-
-def options_of(function: Callable[..., object]) -> dict[str, Any]:
-    """Name -> default of a function's keyword-only arguments."""
-    parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+            found |= options_of(pruning_options) | options_of(self.prune)
+            found["rescale"] = replace(found["rescale"], default=self.rescale)
+        return {name: option for name, option in found.items() if name not in self.fixed}
 
 
 METHODS: dict[str, Method] = {

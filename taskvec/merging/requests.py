@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 from ..arguments import shown
 from ..errors import UsageError
 from ..vectors.vector import TaskVector
-from .methods.dialects import DIALECTS
-from .methods.disjoint import POLICIES
-from .methods.pruning import RESCALES
-from .methods.ties import ELECTIONS
 from .registry import Method
 from .settings import Depth, Rule, Setting, numbers_of, resolve
-
-_CHOICES: dict[str, Iterable[object]] = {
-    "dialect": DIALECTS,
-    "elect": ELECTIONS,
-    "on_overlap": POLICIES,
-    "rescale": (*RESCALES, None),
-    "normalize": (True, False),
-}
-_SEEDS = -(2**63), 2**64 - 1
 
 
 def options_for(method: Method, options: Mapping[str, Any], density: object) -> dict[str, Any]:
@@ -35,36 +21,15 @@ def options_for(method: Method, options: Mapping[str, Any], density: object) -> 
     known = method.options
     if density is not None and method.prune is None:
         raise UsageError(f"{method.name} has no density: it prunes nothing")
-    for name, value in options.items():
-        if name not in known or name == "density":
-            has = f"it has {', '.join(sorted(known))}" if known else "it has none"
+    for name in options:
+        if name not in known:
+            names = sorted([*known, *["density"] * (method.prune is not None)])
+            has = f"it has {', '.join(names)}" if names else "it has none"
             raise UsageError(f"{method.name} has no option {name.replace('_', '-')!r}; {has}")
-        if name in _CHOICES and value not in _comparable(name, value):
-            choices = ", ".join(str(choice) for choice in _CHOICES[name] if choice is not None)
-            raise UsageError(f"{name.replace('_', '-')} is one of {choices}, found {shown(value)}")
-    checked = dict(options)
-    if "gamma" in options:
-        (checked["gamma"],) = numbers_of([options["gamma"]], "gamma")
-        if not 0 <= checked["gamma"] < 1:
-            raise UsageError(f"gamma is a share of the weights, at least 0 and below 1, found {checked['gamma']:g}")
-    if "seed" in options:
-        checked["seed"] = _seed(options["seed"])
-    defaults = {name: default for name, default in known.items() if name != "density"}
+    checked = {name: known[name].read(value) for name, value in options.items()}
+    defaults = {name: option.default for name, option in known.items()}
     dialect = options.get("dialect", "reference")
     return {**defaults, **method.dialects.get(dialect, {}), **checked}
-
-
-def _comparable(name: str, value: object) -> list[object]:
-    """The choices that a value can be compared with: `==` of arrays is an array, and 1 equals True."""
-    return [choice for choice in _CHOICES[name] if type(choice) is type(value)]
-
-
-def _seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise UsageError(f"a seed is a whole number, found {shown(seed)}")
-    if not _SEEDS[0] <= int(seed) <= _SEEDS[1]:
-        raise UsageError("a seed is a whole number between -2^63 and 2^64 - 1")
-    return int(seed)
 
 
 def weights_for(weights: Sequence[Setting] | None, vectors: Sequence[TaskVector]) -> Sequence[Setting]:

@@ -1,15 +1,18 @@
 """Model Breadcrumbs: of each tensor neither the largest changes nor the small ones (arXiv 2312.06795, section 3)."""
 
+from typing import Annotated
+
 import numpy as np
 
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from .options import Bounds
 from .pruning import Keep, Request
 from .ranks import Ranks
 
 
-def outliers(request: Request, *, gamma: float = 0.01) -> Keep:
+def outliers(request: Request, *, gamma: Annotated[float, Bounds(0, 1, below=True)] = 0.01) -> Keep:
     """Leave out the share `gamma` of each tensor's weights that moved most; of the rest keep the largest, `density`.
 
     Where both together are more than there is, fewer of the largest are left out.

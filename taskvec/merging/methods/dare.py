@@ -1,18 +1,20 @@
 """DARE: drop entries at random and let the others grow (Yu et al., arXiv 2311.03099, section 3)."""
 
 import hashlib
+from typing import Annotated
 
 import numpy as np
 
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from .options import Bounds
 from .pruning import Keep, Request
 
 _STEP, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def drop(request: Request, *, seed: int = 0) -> Keep:
+def drop(request: Request, *, seed: Annotated[int, Bounds(-(2**63), 2**64 - 1)] = 0) -> Keep:
     """Keep each entry with the probability `density`.
 
     Whether one stays depends on `seed`, the vector's number, the tensor's name and the position: not on the order in

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+DialectName: TypeAlias = Literal["reference", "mergekit", "peft"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Dialect:
     rescale: str
 
 
-DIALECTS = {
+DIALECTS: dict[DialectName, Dialect] = {
     # the papers: arXiv 2306.01708, Algorithm 1; arXiv 2311.03099, section 3
     "reference": Dialect(
         whole_vector=True,

@@ -1,5 +1,7 @@
 """Masks that do not meet: every entry is kept, times its vector's weight (LoTTO, arXiv 2406.16797, section 3)."""
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 
 from taskvec_formats import SparseTensor
@@ -7,10 +9,10 @@ from taskvec_formats import SparseTensor
 from ...errors import MergeError
 from ...vectors.align import Aligned
 
-POLICIES = ("error", "sum", "mean", "larger", "first")
+OnOverlap: TypeAlias = Literal["error", "sum", "mean", "larger", "first"]
 
 
-def disjoint(vectors: Aligned, *, on_overlap: str = "error") -> SparseTensor:
+def disjoint(vectors: Aligned, *, on_overlap: OnOverlap = "error") -> SparseTensor:
     """The union of the weighted entries, explicit zeros included.
 
     Args:

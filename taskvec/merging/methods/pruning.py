@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -14,11 +14,11 @@ from taskvec_formats.sparse import Indices
 
 from ...vectors.sums import addend
 from ...vectors.vector import TaskVector
-from .dialects import Dialect
+from .dialects import Dialect, DialectName
 
 # of a tensor's name, the first element of one of its blocks, and the block's entries: the places of those that stay
 Keep: TypeAlias = Callable[[str, int, SparseTensor], Indices]
-RESCALES = ("none", "density", "norm")
+Rescale: TypeAlias = Literal["none", "density", "norm"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,12 @@ class Pruned:
             before += float(np.abs(whole).sum(dtype=np.float64))
             after += float(np.abs(self._kept(name, *span, density).values).sum(dtype=np.float64))
         return np.float32(1) if min(before, after) < 1e-7 else np.float32(before) / np.float32(after)
+
+
+def pruning_options(*, dialect: DialectName = "reference", rescale: Rescale | None = None) -> None:
+    """The options of every method that prunes, beside its density.
+
+    Args:
+        dialect: Which implementation to match.
+        rescale: How the entries that stay grow; None as in the dialect.
+    """

@@ -3,17 +3,21 @@
 Yadav et al., "TIES-Merging", arXiv 2306.01708, Algorithm 1, steps 2 and 3; step 1 is trim.py.
 """
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 
 from taskvec_formats import SparseTensor
 
 from ...vectors.align import Aligned
-from .dialects import DIALECTS
+from .dialects import DIALECTS, DialectName
 
-ELECTIONS = ("mass", "frequency")
+Election: TypeAlias = Literal["mass", "frequency"]
 
 
-def ties(vectors: Aligned, *, dialect: str = "reference", elect: str = "mass", normalize: bool = True) -> SparseTensor:
+def ties(
+    vectors: Aligned, *, dialect: DialectName = "reference", elect: Election = "mass", normalize: bool = True
+) -> SparseTensor:
     """Sign election and disjoint mean.
 
     Elected is γ = sgn(Σ wᵢ·τᵢ), by "mass", or sgn(Σ sgn(wᵢ·τᵢ)), by "frequency"; the result is the mean of the wᵢ·τᵢ

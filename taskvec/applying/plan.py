@@ -1,0 +1,162 @@
+"""What applying a vector writes: every file of the result, its size, and how it differs from the tuned checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from taskvec_formats import Checkpoint, Form
+from taskvec_formats.errors import FormatError
+from taskvec_formats.header import stored_digest
+
+from ..errors import ResultError, SizeError
+from ..vectors import carried
+from ..vectors.vector import TaskVector
+from .layout import Layout, layout_of
+from .output import Files, Output, Shard
+
+# a result may be so many times as large as the base, and so much larger, without being asked for
+_GROWTH, _SLACK = 4, 1 << 28
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files of a result, settled before any of them is written.
+
+    Attributes:
+        vector: What is applied.
+        base: What it is applied to.
+        output: How the result is written.
+        layout: The result before `output` has its say.
+        shards: The shards that are written, by file name.
+        files: The side files that are written, by name.
+    """
+
+    vector: TaskVector
+    base: Checkpoint
+    output: Output
+    layout: Layout
+    shards: Mapping[str, Shard]
+    files: Files
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all files."""
+        beside = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
+        return sum(map(self.output.length, self.shards.values())) + sum(beside)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the tuned folder, or of the base's where the side files are the base's, is not written."""
+        return tuple(self.base.left_out) if self.layout.keeps_files else carried.recorded(self.vector.provenance)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What must be the same for finished shards to be of use to another run, as JSON."""
+        headers = {name: stored_digest(shard.header) for name, shard in self.shards.items()}
+        output = {"dtype": self.output.dtype, "shard_size": self.output.shard_size, "shards": headers}
+        return {"base": self.base.fingerprint, "output": output}
+
+    def check_size(self, most: int | None) -> None:
+        """Check that the result is in proportion to the base.
+
+        A tensor that a vector adds is zeros where the vector has no value, so a small file can describe a huge model.
+
+        Args:
+            most: The largest size in bytes. None allows four times the base and 2^28 bytes.
+
+        Raises:
+            SizeError: The result is larger.
+        """
+        held = sum(shard.path.stat().st_size for shard in self.base.shards)
+        limit = _GROWTH * held + _SLACK if most is None else most
+        if self.size > limit:
+            raise SizeError(
+                f"{self.vector.name} makes a model of {self.size:,} bytes of {self.base.name}, which has {held:,}; at "
+                f"most {limit:,} are written unless a larger size is allowed"
+            )
+
+    def check_space(self, out: Path, work: Path | None) -> None:
+        """Check that the disk has room for the result.
+
+        Args:
+            out: Where it is written.
+            work: A folder on the same disk whose files are a part of it already.
+
+        Raises:
+            SizeError: It has not.
+        """
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free
+        if work is not None and work.is_dir():
+            free += sum(file.stat().st_size for file in work.iterdir())
+        if self.size > free:
+            raise SizeError(f"{out} takes {self.size:,} bytes, and {free:,} are free in {folder}")
+
+    def check_written(self, folder: Path) -> Checkpoint:
+        """Read the finished folder again, as a program that loads the model does.
+
+        Args:
+            folder: Holds what this plan describes.
+
+        Returns:
+            The checkpoint in it.
+
+        Raises:
+            ResultError: A file or a tensor is missing, is another, or was not planned.
+        """
+        expected = {name: form for shard in self.shards.values() for name, form in self._forms(shard).items()}
+        try:
+            found = Checkpoint(folder)
+        except FormatError as error:
+            raise ResultError(f"the model that was written cannot be read: {error}") from None
+        if {file.name for file in folder.iterdir()} != self.shards.keys() | self.files.keys():
+            raise ResultError(
+                "the model that was written lacks a file: two of its names may be one on this file system"
+            )
+        for name, form in expected.items():
+            info = found.tensors.get(name)
+            if info is None or info.form != form:
+                raise ResultError(
+                    f"the model that was written has tensor {name!r} as {info and info.form}, not as {form}"
+                )
+        if more := sorted(found.tensors.keys() - expected.keys()):
+            raise ResultError(f"the model that was written has tensor {more[0]!r}, which the result does not")
+        return found
+
+    def differences(self, written: Checkpoint) -> tuple[str, ...]:
+        """Why the result is not the tuned checkpoint of the vector, one sentence each.
+
+        Args:
+            written: The finished result.
+        """
+        differences = list(self.layout.differences)
+        tuned = self.vector.header.tuned
+        if tuned is None:
+            return tuple(differences)
+        # tensors of another dtype are not the tuned checkpoint's in any case, and are named below
+        keeps = all(self._forms(shard) == dict(shard.tensors) for shard in self.shards.values())
+        if keeps and written.fingerprint != tuned.fingerprint:
+            differences.insert(0, "weights that the vector leaves alone are not as in its base")
+        for planned, as_tuned in ((self.shards, self.layout.shards), (self.files, self.layout.files)):
+            differences += [
+                f"{name} is written anew" for name in sorted(planned) if planned[name] != as_tuned.get(name)
+            ]
+        return tuple(differences)
+
+    def _forms(self, shard: Shard) -> dict[str, Form]:
+        """Dtype and shape of each tensor of a shard as it is written."""
+        return {name: self.output.form(form) for name, form in shard.tensors.items()}
+
+
+def plan_of(vector: TaskVector, base: Checkpoint, output: Output) -> Plan:
+    """The files of a result; the errors of `layout_of`, `Output.files` and `check_index`."""
+    layout = layout_of(vector, base)
+    files = output.files(layout.files, base.name)
+    shards = output.shards(layout.shards)
+    files |= output.index(files, shards, lacking=layout.lacks_index)
+    return Plan(vector, base, output, layout, shards, files)
