@@ -26,7 +26,7 @@ from taskvec import Checkpoint, TaskVector, apply, diff, merge
 from taskvec.data.examples import read_examples
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import evaluate_checkpoint
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 from taskvec.training.train import Training, train
 
 NUMBERS = "one two three four five six seven eight nine".split()
@@ -35,7 +35,9 @@ ROWS = [
     for a, b in ((1, 1), (1, 2), (2, 2), (3, 1), (4, 2), (1, 5), (3, 3), (2, 5))
 ]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "<image>"]
-OPTIONS = Options(sparsity=0.9, steps=2, calibration_steps=2, batch_size=4, lr=1e-2, max_length=32, device="cpu")
+OPTIONS = TrainingOptions(
+    sparsity=0.9, steps=2, calibration_steps=2, batch_size=4, lr=1e-2, max_length=32, device="cpu"
+)
 
 TOKENS: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES: dict[str, Any] = {

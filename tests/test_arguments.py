@@ -31,7 +31,7 @@ from taskvec import (
 )
 from taskvec.arguments import real, said, whole
 from taskvec.errors import MaskError, UsageError
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 
 
 class Case(NamedTuple):
@@ -92,8 +92,8 @@ CALLS: dict[str, Callable[[Case, Any], object]] = {
     "Output, dtype": lambda case, value: Output(dtype=value),
     "Output, card": lambda case, value: Output(card=value),
     **{
-        f"Options, {name}": lambda case, value, name=name: Options(**{name: value}).check()
-        for name in Options.__dataclass_fields__
+        f"TrainingOptions, {name}": lambda case, value, name=name: TrainingOptions(**{name: value}).check()
+        for name in TrainingOptions.__dataclass_fields__
     },
 }
 
@@ -136,11 +136,11 @@ def outcome(call: str, case: Case, value: Any) -> str:
         ("change, stop", 10**400, "tensor 'w' has 4 elements: 0 to a number of about 400 digits is no range of them"),
         ("Output, shard_size", "2GB", "shard_size must be a whole number, found '2GB'"),
         ("Output, card", b"# x", "card must be a str, found b'# x'"),
-        ("Options, lr", "1e-4", "lr must be a number, found '1e-4'"),
-        ("Options, batch_size", 1.5, "batch-size must be a whole number, found 1.5"),
-        ("Options, seed", -1, "seed must be at least 0 and below 4294967295, found -1"),
-        ("Options, low_memory", "no", "low-memory must be True or False, found 'no'"),
-        ("Options, method", None, "method must be a str, found None"),
+        ("TrainingOptions, lr", "1e-4", "lr must be a number, found '1e-4'"),
+        ("TrainingOptions, batch_size", 1.5, "batch-size must be a whole number, found 1.5"),
+        ("TrainingOptions, seed", -1, "seed must be at least 0 and below 4294967295, found -1"),
+        ("TrainingOptions, low_memory", "no", "low-memory must be True or False, found 'no'"),
+        ("TrainingOptions, method", None, "method must be a str, found None"),
     ],
 )
 def test_what_is_wrong_is_said(call: str, value: Any, message: str, case: Case) -> None:
@@ -164,13 +164,15 @@ def test_numbers_of_any_kind_are_numbers(number: Any, case: Case, tmp_path: Path
     assert sparse_vector.provenance["sparsity"] == 0.5
     assert type(sparse_vector.provenance["sparsity"]) is float
     sparse_vector.save(tmp_path / "x.lota")
-    options = Options(sparsity=number, lr=number, via=None, epochs=number)
+    options = TrainingOptions(sparsity=number, lr=number, via=None, epochs=number)
     assert [type(each) for each in (options.sparsity, options.lr, options.epochs)] == [float] * 3
     assert real("x", number) == 0.5
 
 
 def test_whole_numbers_of_any_kind_are_ints() -> None:
-    options = Options(steps=np.int64(3), batch_size=torch.tensor(2), seed=np.uint8(7), epochs=2, low_memory=np.True_)
+    options = TrainingOptions(
+        steps=np.int64(3), batch_size=torch.tensor(2), seed=np.uint8(7), epochs=2, low_memory=np.True_
+    )
     found = options.steps, options.batch_size, options.seed, options.epochs, options.low_memory
     assert found == (3, 2, 7, 2, True)
     assert [type(each) for each in found] == [int, int, int, int, bool]

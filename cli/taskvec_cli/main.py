@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from taskvec.reporting.bars import progress_bars
+
 from . import streams
 from .merge import merge
 from .outputs import DATA, FILE, LotaFile, ModelFolder, parse_size
-from .progress import progress_bars
 from .train import train
 
 

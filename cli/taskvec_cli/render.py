@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.evaluate import Evaluation
     from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
-    from taskvec.training.train import Training
+    from taskvec.training.train import TrainingResult
 
 _LINE, _CELL = 4000, 200  # the most characters of a line and of a cell of a table
 _RISEN = 1.2  # times the first loss of calibration, one batch, is more than noise
@@ -75,39 +75,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
-    """What `inspect --json` says of one file. The entries of a patch are the elements that it replaces."""
-    from taskvec.vectors.carried import recorded
-
-    counts = {name: spec.replaced if vector.kind == "patch" else spec.entries for name, spec in vector.specs.items()}
-    entries = sum(counts.values())
-    tuned = vector.header.tuned
-    return {
-        "path": path,
-        "kind": vector.kind,
-        "entries": entries,
-        "replaced": sum(spec.replaced for spec in vector.specs.values()),
-        "eligible": vector.eligible,
-        "density": entries / vector.eligible if vector.eligible else 0.0,
-        "bytes": file_size,
-        "bits_per_entry": 8 * file_size / entries if entries else None,
-        "base": {"name": vector.base.name, "fingerprint": vector.base.fingerprint},
-        "tuned": tuned and {"name": tuned.name, "fingerprint": tuned.fingerprint},
-        "removed": list(vector.header.removed),
-        "side_files": [file.name for file in vector.header.files or () if file.blob],
-        "not_carried": list(recorded(vector.provenance)),
-        "provenance": vector.provenance,
-        "tensors": [
-            {
-                "name": spec.name,
-                "shape": list(spec.shape),
-                "dtype": spec.dtype.name,
-                "origin": spec.origin and {"shape": list(spec.origin.shape), "dtype": spec.origin.dtype.name},
-                "entries": counts[spec.name],
-                "density": counts[spec.name] / spec.size if spec.size else 0.0,
-            }
-            for spec in vector.specs.values()
-        ],
-    }
+    """What `inspect --json` says of one file."""
+    summary = vector.summary()
+    entries = summary["entries"]
+    size = {"bytes": file_size, "bits_per_entry": 8 * file_size / entries if entries else None}
+    return {"path": path, **summary, **size}
 
 
 def report_file(output: Path, as_json: bool, **more: object) -> None:
@@ -185,7 +157,7 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say("nothing was trained or written")
 
 
-def training_summary(trained: Training) -> dict[str, Any]:
+def training_summary(trained: TrainingResult) -> dict[str, Any]:
     """What `train --json` says beside the file's summary."""
     curve = trained.curve
     return {

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from taskvec.reporting.bars import progress_bars
+
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
 from .outputs import DATA, FILE, LotaFile, check_unfinished
-from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from taskvec.training.options import Options
-    from taskvec.training.train import Training
+    from taskvec.training.options import TrainingOptions
+    from taskvec.training.train import TrainingResult
     from taskvec_formats import Checkpoint
 
 _MASK = "Which weights (--method lota)"
@@ -341,25 +342,25 @@ def train(
     _report(trained, output, as_json=as_json, in_a_row=bool(earlier))
 
 
-def _options(given: dict[str, Any], was_set: set[str]) -> "Options":
+def _options(given: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
     """The options that are meant by the parameters of the command, of which some were set."""
     from dataclasses import fields
 
     from taskvec.training.effects import check_effects
-    from taskvec.training.options import Options
+    from taskvec.training.options import TrainingOptions
 
     takes_mask = given["mask_from"] is not None
     if given["sparsity"] is None and not takes_mask and given["method"] == "lota":
         given["sparsity"] = 0.9
     given |= {name: given[name] or () for name in ("include", "exclude", "eval_metric")}
-    options = Options(**{field.name: given[field.name] for field in fields(Options)})
+    options = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
     options.check()
     evaluates = given["eval_data"] is not None or bool(given["eval_split"])
     check_effects(options, was_set, takes_mask=takes_mask, evaluates=evaluates)
     return options
 
 
-def _preview(checkpoint: "Checkpoint", data: Path, options: "Options") -> None:
+def _preview(checkpoint: "Checkpoint", data: Path, options: "TrainingOptions") -> None:
     from taskvec.training.preview import preview_first
 
     from . import render
@@ -372,7 +373,7 @@ def _preview(checkpoint: "Checkpoint", data: Path, options: "Options") -> None:
 def _plan(
     checkpoint: "Checkpoint",
     data: Path,
-    options: "Options",
+    options: "TrainingOptions",
     request: dict[str, Any],
     *,
     output: Path,
@@ -393,7 +394,7 @@ def _plan(
         render.print_plan(found, files, folders)
 
 
-def _report(trained: "Training", output: Path, *, as_json: bool, in_a_row: bool) -> None:
+def _report(trained: "TrainingResult", output: Path, *, as_json: bool, in_a_row: bool) -> None:
     from . import render
 
     summary = render.training_summary(trained)
@@ -402,7 +403,7 @@ def _report(trained: "Training", output: Path, *, as_json: bool, in_a_row: bool)
         render.say(f"taskvec: warning: {warning}", err=True)
 
 
-def _draw(trained: "Training", label: str, plot: Path, *, force: bool) -> None:
+def _draw(trained: "TrainingResult", label: str, plot: Path, *, force: bool) -> None:
     from taskvec.analysis.plots import plot_losses
 
     curve = trained.curve

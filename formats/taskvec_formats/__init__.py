@@ -5,19 +5,19 @@ from .checkpoint import Checkpoint
 from .errors import FormatError
 from .forms import Form
 from .header import Header, Identity, TensorSpec
-from .lota import Companion, LotaReader, LotaWriter
+from .lota import LotaReader, LotaWriter, SideFile
 from .sparse import SparseTensor
 
 __all__ = [
     "Change",
     "Checkpoint",
-    "Companion",
     "Form",
     "FormatError",
     "Header",
     "Identity",
     "LotaReader",
     "LotaWriter",
+    "SideFile",
     "SparseTensor",
     "TensorSpec",
 ]

@@ -15,7 +15,7 @@ from .codecs import POSITION_CODECS, VALUE_CODECS, Frame, Gaps, PositionCodec, V
 from .dtypes import BitArray, DType
 from .errors import ChecksumError, StreamError
 from .forms import BLOCK_ELEMENTS, Form
-from .header import Block, Entries, Stream, TensorSpec, stored_digest
+from .header import Block, EntryStreams, Stream, TensorSpec, stored_digest
 from .sparse import Indices, SparseTensor
 
 Codec = TypeVar("Codec", PositionCodec, ValueCodec)
@@ -52,9 +52,9 @@ class Change:
     @classmethod
     def joined(cls, parts: list[tuple[int, Change]], start: int, stop: int, dtype: DType) -> Change:
         """What happens to the range [start, stop) of a tensor of `dtype`, from that of parts (SparseTensor.joined)."""
-        delta = SparseTensor.joined([(first, part.delta) for first, part in parts], start, stop, np.float32)
+        delta = SparseTensor.concat([(first, part.delta) for first, part in parts], start, stop, np.float32)
         replacements = [(first, part.replacements) for first, part in parts]
-        return cls(delta, SparseTensor.joined(replacements, start, stop, dtype.carrier))
+        return cls(delta, SparseTensor.concat(replacements, start, stop, dtype.carrier))
 
     def touched(self) -> Indices:
         """Positions that either holds, increasing."""
@@ -127,7 +127,7 @@ def _frame(form: Form, size: int, base: BitArray | None) -> Frame:
     return Frame(size // form.cols, form.cols, form.dtype, base)
 
 
-def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tuple[Entries | None, bytes]:
+def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tuple[EntryStreams | None, bytes]:
     if not len(indices):
         return None, b""
     position_codecs, value_codecs = _CHOICES[codec]
@@ -138,7 +138,7 @@ def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tup
         value_codecs = (VALUE_CODECS[best], VALUE_CODECS["plain"])
     value_name, second = _smallest(value_codecs, _ANY[1], lambda each: each.encode(values, indices, frame))
     streams = Stream(positions, len(first)), Stream(value_name, len(second))
-    return Entries(len(indices), *streams), first + second
+    return EntryStreams(len(indices), *streams), first + second
 
 
 def _smallest(codecs: Iterable[Codec], any_block: Codec, encode: Callable[[Codec], bytes | None]) -> tuple[str, bytes]:
@@ -149,7 +149,9 @@ def _smallest(codecs: Iterable[Codec], any_block: Codec, encode: Callable[[Codec
     return min(found.items(), key=lambda pair: len(pair[1]))
 
 
-def _decode(entries: Entries | None, data: memoryview, dtype: np.dtype[Any], frame: Frame, part: str) -> SparseTensor:
+def _decode(
+    entries: EntryStreams | None, data: memoryview, dtype: np.dtype[Any], frame: Frame, part: str
+) -> SparseTensor:
     shape = (frame.size,)
     if entries is None:
         return SparseTensor.empty(shape, dtype)

@@ -21,7 +21,7 @@ from .dtypes import DTYPES
 from .errors import ChecksumError, HeaderError, NotLotaError, VersionError
 from .file_names import check_shard_name, check_side_file_name
 from .forms import Form, check_shape
-from .header import Blob, Block, Entries, Header, Identity, SideFile, Stream, TensorSpec
+from .header import Blob, Block, EntryStreams, Header, Identity, StoredFile, Stream, TensorSpec
 
 VERSION = (1, 0)
 KINDS = ("vector", "patch")
@@ -98,14 +98,14 @@ def _block_json(block: Block) -> list[Any]:
     return [block.digest, block.before, block.after, *parts]
 
 
-def _entries_json(entries: Entries | None) -> list[Any] | None:
+def _entries_json(entries: EntryStreams | None) -> list[Any] | None:
     if entries is None:
         return None
     positions, values = entries.positions, entries.values
     return [entries.count, positions.codec, positions.length, values.codec, values.length]
 
 
-def _files_json(files: tuple[SideFile, ...] | None) -> list[Any] | None:
+def _files_json(files: tuple[StoredFile, ...] | None) -> list[Any] | None:
     if files is None:
         return None
     return [
@@ -318,7 +318,7 @@ def _block(where: str, value: Any, span: tuple[int, int]) -> Block | None:
     return Block(_hex(where, digest, _STORED), delta, replacements, _touched(where, before), _touched(where, after))
 
 
-def _entries(where: str, value: Any, size: int) -> Entries | None:
+def _entries(where: str, value: Any, size: int) -> EntryStreams | None:
     if value is None:
         return None
     if type(value) is not list or len(value) != 5:
@@ -336,10 +336,10 @@ def _entries(where: str, value: Any, size: int) -> Entries | None:
             raise HeaderError(f"{where}: not a length: {length!r:.80}")
         if length > _STREAM_BYTES + _ENTRY_BYTES * count:
             raise HeaderError(f"{where}: a stream of {length} bytes for {count} entries")
-    return Entries(count, Stream(positions, positions_length), Stream(values, values_length))
+    return EntryStreams(count, Stream(positions, positions_length), Stream(values, values_length))
 
 
-def _files(index: _Fields, key: str, check: Callable[[str], None]) -> tuple[SideFile, ...] | None:
+def _files(index: _Fields, key: str, check: Callable[[str], None]) -> tuple[StoredFile, ...] | None:
     if index.value[key] is None:
         return None
     items = index.get(key, list)
@@ -348,7 +348,7 @@ def _files(index: _Fields, key: str, check: Callable[[str], None]) -> tuple[Side
     return tuple(_file(key, item, check) for item in items)
 
 
-def _file(key: str, item: Any, check: Callable[[str], None]) -> SideFile:
+def _file(key: str, item: Any, check: Callable[[str], None]) -> StoredFile:
     if type(item) is not list or len(item) != 3 or type(item[0]) is not str:
         raise HeaderError(f"{key}: not a file: {item!r:.80}")
     name, sha256, blob = item
@@ -366,4 +366,4 @@ def _file(key: str, item: Any, check: Callable[[str], None]) -> SideFile:
         if key == "shards" and blob[1] > HEADER_BYTES + 8:
             raise HeaderError(f"{where}: a header of {blob[1]} bytes")
         blob = Blob(blob[0], blob[1], _hex(where, blob[2], _STORED))
-    return SideFile(name, _hex(where, sha256, _SHA256), blob)
+    return StoredFile(name, _hex(where, sha256, _SHA256), blob)

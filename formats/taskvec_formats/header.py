@@ -36,7 +36,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Entries:
+class EntryStreams:
     """Stored entries of a block: how many, their positions, then their values."""
 
     count: int
@@ -60,8 +60,8 @@ class Block:
     """
 
     digest: str
-    delta: Entries | None = None
-    replacements: Entries | None = None
+    delta: EntryStreams | None = None
+    replacements: EntryStreams | None = None
     before: str | None = None
     after: str | None = None
 
@@ -131,7 +131,7 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class SideFile:
+class StoredFile:
     """A file of the tuned checkpoint that is not listed in `tensors`: a shard's header, a config, a tokenizer.
 
     sha256: of its content. blob: the content, or None where the base has the same.
@@ -159,12 +159,12 @@ class Header:
     tuned: Identity | None
     tensors: tuple[TensorSpec, ...]
     removed: tuple[str, ...] = ()
-    shards: tuple[SideFile, ...] | None = None
-    files: tuple[SideFile, ...] | None = None
+    shards: tuple[StoredFile, ...] | None = None
+    files: tuple[StoredFile, ...] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def blobs(self) -> list[SideFile]:
+    def blobs(self) -> list[StoredFile]:
         """Shard headers and side files that are stored, in the order of their blobs behind the blocks."""
         return [file for file in (*(self.shards or ()), *(self.files or ())) if file.blob]
 

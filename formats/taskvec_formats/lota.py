@@ -19,7 +19,7 @@ from .container import SafetensorsFile, encode_header
 from .description import DIGEST_KEY, INDEX_BYTES, encode, parse
 from .errors import ChecksumError, FormatError, HeaderError, StreamError
 from .forms import Bits
-from .header import Blob, Block, Header, SideFile, TensorSpec, stored_digest
+from .header import Blob, Block, Header, StoredFile, TensorSpec, stored_digest
 from .parallel import ordered_map
 
 INDEX, BLOCKS = "taskvec.index", "taskvec.blocks"
@@ -27,7 +27,7 @@ _HEADER_BYTES = 1 << 25  # a description at its longest, each character of it an
 
 
 @dataclass(frozen=True)
-class Companion:
+class SideFile:
     """A side file of a checkpoint: name, SHA-256 of its content, and the content, None where the base has it."""
 
     name: str
@@ -48,8 +48,8 @@ class LotaWriter:
         self._header = header
         self._replace = replace
         self._tensors: list[TensorSpec] = []
-        self._shards: list[SideFile] | None = None
-        self._files: list[SideFile] | None = None
+        self._shards: list[StoredFile] | None = None
+        self._files: list[StoredFile] | None = None
         self._length = 0
 
     def __enter__(self) -> LotaWriter:
@@ -82,17 +82,17 @@ class LotaWriter:
             raise HeaderError("the shards' headers must not follow a side file")
         self._shards = [self._blob(name, header) for name, header in headers.items()]
 
-    def add_files(self, files: Iterable[Companion]) -> None:
+    def add_files(self, files: Iterable[SideFile]) -> None:
         """The side files of the tuned checkpoint; those without content are in the base."""
         self._files = [
-            SideFile(file.name, file.sha256, None) if file.content is None else self._blob(file.name, file.content)
+            StoredFile(file.name, file.sha256, None) if file.content is None else self._blob(file.name, file.content)
             for file in sorted(files, key=lambda file: file.name)
         ]
 
-    def _blob(self, name: str, data: bytes) -> SideFile:
+    def _blob(self, name: str, data: bytes) -> StoredFile:
         stored = pack_blob(data)
         self._write(stored)
-        return SideFile(name, hashlib.sha256(data).hexdigest(), Blob(len(stored), len(data), stored_digest(stored)))
+        return StoredFile(name, hashlib.sha256(data).hexdigest(), Blob(len(stored), len(data), stored_digest(stored)))
 
     def _write(self, data: bytes) -> None:
         with naming(self._path):
@@ -140,7 +140,7 @@ class LotaReader:
             raise type(error)(f"{path}: {error}") from None
         self.specs = {spec.name: spec for spec in self.header.tensors}
         self._starts: dict[str, int] = {}  # where each tensor's blocks begin
-        self._blobs: dict[SideFile, int] = {}
+        self._blobs: dict[StoredFile, int] = {}
         self._offsets: dict[str, list[int]] = {}  # and each of its blocks, once one of them was asked for
         offset = 0
         for spec in self.header.tensors:
@@ -219,14 +219,14 @@ class LotaReader:
         shards = self.header.shards
         return None if shards is None else {shard.name: self.content(shard) for shard in shards}
 
-    def files(self) -> list[Companion] | None:
+    def files(self) -> list[SideFile] | None:
         """The side files of the tuned checkpoint, None where they are the base's. Raises ChecksumError."""
         files = self.header.files
         if files is None:
             return None
-        return [Companion(file.name, file.sha256, self.content(file) if file.blob else None) for file in files]
+        return [SideFile(file.name, file.sha256, self.content(file) if file.blob else None) for file in files]
 
-    def content(self, file: SideFile) -> bytes:
+    def content(self, file: StoredFile) -> bytes:
         """The content of a stored shard header or side file. Raises ChecksumError where it was altered."""
         if file.blob is None:
             raise ValueError(f"{file.name} is not stored")

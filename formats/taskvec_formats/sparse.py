@@ -61,7 +61,7 @@ class SparseTensor:
         return cls._of_checked(shape, np.empty(0, np.int64), np.empty(0, dtype))
 
     @classmethod
-    def joined(cls, parts: list[tuple[int, SparseTensor]], start: int, stop: int, dtype: npt.DTypeLike) -> SparseTensor:
+    def concat(cls, parts: list[tuple[int, SparseTensor]], start: int, stop: int, dtype: npt.DTypeLike) -> SparseTensor:
         """The entries of the flat range [start, stop) from flat parts in order: (position of its first element, part).
 
         Between the parts, and where there are none, nothing is carried; values of `dtype`.
@@ -71,7 +71,7 @@ class SparseTensor:
         indices = np.concatenate([np.empty(0, np.int64), *(first + part.indices for first, part in parts)])
         values = np.concatenate([np.empty(0, dtype), *(part.values for _, part in parts)])
         end = parts[-1][0] + parts[-1][1].size if parts else stop
-        return cls.owning((end,), indices, values).within(start, stop)
+        return cls.owning((end,), indices, values).slice_range(start, stop)
 
     def reshaped(self, shape: tuple[int, ...]) -> SparseTensor:
         """The same entries under another shape of the same size. Raises StreamError where that is too small."""
@@ -79,7 +79,7 @@ class SparseTensor:
             return self.owning(shape, self.indices, self.values)
         return self._of_checked(shape, self.indices, self.values)
 
-    def holding(self, values: npt.NDArray[Any]) -> SparseTensor:
+    def with_values(self, values: npt.NDArray[Any]) -> SparseTensor:
         """Other values, [n], copied, at the same positions. Raises StreamError where they are more or fewer."""
         return self._holding(_copy("values", values))
 
@@ -88,20 +88,20 @@ class SparseTensor:
         _check_values(self.indices, values)
         return self._of_checked(self.shape, self.indices, values)
 
-    def within(self, start: int, stop: int) -> SparseTensor:
+    def slice_range(self, start: int, stop: int) -> SparseTensor:
         """The entries of the flat range [start, stop), positions counted from its start."""
         if (start, stop) == (0, self.size):
             return self if len(self.shape) == 1 else self.reshaped((self.size,))
         low, high = np.searchsorted(self.indices, (start, stop))
         return self._of_checked((stop - start,), self.indices[low:high] - start, self.values[low:high])
 
-    def taking(self, places: npt.NDArray[np.integer[Any]]) -> SparseTensor:
+    def take(self, places: npt.NDArray[np.integer[Any]]) -> SparseTensor:
         """Those entries that stand at some places of the list, increasing."""
         return self._of_checked(self.shape, self.indices[places], self.values[places])
 
     def at(self, positions: Indices) -> SparseTensor:
         """The entries at some positions, int64, increasing."""
-        return self.taking(np.flatnonzero(np.isin(self.indices, positions, assume_unique=True)))
+        return self.take(np.flatnonzero(np.isin(self.indices, positions, assume_unique=True)))
 
     @property
     def size(self) -> int:

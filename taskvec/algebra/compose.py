@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_formats import Change, Checkpoint, Companion, Header, SparseTensor, TensorSpec
+from taskvec_formats import Change, Checkpoint, Header, SideFile, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray, DType
 from taskvec_formats.file_names import INDEX
 from taskvec_formats.forms import Bits
@@ -19,7 +19,7 @@ from taskvec_formats.sparse import Indices
 from ..applying.overlay import Patched
 from ..arguments import instance
 from ..errors import BaseMismatchError, MergeError, UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.align import merging
 from ..vectors.delta import add
 from ..vectors.diff import diff
@@ -141,7 +141,7 @@ class _Layout:
         shards = self._second.source.shards()
         return self._first.source.shards() if shards is None else shards
 
-    def files(self) -> list[Companion] | None:
+    def files(self) -> list[SideFile] | None:
         given, files = self._first.source.files(), self._second.source.files()
         if files is None:
             laid_out_anew = self._second.source.shards() is not None
@@ -241,4 +241,4 @@ class _Difference(_Layout):
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         with self._lock:
             whole = self._whole(name)
-        return Change(whole.delta.within(start, stop), whole.replacements.within(start, stop))
+        return Change(whole.delta.slice_range(start, stop), whole.replacements.slice_range(start, stop))

@@ -19,7 +19,7 @@ from taskvec_formats import Checkpoint, FormatError
 
 from ..arguments import said
 from ..errors import UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .compose import compose
 

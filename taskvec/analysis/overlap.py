@@ -15,11 +15,11 @@ from taskvec_formats.forms import BLOCK_ELEMENTS
 from ..arguments import instances
 from ..errors import BaseMismatchError
 from ..names import layer_and_module
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.positions import common
 from ..vectors.vector import TaskVector
 
-Place = tuple[int | None, str]
+Module = tuple[int | None, str]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Overlap:
     expected_jaccard: that of two independent uniformly random masks of the same sizes over the same eligible weights,
         from the expected intersection |a|·|b|/N.
     cosine: of the two delta vectors, every position outside a mask counting as 0.
-    places: (layer, module) -> Cell; layer None for tensors outside the transformer blocks.
+    modules: (layer, module) -> Cell; layer None for tensors outside the transformer blocks.
     """
 
     a: int
@@ -66,7 +66,7 @@ class Overlap:
     total: Cell
     expected_jaccard: float
     cosine: float
-    places: dict[Place, Cell]
+    modules: dict[Module, Cell]
 
 
 def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[Overlap]:
@@ -77,14 +77,14 @@ def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[
     """
     instances("vectors", vectors, TaskVector)
     pairs = list(combinations(range(len(vectors)), 2))
-    places: dict[tuple[int, int], dict[Place, Cell]] = {pair: {} for pair in pairs}
+    modules: dict[tuple[int, int], dict[Module, Cell]] = {pair: {} for pair in pairs}
     dots = np.zeros((len(vectors), len(vectors)))
     names = sorted({name for vector in vectors for name in vector.specs})
     for done, name in enumerate(names):
         progress("comparing", done, len(names), name)
         place = layer_and_module(name)
         for a, b in pairs:
-            places[a, b].setdefault(place, Cell())
+            modules[a, b].setdefault(place, Cell())
         for tensors in ranges(vectors, name):
             for i, tensor in tensors.items():
                 dots[i, i] += _dot(tensor.values, tensor.values)
@@ -96,10 +96,10 @@ def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[
                     conflicts = int(np.count_nonzero(np.sign(left) * np.sign(right) < 0))
                     cell = Cell(cell.a, cell.b, len(in_a), conflicts)
                     dots[a, b] += _dot(left, right)
-                places[a, b][place] += cell
+                modules[a, b][place] += cell
     progress("comparing", len(names), len(names), "")
     return [
-        _pair(vectors, a, b, places[a, b], dots[a, b] / (math.sqrt(dots[a, a] * dots[b, b]) or math.inf))
+        _pair(vectors, a, b, modules[a, b], dots[a, b] / (math.sqrt(dots[a, a] * dots[b, b]) or math.inf))
         for a, b in pairs
     ]
 
@@ -129,7 +129,7 @@ def ranges(vectors: Sequence[TaskVector], name: str) -> Iterator[dict[int, Spars
 def _parts(block: Mapping[int, SparseTensor]) -> Iterator[dict[int, SparseTensor]]:
     size = next(iter(block.values())).size
     for low in range(0, size, BLOCK_ELEMENTS):
-        yield {number: delta.within(low, min(low + BLOCK_ELEMENTS, size)) for number, delta in block.items()}
+        yield {number: delta.slice_range(low, min(low + BLOCK_ELEMENTS, size)) for number, delta in block.items()}
 
 
 def meet(a: SparseTensor, b: SparseTensor) -> bool:
@@ -141,11 +141,11 @@ def _dot(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.dot(left.astype(np.float64), right.astype(np.float64)))
 
 
-def _pair(vectors: Sequence[TaskVector], a: int, b: int, places: dict[Place, Cell], cosine: float) -> Overlap:
-    total = sum(places.values(), Cell())
+def _pair(vectors: Sequence[TaskVector], a: int, b: int, modules: dict[Module, Cell], cosine: float) -> Overlap:
+    total = sum(modules.values(), Cell())
     # the weights either mask could have chosen from; both name the same ones when both come from training
     sizes = {spec.name: spec.size for i in (a, b) for spec in vectors[i].specs.values() if spec.eligible}
     eligible = sum(sizes.values())
     chance = total.a * total.b / eligible if eligible else 0.0
     union = total.a + total.b - chance
-    return Overlap(a, b, total, chance / union if union else 0.0, cosine, places)
+    return Overlap(a, b, total, chance / union if union else 0.0, cosine, modules)

@@ -16,7 +16,7 @@ from ..destination import appearing, check_file
 from ..errors import UsageError
 from ..names import layer_and_module
 from ..vectors.vector import TaskVector
-from .overlap import Overlap, Place
+from .overlap import Module, Overlap
 
 _FORMATS = (".png", ".svg", ".pdf")
 # names from files are text, not formulas of TeX
@@ -36,7 +36,7 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *,
         (
             f"{names[pair.a]} and {names[pair.b]}: {pair.total.intersection:,} shared positions, "
             f"Jaccard {pair.total.jaccard:.1%}, by chance {pair.expected_jaccard:.1%}",
-            {place: cell.jaccard for place, cell in pair.places.items()},
+            {place: cell.jaccard for place, cell in pair.modules.items()},
         )
         for pair in pairs
     ]
@@ -48,7 +48,7 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *,
 def plot_density(label: str, vector: TaskVector, path: Path, *, force: bool = False) -> None:
     """Draw where a vector's entries are: the density in each module of each block. Raises as `plot_overlap`."""
     check_picture(path, force=force, inputs=vector.inputs)
-    entries: dict[Place, tuple[int, int]] = {}
+    entries: dict[Module, tuple[int, int]] = {}
     for name, spec in vector.specs.items():
         place = layer_and_module(name)
         count, size = entries.get(place, (0, 0))
@@ -122,7 +122,7 @@ def check_picture(path: Path, *, force: bool = False, inputs: Iterable[Path] = (
     check_file(path, force=force, inputs=inputs)
 
 
-def _draw(panels: Sequence[tuple[str, Mapping[Place, float]]], unit: str, mark: float | None, label: str) -> Any:
+def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark: float | None, label: str) -> Any:
     from matplotlib.figure import Figure  # the object API: no display, no global state
     from matplotlib.ticker import PercentFormatter
 

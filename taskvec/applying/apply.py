@@ -16,7 +16,7 @@ from taskvec_formats.parallel import ordered_map
 from ..arguments import instance
 from ..destination import appearing, check_apart, check_folder
 from ..errors import UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..resume import RecordedFolder
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taskvec_formats import Checkpoint, Companion, Form
+from taskvec_formats import Checkpoint, Form, SideFile
 from taskvec_formats.checkpoint import CONFIG_BYTES, check_config, find_shards
 from taskvec_formats.container import parse_header
 from taskvec_formats.errors import CheckpointError, HeaderError
@@ -51,11 +51,11 @@ def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
     """
     check_forms(vector, base)
     stored = vector.source.shards()
-    companions = vector.source.files()  # decoded, so asked for once
-    files, differences = _side_files(companions, base, laid_out_anew=stored is not None)
+    side_files = vector.source.files()  # decoded, so asked for once
+    files, differences = _side_files(side_files, base, laid_out_anew=stored is not None)
     shards = _shards(vector, base, stored)
     check_index(shards, files, f"the result of {vector.name} on {base.name}")
-    keeps_files = companions is None
+    keeps_files = side_files is None
     return Layout(shards, files, differences, keeps_files, keeps_files and stored is not None)
 
 
@@ -80,9 +80,9 @@ def check_stored_layout(vector: TaskVector) -> None:
             places[name] = file
     if missing := sorted(vector.specs.keys() - places.keys()):
         raise HeaderError(f"{vector.name}: no shard holds {missing[0]!r}")
-    for companion in vector.source.files() or ():
-        if companion.name == INDEX and companion.content is not None:
-            check_index(shards, {INDEX: companion.content}, vector.name)
+    for side_file in vector.source.files() or ():
+        if side_file.name == INDEX and side_file.content is not None:
+            check_index(shards, {INDEX: side_file.content}, vector.name)
 
 
 def check_index(shards: Mapping[str, Shard], files: Files, where: str) -> None:
@@ -142,23 +142,23 @@ def _shards(vector: TaskVector, base: Checkpoint, stored: Mapping[str, bytes] | 
 
 
 def _side_files(
-    companions: Sequence[Companion] | None, base: Checkpoint, laid_out_anew: bool
+    side_files: Sequence[SideFile] | None, base: Checkpoint, laid_out_anew: bool
 ) -> tuple[Files, list[str]]:
     """The side files of the result, and what in them cannot be as in the tuned checkpoint."""
     in_base = {file.name: file for file in base.side_files}
-    if companions is None:
+    if side_files is None:
         if laid_out_anew:
             in_base.pop(INDEX, None)  # it names the base's shards
         return dict(in_base), []
     files: Files = {}
     differences = []
-    for companion in companions:
-        if companion.content is not None:
-            files[companion.name] = companion.content
-        elif companion.name not in in_base:
-            differences.append(f"{companion.name} is not in the base")
+    for side_file in side_files:
+        if side_file.content is not None:
+            files[side_file.name] = side_file.content
+        elif side_file.name not in in_base:
+            differences.append(f"{side_file.name} is not in the base")
         else:
-            files[companion.name] = content = in_base[companion.name].read_bytes()
-            if hashlib.sha256(content).hexdigest() != companion.sha256:
-                differences.append(f"{companion.name} is not as in the vector's base")
+            files[side_file.name] = content = in_base[side_file.name].read_bytes()
+            if hashlib.sha256(content).hexdigest() != side_file.sha256:
+                differences.append(f"{side_file.name} is not as in the vector's base")
     return files, differences

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from taskvec_formats import Companion, Form
+from taskvec_formats import Form, SideFile
 from taskvec_formats.container import parse_header, shard_header, widest_first
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 from taskvec_formats.errors import CheckpointError
@@ -55,7 +55,7 @@ class Output:
     shard_size: int | None = None
     dtype: str | None = None
     card: str | None = None
-    carried: tuple[Companion, ...] = ()
+    carried: tuple[SideFile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shard_size is not None:

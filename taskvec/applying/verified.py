@@ -20,7 +20,7 @@ from taskvec_formats.parallel import ordered_map
 from taskvec_formats.sparse import Indices
 
 from ..errors import AlreadyAppliedError, BaseMismatchError, DTypeError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.delta import BaseBits, touched_bits
 from ..vectors.vector import TaskVector
 

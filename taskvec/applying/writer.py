@@ -13,7 +13,7 @@ from taskvec_formats import Form
 from taskvec_formats.atomic import atomic_file
 from taskvec_formats.parallel import ordered_map
 
-from ..progress import Progress
+from ..reporting.progress import Progress
 from ..resume import RecordedFolder
 from ..vectors.delta import as_bytes
 from .output import Shard

@@ -15,7 +15,7 @@ from taskvec_formats.atomic import atomic_file
 from ..analysis.overlap import Overlap, overlap
 from ..applying.apply import apply
 from ..merging import merge
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..resume import RecordedFolder
 from ..vectors.vector import TaskVector
 from .smollm2 import write_base
@@ -113,13 +113,13 @@ def _outdated(target: Path, *sources: Path) -> bool:
 
 
 def _train(task: str, base: Checkpoint, data: Path, ticket: Path, progress: Progress) -> None:
-    from ..training.options import Options
+    from ..training.options import TrainingOptions
     from ..training.train import train
 
     def labelled(stage: str, done: int, total: int, note: str) -> None:
         progress(f"{task}: {stage}", done, total, note)
 
-    train(base, data, Options(**RECIPE), labelled).vector.save(ticket, labelled)
+    train(base, data, TrainingOptions(**RECIPE), labelled).vector.save(ticket, labelled)
 
 
 def _scores(

@@ -35,7 +35,7 @@ from ..errors import DataError, TrainingError, UsageError
 from ..models.devices import device_of
 from ..models.kinds import check_reading, is_encoder_decoder, is_masked
 from ..models.loading import load_model
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .estimate import Estimate, estimate
 from .scoring import check_request, exact_match, needs_answers, rouge1

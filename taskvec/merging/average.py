@@ -20,7 +20,7 @@ from taskvec_formats.forms import Bits, take_for
 from ..applying.output import TARGETS, Values, round_to
 from ..applying.verified import mismatch
 from ..errors import MergeError, UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.delta import apply_range, diff_range
 from ..vectors.lineage import joined
 from ..vectors.promotion import WidenedEntries

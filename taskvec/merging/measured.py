@@ -8,7 +8,7 @@ from taskvec_formats import Checkpoint
 
 from ..applying.overlay import Patched
 from ..applying.verified import check_forms
-from ..progress import Progress
+from ..reporting.progress import Progress
 from ..vectors.diff import diff
 from ..vectors.layers import counted, most, recorded
 from ..vectors.promotion import is_widened, promoted, wider

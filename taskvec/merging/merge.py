@@ -14,7 +14,7 @@ from taskvec_formats.forms import Bits
 
 from ..arguments import instance, instances
 from ..errors import MergeError, UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.align import align, merging
 from ..vectors.layers import record
 from ..vectors.lineage import joined, lineage
@@ -187,7 +187,7 @@ class _Merge(WidenedEntries):
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         if self._method.whole:
             with self._lock:
-                merged = self._whole(name, 0, self._specs[name].size).within(start, stop)
+                merged = self._whole(name, 0, self._specs[name].size).slice_range(start, stop)
         else:
             merged = self._merged(name, start, stop)
         return Change(merged, no_replacements(self._specs[name], stop - start))
@@ -202,8 +202,8 @@ class _Merge(WidenedEntries):
         merged = []
         for low in range(0, stop - start, step):
             high = min(low + step, stop - start)
-            merged.append((low, self._combined(name, [tensor.within(low, high) for tensor in held])))
-        return SparseTensor.joined(merged, 0, stop - start, np.float32)
+            merged.append((low, self._combined(name, [tensor.slice_range(low, high) for tensor in held])))
+        return SparseTensor.concat(merged, 0, stop - start, np.float32)
 
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         lam = self._lam[name]
@@ -214,7 +214,7 @@ class _Merge(WidenedEntries):
             scaled = merged.values * np.float32(lam)
             if not np.isfinite(scaled).all():
                 raise MergeError(f"λ = {lam:g} leads out of the range of f32")
-            return merged.holding(scaled)
+            return merged.with_values(scaled)
 
     def notes(self, progress: Progress) -> list[str]:
         """Sentences about settings without effect on these vectors."""

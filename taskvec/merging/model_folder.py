@@ -11,7 +11,7 @@ from taskvec_formats import Checkpoint
 from ..applying.apply import apply
 from ..applying.output import AS_IT_IS, Output
 from ..destination import check_folder
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
 from .card import model_card

@@ -8,7 +8,7 @@ from itertools import combinations
 from taskvec_formats import Checkpoint, TensorSpec
 
 from ..analysis.overlap import meet, ranges
-from ..progress import Progress
+from ..reporting.progress import Progress
 from ..vectors.layers import counted, recorded
 from ..vectors.vector import TaskVector
 from .methods.dialects import Dialect

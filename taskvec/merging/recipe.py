@@ -19,7 +19,7 @@ from ..arguments import shown
 from ..documents import read_document
 from ..errors import UsageError
 from ..hub import open_checkpoint
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.promotion import wider
 from ..vectors.source import Memory

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import combinations, zip_longest
 from typing import Any
 
-from taskvec_formats import Checkpoint, Companion
+from taskvec_formats import Checkpoint, SideFile
 from taskvec_formats.file_names import INDEX
 
 from ..errors import MergeError, TokenizerError
@@ -43,7 +43,7 @@ class Agreement:
         compared.
     """
 
-    carried: list[Companion]
+    carried: list[SideFile]
     notes: list[str]
 
 
@@ -105,10 +105,10 @@ class _Owner:
     """Whose files they are, by name; None where they are those of a base that is not at hand."""
 
     name: str
-    files: Mapping[str, Companion] | None
+    files: Mapping[str, SideFile] | None
 
     @cached_property
-    def tokenizer(self) -> dict[str, Companion]:
+    def tokenizer(self) -> dict[str, SideFile]:
         """The files that say what a token is."""
         held = self.files or {}
         for kind, more in _KINDS:
@@ -140,7 +140,7 @@ class _Owner:
         return self.files is None or all(file.content is None for file in self.tokenizer.values())
 
 
-def _read(base: Checkpoint, listed: Sequence[Sequence[Companion] | None]) -> dict[str, Companion]:
+def _read(base: Checkpoint, listed: Sequence[Sequence[SideFile] | None]) -> dict[str, SideFile]:
     """The base's tokenizer, and those of its files that vectors list."""
     wanted = {name for kind, more in _KINDS for name in (*kind, *more)} | set(_NOTED)
     wanted |= {file.name for files in listed for file in files or ()}
@@ -148,13 +148,11 @@ def _read(base: Checkpoint, listed: Sequence[Sequence[Companion] | None]) -> dic
     for path in base.side_files:
         if path.name in wanted:
             content = path.read_bytes()
-            found[path.name] = Companion(path.name, hashlib.sha256(content).hexdigest(), content)
+            found[path.name] = SideFile(path.name, hashlib.sha256(content).hexdigest(), content)
     return found
 
 
-def _filled(
-    files: Sequence[Companion] | None, in_base: Mapping[str, Companion] | None
-) -> Mapping[str, Companion] | None:
+def _filled(files: Sequence[SideFile] | None, in_base: Mapping[str, SideFile] | None) -> Mapping[str, SideFile] | None:
     """A vector's files by name, with those of the base in their place where they are the same."""
     if files is None:
         return in_base
@@ -162,7 +160,7 @@ def _filled(
     return {file.name: held.get(file.name, file) if file.content is None else file for file in files}
 
 
-def _state(files: Sequence[Companion] | None, name: str, in_base: Mapping[str, Companion] | None) -> str | None:
+def _state(files: Sequence[SideFile] | None, name: str, in_base: Mapping[str, SideFile] | None) -> str | None:
     """The SHA-256 of a file that a vector changed, _IN_BASE where it did not, None where it has none."""
     if files is None:
         return _IN_BASE

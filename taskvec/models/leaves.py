@@ -600,7 +600,7 @@ class Origin:
     def split(self, entries: Mapping[str, SparseTensor]) -> dict[str, SparseTensor]:
         """Entries by parameter as entries by tensor."""
         return {
-            name: entries[place.parameter].within(place.start, place.start + form.size).reshaped(form.shape)
+            name: entries[place.parameter].slice_range(place.start, place.start + form.size).reshaped(form.shape)
             for name, place in self.tensors.items()
             for form in (self.base.tensors[name].form,)
         }

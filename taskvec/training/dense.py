@@ -19,7 +19,7 @@ from taskvec_formats.forms import Bits
 from ..errors import UsageError
 from ..models.placement import TORCH_DTYPES, Place, bits_of, part_of
 from ..vectors.delta import diff_range
-from ..vectors.source import Entries
+from ..vectors.source import DeltaSource
 from ..vectors.vector import TaskVector, header_of, specs_of
 from .folder import RunFolder
 from .loop import Curve
@@ -129,7 +129,7 @@ def difference(run: Run) -> TaskVector:
     return TaskVector(header_of(run.start, specs, {}), specs.values(), _Trained(run), checkpoint=run.start)
 
 
-class _Trained(Entries):
+class _Trained(DeltaSource):
     """The model's weights, rounded to the dtypes of the start, minus the start."""
 
     def __init__(self, run: Run) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import fields
 
 from ..errors import UsageError
-from .options import Options
+from .options import TrainingOptions
 
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
 _WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
@@ -16,7 +16,7 @@ _LEARNING = (
 
 
 def check_effects(
-    options: Options,
+    options: TrainingOptions,
     given: Collection[str] | None = None,
     *,
     takes_mask: bool = False,

@@ -35,9 +35,9 @@ from ..data.pairs import collator_of
 from ..data.rows import Row
 from ..errors import DivergedError, TrainingError, UsageError
 from ..models.devices import device_of
-from ..progress import Progress
+from ..reporting.progress import Progress
 from .optimizers import LeanRMSprop
-from .options import Options
+from .options import TrainingOptions
 
 CALIBRATING, TRAINING = "calibrating", "training"  # stages
 _COMPLETE = "complete"
@@ -211,7 +211,7 @@ def fit(
     model: nn.Module,
     optimizer: Optimizer,
     rows: Sequence[Row],
-    options: Options,
+    options: TrainingOptions,
     *,
     stage: str,
     steps: int,

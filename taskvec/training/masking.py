@@ -15,7 +15,7 @@ from taskvec_formats import Form
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.topk import FloatArray, top_k
 from ..vectors.vector import TaskVector
 

@@ -67,7 +67,7 @@ _KINDS: dict[str, Callable[[str, Any], object]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """How to train.
 
     method: "lota"; "fft", all parameters; "lora", adapters on all linear layers of the blocks, merged at the end.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from taskvec_formats import Checkpoint
 
 from ..names import layer_and_module
-from ..progress import Progress, silent
-from ..resident import resident
+from ..reporting.progress import Progress, silent
+from ..reporting.resident import resident
 from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector
 from .masking import Masks, mask_of, quotas, random_mask
-from .options import AUTO, Options, Rate
+from .options import AUTO, Rate, TrainingOptions
 from .rates import with_defaults
 from .train import check_request, does_calibrate, open_run, prepare
 
@@ -71,7 +71,7 @@ class Plan:
 def plan(
     base: Checkpoint,
     data: Path,
-    options: Options,
+    options: TrainingOptions,
     progress: Progress = silent,
     *,
     mask_from: TaskVector | None = None,

@@ -14,7 +14,7 @@ from ..data.pairs import encode_pair
 from ..data.rows import IGNORED, encode, length_limit
 from ..models.kinds import loader_of
 from ..models.loading import load_tokenizer
-from .options import Options
+from .options import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _text(tokenizer: Any, ids: list[int]) -> str:
     return text
 
 
-def preview_first(folder: Path, data: Path, options: Options) -> Preview:
+def preview_first(folder: Path, data: Path, options: TrainingOptions) -> Preview:
     """The first example of `data` as the model of a folder would train on it; the model itself is not loaded.
 
     Raises the errors of `read_examples`, `load_tokenizer` and `preview`.

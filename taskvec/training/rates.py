@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .options import Options
+from .options import TrainingOptions
 
 # By the optimizer, then by what trains: all weights (full fine-tuning and calibration), adapters, or a mask. Each is
 # the best of a grid on a validation part of the training data (benchmarks/rates.py; docs/training.md has the table).
@@ -21,7 +21,7 @@ def default_rate(method: str, optimizer: str) -> float:
     return _DEFAULTS[optimizer][method]
 
 
-def with_defaults(options: Options, *, calibrates: bool) -> Options:
+def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOptions:
     """The options with a learning rate for each phase that the run has, and none for a phase that it has not.
 
     Args:

@@ -23,12 +23,12 @@ from ..evaluation.evaluate import evaluate
 from ..models.kinds import check_reading, is_masked
 from ..models.loading import load_model
 from ..models.placement import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
-from ..progress import Progress
+from ..reporting.progress import Progress
 from ..vectors.delta import apply_range
 from ..vectors.vector import TaskVector
 from .loop import CALIBRATING, TRAINING, Curve, fit
 from .masking import Masks, taken_by
-from .options import Options
+from .options import TrainingOptions
 from .targets import chosen as chosen_tensors
 
 
@@ -47,7 +47,7 @@ class Run:
         start: Checkpoint,
         changed: Iterable[str],
         corpus: Corpus,
-        options: Options,
+        options: TrainingOptions,
         progress: Progress,
         *,
         dense: bool,

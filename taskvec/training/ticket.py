@@ -30,7 +30,7 @@ from .folder import RunFolder
 from .loop import Curve
 from .masking import Masks, largest, mask_of, random_mask
 from .optimizers import make_optimizer
-from .options import AUTO, Options
+from .options import AUTO, TrainingOptions
 from .range_test import find_rate
 from .rates import default_rate
 from .run import Run
@@ -127,7 +127,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     return Ticket(vector, calibration_losses, calibration_lr, curve, survived, unreached)
 
 
-def entries_wanted(options: Options, eligible: int, taken: Masks) -> int | None:
+def entries_wanted(options: TrainingOptions, eligible: int, taken: Masks) -> int | None:
     """k; None where another vector's mask is taken whole. Raises MaskError where fewer weights are free."""
     k = None if options.sparsity is None else entries_for(options.sparsity, eligible)
     free = eligible - sum(map(len, taken.values()))

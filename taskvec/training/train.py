@@ -15,7 +15,7 @@ from ..data.examples import check_examples
 from ..destination import check_apart
 from ..errors import BaseMismatchError, UsageError
 from ..models.devices import device_of
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.lineage import shortened
 from ..vectors.source import inputs_of
@@ -23,7 +23,7 @@ from ..vectors.vector import TaskVector
 from .effects import check_effects
 from .folder import RunFolder
 from .masking import free_share
-from .options import MASKS, SCOPES, Options
+from .options import MASKS, SCOPES, TrainingOptions
 from .rates import with_defaults
 from .targets import chosen
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingResult:
     """What came out.
 
     vector: in memory. calibration_losses: one a step; none where the mask needed no calibration.
@@ -64,7 +64,7 @@ class Training:
 def train(
     base: Checkpoint,
     data: Path,
-    options: Options,
+    options: TrainingOptions,
     progress: Progress = silent,
     *,
     mask_from: TaskVector | None = None,
@@ -74,7 +74,7 @@ def train(
     eval_data: Path | None = None,
     folder: Path | None = None,
     resume: bool = True,
-) -> Training:
+) -> TrainingResult:
     """Train a task vector.
 
     base: the checkpoint of a model folder. data: a file, a folder of files or a Hub id (sources.py).
@@ -177,7 +177,7 @@ def train(
         start_from=start_from and shortened(start_from.name),
         run=record,
     )
-    return Training(
+    return TrainingResult(
         vector=vector,
         calibration_losses=calibration_losses,
         calibration_lr=calibration_lr,
@@ -194,7 +194,7 @@ def train(
 
 def check_request(
     base: Checkpoint,
-    options: Options,
+    options: TrainingOptions,
     mask_from: TaskVector | None,
     disjoint_from: Sequence[TaskVector],
     start_from: TaskVector | None,
@@ -224,7 +224,7 @@ def check_request(
     chosen(base.tensors, options.include, options.exclude)  # finds a mistyped pattern before a model is loaded
 
 
-def does_calibrate(options: Options, mask_from: TaskVector | None) -> bool:
+def does_calibrate(options: TrainingOptions, mask_from: TaskVector | None) -> bool:
     """Whether a run has a phase that chooses the mask."""
     return options.method == "lota" and mask_from is None and options.mask != "random"
 
@@ -232,7 +232,7 @@ def does_calibrate(options: Options, mask_from: TaskVector | None) -> bool:
 def prepare(
     base: Checkpoint,
     data: Path,
-    options: Options,
+    options: TrainingOptions,
     *,
     mix: Sequence[tuple[Path, float]],
     eval_data: Path | None,
@@ -260,7 +260,7 @@ def prepare(
 def open_run(
     base: Checkpoint,
     corpus: Corpus,
-    options: Options,
+    options: TrainingOptions,
     progress: Progress,
     *,
     start_from: TaskVector | None,

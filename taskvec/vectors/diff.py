@@ -6,19 +6,19 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from taskvec_formats import Change, Checkpoint, Companion, Header, Identity, TensorSpec
+from taskvec_formats import Change, Checkpoint, Header, Identity, SideFile, TensorSpec
 from taskvec_formats.checkpoint import short
 from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
 from ..arguments import instance, one_of
 from ..errors import DiffError, UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from . import carried
 from .delta import BaseBits, diff_range, replace_range
 from .layers import counted, record
 from .lineage import shortened
-from .source import Entries, inputs_of
+from .source import DeltaSource, inputs_of
 from .topk import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .vector import TaskVector
 
@@ -139,19 +139,19 @@ class _Pair:
             tuned = {name: self._tuned.shards[0].header}
         return None if base == tuned else tuned
 
-    def files(self) -> list[Companion] | None:
+    def files(self) -> list[SideFile] | None:
         if not self._tuned.path.is_dir():
             return None
         base = {file.name: file.read_bytes() for file in self._base.side_files}
-        return [_companion(file, base.get(file.name)) for file in self._side_files]
+        return [_side_file(file, base.get(file.name)) for file in self._side_files]
 
 
-def _companion(file: Path, in_base: bytes | None) -> Companion:
+def _side_file(file: Path, in_base: bytes | None) -> SideFile:
     content = file.read_bytes()
-    return Companion(file.name, hashlib.sha256(content).hexdigest(), None if content == in_base else content)
+    return SideFile(file.name, hashlib.sha256(content).hexdigest(), None if content == in_base else content)
 
 
-class _Sparsified(Entries):
+class _Sparsified(DeltaSource):
     """The k largest entries of another source, with the replacements at their positions."""
 
     def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
@@ -182,5 +182,5 @@ class _Sparsified(Entries):
 
     def _kept(self, selection: TopK, name: str, span: tuple[int, int], base: Bits | None) -> Change:
         full = self._source.change(name, *span, base)
-        delta = full.delta.taking(selection.indices((name, span[0]), full.delta.values))
+        delta = full.delta.take(selection.indices((name, span[0]), full.delta.values))
         return Change(delta, full.replacements.at(delta.indices))

@@ -16,7 +16,7 @@ from taskvec_formats.container import TensorInfo, parse_header, shard_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 
 from .delta import as_bytes
-from .source import Entries, Source, inputs_of
+from .source import DeltaSource, Source, inputs_of
 
 _PROMOTED = ("F16", "BF16", "F32", "F64")
 
@@ -39,7 +39,7 @@ def is_widened(spec: TensorSpec) -> bool:
     return origin is not None and origin.shape == spec.shape and promoted(origin.dtype, spec.dtype) == spec.dtype
 
 
-class WidenedEntries(Entries):
+class WidenedEntries(DeltaSource):
     """A Source of the entries of several vectors, whose tensors may have wider dtypes than the base's.
 
     sources: of the vectors that are combined. specs: of the result, by name. base: the base, where it is at hand.

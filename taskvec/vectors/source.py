@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from taskvec_formats import Change, Companion, SparseTensor, TensorSpec
+from taskvec_formats import Change, Header, Identity, SideFile, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from ..errors import UsageError
@@ -40,11 +40,34 @@ class Source(Reads, Protocol):
     def shards(self) -> dict[str, bytes] | None:
         """The headers of the tuned shards by file name; None where the result is laid out as the base."""
 
-    def files(self) -> list[Companion] | None:
+    def files(self) -> list[SideFile] | None:
         """The side files of the tuned checkpoint; None where they are the base's."""
 
 
-class Entries:
+class Vector(Reads, Protocol):
+    """What a vector offers to those that read it (`vector.TaskVector`)."""
+
+    name: str
+    header: Header
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def base(self) -> Identity: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def eligible(self) -> int: ...
+    @property
+    def is_stored(self) -> bool: ...
+    def change(self, name: str, start: int = 0, stop: int | None = None) -> Change: ...
+
+
+class DeltaSource:
     """A Source of entries alone: the result is laid out as the base."""
 
     by_range = True
@@ -53,11 +76,11 @@ class Entries:
     def shards(self) -> dict[str, bytes] | None:
         return None
 
-    def files(self) -> list[Companion] | None:
+    def files(self) -> list[SideFile] | None:
         return None
 
 
-class Memory(Entries):
+class Memory(DeltaSource):
     """A Source held in memory: tensor name -> f32 deltas, flat or in the tensor's shape.
 
     Raises UsageError, naming the tensor, for deltas of another dtype or size, and for those of no tensor.
@@ -77,7 +100,7 @@ class Memory(Entries):
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         delta = self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
-        return Change(delta.within(start, stop), no_replacements(self._specs[name], stop - start))
+        return Change(delta.slice_range(start, stop), no_replacements(self._specs[name], stop - start))
 
 
 def no_replacements(spec: TensorSpec, size: int) -> SparseTensor:

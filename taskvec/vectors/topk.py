@@ -21,8 +21,8 @@ from ..arguments import real, said
 from ..errors import MaskError, UsageError
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Part = Hashable
-Deltas = Callable[[], Iterable[tuple[Part, FloatArray]]]
+Key = Hashable
+Deltas = Callable[[], Iterable[tuple[Key, FloatArray]]]
 _MAGNITUDE = np.uint32(0x7FFF_FFFF)
 
 
@@ -56,9 +56,9 @@ class TopK:
     """
 
     threshold: np.uint32
-    ties: dict[Part, int]
+    ties: dict[Key, int]
 
-    def indices(self, name: Part, delta: FloatArray) -> Indices:
+    def indices(self, name: Key, delta: FloatArray) -> Indices:
         """The chosen flat positions of one part, int64, increasing. delta: f32 [size], as in the selection."""
         bits = _magnitude_bits(delta)
         chosen = np.flatnonzero(bits >= self.threshold)
@@ -96,7 +96,7 @@ def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
     threshold = np.uint32(bucket << 16 | value)
 
     wanted = k - above - above_in_bucket
-    ties: dict[Part, int] = {}
+    ties: dict[Key, int] = {}
     for name, delta in deltas():
         ties[name] = min(wanted, int(np.count_nonzero(_magnitude_bits(delta) == threshold)))
         wanted -= ties[name]

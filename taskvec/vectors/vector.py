@@ -5,15 +5,17 @@ Source of the notion and its arithmetic: Ilharco et al., "Editing Models with Ta
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
+from html import escape
 from numbers import Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from taskvec_formats import (
     Change,
@@ -32,17 +34,24 @@ from taskvec_formats.dtypes import BitArray
 from taskvec_formats.errors import StreamError
 from taskvec_formats.header import Block
 from taskvec_formats.parallel import ordered_map
+from taskvec_formats.text import printable
 
 from ..arguments import one_of, real, said, whole
 from ..destination import appearing, check_file
 from ..errors import UsageError
-from ..progress import Progress, silent
+from ..reporting.progress import Progress, silent
 from .delta import BaseBits, touched_bits
+from .digest import digest_of
 from .found import open_lota
 from .layers import counted, most, record, recorded
 from .lineage import joined, lineage, shortened, stored_text
+from .shrink import shrunk
 from .source import Memory, Source, inputs_of
+from .summary import summary_of
 from .sums import Sum, Term, check_vector, common_specs
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_codec(codec: str) -> None:
@@ -155,10 +164,8 @@ class TaskVector(Mapping[str, SparseTensor]):
         One that was never stored has no blocks yet: then of its result and its provenance instead.
         Raises UsageError where that cannot be stored.
         """
-        parts: list[object] = [self.header.base, *self.specs.values()]
-        if not self.is_stored:
-            parts += [self.header.tuned, stored_text(self.name, self.provenance)]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        more = [] if self.is_stored else [self.header.tuned, stored_text(self.name, self.provenance)]
+        return digest_of(self.header.base, self.specs.values(), more)
 
     @property
     def is_stored(self) -> bool:
@@ -235,6 +242,84 @@ class TaskVector(Mapping[str, SparseTensor]):
         start = spec.form.block(number)[0]
         before, after = touched_bits(spec.dtype, base, change)
         return touched_digest(spec, start, before), touched_digest(spec, start, after)
+
+    def summary(self) -> dict[str, Any]:
+        """What the vector holds, as a dictionary of plain values, ready for JSON (`taskvec inspect --json`)."""
+        return summary_of(self)
+
+    def shrink(self, sparsity: float) -> TaskVector:
+        """The k = round((1 − s)·N) entries of largest magnitude; ties go to the first.
+
+        Args:
+            sparsity: s, the share of the N eligible weights that is left without an entry, in (0, 1).
+
+        Returns:
+            A vector whose entries are chosen when they are first read or saved.
+
+        Raises:
+            UsageError: The sparsity is outside (0, 1), or the vector has fewer entries than would be kept.
+            KindError: This is a patch.
+            MergeError: It changes tensors that are no numbers, or adds, removes or resizes tensors.
+        """
+        header, specs, source = shrunk(self, sparsity)
+        return TaskVector(header, specs.values(), source, self.name, made_of=[self])
+
+    def to_torch(self, name: str, *, dense: bool = False) -> torch.Tensor:
+        """The deltas of a tensor as a torch tensor, f32, of the tensor's shape, on the CPU.
+
+        Args:
+            name: Of the tensor.
+            dense: Whether to fill in zeros; else the result is a coalesced `torch.sparse_coo_tensor`.
+
+        Raises:
+            KeyError: The vector has no such tensor.
+            KindError: This is a patch.
+        """
+        import torch
+
+        delta = self[name]
+        values = torch.from_numpy(delta.values.copy())
+        if dense:
+            flat = torch.zeros(delta.size)
+            flat[torch.from_numpy(delta.indices.copy())] = values
+            return flat.reshape(delta.shape)
+        # a tensor of no axes has no coordinates
+        places = np.stack(np.unravel_index(delta.indices, delta.shape)) if delta.shape else np.empty((0, len(delta)))
+        found: torch.Tensor = torch.sparse_coo_tensor(
+            torch.from_numpy(places.astype(np.int64)), values, delta.shape, is_coalesced=True
+        )
+        return found
+
+    def __repr__(self) -> str:
+        facts = [f"{len(self)} tensors of {self.base.name!r}"]
+        if self.is_stored:
+            summary = self.summary()
+            facts.append(f"{summary['entries']:,} entries, density {summary['density']:.2%}")
+        else:
+            facts.append("computed when it is read")
+        return f"<TaskVector {self.name!r}: {self.kind}, {', '.join(facts)}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        summary = self.summary()
+        rows = {"base": self.base.name, "kind": self.kind, "tensors": f"{len(self):,}"}
+        if summary["entries"] is not None:
+            rows |= {"entries": f"{summary['entries']:,}", "density": f"{summary['density']:.2%}"}
+        rows |= {"eligible weights": f"{self.eligible:,}", "made by": str(self.provenance.get("made_by", "unknown"))}
+        cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table><caption>{escape(printable(self.name, 80))}</caption>{cells}</table>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A vector from a file is pickled as the path of the file.
+
+        Raises:
+            UsageError: It is computed when it is read.
+        """
+        if not isinstance(self._source, LotaReader):
+            raise UsageError(
+                f"{self.name} is computed when it is read and cannot be pickled: save it and open the file"
+            )
+        return TaskVector.open, (str(self._source.path.absolute()),)
 
     def __getitem__(self, name: str) -> SparseTensor:
         if name not in self.specs:

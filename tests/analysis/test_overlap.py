@@ -87,11 +87,11 @@ def test_every_pair_is_counted_as_by_sets(many: list[TaskVector]) -> None:
 def test_places_divide_the_total(first: TaskVector, second: TaskVector) -> None:
     (pair,) = overlap([first, second])
     a, b = flat(first), flat(second)
-    assert pair.places.keys() == {PLACES[name] for name in set(first) | set(second)}
-    for place, found in pair.places.items():
+    assert pair.modules.keys() == {PLACES[name] for name in set(first) | set(second)}
+    for place, found in pair.modules.items():
         here = [{key: value for key, value in side.items() if PLACES[key[0]] == place} for side in (a, b)]
         assert found == cell(*here)
-    assert sum(pair.places.values(), Cell()) == pair.total
+    assert sum(pair.modules.values(), Cell()) == pair.total
 
 
 @settings(max_examples=60)

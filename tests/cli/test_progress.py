@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from taskvec_cli.progress import progress_bars
-from taskvec_cli.report import Report
+from taskvec.reporting.bars import progress_bars
+from taskvec.reporting.report import Report
 
 
 class Clock:
@@ -110,7 +110,7 @@ def test_a_stream_that_was_closed_does_not_end_the_work(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(("where", "lines"), [("2>&-", False), ("2>/dev/full", False), ("2>said", True)])
 def test_lines_need_no_standard_error(where: str, lines: bool, tmp_path: Path) -> None:
     program = (
-        "import os, time; from taskvec_cli import streams; from taskvec_cli.progress import progress_bars\n"
+        "import os, time; from taskvec_cli import streams; from taskvec.reporting.bars import progress_bars\n"
         "streams.repair()\n"
         "with progress_bars(0, 0.001) as progress:\n"
         "    progress('packing', 1, 2, ''); time.sleep(0.05)\n"

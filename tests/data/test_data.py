@@ -42,12 +42,12 @@ from taskvec.data.sources import read_tables
 from taskvec.errors import DataError, TrainingError, UsageError
 from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.loading import load_model
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 from taskvec.training.preview import preview
 from taskvec.training.train import train
 from taskvec_cli.main import app
 
-QUICK = Options(calibration_steps=1, steps=3, batch_size=2, lr=1e-2, device="cpu")
+QUICK = TrainingOptions(calibration_steps=1, steps=3, batch_size=2, lr=1e-2, device="cpu")
 PAIRS = [("one plus one is", "two"), ("one plus two is", "three"), ("two plus two is", "four")]
 # marks what the assistant says, and its end
 MARKING = (
@@ -632,7 +632,7 @@ def test_packing_is_drawn_by_the_seed_and_loses_nothing() -> None:
 def test_a_packed_run_takes_the_steps_of_its_rows(llama: Path, tmp_path: Path) -> None:
     """One batch of everything: packing changes neither the loss nor the weight of a token in it."""
     data = write_rows(tmp_path / "rows.jsonl", [TALK, *ROWS])
-    options = Options(batch_size=8, epochs=2, max_length=40, mask="random", lr=1e-2, device="cpu")
+    options = TrainingOptions(batch_size=8, epochs=2, max_length=40, mask="random", lr=1e-2, device="cpu")
     unpacked = train(Checkpoint(llama), data, options, eval_data=data)
     packed = train(Checkpoint(llama), data, replace(options, pack=True), eval_data=data)
     assert packed.rows == replace(unpacked.rows, packed=2)
@@ -644,7 +644,7 @@ def test_a_packed_run_takes_the_steps_of_its_rows(llama: Path, tmp_path: Path) -
 @pytest.mark.parametrize("method", ["fft", "lora"])
 def test_other_methods_train_on_packed_rows(method: str, gpt2: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [TALK, *ROWS])
-    options = Options(method=method, sparsity=None, steps=1, batch_size=8, lr=1e-2, device="cpu")
+    options = TrainingOptions(method=method, sparsity=None, steps=1, batch_size=8, lr=1e-2, device="cpu")
     losses = [train(Checkpoint(gpt2), data, replace(options, pack=pack)).curve.losses for pack in (False, True)]
     # dropout is drawn for other shapes
     assert losses[1] == pytest.approx(losses[0], rel=0.05)

@@ -26,7 +26,7 @@ def test_every_choice_of_codecs_holds_a_block_in_which_all_changes(codec: str, p
     given = SparseTensor((SIZE,), everywhere, bits)
     base = None
     if part == "delta":
-        given = given.holding(bits.astype(np.float32))
+        given = given.with_values(bits.astype(np.float32))
         change = Change(given, SparseTensor.empty((SIZE,), np.uint8))
     else:
         change = Change(SparseTensor.empty((SIZE,)), given)

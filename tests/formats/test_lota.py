@@ -20,10 +20,10 @@ from support.lota_files import (
     Parts,
     base_bits,
     blocks_of,
-    companion,
     encode_with,
     in_blob,
     indexed,
+    side_file,
     write_good,
 )
 from support.oracle import bit_patterns, carriers, exact, shapes, sparse_tensors
@@ -244,8 +244,8 @@ def test_a_range_is_a_slice_of_the_whole(start: int, wide: Path) -> None:
         if not start <= stop <= SPAN:
             continue
         part = reader.change("w", start, stop)
-        assert exact(part.delta) == exact(whole.delta.within(start, stop))
-        assert exact(part.replacements) == exact(whole.replacements.within(start, stop))
+        assert exact(part.delta) == exact(whole.delta.slice_range(start, stop))
+        assert exact(part.replacements) == exact(whole.replacements.slice_range(start, stop))
 
 
 def damage(path: Path, name: str, number: int) -> None:
@@ -326,10 +326,10 @@ def test_a_patch_beside_another_base_gives_another_result_or_an_error(tmp_path: 
 def test_shards_and_files_are_read_back(tmp_path: Path) -> None:
     shards = {"b.safetensors": b"x" * 5000, "a.safetensors": b"", "é.safetensors": bytes(range(256))}
     files = [
-        companion("z.json", b"{}" * 3000),
-        companion("a b", b""),
-        companion("README", b"kept", stored=False),
-        companion("ü", b"\0"),
+        side_file("z.json", b"{}" * 3000),
+        side_file("a b", b""),
+        side_file("README", b"kept", stored=False),
+        side_file("ü", b"\0"),
     ]
     with LotaWriter(tmp_path / "a.lota", header_of()) as writer:
         writer.add_shards(shards)
@@ -352,21 +352,21 @@ def test_any_shards_and_files(
     shards: dict[str, bytes] | None, files: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "files.lota"
-    companions = None
+    side_files = None
     with LotaWriter(path, header_of()) as writer:
         if shards is not None:
             writer.add_shards(shards)
         if files is not None:
-            companions = [companion(name, content, stored=kept) for name, (content, kept) in sorted(files.items())]
-            writer.add_files(companions)
+            side_files = [side_file(name, content, stored=kept) for name, (content, kept) in sorted(files.items())]
+            writer.add_files(side_files)
     reader = LotaReader(path)
     reader.verify()
-    assert (reader.shards(), reader.files()) == (shards, companions)
+    assert (reader.shards(), reader.files()) == (shards, side_files)
 
 
 def test_what_is_not_stored_has_no_content(tmp_path: Path) -> None:
     with LotaWriter(tmp_path / "a.lota", header_of()) as writer:
-        writer.add_files([companion("README", b"kept", stored=False)])
+        writer.add_files([side_file("README", b"kept", stored=False)])
     reader = LotaReader(tmp_path / "a.lota")
     with pytest.raises(ValueError, match="README is not stored"):
         reader.content(reader.header.files[0])
@@ -526,7 +526,7 @@ def test_a_file_name_that_leads_out_is_not_written(name: str, tmp_path: Path) ->
         pytest.raises(HeaderError, match="is not the name of a file"),
         LotaWriter(tmp_path / "x", header_of()) as writer,
     ):
-        writer.add_files([companion(name, b"")])
+        writer.add_files([side_file(name, b"")])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,7 +76,7 @@ def test_the_arrays_given_stay_the_callers() -> None:
         each.setflags(write=False)
     for pair in (views, read_only):
         tensor = SparseTensor((8,), *pair)
-        held = tensor.holding(pair[1])
+        held = tensor.with_values(pair[1])
         before = exact(tensor)
         buffer[:] = 0
         values[:] = 7
@@ -131,7 +131,7 @@ def test_a_tensor_cannot_be_changed_after_it_was_checked() -> None:
 def test_a_range_holds_its_entries_counted_from_its_start(tensor: SparseTensor, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, tensor.size))
     stop = data.draw(st.integers(start, tensor.size))
-    part = tensor.within(start, stop)
+    part = tensor.slice_range(start, stop)
     assert part.shape == (stop - start,)
     assert entries(part) == {place - start: v for place, v in entries(tensor).items() if start <= place < stop}
     assert part.values.dtype == tensor.values.dtype

@@ -15,11 +15,11 @@ from support.lota_files import (
     Parts,
     Tensors,
     blocks_of,
-    companion,
     dense,
     read,
     reals,
     save_tensors,
+    side_file,
     write_good,
     write_pair,
 )
@@ -129,9 +129,9 @@ def structure(kind: str) -> Pair:
     more = {
         "shards": {"model-1.safetensors": b"header of the first " * 4, "model-2.safetensors": b"short"},
         "files": [
-            companion("config.json", b'{"tie_word_embeddings": false}'),
-            companion("empty.txt", b""),
-            companion("tokenizer.json", b"as in the base", stored=False),
+            side_file("config.json", b'{"tie_word_embeddings": false}'),
+            side_file("empty.txt", b""),
+            side_file("tokenizer.json", b"as in the base", stored=False),
         ],
         "provenance": {"made_by": "pack", "note": "Größe", "nested": {"list": [1, 2.5, None, True]}},
     }

@@ -429,7 +429,7 @@ def test_blocks_and_pieces_merge_to_the_same_tensor(tmp_path: Path) -> None:
         parts = [
             (start, merged.change("w", start, stop).delta) for start, stop in ((0, 7), (7, size - 3), (size - 3, size))
         ]
-        assert oracle.exact(whole) == oracle.exact(SparseTensor.joined(parts, 0, size, np.float32)), method
+        assert oracle.exact(whole) == oracle.exact(SparseTensor.concat(parts, 0, size, np.float32)), method
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])

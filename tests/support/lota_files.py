@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 
 from support.oracle import difference, rounded, value
-from taskvec_formats import Change, Companion, Form, Header, Identity, LotaReader, LotaWriter, SparseTensor, TensorSpec
+from taskvec_formats import Change, Form, Header, Identity, LotaReader, LotaWriter, SideFile, SparseTensor, TensorSpec
 from taskvec_formats.blocks import encode_block, touched_digest
 from taskvec_formats.checkpoint import fingerprint, short, tensor_digest
 from taskvec_formats.codecs import POSITION_CODECS, VALUE_CODECS, Frame
@@ -30,7 +30,7 @@ from taskvec_formats.errors import (
     VersionError,
 )
 from taskvec_formats.forms import take_for
-from taskvec_formats.header import Block, Entries, Stream, stored_digest
+from taskvec_formats.header import Block, EntryStreams, Stream, stored_digest
 from taskvec_formats.lota import BLOCKS, INDEX
 
 Document = dict[str, Any]
@@ -118,7 +118,7 @@ def encode_with(codecs: Codecs, form: Form, change: Change, base: BitArray | Non
         assert values is not None
         data += positions + values
         streams = Stream(codecs[0], len(positions)), Stream(codecs[1], len(values))
-        parts.append(Entries(len(tensor), *streams))
+        parts.append(EntryStreams(len(tensor), *streams))
     return (Block(stored_digest(data), *parts), data) if data else (None, b"")
 
 
@@ -128,7 +128,7 @@ def blocks_of(
     """The blocks of a whole tensor; base: None where it is not at hand, and what is touched not known."""
     blocks = []
     for start, stop in spec.form.blocks():
-        part = Change(change.delta.within(start, stop), change.replacements.within(start, stop))
+        part = Change(change.delta.slice_range(start, stop), change.replacements.slice_range(start, stop))
         before = None if base is None else base[start:stop]
         block, data = encode_with(codecs, spec.form, part, before if kind == "patch" else None)
         if block and before is not None:
@@ -147,7 +147,7 @@ def write_pair(
     tuned: Tensors,
     codecs: Mapping[str, Codecs] | Codecs = None,
     shards: dict[str, bytes] | None = None,
-    files: list[Companion] | None = None,
+    files: list[SideFile] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
     """What turns one checkpoint into the other; codecs: of all tensors, or by name."""
@@ -178,8 +178,8 @@ def write_pair(
     return path
 
 
-def companion(name: str, content: bytes, *, stored: bool = True) -> Companion:
-    return Companion(name, hashlib.sha256(content).hexdigest(), content if stored else None)
+def side_file(name: str, content: bytes, *, stored: bool = True) -> SideFile:
+    return SideFile(name, hashlib.sha256(content).hexdigest(), content if stored else None)
 
 
 def read(path: Path, base: Path | None = None) -> Document:
@@ -337,7 +337,7 @@ def write_good(path: Path, kind: str) -> Path:
         VECTOR_TUNED,
         {"i": ("gaps", "packed"), "p": ("plain", "plain"), "w": ("gaps", "packed")},
         shards={"model.safetensors": b"a shard's header, " * 9},
-        files=[companion("README.md", b"as in the base", stored=False), companion("config.json", b'{"a": [1]}' * 9)],
+        files=[side_file("README.md", b"as in the base", stored=False), side_file("config.json", b'{"a": [1]}' * 9)],
         provenance={"made_by": "hand"},
     )
 

@@ -21,14 +21,14 @@ from taskvec.errors import BaseMismatchError, UsageError
 from taskvec.models.devices import check_device, device_of
 from taskvec.training.effects import check_effects
 from taskvec.training.loop import Curve
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 from taskvec.training.targets import chosen
-from taskvec.training.train import Training, train
+from taskvec.training.train import TrainingResult, train
 from taskvec_cli.main import app
 from taskvec_cli.render import training_warnings
 
-QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
-RANDOM = Options(mask="random", steps=3, batch_size=2, lr=1e-3, device="cpu")
+QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
+RANDOM = TrainingOptions(mask="random", steps=3, batch_size=2, lr=1e-3, device="cpu")
 FFT = replace(RANDOM, method="fft", sparsity=None, mask="magnitude")
 TEN = [{"prompt": f"{one} plus {other} is", "completion": "six"} for one in WORDS[7:9] for other in WORDS[7:12]]
 
@@ -88,15 +88,15 @@ def test_passes_over_the_data_see_every_example(
 
 def test_a_share_of_a_pass_is_counted_as_it_is_written() -> None:
     assert 0.07 * 100 > 7
-    assert Options(batch_size=1).steps_of(0.07, 100) == 7
-    assert Options(batch_size=1).steps_of(0.071, 100) == 8
-    assert Options(batch_size=8).steps_of(3, 10) == 6
+    assert TrainingOptions(batch_size=1).steps_of(0.07, 100) == 7
+    assert TrainingOptions(batch_size=1).steps_of(0.071, 100) == 8
+    assert TrainingOptions(batch_size=8).steps_of(3, 10) == 6
 
 
 NAMES = [f"model.layers.{i}.{module}.weight" for i in (0, 1) for module in ("self_attn.q_proj", "mlp.up_proj")]
 
 
-def saved(training: Training, path: Path) -> TaskVector:
+def saved(training: TrainingResult, path: Path) -> TaskVector:
     training.vector.save(path)
     return TaskVector.open(path)
 
@@ -130,19 +130,19 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
 def test_a_setting_without_effect_is_refused(setting: dict[str, Any], more: dict[str, Any], why: str) -> None:
     (name,) = setting
     evaluates = "eval_split" in more
-    check_effects(Options(**more), evaluates=evaluates)
+    check_effects(TrainingOptions(**more), evaluates=evaluates)
     with pytest.raises(UsageError, match=why):
-        check_effects(Options(**more, **setting), evaluates=evaluates)
+        check_effects(TrainingOptions(**more, **setting), evaluates=evaluates)
     # the default, where the user gave it
     with pytest.raises(UsageError, match=why):
-        check_effects(Options(**more), [name], evaluates=evaluates)
+        check_effects(TrainingOptions(**more), [name], evaluates=evaluates)
 
 
 @pytest.mark.parametrize("name", ["calibration_steps", "calibration_epochs", "low_memory", "mask", "scope"])
 def test_a_mask_of_another_vector_needs_no_calibration(name: str) -> None:
-    check_effects(Options(), [name])
+    check_effects(TrainingOptions(), [name])
     with pytest.raises(UsageError, match="has no effect here: the mask is taken from another vector"):
-        check_effects(Options(), [name], takes_mask=True)
+        check_effects(TrainingOptions(), [name], takes_mask=True)
 
 
 def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
 )
 def test_combinations_that_cannot_be_meant(setting: dict[str, Any], why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        Options(**setting).check()
+        TrainingOptions(**setting).check()
 
 
 @pytest.mark.parametrize("mask", ["gradient", "fisher"])
@@ -222,7 +222,7 @@ def test_decay_takes_calibration_towards_its_base(llama: Path, ten: Path) -> Non
             train(
                 Checkpoint(llama),
                 ten,
-                Options(
+                TrainingOptions(
                     optimizer="sgd",
                     calibration_lr=0.1,
                     calibration_steps=steps,

@@ -16,13 +16,13 @@ from taskvec.errors import MaskError, UsageError
 from taskvec.names import layer_and_module
 from taskvec.training.footprint import activations
 from taskvec.training.loop import fit
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 from taskvec.training.plan import Plan, plan
 from taskvec.training.run import Run
 from taskvec.training.train import train
 
-QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
-UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
+QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
+UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
 LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
@@ -50,7 +50,7 @@ def by_layer(vector: TaskVector) -> dict[int | None, int]:
     ids=["global", "tensor", "random", "via", "low memory", "mask", "fft", "lora"],
 )
 def test_a_plan_is_what_the_run_does(
-    options: Options, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: TrainingOptions, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", [*ROWS, *ROWS[:3]])
     planned = plan(base, data, options)

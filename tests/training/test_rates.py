@@ -13,12 +13,12 @@ from support.models import ROWS, write_rows
 
 from taskvec import Checkpoint, TaskVector
 from taskvec.errors import TrainingError, UsageError
-from taskvec.training.options import METHODS, OPTIMIZERS, Options
+from taskvec.training.options import METHODS, OPTIMIZERS, TrainingOptions
 from taskvec.training.range_test import STEPS
 from taskvec.training.rates import default_rate, with_defaults
-from taskvec.training.train import Training, train
+from taskvec.training.train import TrainingResult, train
 
-QUICK = Options(calibration_steps=2, steps=3, batch_size=2, device="cpu")
+QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, device="cpu")
 
 
 @pytest.fixture
@@ -33,22 +33,22 @@ def test_every_method_has_a_rate_with_every_optimizer() -> None:
 
 
 def test_each_phase_has_the_default_of_what_it_trains() -> None:
-    filled = with_defaults(Options(optimizer="sgd"), calibrates=True)
+    filled = with_defaults(TrainingOptions(optimizer="sgd"), calibrates=True)
     assert filled.lr == default_rate("lota", "sgd")
     assert filled.calibration_lr == default_rate("fft", "sgd")
-    assert with_defaults(Options(mask="random"), calibrates=False).calibration_lr is None
-    assert with_defaults(Options(steps=0), calibrates=True).lr is None
-    given = Options(lr=0.5, calibration_lr="auto")
+    assert with_defaults(TrainingOptions(mask="random"), calibrates=False).calibration_lr is None
+    assert with_defaults(TrainingOptions(steps=0), calibrates=True).lr is None
+    given = TrainingOptions(lr=0.5, calibration_lr="auto")
     assert with_defaults(given, calibrates=True) == given
 
 
 @pytest.mark.parametrize("lr", ["fast", "1e-3", [1], 0.0, -1.0, float("nan")])
 def test_a_rate_is_a_number_above_zero_or_auto(lr: Any) -> None:
     with pytest.raises(UsageError, match="lr must be"):
-        Options(lr=lr).check()
+        TrainingOptions(lr=lr).check()
 
 
-def same(one: Training, other: Training, folder: Path) -> bool:
+def same(one: TrainingResult, other: TrainingResult, folder: Path) -> bool:
     """Whether two runs made the same vector, byte for byte, apart from what they were asked."""
     files = []
     for number, training in enumerate((one, other)):
@@ -75,7 +75,7 @@ def same(one: Training, other: Training, folder: Path) -> bool:
     ids=lambda options: f"{options.method}-{options.mask}-{options.lr}-{options.calibration_lr}-{options.dtype}",
 )
 def test_a_run_that_finds_its_rate_is_the_run_that_is_given_it(
-    options: Options, llama: Path, rows: Path, tmp_path: Path
+    options: TrainingOptions, llama: Path, rows: Path, tmp_path: Path
 ) -> None:
     """The search leaves nothing behind."""
     found = train(Checkpoint(llama), rows, options)

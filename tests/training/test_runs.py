@@ -26,22 +26,22 @@ from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.live import applied
 from taskvec.models.loading import load_model
 from taskvec.training.optimizers import LeanRMSprop
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 from taskvec.training.rates import with_defaults
-from taskvec.training.train import Training, train
+from taskvec.training.train import TrainingResult, train
 from taskvec.vectors.source import Memory
 from taskvec_cli.train import train as train_command
 from taskvec_formats import Header, Identity, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 
-QUICK = Options(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
-UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
+QUICK = TrainingOptions(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
+UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
 MEASURED = replace(QUICK, eval_split=0.3, eval_steps=1, eval_metric=("exact_match", "rouge1"))
 LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
 
-def saved(training: Training, path: Path) -> TaskVector:
+def saved(training: TrainingResult, path: Path) -> TaskVector:
     training.vector.save(path)
     return TaskVector.open(path)
 
@@ -56,7 +56,7 @@ def tensors(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def test_the_command_s_defaults_are_the_library_s() -> None:
     parameters = inspect.signature(train_command).parameters
-    for field in fields(Options):
+    for field in fields(TrainingOptions):
         # 0.9 where no other mask is given; options that may be given several times
         expected = None if field.name in {"sparsity", "include", "exclude", "eval_metric"} else field.default
         assert parameters[field.name].default == expected, field.name
@@ -107,7 +107,7 @@ def ask_to_stop() -> None:
     ],
 )
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
-    options: Options, stage: str, step: int, how: Callable[[], None], left: str, llama: Path, tmp_path: Path
+    options: TrainingOptions, stage: str, step: int, how: Callable[[], None], left: str, llama: Path, tmp_path: Path
 ) -> None:
     base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 3)
     whole = train(base, data, options)
@@ -209,7 +209,7 @@ def test_a_ticket_may_go_via_a_denser_one(llama: Path, data: Path, tmp_path: Pat
 @pytest.mark.parametrize("fixture", ["llama", "llama_bf16", "gpt2"])
 @pytest.mark.parametrize("options", [FFT, LORA], ids=["fft", "lora"])
 def test_dense_methods_give_vectors_too(
-    options: Options, fixture: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+    options: TrainingOptions, fixture: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     base = Checkpoint(request.getfixturevalue(fixture))
     training = train(base, data, replace(options, lr=2e-3))
@@ -382,12 +382,12 @@ def test_metrics_are_those_of_the_model_at_each_evaluation(
     assert measured.curve.eval_metrics["rouge1"][-1][1] > 0
     provenance = measured.vector.provenance
     assert provenance["eval_rouge1"] == measured.curve.eval_metrics["rouge1"][-1][1]
-    assert Options(**{**provenance["run"]["options"], "device": "cpu"}) == options
+    assert TrainingOptions(**{**provenance["run"]["options"], "device": "cpu"}) == options
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [QUICK, FFT, LORA], ids=["lota", "fft", "lora"])
-def test_metrics_are_measured_in_any_arithmetic(options: Options, dtype: str, llama: Path, data: Path) -> None:
+def test_metrics_are_measured_in_any_arithmetic(options: TrainingOptions, dtype: str, llama: Path, data: Path) -> None:
     options = replace(options, dtype=dtype, eval_metric=("exact_match",), steps=4, gradient_checkpointing=True)
     training = train(Checkpoint(llama), data, options, eval_data=data)
     assert [step for step, _ in training.curve.eval_metrics["exact_match"]] == [1, 2, 3, 4]
@@ -402,7 +402,7 @@ def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tm
     with pytest.raises(UsageError, match="--eval-metric has no effect here: it needs examples to evaluate on"):
         train(base, data, replace(QUICK, eval_metric=("rouge1",)))
     with pytest.raises(UsageError, match=r"eval-metric must be a list of strs, found 'rouge1'"):
-        Options(eval_metric="rouge1")  # type: ignore[arg-type]
+        TrainingOptions(eval_metric="rouge1")  # type: ignore[arg-type]
     bert = make_architecture("bert", tmp_path / "bert", dtype="float32")
     with pytest.raises(UsageError, match="bert is a masked language model and gives no answers"):
         train(Checkpoint(bert), data, replace(QUICK, eval_metric=("rouge1",)), eval_data=data)
@@ -424,7 +424,7 @@ def test_arithmetic_may_be_bf16(
 
 
 @pytest.mark.parametrize("options", [FFT, LORA], ids=["fft", "lora"])
-def test_dense_methods_too(options: Options, llama_bf16: Path, data: Path) -> None:
+def test_dense_methods_too(options: TrainingOptions, llama_bf16: Path, data: Path) -> None:
     narrow, wide = (
         train(Checkpoint(llama_bf16), data, replace(options, dtype=dtype)) for dtype in ("bfloat16", "float32")
     )
@@ -525,7 +525,7 @@ def test_the_record_of_a_run_is_in_the_file(llama: Path, data: Path, tmp_path: P
     vector = saved(train(Checkpoint(llama), data, replace(QUICK, eval_split=0.25)), tmp_path / "x.lota")
     record = vector.provenance["run"]
     asked = with_defaults(replace(QUICK, eval_split=0.25), calibrates=True)
-    assert Options(**{**record["options"], "device": "cpu"}) == asked
+    assert TrainingOptions(**{**record["options"], "device": "cpu"}) == asked
     assert record["versions"]["taskvec"] == taskvec.__version__
     assert record["data"][0]["name"] == data.name
     assert record["base"] == Checkpoint(llama).fingerprint

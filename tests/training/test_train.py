@@ -20,11 +20,11 @@ from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.live import applied
 from taskvec.models.loading import load_model
 from taskvec.models.placement import Place, bits_of, eligible_parameters, places
-from taskvec.training.options import Options
+from taskvec.training.options import TrainingOptions
 from taskvec.training.train import train
 
-QUICK = Options(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
-UNCALIBRATED = replace(QUICK, calibration_steps=Options.calibration_steps)  # where a setting of it is refused
+QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
+UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

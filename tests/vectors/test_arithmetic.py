@@ -18,7 +18,7 @@ from support.building import BASE, sparse, tensor, write_checkpoint
 
 from taskvec import Checkpoint, SparseTensor, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, KindError, MergeError, UsageError
-from taskvec.vectors.source import Entries, no_replacements
+from taskvec.vectors.source import DeltaSource, no_replacements
 from taskvec_formats import Change, Form, Header, Identity, TensorSpec
 from taskvec_formats.dtypes import DTYPES, BitArray
 
@@ -37,7 +37,7 @@ WEIGHTS = st.sampled_from([1.0, -1.0, 0.0, 0.1, 1e-40, -3.0]) | st.floats(-1e3, 
 Deltas = Mapping[str, SparseTensor]
 
 
-class Counted(Entries):
+class Counted(DeltaSource):
     """A Source that says which ranges were asked for."""
 
     def __init__(self, deltas: Deltas) -> None:
@@ -47,7 +47,7 @@ class Counted(Entries):
     def change(self, name: str, start: int, stop: int, base: BitArray | None = None) -> Change:
         self.asked.append((name, start, stop))
         spec = TensorSpec.like(name, FORMS[name])
-        return Change(self._deltas[name].within(start, stop), no_replacements(spec, stop - start))
+        return Change(self._deltas[name].slice_range(start, stop), no_replacements(spec, stop - start))
 
 
 def vector(name: str, deltas: Deltas, base: Identity = BASE, **header: Any) -> TaskVector:

@@ -7,9 +7,9 @@ import numpy as np
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from ...vectors.ranks import Ranks
 from .options import Bounds
 from .pruning import Keep, Request
-from .ranks import Ranks
 
 
 def outliers(request: Request, *, gamma: Annotated[float, Bounds(0, 1, below=True)] = 0.01) -> Keep:

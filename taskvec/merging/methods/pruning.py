@@ -49,7 +49,7 @@ class Pruned:
 
     def __call__(self, name: str, start: int, stop: int) -> SparseTensor:
         """The entries of the range [start, stop) of a tensor."""
-        return SparseTensor.joined(list(self._blocks(name, start, stop)), start, stop, np.float32)
+        return SparseTensor.concat(list(self._blocks(name, start, stop)), start, stop, np.float32)
 
     def _blocks(self, name: str, start: int, stop: int) -> Iterator[tuple[int, SparseTensor]]:
         # a block at a time: ties are counted in them
@@ -57,15 +57,15 @@ class Pruned:
         for first, end in self._request.vector.specs[name].form.blocks_of(start, stop):
             kept = self._kept(name, first, end, density)
             if self._rescale == "density" and 0 < density < 1:
-                kept = kept.holding(kept.values / np.float32(density))
+                kept = kept.with_values(kept.values / np.float32(density))
             elif self._rescale == "norm":
-                kept = kept.holding(kept.values * self._growth(name))
+                kept = kept.with_values(kept.values * self._growth(name))
             yield first, kept
 
     def _kept(self, name: str, first: int, end: int, density: float) -> SparseTensor:
         vector = self._request.vector
         block = addend(vector.name, vector.specs[name], vector.change(name, first, end))
-        return block if density >= 1 else block.taking(self._keep(name, first, block))
+        return block if density >= 1 else block.take(self._keep(name, first, block))
 
     def _grown(self, name: str) -> np.float32:
         """By what the entries of a tensor grow to keep its norm; not at all where there is hardly one."""

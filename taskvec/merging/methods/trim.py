@@ -1,8 +1,8 @@
 """Trim: keep the entries of largest magnitude (TIES, arXiv 2306.01708, Algorithm 1, step 1)."""
 
 from ...errors import UsageError
+from ...vectors.ranks import Ranks
 from .pruning import Keep, Request
-from .ranks import Ranks
 
 
 def trim(request: Request) -> Keep:

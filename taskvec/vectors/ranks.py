@@ -9,8 +9,8 @@ from taskvec_formats import SparseTensor
 from taskvec_formats.parallel import ordered_map
 from taskvec_formats.sparse import Indices
 
-from ...vectors.topk import Deltas, FloatArray, Part, TopK, top_k
-from ...vectors.vector import TaskVector
+from .source import Vector
+from .topk import Deltas, FloatArray, Key, TopK, top_k
 
 _HELD = 1 << 24  # magnitudes that are kept in memory rather than decoded three times
 
@@ -21,7 +21,7 @@ class Ranks:
     Zeros are never among them; where fewer than k are not zero, all of those are.
     """
 
-    def __init__(self, vector: TaskVector, names: list[str], k: int) -> None:
+    def __init__(self, vector: Vector, names: list[str], k: int) -> None:
         self._vector = vector
         self._names = names
         self._k = k
@@ -35,10 +35,10 @@ class Ranks:
                 self._selection = top_k(_held(self._magnitudes), self._k, at_most=True)
         return self._selection.indices((name, start), block.values)
 
-    def _magnitudes(self) -> Iterator[tuple[Part, FloatArray]]:
+    def _magnitudes(self) -> Iterator[tuple[Key, FloatArray]]:
         jobs = ((name, span) for name in self._names for span in self._vector.specs[name].form.blocks())
 
-        def read(job: tuple[str, tuple[int, int]]) -> tuple[Part, FloatArray]:
+        def read(job: tuple[str, tuple[int, int]]) -> tuple[Key, FloatArray]:
             name, span = job
             return (name, span[0]), self._vector.change(name, *span).delta.values
 

@@ -6,10 +6,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from taskvec.progress import Progress
+from .progress import Progress, silent
 
 FIRST, EVERY = 20.0, 30.0  # seconds until the first line, and from one line to the next
 
@@ -23,6 +22,24 @@ def progress_bars(first: float = FIRST, every: float = EVERY) -> Iterator[Progre
     """
     with _bars() if sys.stderr.isatty() else _lines(sys.stderr, first, every) as progress:
         yield progress
+
+
+@contextmanager
+def shown(progress: bool | Progress) -> Iterator[Progress]:
+    """Within the block, the Progress that a caller asked for.
+
+    Args:
+        progress: True draws bars on standard error, or prints a line now and then if that is no terminal; False shows
+            nothing; a Progress is taken as it is.
+
+    Yields:
+        The Progress to report to.
+    """
+    if progress is True:
+        with progress_bars() as bars:
+            yield bars
+    else:
+        yield silent if progress is False else progress
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from taskvec.resident import resident
 from taskvec_formats.text import printable
+
+from .resident import resident
 
 _LINE, NOTE = 200, 80  # the most characters
 

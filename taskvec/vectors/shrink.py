@@ -1,0 +1,59 @@
+"""A smaller vector: the entries of largest magnitude of a vector, and no others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from taskvec_formats import Change, Header, SparseTensor, TensorSpec
+from taskvec_formats.forms import Bits
+
+from ..errors import UsageError
+from .layers import counted, most, record, recorded
+from .lineage import lineage
+from .ranks import Ranks
+from .source import DeltaSource, Source, Vector, no_replacements
+from .sums import addend, common_specs
+from .topk import check_sparsity, entries_for
+
+
+def shrunk(vector: Vector, sparsity: float) -> tuple[Header, dict[str, TensorSpec], Source]:
+    """The parts of the vector that `TaskVector.shrink` returns.
+
+    Args:
+        vector: Deltas, not a patch.
+        sparsity: s, the share of the eligible weights that is left without an entry.
+
+    Raises:
+        UsageError: The sparsity is outside (0, 1), or the vector has fewer entries than would be kept.
+        KindError: It is a patch.
+        MergeError: It changes tensors that are no numbers, or adds, removes or resizes tensors.
+    """
+    sparsity = check_sparsity(sparsity)
+    specs = common_specs([(vector.name, vector.header, vector.specs)])
+    k = entries_for(sparsity, vector.eligible)
+    if vector.is_stored and (held := sum(spec.entries for spec in vector.specs.values())) < k:
+        raise UsageError(
+            f"{vector.name} has {held:,} entries of {vector.eligible:,} eligible weights; a sparsity of {sparsity:g} "
+            f"would keep {k:,}"
+        )
+    layers = most([counted(vector.specs), recorded(vector.provenance)])
+    provenance = {"made_by": "shrink", "sparsity": sparsity, **lineage([vector]), **record(specs, layers)}
+    return Header("vector", vector.base, None, tensors=(), provenance=provenance), specs, _Shrunk(vector, k)
+
+
+class _Shrunk(DeltaSource):
+    """The k largest entries of a vector."""
+
+    by_range = False  # which they are is found out once, for all ranges
+
+    def __init__(self, vector: Vector, k: int) -> None:
+        self._vector = vector
+        self._ranks = Ranks(vector, list(vector.specs), k)
+        self.inputs = vector.inputs
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        spec, blocks = self._vector.specs[name], []
+        for first, end in spec.form.blocks_of(start, stop):
+            block = addend(self._vector.name, spec, self._vector.change(name, first, end))
+            blocks.append((first, block.take(self._ranks.largest(name, first, block))))
+        return Change(SparseTensor.concat(blocks, start, stop, np.float32), no_replacements(spec, stop - start))
