@@ -1,48 +1,66 @@
 """taskvec: train, store, merge and apply sparse task vectors (Lottery Ticket Adaptation, arXiv 2406.16797).
 
-Importing this package loads neither torch nor transformers; training and live models do, when they are called.
+The names in `__all__`, the errors in `taskvec.errors` and what `taskvec.merging` exports are the public interface. All
+else may change without notice. Importing this package does not load torch or transformers; the functions that need
+them do when they are called.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
-from .algebra.compose import compose
-from .analysis.overlap import overlap
-from .applying.apply import Applied, apply, check_result
-from .applying.output import Output
+from . import errors
+from .api import (
+    MergedModel,
+    applied,
+    apply,
+    compose,
+    diff,
+    evaluate,
+    merge,
+    overlap,
+    sparse_finetune,
+    train,
+    verify,
+    write_model,
+)
+from .applying.apply import Applied
 from .errors import TaskvecError
 from .hub import open_checkpoint
-from .merging import merge
-from .vectors.diff import diff
 from .vectors.vector import TaskVector
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .models.leaves import sparse_finetune
+    from .training.options import TrainingOptions
 
-__version__ = "0.1.0"
 __all__ = [
     "Applied",
     "Checkpoint",
     "FormatError",
-    "Output",
+    "MergedModel",
     "SparseTensor",
     "TaskVector",
     "TaskvecError",
+    "TrainingOptions",
+    "applied",
     "apply",
-    "check_result",
     "compose",
     "diff",
+    "errors",
+    "evaluate",
     "merge",
     "open_checkpoint",
     "overlap",
     "sparse_finetune",
+    "train",
+    "verify",
+    "write_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sparse_finetune":  # it needs torch
-        from .models.leaves import sparse_finetune
+    if name == "TrainingOptions":  # the import takes a tenth of a second, which most commands need not spend
+        from .training.options import TrainingOptions
 
-        return sparse_finetune
+        return TrainingOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
 
 
-def local_model(reference: str | Path, *, with_code: bool = False) -> Path:
+def local_model(reference: str | os.PathLike[str], *, with_code: bool = False) -> Path:
     """The local path of a model: a folder or file as it is, a Hub id ("org/name") downloaded to the Hub's cache.
 
     with_code: download Python code too, where a model has code of its own.
@@ -37,7 +37,7 @@ def local_model(reference: str | Path, *, with_code: bool = False) -> Path:
         ) from None
 
 
-def open_checkpoint(reference: str | Path, *, with_code: bool = False) -> Checkpoint:
+def open_checkpoint(reference: str | os.PathLike[str], *, with_code: bool = False) -> Checkpoint:
     """Open a model folder, a single `.safetensors` file or a Hub id. Raises UsageError and FormatError.
 
     with_code: of a Hub id, download the model's own Python code too; opening runs none.

@@ -16,19 +16,20 @@ from support.building import sparse, tensor, vector_of, write_checkpoint
 from taskvec import (
     Checkpoint,
     FormatError,
-    Output,
     SparseTensor,
     TaskvecError,
     TaskVector,
     apply,
-    check_result,
     compose,
     diff,
     merge,
     open_checkpoint,
     overlap,
     sparse_finetune,
+    verify,
+    write_model,
 )
+from taskvec.applying.output import Output
 from taskvec.arguments import real, said, whole
 from taskvec.errors import MaskError, UsageError
 from taskvec.training.options import TrainingOptions
@@ -69,9 +70,18 @@ CALLS: dict[str, Callable[[Case, Any], object]] = {
     "compose, base": lambda case, value: compose(case.vector, case.vector, 0 if value is None else value),
     "apply, vector": lambda case, value: apply(value, case.base, case.folder / "out"),
     "apply, base": lambda case, value: apply(case.vector, value, case.folder / "out"),
-    "apply, output": lambda case, value: apply(case.vector, case.base, case.folder / "out", output=value),
-    "check_result, vector": lambda case, value: check_result(value, case.base),
-    "check_result, base": lambda case, value: check_result(case.vector, value),
+    "apply, out": lambda case, value: apply(case.vector, case.base, value if value != "x" else None),
+    "apply, dtype": lambda case, value: apply(case.vector, case.base, case.folder / "out", dtype=value, force=True),
+    "apply, shard_size": lambda case, value: apply(
+        case.vector, case.base, case.folder / "out", shard_size=value, force=True
+    ),
+    "apply, progress": lambda case, value: apply(
+        case.vector, case.base, case.folder / "out", progress=False if value is print else value, force=True
+    ),
+    "write_model": lambda case, value: write_model(value, case.base, case.folder / "merged"),
+    "write_model, base": lambda case, value: write_model([case.vector], value, case.folder / "merged"),
+    "verify, vector": lambda case, value: verify(value),
+    "shrink": lambda case, value: case.vector.shrink(value),
     "overlap": lambda case, value: overlap(value),
     "overlap, a vector": lambda case, value: overlap([case.vector, value]),
     "change": lambda case, value: case.vector.change(value),
@@ -118,7 +128,7 @@ def outcome(call: str, case: Case, value: Any) -> str:
 @pytest.mark.parametrize(
     ("call", "value", "message"),
     [
-        ("diff, base", "base", "base must be a Checkpoint, found 'base'"),
+        ("diff, base", "base", "base: no such file or folder"),
         ("diff, sparsity", "0.9", "the sparsity must be a number, found '0.9'"),
         (
             "diff, sparsity",
@@ -126,10 +136,12 @@ def outcome(call: str, case: Case, value: Any) -> str:
             "the sparsity must lie between 0 and 1, both excluded; found a number of about 400",
         ),
         ("diff, kind", ["vector"], "kind is one of vector, patch, found ['vector']"),
-        ("merge", "ab", "vectors must be a list of TaskVectors, found 'ab'"),
-        ("merge, a vector", Path("a.lota"), "vectors, number 2, must be a TaskVector, found PosixPath('a.lota')"),
-        ("compose, first", "a.lota", "first must be a TaskVector, found 'a.lota'"),
-        ("overlap", None, "vectors must be a list of TaskVectors, found None"),
+        ("merge", "ab", "vectors must be a list of TaskVectors or paths, found 'ab'"),
+        ("diff, base", 3, "base must be a Checkpoint or a path, found 3"),
+        ("merge, a vector", 3, "vectors, number 2, must be a TaskVector or the path of a .lota file, found 3"),
+        ("overlap", None, "vectors must be a list of TaskVectors or paths, found None"),
+        ("apply, out", 3, "out must be a path, found 3"),
+        ("apply, progress", "yes", "progress must be True, False or a callable, found 'yes'"),
         ("change", "x", "tuned has no tensor 'x'"),
         ("change, start", 5, "tensor 'w' has 4 elements: 5 to 4 is no range of them"),
         ("change, start", -1, "tensor 'w' has 4 elements: -1 to 4 is no range of them"),
@@ -250,8 +262,8 @@ def test_masks_of_any_whole_numbers_are_taken(mask: Any) -> None:
 def test_what_is_finetuned_is_a_model() -> None:
     for arguments, message in (
         ((3, {}), "^model must be a Module, found 3$"),
-        ((torch.nn.Linear(1, 1), [1]), r"^masks must be a Mapping, found \[1\]$"),
-        ((torch.nn.Linear(1, 1), {}, "base"), "^base must be a Checkpoint, found 'base'$"),
+        ((torch.nn.Linear(1, 1), [1]), r"^mask must be a TaskVector or the path of a .lota file, found \[1\]$"),
+        ((torch.nn.Linear(1, 1), {}, 3), "^base must be a Checkpoint or a path, found 3$"),
     ):
         with pytest.raises(UsageError, match=message), sparse_finetune(*arguments):  # type: ignore[arg-type]
             pass

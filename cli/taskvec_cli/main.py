@@ -120,7 +120,7 @@ def pack(
     before, after = open_checkpoint(base), open_checkpoint(tuned)
     check_file(output, force=force, inputs=inputs_of(before, after))
     with progress_bars() as progress:
-        vector = diff(before, after, sparsity, progress, kind)
+        vector = diff(before, after, sparsity, kind=kind, progress=progress)
         vector.save(output, progress, codec, force=force)
     render.report_file(output, as_json)
 
@@ -145,7 +145,7 @@ def unpack(
     most = None if max_size is None else parse_size("--max-size", max_size)
     opened, checkpoint = TaskVector.open(vector), open_checkpoint(base)
     with progress_bars() as progress:
-        applied = apply(opened, checkpoint, output, progress, force=force, max_bytes=most)
+        applied = apply(opened, checkpoint, output, force=force, max_bytes=most, progress=progress)
     if as_json:
         said = {"exact": applied.exact, "differences": applied.differences, "not_carried": applied.left_out}
         render.report_folder(output, as_json, **said)
@@ -230,7 +230,7 @@ def inspect(
 
         check_picture(plot, force=force, inputs=inputs_of(*opened))
     with progress_bars() as progress:
-        pairs = overlap(opened, progress) if len(opened) > 1 else []
+        pairs = overlap(opened, progress=progress) if len(opened) > 1 else []
     rows = [render.overlap_summary(labels, pair) for pair in pairs]
     if plot is not None:
         if pairs:
@@ -257,19 +257,14 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every checksum and decode every entry; with --base also that the result is the one promised."""
-    from taskvec import TaskVector, check_result, open_checkpoint
-    from taskvec.applying.layout import check_stored_layout
-    from taskvec_formats import LotaReader
+    from taskvec import TaskVector
+    from taskvec import verify as verify_vector
 
     from . import render
 
     with progress_bars() as progress:
         opened = TaskVector.open(vector)
-        assert isinstance(opened.source, LotaReader)
-        opened.source.verify(lambda done, total: progress("decoding", done, total, ""))
-        check_stored_layout(opened)
-        if base is not None:
-            check_result(opened, open_checkpoint(base), progress)
+        verify_vector(opened, base, progress=progress)
     if as_json:
         render.print_json({"path": str(vector), "ok": True, "base_checked": base is not None})
     else:

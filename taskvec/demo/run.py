@@ -14,7 +14,7 @@ from taskvec_formats.atomic import atomic_file
 
 from ..analysis.overlap import Overlap, overlap
 from ..applying.apply import apply
-from ..merging import merge
+from ..merging.combine import merge
 from ..reporting.progress import Progress, silent
 from ..resume import RecordedFolder
 from ..vectors.vector import TaskVector

@@ -1,9 +1,8 @@
-"""Merging: `merge`, the methods it knows, and how to add one."""
+"""Merging task vectors: the methods, and how to add one."""
 
 from ..vectors.align import Aligned, Part
-from .merge import merge
 from .methods.options import Bounds
 from .registry import AUTO, METHODS, Method, merge_method
 from .settings import Rule
 
-__all__ = ["AUTO", "METHODS", "Aligned", "Bounds", "Method", "Part", "Rule", "merge", "merge_method"]
+__all__ = ["AUTO", "METHODS", "Aligned", "Bounds", "Method", "Part", "Rule", "merge_method"]

@@ -27,8 +27,8 @@ from ..vectors.promotion import WidenedEntries
 from ..vectors.source import inputs_of
 from ..vectors.sums import common_specs
 from ..vectors.vector import TaskVector
+from .combine import provenance_of
 from .measured import depth_of, measured_from
-from .merge import provenance_of
 from .notes import notes_on
 from .requests import by_vector, weights_for
 from .settings import Setting

@@ -25,7 +25,7 @@ from ..vectors.promotion import wider
 from ..vectors.source import Memory
 from ..vectors.vector import TaskVector
 from .average import average
-from .merge import merge
+from .combine import merge
 from .methods.options import Option
 from .parameters import SETTINGS, names_for_a_model, names_for_all, parameters_of
 from .registry import AUTO, method_of

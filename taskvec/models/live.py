@@ -11,9 +11,9 @@ from torch import nn
 from taskvec_formats import Checkpoint
 
 from ..applying.verified import Application
-from ..errors import TrainingError
+from ..errors import BaseMismatchError, TrainingError
 from ..vectors.vector import TaskVector
-from .placement import part_of, places, values_of
+from .placement import Place, part_of, places, same_bits, values_of
 
 
 @contextmanager
@@ -21,7 +21,8 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
     """Within the `with` block the model, loaded from `base`, has the vector's weights; afterwards its own bits again.
 
     Only the elements that the vector touches are kept aside, so that nothing dense is copied.
-    Raises BaseMismatchError, FormatError, and TrainingError where the model lacks a parameter or would need other ones.
+    Raises BaseMismatchError, also where an element that the vector touches does not have the base's bits in the model,
+    FormatError, and TrainingError where the model lacks a parameter or would need other ones.
     """
     specs = vector.specs.values()
     if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
@@ -29,16 +30,24 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
     application = Application(vector, base)
     placed = places(model, {spec.name: spec.form for spec in specs})
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    changed: set[Place] = set()  # tied weights have two names and are changed once
     try:
         for name, spec in vector.specs.items():
             if name not in placed:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
             flat = part_of(model, placed[name], spec.size)
             for number, (start, _) in enumerate(spec.form.blocks()):
-                touched, _, after = application.touched(spec, number)
+                touched, before, after = application.touched(spec, number)
                 indices = torch.from_numpy(touched + start).to(flat.device)
+                old, new = (torch.from_numpy(values_of(spec.dtype, bits)).to(flat) for bits in (before, after))
+                if not same_bits(flat[indices], new if placed[name] in changed else old):
+                    raise BaseMismatchError(
+                        f"tensor {name!r} of the model does not have the values of {base.name} where {vector.name} "
+                        "changes it: another vector is on it, or the model was loaded from elsewhere"
+                    )
                 kept.append((flat, indices, flat[indices]))
-                flat[indices] = torch.from_numpy(values_of(spec.dtype, after)).to(flat)
+                flat[indices] = new
+            changed.add(placed[name])
         yield
     finally:
         for flat, indices, values in reversed(kept):  # tied weights may have been set twice

@@ -192,6 +192,11 @@ def tensor_of(dtype: DType, bits: BitArray) -> torch.Tensor:
     return torch.from_numpy(bits.view(f"i{dtype.itemsize}").copy()).view(TORCH_DTYPES[dtype.name])
 
 
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one dtype and shape have the same bits: a NaN equals itself, and −0.0 does not equal 0."""
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
 def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:
     """A tensor rounded to `dtype`, as flat carriers on the CPU, [size]."""
     rounded = weights.detach().to(TORCH_DTYPES[dtype.name]).contiguous().cpu()

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from ..arguments import said
+from ..errors import UsageError
 from .progress import Progress, silent
 
 FIRST, EVERY = 20.0, 30.0  # seconds until the first line, and from one line to the next
@@ -34,12 +36,19 @@ def shown(progress: bool | Progress) -> Iterator[Progress]:
 
     Yields:
         The Progress to report to.
+
+    Raises:
+        UsageError: It is something else.
     """
     if progress is True:
         with progress_bars() as bars:
             yield bars
+    elif progress is False:
+        yield silent
+    elif callable(progress):
+        yield progress
     else:
-        yield silent if progress is False else progress
+        raise UsageError(f"progress must be True, False or a callable, found {said(progress)}")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ..vectors.diff import diff
 from ..vectors.lineage import shortened
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
+from ..version import __version__
 from .effects import check_effects
 from .folder import RunFolder
 from .masking import free_share
@@ -301,10 +302,8 @@ def _versions() -> dict[str, str]:
     import torch
     import transformers
 
-    import taskvec
-
     packages = {"torch": torch, "transformers": transformers, "numpy": numpy}
-    return {"taskvec": taskvec.__version__, **{name: str(package.__version__) for name, package in packages.items()}}
+    return {"taskvec": __version__, **{name: str(package.__version__) for name, package in packages.items()}}
 
 
 def _labelled(progress: Progress, label: str) -> Progress:

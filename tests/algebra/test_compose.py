@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from support import oracle
 from support.building import BASE, Tensor, contents, package, sparse, tensor, vector_of, write_checkpoint
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, compose, diff
+from taskvec import Applied, Checkpoint, TaskVector, apply, compose, diff
+from taskvec.applying.apply import check_result
 from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, MergeError, UsageError
 from taskvec_formats import Form, Header, Identity, TensorSpec

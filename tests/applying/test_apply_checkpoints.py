@@ -20,7 +20,8 @@ from support import oracle
 from support.building import Tensor, contents, package, tensor, write_checkpoint, write_shard
 from support.models import make_architecture, perturb
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff, merge, overlap
+from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge, overlap
+from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MergeError
 from taskvec_formats.blocks import CODECS
 from taskvec_formats.dtypes import DTYPES

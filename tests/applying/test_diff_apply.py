@@ -12,7 +12,8 @@ import pytest
 from support import oracle
 from support.building import Tensor, contents, package, tensor, write_checkpoint
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, check_result, diff
+from taskvec import Applied, Checkpoint, TaskVector, apply, diff
+from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
 from taskvec.vectors.source import Memory
 from taskvec_formats import Form, Header, Identity, LotaReader, SparseTensor, TensorSpec

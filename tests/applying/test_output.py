@@ -24,8 +24,9 @@ from support.building import Tensor, contents, package, tensor, write_checkpoint
 from support.models import perturb
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taskvec import Applied, Checkpoint, Output, TaskVector, apply, diff, merge
-from taskvec.applying.output import TARGETS
+from taskvec import Applied, Checkpoint, TaskVector, diff, merge
+from taskvec.applying.apply import apply
+from taskvec.applying.output import TARGETS, Output
 from taskvec.errors import DTypeError, ResumeError, UsageError
 from taskvec.merging.tokenizers import compare_tokenizers
 from taskvec.vectors.vector import vector_of
@@ -474,7 +475,9 @@ def test_a_vector_that_knows_its_result_is_written_at_one_go(tmp_path: Path) -> 
 PROGRAM = """
 import os, resource, signal, sys
 from pathlib import Path
-from taskvec import Checkpoint, Output, TaskVector, apply, merge
+from taskvec import Checkpoint, TaskVector, merge
+from taskvec.applying.apply import apply
+from taskvec.applying.output import Output
 
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 

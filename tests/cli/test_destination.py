@@ -345,7 +345,7 @@ def test_what_appears_in_the_meantime_is_not_replaced(work: Path) -> None:
         a.save(file, racing(file))
     assert file.read_bytes() == b"another"
     with pytest.raises(OutputExistsError, match=message):
-        apply(a, base, folder, racing(folder))
+        apply(a, base, folder, progress=racing(folder))
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
     assert not list(work.glob(".*"))
     # with force it is

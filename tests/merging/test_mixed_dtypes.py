@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.building import tensor, write_checkpoint
 
-from taskvec import Output, TaskVector, apply, diff, merge
+from taskvec import TaskVector, diff, merge
+from taskvec.applying.apply import apply
+from taskvec.applying.output import Output
 from taskvec.errors import DTypeError, MergeError, UsageError
 from taskvec.merging.average import average
 from taskvec.merging.recipe import Recipe
