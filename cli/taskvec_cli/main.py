@@ -201,6 +201,29 @@ def arith(
     render.report_file(output, as_json)
 
 
+@app.command(short_help="Keep the largest entries of a vector.")
+def shrink(
+    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
+    output: LotaFile,
+    sparsity: Annotated[
+        float, typer.Option(help="Share of eligible weights without an entry, e.g. 0.99.", show_default=False)
+    ],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a smaller vector: the entries of largest magnitude, as many as --sparsity leaves."""
+    from taskvec import TaskVector
+    from taskvec.destination import check_file
+
+    from . import render
+
+    opened = TaskVector.open(vector)
+    check_file(output, force=force, inputs=opened.inputs)
+    with progress_bars() as progress:
+        opened.shrink(sparsity).save(output, progress, force=force)
+    render.report_file(output, as_json)
+
+
 @app.command(short_help="Show what is in a file, and how masks overlap.")
 def inspect(
     vectors: Annotated[

@@ -257,7 +257,8 @@ class TaskVector(Mapping[str, SparseTensor]):
             A vector whose entries are chosen when they are first read or saved.
 
         Raises:
-            UsageError: The sparsity is outside (0, 1), or the vector has fewer entries than would be kept.
+            UsageError: The sparsity is outside (0, 1), or the vector, opened from a file, has fewer entries than k.
+            MaskError: k is 0.
             KindError: This is a patch.
             MergeError: It changes tensors that are no numbers, or adds, removes or resizes tensors.
         """
@@ -286,7 +287,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         # a tensor of no axes has no coordinates
         places = np.stack(np.unravel_index(delta.indices, delta.shape)) if delta.shape else np.empty((0, len(delta)))
         found: torch.Tensor = torch.sparse_coo_tensor(
-            torch.from_numpy(places.astype(np.int64)), values, delta.shape, is_coalesced=True
+            torch.from_numpy(places.astype(np.int64)), values, delta.shape, is_coalesced=True, check_invariants=True
         )
         return found
 

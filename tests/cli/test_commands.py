@@ -19,7 +19,7 @@ from support.models import ROWS, make_llama, perturb, write_rows
 from taskvec import Checkpoint, TaskVector
 from taskvec_cli.main import app
 
-COMMANDS = ("train", "pack", "unpack", "merge", "arith", "inspect", "verify", "eval", "demo")
+COMMANDS = ("train", "pack", "unpack", "merge", "arith", "shrink", "inspect", "verify", "eval", "demo")
 BATCHES = ("--batch-size", "2", "--device", "cpu")
 UNCALIBRATED = ("--steps", "2", "--lr", "1e-3", *BATCHES)
 QUICK = ("--calibration-steps", "2", *UNCALIBRATED)
