@@ -67,6 +67,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
+	$(BIN)/mypy tests/typing
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
