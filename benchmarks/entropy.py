@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from taskvec_formats import Checkpoint, LotaReader
+from taskvec_formats import LotaReader, ModelFolder
 from taskvec_formats.dtypes import BitArray, DType
 
 Counts = npt.NDArray[np.int64]
@@ -75,7 +75,7 @@ def deltas(values: npt.NDArray[np.float32]) -> float:
 
 def report(path: Path, base_path: Path, tuned_path: Path) -> dict[str, float]:
     """Bits a changed weight: of each stream, of all the rest, and of the entropies."""
-    reader, base, tuned = LotaReader(path), Checkpoint(base_path), Checkpoint(tuned_path)
+    reader, base, tuned = LotaReader(path), ModelFolder(base_path), ModelFolder(tuned_path)
     patch = reader.header.kind == "patch"
     main, other = ("replacements", "delta") if patch else ("delta", "replacements")
     stored = {"positions": 0, "values": 0, "exceptions": 0}

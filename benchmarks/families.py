@@ -27,7 +27,8 @@ from taskvec.data.examples import read_examples
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import evaluate_checkpoint
 from taskvec.training.options import TrainingOptions
-from taskvec.training.train import Training, train
+from taskvec.training.train import train
+from taskvec_formats import ModelFolder
 
 NUMBERS = "one two three four five six seven eight nine".split()
 ROWS = [
@@ -409,12 +410,12 @@ def take_through(base: Path, scratch: Path, *, masked: bool) -> Training:
     """Train, apply, pack, merge, apply, evaluate. Raises TaskvecError, and AssertionError where weights are wrong."""
     data = scratch / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    start = Checkpoint(base)
+    start = ModelFolder(base)
     trained = train(start, data, OPTIONS)
     trained.vector.save(scratch / "trained.lota")
     vector = TaskVector.open(scratch / "trained.lota")
     apply(vector, start, scratch / "tuned")
-    tuned = Checkpoint(scratch / "tuned")
+    tuned = ModelFolder(scratch / "tuned")
     check(start, tuned, vector)
     diff(start, tuned).save(scratch / "packed.lota")
     packed = TaskVector.open(scratch / "packed.lota")
@@ -426,7 +427,7 @@ def take_through(base: Path, scratch: Path, *, masked: bool) -> Training:
     metrics = ("loss", "exact_match")
     found = [
         evaluate_checkpoint(checkpoint, with_vector, examples, metrics, device="cpu", max_length=32).metrics
-        for checkpoint, with_vector in ((Checkpoint(scratch / "merged"), None), (start, merged))
+        for checkpoint, with_vector in ((ModelFolder(scratch / "merged"), None), (start, merged))
     ]
     assert found[0] == found[1], "the merged folder and the vector on its base are not evaluated alike"
     return trained

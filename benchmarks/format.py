@@ -21,7 +21,7 @@ from entropy import report
 from pairs import PAIRS
 from processes import measure
 
-from taskvec_formats import Checkpoint
+from taskvec_formats import ModelFolder
 from taskvec_formats.file_names import SINGLE
 
 PEERS = ("coo", "coo-torch", "gaps", "xor", "zipnn", "weightscope", "reminis")
@@ -78,13 +78,13 @@ def best(command: list[str]) -> tuple[float, float]:
 
 def count_changed(base: Path, tuned: Path) -> int:
     """Elements whose bits differ."""
-    before, after = Checkpoint(base), Checkpoint(tuned)
+    before, after = ModelFolder(base), ModelFolder(tuned)
     return sum(int(np.count_nonzero(before.bits(name) != after.bits(name))) for name in before.tensors)
 
 
 def same(a: Path, b: Path) -> bool:
     """Whether two checkpoints hold the same tensors, bit for bit."""
-    return Checkpoint(a).digests() == Checkpoint(b).digests()
+    return ModelFolder(a).digests() == ModelFolder(b).digests()
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

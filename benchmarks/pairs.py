@@ -23,6 +23,7 @@ from ml_dtypes import bfloat16
 from taskvec import Checkpoint
 from taskvec.demo.smollm2 import write_base
 from taskvec.vectors.topk import TopK, entries_for, top_k
+from taskvec_formats import ModelFolder
 from taskvec_formats.atomic import atomic_directory
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray
@@ -66,7 +67,7 @@ def finetune(base: Path, out: Path) -> None:
 
 def rewrite(source: Path, out: Path, dtype: str, bits: Callable[[str], BitArray]) -> None:
     """Write `out`: a checkpoint with the tensors and shapes of `source`, of `dtype`, their carriers from `bits`."""
-    model = Checkpoint(source)
+    model = ModelFolder(source)
     size = DTYPES[dtype].itemsize
     layout = {
         name: (dtype, info.shape, size * (info.stop - info.start) // info.dtype.itemsize)
@@ -91,7 +92,7 @@ def main(folder: Path) -> None:
 
     if missing("base32"):
         write_base(made["base32"])
-    base = Checkpoint(made["base32"])
+    base = ModelFolder(made["base32"])
 
     def values(checkpoint: Checkpoint, name: str) -> np.ndarray:
         return checkpoint.bits(name).view(np.float32)
@@ -103,7 +104,7 @@ def main(folder: Path) -> None:
         rewrite(made["base32"], made["base16"], "BF16", lambda name: to_bf16(values(base, name)))
     if missing("tuned32"):
         finetune(made["base32"], made["tuned32"])
-    tuned, base16 = Checkpoint(made["tuned32"]), Checkpoint(made["base16"])
+    tuned, base16 = ModelFolder(made["tuned32"]), ModelFolder(made["base16"])
     eligible = [name for name in base.tensors if ("mlp" in name or "attn" in name) and name.endswith("weight")]
 
     def change(name: str) -> np.ndarray:
@@ -125,7 +126,7 @@ def main(folder: Path) -> None:
                 return bits
 
             rewrite(made["base32"], made[f"f32-{percent}"], "F32", kept)
-        sparse = Checkpoint(made[f"f32-{percent}"])
+        sparse = ModelFolder(made[f"f32-{percent}"])
 
         def masked(name: str, sparse: Checkpoint = sparse) -> BitArray:
             changed = sparse.bits(name) != base.bits(name)

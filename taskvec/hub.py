@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, ModelFolder
 
 from .errors import UsageError
 
@@ -44,4 +44,4 @@ def open_checkpoint(reference: str | os.PathLike[str], *, with_code: bool = Fals
     """
     path = local_model(reference, with_code=with_code)
     is_hub_id = not os.path.exists(Path(reference))
-    return Checkpoint(path, name=str(reference) if is_hub_id else None)
+    return ModelFolder(path, name=str(reference) if is_hub_id else None)

@@ -54,10 +54,11 @@ def tuned(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vector(llama: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tuned − llama as a `.lota` file."""
-    from taskvec import Checkpoint, diff
+    from taskvec import diff
+    from taskvec_formats import ModelFolder
 
     path = tmp_path_factory.mktemp("vector") / "tuned.lota"
-    diff(Checkpoint(llama), Checkpoint(tuned)).save(path)
+    diff(ModelFolder(llama), ModelFolder(tuned)).save(path)
     return path
 
 

@@ -33,6 +33,7 @@ from taskvec.applying.output import Output
 from taskvec.arguments import real, said, whole
 from taskvec.errors import MaskError, UsageError
 from taskvec.training.options import TrainingOptions
+from taskvec_formats import ModelFolder
 
 
 class Case(NamedTuple):
@@ -96,7 +97,7 @@ CALLS: dict[str, Callable[[Case, Any], object]] = {
     "change, stop": lambda case, value: case.vector.change("w", 0, value),
     "save, codec": lambda case, value: case.vector.save(case.folder / "x.lota", codec=value),
     "open_checkpoint": lambda case, value: open_checkpoint(value),
-    "Checkpoint": lambda case, value: Checkpoint(value),
+    "Checkpoint": lambda case, value: ModelFolder(value),
     "merge, method": lambda case, value: merge([case.vector], value),
     "TaskVector.open": lambda case, value: TaskVector.open(value),
     "times": lambda case, value: case.vector * value,
@@ -279,4 +280,4 @@ def test_what_is_finetuned_is_a_model() -> None:
 def test_paths_may_be_strings(case: Case, tmp_path: Path) -> None:
     case.vector.save(str(tmp_path / "x.lota"))
     opened = TaskVector.open(str(tmp_path / "x.lota"))
-    assert apply(opened, Checkpoint(str(case.base.path)), str(tmp_path / "out")).exact  # type: ignore[arg-type]
+    assert apply(opened, ModelFolder(str(case.base.path)), str(tmp_path / "out")).exact  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from taskvec_formats import ModelFolder
 from taskvec_formats.file_names import INDEX
 from taskvec_formats.text import json_text, printable
 
@@ -102,9 +103,7 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
 
 def report_folder(output: Path, as_json: bool, **more: object) -> None:
     """The same of a model folder."""
-    from taskvec import Checkpoint
-
-    written = Checkpoint(output)
+    written = ModelFolder(output)
     total = sum(shard.path.stat().st_size for shard in written.shards)
     if as_json:
         print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})

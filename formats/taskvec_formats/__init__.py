@@ -1,7 +1,7 @@
 """The `.lota` file and the checkpoints it applies to. Needs numpy, safetensors, zstandard and pcodec; never torch."""
 
 from .blocks import Change
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, ModelFolder
 from .errors import FormatError
 from .forms import Form
 from .header import Header, Identity, TensorSpec
@@ -17,6 +17,7 @@ __all__ = [
     "Identity",
     "LotaReader",
     "LotaWriter",
+    "ModelFolder",
     "SideFile",
     "SparseTensor",
     "TensorSpec",

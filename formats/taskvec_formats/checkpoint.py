@@ -1,10 +1,11 @@
-"""A dense checkpoint on disk: one safetensors file or a folder of shards, read tensor by tensor, never whole."""
+"""Dense checkpoints: the tensors of a model, read or computed tensor by tensor, never whole."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,76 @@ def short(digest: str) -> str:
     return digest[:16]
 
 
-class Checkpoint:
-    """The tensors of a model folder or of a single `.safetensors` file.
+class Checkpoint(ABC):
+    """The tensors of a model, which lie in a folder or are computed when they are asked for.
 
-    path: the folder or the file; name: its last component, or the name given.
-    shards: the files, in the order of their names.
-    tensors: name -> TensorInfo, sorted by name.
-    side_files: what else belongs to the model (config, tokenizer, shard index), empty for a single file.
-    left_out: names of what else is in the folder and is no part of the checkpoint: subfolders, weights in other files,
-        what is not a regular file.
+    Attributes:
+        path: The folder or the file of the model.
+        name: What to call it.
+        shards: Its files of tensors, in the order of their names.
+        tensors: Name -> dtype and shape, sorted by name.
+        side_files: What else belongs to the model (config, tokenizer, shard index); empty for a single file.
+        left_out: Names of what else is in the folder and is no part of the checkpoint: subfolders, weights in other
+            files, what is not a regular file.
+    """
 
-    Raises CheckpointError where the path is missing, holds no safetensors or a `.lota` file, or where shards and index
-    disagree, and the errors of SafetensorsFile for a bad shard.
+    path: Path
+    name: str
+    shards: Sequence[SafetensorsFile]
+    tensors: Mapping[str, TensorInfo]
+    side_files: Sequence[Path]
+    left_out: Sequence[str]
+    _digests: dict[str, str] | None = None
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Path, ...]:
+        """The files and folders that it reads, which no output may replace."""
+
+    @abstractmethod
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """The elements [start, stop) of a tensor as a flat read-only array of carriers, read or computed now."""
+
+    def digest(self, name: str) -> str:
+        """BLAKE3 of one tensor (`tensor_digest`)."""
+        if self._digests is not None:
+            return self._digests[name]
+        form = self.tensors[name].form
+        digest = begin_digest(name, form)
+        for start, stop in form.blocks():
+            digest.update(self.bits(name, start, stop).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def digests(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
+        """BLAKE3 of every tensor; all bytes are read once, several tensors at a time.
+
+        Args:
+            progress: Called with the tensors done and the tensors in all.
+        """
+        if self._digests is None:
+            digests = {}
+            for name, digest in zip(self.tensors, ordered_map(self.digest, self.tensors), strict=True):
+                digests[name] = digest
+                progress(len(digests), len(self.tensors))
+            self._digests = digests
+        return self._digests
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """BLAKE3 over the digests of all tensors in the order of their names: independent of how they are sharded."""
+        return fingerprint(self.digests())
+
+
+class ModelFolder(Checkpoint):
+    """The checkpoint in a model folder or in a single `.safetensors` file, read tensor by tensor.
+
+    Args:
+        path: The folder or the file.
+        name: What to call it; None takes the last component of the path.
+
+    Raises:
+        CheckpointError: The path is missing, holds no safetensors or a `.lota` file, or shards and index disagree.
+        FormatError: A shard cannot be read (`SafetensorsFile`).
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
@@ -117,38 +176,6 @@ class Checkpoint:
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """The elements [start, stop) of a tensor as a flat read-only array of carriers, read now."""
         return self._owners[name].bits(name, start, stop)
-
-    def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a whole tensor, read now."""
-        return self._owners[name].bytes(name)
-
-    def digest(self, name: str) -> str:
-        """BLAKE3 of one tensor (tensor_digest)."""
-        if "_digests" in self.__dict__:
-            return self._digests[name]
-        form = self.tensors[name].form
-        digest = begin_digest(name, form)
-        for start, stop in form.blocks():
-            digest.update(self.bits(name, start, stop).view(np.uint8).data)
-        return digest.hexdigest()
-
-    def digests(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
-        """BLAKE3 of every tensor; all bytes are read once, several tensors at a time.
-
-        progress(tensors done, tensors).
-        """
-        if "_digests" not in self.__dict__:
-            digests = {}
-            for name, digest in zip(self.tensors, ordered_map(self.digest, self.tensors), strict=True):
-                digests[name] = digest
-                progress(len(digests), len(self.tensors))
-            self._digests = digests
-        return self._digests
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """BLAKE3 over the digests of all tensors in the order of their names: independent of how they are sharded."""
-        return fingerprint(self.digests())
 
 
 def fingerprint(digests: dict[str, str]) -> str:

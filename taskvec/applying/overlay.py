@@ -10,7 +10,6 @@ from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import BitArray
 
-from ..vectors.delta import as_bytes
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
 from .verified import Application
@@ -24,7 +23,8 @@ class Patched(Checkpoint):
     """
 
     def __init__(self, base: Checkpoint, vector: TaskVector) -> None:
-        super().__init__(base.path, f"{base.name} + {vector.name}")
+        self.path, self.name = base.path, f"{base.name} + {vector.name}"
+        self.shards, self.side_files, self.left_out = base.shards, base.side_files, base.left_out
         self._base = base  # itself perhaps one of these
         self._vector = vector
         self._application = Application(vector, base)
@@ -49,10 +49,6 @@ class Patched(Checkpoint):
         blocks = np.concatenate([self._application.range(spec, number) for number in numbers])
         first = spec.form.block(numbers[0])[0]
         return blocks[start - first : stop - first]
-
-    def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a whole tensor."""
-        return as_bytes(self.bits(name))
 
 
 def _info(spec: TensorSpec) -> TensorInfo:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from taskvec_formats import Checkpoint, Form
+from taskvec_formats import Checkpoint, Form, ModelFolder
 from taskvec_formats.errors import FormatError
 from taskvec_formats.header import stored_digest
 
@@ -111,7 +111,7 @@ class Plan:
         """
         expected = {name: form for shard in self.shards.values() for name, form in self._forms(shard).items()}
         try:
-            found = Checkpoint(folder)
+            found = ModelFolder(folder)
         except FormatError as error:
             raise ResultError(f"the model that was written cannot be read: {error}") from None
         if {file.name for file in folder.iterdir()} != self.shards.keys() | self.files.keys():

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, ModelFolder
 from taskvec_formats.atomic import atomic_file
 
 from ..analysis.overlap import Overlap, overlap
@@ -82,7 +82,7 @@ def _run(folder: Path, progress: Progress) -> Demo:
         progress("preparing SmolLM2-135M", 0, 1, "")
         write_base(base_folder)
         progress("preparing SmolLM2-135M", 1, 1, "")
-    base = Checkpoint(base_folder, name="SmolLM2-135M-Instruct")
+    base = ModelFolder(base_folder, name="SmolLM2-135M-Instruct")
     for task, ticket in tickets.items():
         if not ticket.exists():
             _train(task, base, data[task][0], ticket, progress)

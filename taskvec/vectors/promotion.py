@@ -15,7 +15,6 @@ from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.container import TensorInfo, parse_header, shard_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 
-from .delta import as_bytes
 from .source import DeltaSource, Source, inputs_of
 
 _PROMOTED = ("F16", "BF16", "F32", "F64")
@@ -80,13 +79,15 @@ class Cast(Checkpoint):
     """
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, DType]) -> None:
-        super().__init__(checkpoint.path, checkpoint.name)
+        self.path, self.name = checkpoint.path, checkpoint.name
+        self.shards, self.side_files, self.left_out = checkpoint.shards, checkpoint.side_files, checkpoint.left_out
         self._checkpoint = checkpoint
         self._origins = {name: checkpoint.tensors[name].form for name in dtypes}
-        self.tensors = dict(checkpoint.tensors)
+        tensors = dict(checkpoint.tensors)
         for name, dtype in dtypes.items():
             form = self._origins[name]
-            self.tensors[name] = TensorInfo(dtype, form.shape, 0, form.size * dtype.itemsize)
+            tensors[name] = TensorInfo(dtype, form.shape, 0, form.size * dtype.itemsize)
+        self.tensors = tensors
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -103,10 +104,6 @@ class Cast(Checkpoint):
         values[np.isnan(values)] = np.nan  # one NaN for all: machines convert their payloads differently
         widened: BitArray = values.view(dtype.carrier)
         return widened
-
-    def bytes(self, name: str) -> memoryview:
-        """The raw bytes of a whole tensor."""
-        return as_bytes(self.bits(name))
 
 
 def wider(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:

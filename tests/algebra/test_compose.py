@@ -20,7 +20,7 @@ from taskvec import Applied, Checkpoint, TaskVector, apply, compose, diff
 from taskvec.applying.apply import check_result
 from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, MergeError, UsageError
-from taskvec_formats import Form, Header, Identity, TensorSpec
+from taskvec_formats import Form, Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
@@ -109,7 +109,7 @@ def test_without_the_base_every_bit_is_that_of_the_definition(states: list[Tenso
                 apply(composed, checkpoints[0], folder / "out")
             return
         exact = apply(composed, checkpoints[0], folder / "out").exact
-        result = Checkpoint(folder / "out")
+        result = ModelFolder(folder / "out")
         found = {name: result.bits(name).tolist() for name in DRAWN}
     assert found == {name: each[0] for name, each in wanted.items()}
     assert exact is (True if all(each[1] for each in wanted.values()) else None)
@@ -276,7 +276,7 @@ def test_where_b_is_not_known_the_base_is_needed(tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / n, {"w": t}) for n, t in (("a", MODEL["w"]), ("t", FIRST["w"])))
     sparse_one = saved(diff(base, tuned, 0.9), tmp_path / "sparse.lota")
     apply(sparse_one, base, tmp_path / "b")
-    second = diff(Checkpoint(tmp_path / "b"), write_checkpoint(tmp_path / "c", {"w": LAST["w"]}))
+    second = diff(ModelFolder(tmp_path / "b"), write_checkpoint(tmp_path / "c", {"w": LAST["w"]}))
     for first in (sparse_one, sparse_one + 0 * sparse_one):
         with pytest.raises(UsageError, match="does not know the checkpoint that it leads to, so that c might"):
             compose(first, second)
@@ -288,10 +288,10 @@ def test_it_may_start_from_any_checkpoint_that_both_fit(tmp_path: Path) -> None:
     (base, *_), (first, second) = chain(tmp_path, [MODEL, FIRST, LAST])
     other = write_checkpoint(tmp_path / "other", {name: moved(each, 2) for name, each in MODEL.items()})
     apply(first, other, tmp_path / "one")
-    apply(second, Checkpoint(tmp_path / "one"), tmp_path / "two")
+    apply(second, ModelFolder(tmp_path / "one"), tmp_path / "two")
     composed = compose(first, second, other)
     assert apply(composed, other, tmp_path / "out").exact
-    assert contents(Checkpoint(tmp_path / "out")) == contents(Checkpoint(tmp_path / "two"))
+    assert contents(ModelFolder(tmp_path / "out")) == contents(ModelFolder(tmp_path / "two"))
     assert composed.base.fingerprint == other.fingerprint != base.fingerprint
 
 
@@ -299,7 +299,7 @@ def test_three_in_a_row(tmp_path: Path) -> None:
     states = [MODEL, FIRST, LAST]
     (base, *_), (first, second) = chain(tmp_path, states)
     end = write_checkpoint(tmp_path / "d", {name: moved(each, 2) for name, each in LAST.items()}, 2)
-    third = saved(diff(Checkpoint(tmp_path / "c"), end), tmp_path / "cd.lota")
+    third = saved(diff(ModelFolder(tmp_path / "c"), end), tmp_path / "cd.lota")
     for number, at_hand in enumerate((None, base)):
         left = compose(compose(first, second, at_hand), third, at_hand)
         right = compose(first, compose(second, third), at_hand)

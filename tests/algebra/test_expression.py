@@ -16,9 +16,10 @@ from support import oracle
 from support.building import contents, package, sparse, tensor, vector_of, write_checkpoint
 from support.commands import ok, refused, taskvec
 
-from taskvec import Checkpoint, TaskVector, apply, compose, diff
+from taskvec import TaskVector, apply, compose, diff
 from taskvec.algebra.expression import WORDS, Expression
 from taskvec.errors import UsageError
+from taskvec_formats import ModelFolder
 
 VECTORS = {
     name: vector_of({"w": sparse((4,), {at: at + 1.5, 3: -0.1 * at})}, name=name) for at, name in enumerate("abc")
@@ -204,11 +205,11 @@ def test_a_chain_may_be_grouped_either_way(tmp_path: Path) -> None:
         assert chained.header.tuned is None
         assert chained.leads_to == steps["s2"].header.tuned
         apply(chained, states[0], tmp_path / "out", force=True)
-        found = Checkpoint(tmp_path / "out").bits("w").view("<f4")
+        found = ModelFolder(tmp_path / "out").bits("w").view("<f4")
         np.testing.assert_allclose(found, np.float32(values[-1]), rtol=1e-6)
         beside = evaluated(text, steps, base=states[0])
         assert apply(beside, states[0], tmp_path / "exact", force=True).exact
-        assert contents(Checkpoint(tmp_path / "exact")) == contents(states[-1])
+        assert contents(ModelFolder(tmp_path / "exact")) == contents(states[-1])
 
 
 def test_patches_are_grouped_either_way_beside_the_base(tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_the_longest_chains_are_read(tmp_path: Path) -> None:
     for base in (None, states[0]):
         evaluated(" >> ".join(vectors), vectors, base=base).save(tmp_path / "x.lota", force=True)
         assert apply(TaskVector.open(tmp_path / "x.lota"), states[0], tmp_path / "out", force=True).exact
-        assert contents(Checkpoint(tmp_path / "out")) == contents(states[-1])
+        assert contents(ModelFolder(tmp_path / "out")) == contents(states[-1])
 
 
 @pytest.mark.parametrize(
@@ -286,7 +287,7 @@ def tasks(tmp_path: Path) -> Path:
 
 
 def values(folder: Path) -> list[float]:
-    return Checkpoint(folder).bits("w").view("<f4").tolist()
+    return ModelFolder(folder).bits("w").view("<f4").tolist()
 
 
 def test_an_analogy(tasks: Path) -> None:
@@ -366,16 +367,16 @@ def test_bad_requests_leave_nothing(tasks: Path) -> None:
     ):
         assert message in refused(code, "arith", "-o", out, *arguments)
     assert sorted(tasks.iterdir()) == before
-    assert contents(Checkpoint(tasks / "base"))
+    assert contents(ModelFolder(tasks / "base"))
 
 
 def test_a_chain_without_the_base_is_called_exact_where_it_is(tasks: Path) -> None:
     write_checkpoint(tasks / "d", {"w": tensor("F32", [1.5, 2, 3, 7]), "v": tensor("BF16", [1.5, 2, 3, 7])})
     for start, end, exact in (("a", "d", True), ("b", "c", None)):
-        diff(Checkpoint(tasks / start), Checkpoint(tasks / end)).save(tasks / "next.lota", force=True)
+        diff(ModelFolder(tasks / start), ModelFolder(tasks / end)).save(tasks / "next.lota", force=True)
         ok("arith", f"{start}.lota >> next.lota", "-o", "x.lota", "--force", cwd=tasks)
         assert (
-            apply(TaskVector.open(tasks / "x.lota"), Checkpoint(tasks / "base"), tasks / "out", force=True).exact
+            apply(TaskVector.open(tasks / "x.lota"), ModelFolder(tasks / "base"), tasks / "out", force=True).exact
             is exact
         )
         assert values(tasks / "out") == values(tasks / end)

@@ -23,6 +23,7 @@ from support.models import make_architecture, perturb
 from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge, overlap
 from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MergeError
+from taskvec_formats import ModelFolder
 from taskvec_formats.blocks import CODECS
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import NotSafetensorsError
@@ -41,10 +42,10 @@ def stored(folder: Path, base: Checkpoint, tuned: Checkpoint, kind: str, codec: 
 
 def comes_back(folder: Path, base: Path, tuned: Path, kind: str, codec: str = "auto") -> TaskVector:
     """Pack, save, open and apply; every file of the folder `tuned` must be there again, and no other."""
-    vector = stored(folder, Checkpoint(base), Checkpoint(tuned), kind, codec)
-    assert apply(vector, Checkpoint(base), folder / f"out-{kind}") == Applied(True)
+    vector = stored(folder, ModelFolder(base), ModelFolder(tuned), kind, codec)
+    assert apply(vector, ModelFolder(base), folder / f"out-{kind}") == Applied(True)
     assert package(folder / f"out-{kind}") == package(tuned)
-    check_result(vector, Checkpoint(base))
+    check_result(vector, ModelFolder(base))
     return vector
 
 
@@ -186,7 +187,7 @@ def test_special_values_survive_another_dtype(kind: str, target: str, tmp_path: 
 
 
 def lone(path: Path, tensors: Mapping[str, Tensor]) -> Checkpoint:
-    return Checkpoint(write_shard(path, tensors, {"format": "pt"}))
+    return ModelFolder(write_shard(path, tensors, {"format": "pt"}))
 
 
 @both_kinds
@@ -214,7 +215,7 @@ def test_a_lone_file_comes_back_on_a_folder(kind: str, shards: int, tmp_path: Pa
     tuned = lone(tmp_path / "tuned.safetensors", TUNED)
     vector = stored(tmp_path, base, tuned, kind)
     assert apply(vector, base, tmp_path / "out") == Applied(True)
-    result = Checkpoint(tmp_path / "out")
+    result = ModelFolder(tmp_path / "out")
     assert contents(result) == contents(tuned)
     assert [shard.path.read_bytes() for shard in result.shards] == [tuned.path.read_bytes()]
     for name, content in FILES.items():
@@ -233,9 +234,9 @@ def test_an_empty_tensor_may_end_a_file_at_the_end_of_a_page(kind: str, tmp_path
             padding += "x" * (-path.stat().st_size % 4096)
         assert path.stat().st_size % 4096 == 0
         tensors = {**fine_tune({"a": tensors["a"]}), "b": tensors["b"]}
-    base, tuned = (Checkpoint(tmp_path / f"{name}.safetensors") for name in ("base", "tuned"))
+    base, tuned = (ModelFolder(tmp_path / f"{name}.safetensors") for name in ("base", "tuned"))
     assert apply(stored(tmp_path, base, tuned, kind), base, tmp_path / "out") == Applied(True)
-    assert contents(Checkpoint(tmp_path / "out")) == contents(tuned)
+    assert contents(ModelFolder(tmp_path / "out")) == contents(tuned)
 
 
 def test_resizing_stores_the_new_rows_alone(tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_models_as_transformers_saves_them_come_back(
 ) -> None:
     base = make_architecture(architecture, tmp_path / "base", dtype=dtypes[0])
     perturb(base, tmp_path / "tuned", dtype=dtypes[1], shard_size="10KB")
-    assert len(Checkpoint(tmp_path / "tuned").shards) > 1
+    assert len(ModelFolder(tmp_path / "tuned").shards) > 1
     for kind in ("vector", "patch"):
         comes_back(tmp_path, base, tmp_path / "tuned", kind)
 
@@ -371,14 +372,14 @@ def test_vectors_whose_masks_do_not_meet_stack_in_either_order(kind: str, dtype:
             check_result(vector, state)
             # the second meets weights that its base had not
             assert apply(vector, state, out).exact is (step == 0)
-            state = Checkpoint(out)
+            state = ModelFolder(out)
         results.append(contents(state))
     assert results[0] == results[1]
 
     expected = {name: base.bits(name).copy() for name in base.tensors}
     for half in ("first", "second"):
         for name, bits in expected.items():
-            changed = Checkpoint(tmp_path / half).bits(name)
+            changed = ModelFolder(tmp_path / half).bits(name)
             bits[changed != base.bits(name)] = changed[changed != base.bits(name)]
     assert {name: bits.tobytes().hex() for name, bits in expected.items()} == {n: c[2] for n, c in results[0].items()}
     if kind == "vector":
@@ -386,7 +387,7 @@ def test_vectors_whose_masks_do_not_meet_stack_in_either_order(kind: str, dtype:
         assert merged.provenance["method"] == "disjoint"
         apply(merged, base, tmp_path / "merged")
         # flips of the last bit are differences that f32 holds, so that nothing of them is lost in a sum
-        assert contents(Checkpoint(tmp_path / "merged")) == results[0]
+        assert contents(ModelFolder(tmp_path / "merged")) == results[0]
 
 
 @both_kinds
@@ -455,7 +456,7 @@ def test_a_merge_knows_no_tuned_checkpoint(merged: tuple[Checkpoint, TaskVector]
     assert apply(vector, base, tmp_path / "out") == Applied(None)
     for name in vector:
         expected = oracle.applied(DTYPES["F32"], base.bits(name), oracle.entries(vector[name]), {})
-        assert Checkpoint(tmp_path / "out").bits(name).tolist() == expected
+        assert ModelFolder(tmp_path / "out").bits(name).tolist() == expected
 
 
 def test_a_merge_refuses_its_own_result(merged: tuple[Checkpoint, TaskVector], tmp_path: Path) -> None:
@@ -465,7 +466,7 @@ def test_a_merge_refuses_its_own_result(merged: tuple[Checkpoint, TaskVector], t
         with pytest.raises(
             BaseMismatchError, match=r"out is not the base of merged.lota .*tensor 'both' has other values"
         ):
-            refuse(vector, Checkpoint(tmp_path / "out"))
+            refuse(vector, ModelFolder(tmp_path / "out"))
     assert not (tmp_path / "twice").exists()
 
 
@@ -490,7 +491,7 @@ def test_a_merge_of_sparse_vectors_adds_up_on_the_base(tmp_path: Path) -> None:
     summed = naive.combined("linear", [vector["w"] for vector in vectors], [1, 1], {})
     assert summed is not None
     expected = oracle.applied(DTYPES["BF16"], base.bits("w"), summed, {})
-    assert Checkpoint(tmp_path / "out").bits("w").tolist() == expected
+    assert ModelFolder(tmp_path / "out").bits("w").tolist() == expected
 
 
 # patches, which hold no deltas
@@ -535,7 +536,7 @@ def made(folder: Path, states: list[Path], count: int) -> dict[str, dict[str, st
     """The hashes of all that pack, merge and unpack write with so many threads."""
     out = folder / str(count)
     out.mkdir()
-    base, *tuned = map(Checkpoint, states)
+    base, *tuned = map(ModelFolder, states)
     with threads(count):
         for number, each in enumerate(tuned):
             for kind in ("vector", "patch"):

@@ -16,7 +16,7 @@ from taskvec import Applied, Checkpoint, TaskVector, apply, diff
 from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
 from taskvec.vectors.source import Memory
-from taskvec_formats import Form, Header, Identity, LotaReader, SparseTensor, TensorSpec
+from taskvec_formats import Form, Header, Identity, LotaReader, ModelFolder, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import ChecksumError, StreamError
 
@@ -84,7 +84,7 @@ def test_the_tuned_checkpoint_comes_back_to_the_bit(
     check_result(vector, base)
     check_result(vector, base)
     assert apply(vector, base, tmp_path / "out") == Applied(True)
-    result = Checkpoint(tmp_path / "out")
+    result = ModelFolder(tmp_path / "out")
     assert contents(result) == contents(tuned)
     assert result.fingerprint == tuned.fingerprint
     assert package(tmp_path / "out") == package(tmp_path / "tuned")
@@ -142,7 +142,7 @@ def test_a_patch_has_no_deltas(tmp_path: Path) -> None:
 @both_kinds
 def test_the_same_checkpoints_give_the_same_bytes(kind: str, tmp_path: Path) -> None:
     pack(tmp_path, MIXED, kind=kind)
-    base, tuned = (Checkpoint(tmp_path / name) for name in ("base", "tuned"))
+    base, tuned = (ModelFolder(tmp_path / name) for name in ("base", "tuned"))
     diff(base, tuned, kind=kind).save(tmp_path / "again.lota")
     assert (tmp_path / "again.lota").read_bytes() == (tmp_path / "vector.lota").read_bytes()
 
@@ -159,7 +159,7 @@ def test_a_file_saved_again_is_the_same_file(states: States, tmp_path: Path) -> 
 
 def test_the_vector_knows_both_ends(tmp_path: Path) -> None:
     base, vector = pack(tmp_path, F32)
-    tuned = Checkpoint(tmp_path / "tuned")
+    tuned = ModelFolder(tmp_path / "tuned")
     assert (vector.base.name, vector.base.fingerprint) == ("base", base.fingerprint)
     assert (vector.header.tuned.name, vector.header.tuned.fingerprint) == ("tuned", tuned.fingerprint)
     assert (vector.name, vector.kind, vector.provenance) == ("vector.lota", "vector", {"made_by": "pack"})
@@ -174,7 +174,7 @@ def test_an_unsaved_vector_applies_as_well(kind: str, tmp_path: Path) -> None:
     vector = diff(base, tuned, kind=kind)
     check_result(vector, base)
     assert apply(vector, base, tmp_path / "out") == Applied(True)
-    assert contents(Checkpoint(tmp_path / "out")) == contents(tuned)
+    assert contents(ModelFolder(tmp_path / "out")) == contents(tuned)
 
 
 def test_an_unsaved_vector_refuses_another_base(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_equal_checkpoints_have_an_empty_vector(kind: str, tmp_path: Path) -> No
     assert len(vector) == 0
     for out in (tmp_path / "out", tmp_path / "twice"):
         assert apply(vector, base, out) == Applied(True)
-        base = Checkpoint(out)
-    assert contents(base) == contents(Checkpoint(tmp_path / "base"))
+        base = ModelFolder(out)
+    assert contents(base) == contents(ModelFolder(tmp_path / "base"))
 
 
 def magnitudes(states: States) -> list[tuple[str, Any]]:
@@ -219,7 +219,7 @@ def test_a_sparsity_keeps_the_largest_changes_and_no_more(dtype: str, sparsity: 
     assert sum(map(len, vector.values())) == k
 
     assert apply(vector, base, tmp_path / "out") == Applied(None)
-    result = Checkpoint(tmp_path / "out")
+    result = ModelFolder(tmp_path / "out")
     for name, before in states[0].items():
         expected = before.bits.copy()
         if name in vector:
@@ -241,14 +241,14 @@ def test_where_every_change_is_kept_those_without_a_finite_difference_are_too(tm
     tuned[[2, 5, 7]] = [np.nan, 2, np.inf]
     base, vector = pack(tmp_path, ({"w": tensor("F32", np.ones(10))}, {"w": tensor("F32", tuned)}), 0.5)
     apply(vector, base, tmp_path / "out")
-    assert contents(Checkpoint(tmp_path / "out")) == contents(Checkpoint(tmp_path / "tuned"))
+    assert contents(ModelFolder(tmp_path / "out")) == contents(ModelFolder(tmp_path / "tuned"))
 
 
 def test_a_sparse_vector_leaves_tensors_that_cannot_be_added_as_they_are(tmp_path: Path) -> None:
     base, vector = pack(tmp_path, MIXED, 0.5)
     assert set(vector) == {"a.weight", "scalar", "z.weight"}
     apply(vector, base, tmp_path / "out")
-    result = contents(Checkpoint(tmp_path / "out"))
+    result = contents(ModelFolder(tmp_path / "out"))
     assert all(result[name] == contents(base)[name] for name in ("flags", "ids"))
 
 
@@ -386,7 +386,7 @@ def test_the_result_is_no_base(states: States, kind: str, tmp_path: Path) -> Non
     first = f"({'|'.join(vector)})"  # shards come in their own order
     for refuse in (check_result, lambda v, b: apply(v, b, tmp_path / "twice")):
         with pytest.raises(AlreadyAppliedError, match=f"vector.lota is applied to out already: tensor '{first}'"):
-            refuse(vector, Checkpoint(tmp_path / "out"))
+            refuse(vector, ModelFolder(tmp_path / "out"))
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -412,7 +412,7 @@ def test_a_base_that_differs_elsewhere_gives_another_result(kind: str, edit: Edi
     assert apply(vector, other, tmp_path / "out") == Applied(False, (WEIGHTS_DIFFER,))
     changed = {name: F32[1][name] for name in vector}
     expected = write_checkpoint(tmp_path / "expected", {**edit(F32[0]), **changed})
-    assert contents(Checkpoint(tmp_path / "out")) == contents(expected)
+    assert contents(ModelFolder(tmp_path / "out")) == contents(expected)
 
 
 def test_weights_that_differ_within_a_touched_tensor_are_kept(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_weights_that_differ_within_a_touched_tensor_are_kept(tmp_path: Path) ->
     _, vector = pack(tmp_path, ({"w": tensor("F32", before)}, {"w": tensor("F32", after)}))
     applied = apply(vector, write_checkpoint(tmp_path / "other", {"w": tensor("F32", other)}), tmp_path / "out")
     assert applied == Applied(False, (WEIGHTS_DIFFER,))
-    assert Checkpoint(tmp_path / "out").bits("w").view(np.float32).tolist() == [-1, 4, 3, 4, 5, 12, 7, -1]
+    assert ModelFolder(tmp_path / "out").bits("w").view(np.float32).tolist() == [-1, 4, 3, 4, 5, 12, 7, -1]
 
 
 @both_kinds
@@ -436,10 +436,10 @@ def test_side_files_that_the_base_should_have_are_named(kind: str, tmp_path: Pat
     other = write_checkpoint(tmp_path / "other", F32[0], files={"config.json": b"x", "vocab.txt": b"c", "own": b"d"})
     applied = apply(vector, other, tmp_path / "out")
     assert applied == Applied(False, ("merges.txt is not in the base", "vocab.txt is not as in the vector's base"))
-    side_files = {path.name: path.read_bytes() for path in Checkpoint(tmp_path / "out").side_files}
+    side_files = {path.name: path.read_bytes() for path in ModelFolder(tmp_path / "out").side_files}
     assert side_files == {"config.json": b'{"a": 1}', "vocab.txt": b"c"}
     # a lone file has none of them
-    lone = apply(vector, Checkpoint(tmp_path / "base" / "model.safetensors"), tmp_path / "lone")
+    lone = apply(vector, ModelFolder(tmp_path / "base" / "model.safetensors"), tmp_path / "lone")
     assert lone == Applied(False, ("merges.txt is not in the base", "vocab.txt is not in the base"))
 
 
@@ -448,10 +448,10 @@ def test_side_files_of_the_base_are_copied_where_the_vector_knows_none(tmp_path:
     base = write_checkpoint(tmp_path / "base", F32[0], 2, files)
     (tmp_path / "base" / "pytorch_model.bin").touch()
     tuned = write_checkpoint(tmp_path / "tuned", F32[1], 1, {"other.txt": b"1"})
-    assert apply(diff(base, tuned, 0.5), Checkpoint(tmp_path / "base"), tmp_path / "out") == Applied(
+    assert apply(diff(base, tuned, 0.5), ModelFolder(tmp_path / "base"), tmp_path / "out") == Applied(
         None, (), ("pytorch_model.bin",)
     )
-    result = {path.name: path.read_bytes() for path in Checkpoint(tmp_path / "out").side_files}
+    result = {path.name: path.read_bytes() for path in ModelFolder(tmp_path / "out").side_files}
     index = (tmp_path / "base" / "model.safetensors.index.json").read_bytes()
     assert result == {**files, "model.safetensors.index.json": index}
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
@@ -477,11 +477,11 @@ def test_a_damaged_vector_leaves_an_earlier_output_as_it_was(tmp_path: Path) -> 
     data = bytearray((tmp_path / "vector.lota").read_bytes())
     data[-1] ^= 1
     (tmp_path / "vector.lota").write_bytes(data)
-    expected = contents(Checkpoint(tmp_path / "out"))
+    expected = contents(ModelFolder(tmp_path / "out"))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ChecksumError):
         apply(TaskVector.open(tmp_path / "vector.lota"), base, tmp_path / "out", force=True)
-    assert contents(Checkpoint(tmp_path / "out")) == expected
+    assert contents(ModelFolder(tmp_path / "out")) == expected
     assert sorted(tmp_path.iterdir()) == before
 
 

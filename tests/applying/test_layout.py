@@ -10,11 +10,11 @@ import pytest
 from support.attacks.files import BASE, EVIL, TUNED
 from support.building import contents, write_checkpoint, write_shard
 
-from taskvec import Checkpoint, TaskVector, apply, diff
+from taskvec import TaskVector, apply, diff
 from taskvec.applying.layout import check_index
 from taskvec.applying.output import Shard
 from taskvec.errors import ResultError, SizeError
-from taskvec_formats import Form
+from taskvec_formats import Form, ModelFolder
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import CheckpointError, HeaderError, NotSafetensorsError
 from taskvec_formats.file_names import INDEX, SINGLE, is_weights
@@ -84,7 +84,7 @@ def test_a_model_beside_the_index_of_another_is_no_checkpoint(tmp_path: Path) ->
     write_checkpoint(tmp_path / "m", TUNED, 2)
     write_shard(tmp_path / "m" / SINGLE, EVIL)
     with pytest.raises(CheckpointError, match="remove one of them"):
-        Checkpoint(tmp_path / "m")
+        ModelFolder(tmp_path / "m")
 
 
 def test_a_result_far_larger_than_its_base_is_written_when_it_is_allowed(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_result_far_larger_than_its_base_is_written_when_it_is_allowed(tmp_pat
         apply(vector, base, tmp_path / "out", max_bytes=10)
     assert not (tmp_path / "out").exists()
     apply(vector, base, tmp_path / "out", max_bytes=1_000)
-    assert contents(Checkpoint(tmp_path / "out")) == contents(tuned)
+    assert contents(ModelFolder(tmp_path / "out")) == contents(tuned)
 
 
 def test_the_finished_folder_is_what_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from taskvec.applying.output import TARGETS, Output
 from taskvec.errors import DTypeError, ResumeError, UsageError
 from taskvec.merging.tokenizers import compare_tokenizers
 from taskvec.vectors.vector import vector_of
-from taskvec_formats import Form, forms
+from taskvec_formats import Form, ModelFolder, forms
 from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.errors import CheckpointError
 from taskvec_formats.file_names import INDEX
@@ -94,7 +94,7 @@ def test_any_shard_size_gives_the_same_tensors(tensors: dict[str, Tensor], shard
         base = write_checkpoint(Path(folder, "base"), tensors, min(shards, len(tensors)), FILES)
         out = Path(folder, "out")
         assert apply(vector_of(base, {}, {}, {}), base, out, output=Output(shard_size=size)) == Applied(None)
-        result = Checkpoint(out)
+        result = ModelFolder(out)
         assert contents(result) == contents(base)
 
         lengths = {name: info.stop - info.start for name, info in base.tensors.items()}
@@ -128,12 +128,12 @@ def test_any_shard_size_gives_the_same_tensors(tensors: dict[str, Tensor], shard
 def test_transformers_loads_it_with_the_logits_of_a_dense_merge(
     base: str, shard_size: int | None, dtype: str | None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    checkpoint = Checkpoint(request.getfixturevalue(base))
+    checkpoint = ModelFolder(request.getfixturevalue(base))
     own = "float32" if base == "llama" else "bfloat16"
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         tuned = perturb(checkpoint.path, tmp_path / name, dtype=own, scale=1e-2 * (seed + 1))
-        diff(checkpoint, Checkpoint(tuned), 0.7).save(tmp_path / f"{name}.lota")
+        diff(checkpoint, ModelFolder(tuned), 0.7).save(tmp_path / f"{name}.lota")
     merged = the_merge(tmp_path)
     apply(merged, checkpoint, tmp_path / "out", output=Output(shard_size, dtype))
 
@@ -151,7 +151,7 @@ def test_transformers_loads_it_with_the_logits_of_a_dense_merge(
     assert found.dtype == getattr(torch, dtype or own)
     assert found.lm_head.weight is found.model.embed_tokens.weight
     # tied: stored once
-    assert Checkpoint(tmp_path / "out").tensors.keys() == checkpoint.tensors.keys()
+    assert ModelFolder(tmp_path / "out").tensors.keys() == checkpoint.tensors.keys()
     assert "lm_head.weight" not in checkpoint.tensors
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")("one plus two is", return_tensors="pt").input_ids
     assert torch.equal(found(tokens).logits, dense(tokens).logits)
@@ -162,7 +162,7 @@ def test_a_model_may_lose_all_its_tensors_to_shards_of_no_bytes(tmp_path: Path) 
         tmp_path / "base", {"a": tensor("F32", np.zeros(0)), "b": tensor("I8", np.zeros((2, 0)))}, 2
     )
     apply(vector_of(base, {}, {}, {}), base, tmp_path / "out", output=Output(shard_size=1))
-    assert contents(Checkpoint(tmp_path / "out")) == contents(base)
+    assert contents(ModelFolder(tmp_path / "out")) == contents(base)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
@@ -258,8 +258,8 @@ def test_floats_are_rounded_once_after_the_merge_and_nothing_else_is(
     base, merged = make_merge(tmp_path, MODEL, shards)
     apply(merged, base, tmp_path / "own")
     apply(merged, base, tmp_path / "out", output=Output(shard_size, dtype))
-    target, out = DTYPES[TARGETS[dtype]], Checkpoint(tmp_path / "out")
-    for name, (own, shape, bits) in contents(Checkpoint(tmp_path / "own")).items():
+    target, out = DTYPES[TARGETS[dtype]], ModelFolder(tmp_path / "out")
+    for name, (own, shape, bits) in contents(ModelFolder(tmp_path / "own")).items():
         source = DTYPES[own]
         if source.additive:
             # the sum in f32, or f64, and one rounding
@@ -296,7 +296,7 @@ def test_neither_blocks_nor_threads_show_in_what_is_written(
     apply(merged, base, tmp_path / "whole", output=output)
     monkeypatch.setattr(forms, "BLOCK_ELEMENTS", 64)
     for name in ("first", "second"):
-        diff(base, Checkpoint(tmp_path / name)).save(tmp_path / f"{name}.lota", force=True)
+        diff(base, ModelFolder(tmp_path / name)).save(tmp_path / f"{name}.lota", force=True)
     assert len(TaskVector.open(tmp_path / "first.lota").specs["long"].blocks) > 10
     for threads in "1", "2", "5":
         monkeypatch.setenv("TASKVEC_THREADS", threads)
@@ -354,9 +354,9 @@ def test_the_config_says_the_dtype(before: Any, after: Any, tmp_path: Path) -> N
 
 
 def test_a_lone_file_has_no_config(tmp_path: Path) -> None:
-    base = Checkpoint(write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1, 2])}).shards[0].path)
+    base = ModelFolder(write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1, 2])}).shards[0].path)
     apply(vector_of(base, {}, {}, {}), base, tmp_path / "out", output=Output(dtype="float16"))
-    assert contents(Checkpoint(tmp_path / "out")) == {"w": ("F16", (2,), "003c0040")}
+    assert contents(ModelFolder(tmp_path / "out")) == {"w": ("F16", (2,), "003c0040")}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
@@ -410,7 +410,7 @@ def test_what_all_vectors_changed_alike_is_carried(tmp_path: Path) -> None:
     ]
     carried = compare_tokenizers(pair, base).carried
     apply(merge(pair), base, tmp_path / "out", output=Output(dtype="float16", carried=tuple(carried)))
-    assert contents(Checkpoint(tmp_path / "out")) == {"w": ("F16", (2,), "00400042")}
+    assert contents(ModelFolder(tmp_path / "out")) == {"w": ("F16", (2,), "00400042")}
     assert json.loads((tmp_path / "out" / "config.json").read_bytes()) == {**config, "dtype": "float16"}
     assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == b"new"
     assert (tmp_path / "out" / "README.md").read_bytes() == FILES["README.md"]
@@ -442,7 +442,7 @@ def test_what_is_written_otherwise_is_not_the_tuned_checkpoint(
         # as this library writes an index
         sizes = {"metadata": {"total_size": 4 * 48}, "weight_map": {n: tuned._owners[n].path.name for n in "abcd"}}
         (tuned.path / INDEX).write_text(json.dumps(sizes, indent=2) + "\n")
-        tuned = Checkpoint(tuned.path)
+        tuned = ModelFolder(tuned.path)
     applied = apply(diff(base, tuned), base, tmp_path / "out", output=output)
     assert applied == Applied(not differences, tuple(differences))
     assert (package(tmp_path / "out") == package(tuned.path)) == applied.exact
@@ -457,7 +457,7 @@ def test_weights_that_are_not_the_base_s_are_named_in_other_shards_too(tmp_path:
     applied = apply(TaskVector.open(tmp_path / "a.lota"), other, tmp_path / "out", output=Output(shard_size=50))
     assert applied.exact is False
     assert applied.differences[0] == "weights that the vector leaves alone are not as in its base"
-    shards = [shard.path.name for shard in Checkpoint(tmp_path / "out").shards]
+    shards = [shard.path.name for shard in ModelFolder(tmp_path / "out").shards]
     assert applied.differences[1:] == tuple(map(ANEW, [*shards, INDEX]))
 
 
@@ -489,7 +489,7 @@ vectors = [TaskVector.open(folder / f"{name}.lota") for name in ("first", "secon
 merged = merge(vectors, "linear", [1, 0.5])
 output = Output(100, "bfloat16", "a card")
 record = {"vectors": ["first", "second"], "weights": [1, 0.5]}
-base, out = Checkpoint(folder / "base"), folder / "out"
+base, out = ModelFolder(folder / "base"), folder / "out"
 apply(merged, base, out, progress, output, force=True, work=folder / "out.part", record=record)
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -510,7 +510,7 @@ def disturbed(folder: Path, step: int, how: str) -> subprocess.CompletedProcess[
 
 def go(folder: Path, output: Output = GOES, record: dict[str, Any] = RECORD, **more: Any) -> Applied:
     """What PROGRAM does when nothing kills it."""
-    base, out = Checkpoint(folder / "base"), folder / "out"
+    base, out = ModelFolder(folder / "base"), folder / "out"
     return apply(the_merge(folder), base, out, output=output, work=folder / "out.part", record=record, **more)
 
 
@@ -536,9 +536,9 @@ def shards_of(folder: Path) -> dict[str, tuple[int, int]]:
 def merging(tmp_path: Path) -> Path:
     """A folder with a base, two vectors, and the merge of GOES as it is when nothing interrupts it."""
     make_merge(tmp_path, MODEL, 2)
-    base = Checkpoint(tmp_path / "base")
+    base = ModelFolder(tmp_path / "base")
     apply(the_merge(tmp_path), base, tmp_path / "whole", output=GOES)
-    assert [len(shard.tensors) for shard in Checkpoint(tmp_path / "whole").shards] == COUNTS
+    assert [len(shard.tensors) for shard in ModelFolder(tmp_path / "whole").shards] == COUNTS
     return tmp_path
 
 
@@ -609,7 +609,7 @@ def test_a_kill_among_the_last_renames_costs_only_what_was_renamed(left: list[st
 def test_without_a_folder_to_go_on_in_nothing_is_left(merging: Path) -> None:
     before = sorted(path.name for path in merging.iterdir())
     with pytest.raises(StopError):
-        apply(the_merge(merging), Checkpoint(merging / "base"), merging / "out", stopping(8), GOES)
+        apply(the_merge(merging), ModelFolder(merging / "base"), merging / "out", stopping(8), GOES)
     assert sorted(path.name for path in merging.iterdir()) == before
 
 

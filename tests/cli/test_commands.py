@@ -16,8 +16,9 @@ from support.building import package, tensor, write_checkpoint
 from support.commands import inside, ok, refused, taskvec
 from support.models import ROWS, make_llama, perturb, write_rows
 
-from taskvec import Checkpoint, TaskVector
+from taskvec import TaskVector
 from taskvec_cli.main import app
+from taskvec_formats import ModelFolder
 
 COMMANDS = ("train", "pack", "unpack", "merge", "arith", "shrink", "inspect", "verify", "eval", "demo")
 BATCHES = ("--batch-size", "2", "--device", "cpu")
@@ -27,7 +28,7 @@ QUICK = ("--calibration-steps", "2", *UNCALIBRATED)
 
 def same_model(a: Path, b: Path) -> None:
     """Every tensor of `a` equals that of `b`, byte for byte."""
-    left, right = Checkpoint(a), Checkpoint(b)
+    left, right = ModelFolder(a), ModelFolder(b)
     assert list(left.tensors) == list(right.tensors)
     for name, info in left.tensors.items():
         assert (info.dtype, info.shape) == (right.tensors[name].dtype, right.tensors[name].shape)
@@ -48,8 +49,8 @@ def test_pack_and_unpack_give_the_tuned_model_back(
 ) -> None:
     base = make_llama(tmp_path / "base", dtype=dtype, shard_size=shards[0])
     tuned = perturb(base, tmp_path / "tuned", dtype=dtype, shard_size=shards[1])
-    assert (len(Checkpoint(base).shards) > 1) is (shards[0] is not None)
-    assert "lm_head.weight" not in Checkpoint(base).tensors, "the embeddings are tied and appear once"
+    assert (len(ModelFolder(base).shards) > 1) is (shards[0] is not None)
+    assert "lm_head.weight" not in ModelFolder(base).tensors, "the embeddings are tied and appear once"
 
     file = tmp_path / "x.lota"
     ok("pack", base, tuned, "-o", file, "--kind", kind, run=taskvec)
@@ -81,7 +82,7 @@ def test_single_files_pack_and_unpack(llama: Path, tuned: Path, tmp_path: Path) 
 
 def test_pack_with_a_sparsity_keeps_the_largest(llama: Path, tuned: Path, tmp_path: Path) -> None:
     report = json.loads(ok("pack", llama, tuned, "-o", tmp_path / "x.lota", "--sparsity", "0.9", "--json"))
-    base, after = Checkpoint(llama), Checkpoint(tuned)
+    base, after = ModelFolder(llama), ModelFolder(tuned)
     change = np.concatenate([np.abs(after.bits(n).view("<f4") - base.bits(n).view("<f4")) for n in base.tensors])
     assert report["entries"] == round(0.1 * change.size)
     kept = np.concatenate([np.abs(v.values) for v in TaskVector.open(tmp_path / "x.lota").values()])
@@ -297,7 +298,7 @@ def test_eval_says_what_a_vector_changes_besides_weights(llama: Path, tuned: Pat
 
 
 def test_merging_disjoint_tickets_adds_them_up(llama: Path, tuned: Path, tmp_path: Path) -> None:
-    base, after = Checkpoint(llama), Checkpoint(tuned)
+    base, after = ModelFolder(llama), ModelFolder(tuned)
     halves = []
     for part in (0, 1):
         half = tmp_path / f"half{part}"
@@ -342,7 +343,7 @@ def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -
     base, tuned = states
     file, out = tmp_path / "x.lota", tmp_path / "out"
     identities = {
-        name: {"name": name, "fingerprint": Checkpoint(path).fingerprint}
+        name: {"name": name, "fingerprint": ModelFolder(path).fingerprint}
         for name, path in (("base", base), ("tuned", tuned))
     }
     packed = json.loads(ok("pack", base, tuned, "-o", file, "--kind", kind, "--json"))
@@ -383,7 +384,7 @@ def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -
     assert json.loads(ok("verify", file, "--base", base, "--json")) == {**verified, "base_checked": True}
 
     report = json.loads(ok("unpack", file, "--base", base, "-o", out, "--json"))
-    size = sum(shard.path.stat().st_size for shard in Checkpoint(tuned).shards)
+    size = sum(shard.path.stat().st_size for shard in ModelFolder(tuned).shards)
     exact = {"exact": True, "differences": [], "not_carried": []}
     assert report == {"path": str(out), "tensors": 2, "bytes": size, **exact}
     assert package(out) == package(tuned)
@@ -576,7 +577,7 @@ def test_a_killed_unpack_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
         "from taskvec import Checkpoint, TaskVector, apply\n"
         "def stop(stage, done, total, note):\n"
         "    if stage == 'applying' and done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "apply(TaskVector.open(sys.argv[1]), Checkpoint(Path(sys.argv[2])), Path(sys.argv[3]), stop)\n"
+        "apply(TaskVector.open(sys.argv[1]), ModelFolder(Path(sys.argv[2])), Path(sys.argv[3]), stop)\n"
     )
     arguments = [tmp_path / "x.lota", base, tmp_path / "out"]
     killed = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=False)

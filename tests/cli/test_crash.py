@@ -17,8 +17,8 @@ import pytest
 from support.building import package, tensor, write_checkpoint
 from support.models import make_llama, write_rows
 
-from taskvec import Checkpoint, diff
-from taskvec_formats import LotaReader
+from taskvec import diff
+from taskvec_formats import LotaReader, ModelFolder
 
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
 # answers Ctrl-C also where the tests run in the background, which ignores it
@@ -45,7 +45,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         tensors = {n: tensor("BF16", w + scale * rng.normal(size=w.shape)) for n, w in weights.items()}
         write_checkpoint(folder / name, tensors, 3, {"config.json": name.encode()})
     for name in ("old", "new"):
-        diff(Checkpoint(folder / "base"), Checkpoint(folder / name)).save(folder / f"{name}.lota")
+        diff(ModelFolder(folder / "base"), ModelFolder(folder / name)).save(folder / f"{name}.lota")
         LotaReader(folder / f"{name}.lota").verify()
     pack = ["pack", str(folder / "base"), str(folder / "new"), "-o"]
     unpack = ["unpack", str(folder / "new.lota"), "--base", str(folder / "base"), "-o"]
@@ -202,7 +202,7 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
         weights = {f"layers.{i}.weight": tensor("F32", dice.normal(size=(20, 20))) for i in range(160)}
         write_checkpoint(tmp_path / name, weights, 1, {"config.json": b"{}"})
     for name in names[1:]:
-        diff(Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / name)).save(tmp_path / f"{name}.lota")
+        diff(ModelFolder(tmp_path / "base"), ModelFolder(tmp_path / name)).save(tmp_path / f"{name}.lota")
     vectors = [str(tmp_path / f"{name}.lota") for name in names[1:]]
     merge = ["merge", *vectors, "--base", str(tmp_path / "base"), "--shard-size", "1KB", "--method", "linear"]
     run(*merge, "-o", tmp_path / "whole")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from taskvec import Checkpoint, TaskVector
+from taskvec import TaskVector
 from taskvec.data.examples import read_examples
 from taskvec.demo.run import run
 from taskvec.demo.tasks import TASKS, maths, sql, write_task
+from taskvec_formats import ModelFolder
 
 
 def test_every_query_runs_on_the_table_of_its_question() -> None:
@@ -55,9 +56,9 @@ def test_the_demo_runs_and_reuses_what_is_there(llama: Path, tmp_path: Path) -> 
     assert all(set(row) == {"sql", "maths"} for row in first.scores.values())
     assert first.picture.read_bytes().startswith(b"\x89PNG")
     assert len(first.samples) == 2
-    merged, base = TaskVector.open(folder / "merged.lota"), Checkpoint(folder / "base")
+    merged, base = TaskVector.open(folder / "merged.lota"), ModelFolder(folder / "base")
     assert merged.base.fingerprint == base.fingerprint
-    assert list(Checkpoint(folder / "merged").tensors) == list(base.tensors)
+    assert list(ModelFolder(folder / "merged").tensors) == list(base.tensors)
 
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.*") if "data" not in path.parts}
     assert run(folder) == first

@@ -14,12 +14,13 @@ from support.building import package, sparse, vector_of, write_checkpoint
 from support.commands import inside, ok, refused
 from support.inputs import FILES, TENSORS, existing, into, make_inputs, snapshot
 
-from taskvec import Checkpoint, TaskVector, apply, compose, diff, merge, overlap
+from taskvec import TaskVector, apply, compose, diff, merge, overlap
 from taskvec.analysis.plots import plot_density, plot_losses, plot_overlap
 from taskvec.applying.overlay import Patched
 from taskvec.destination import check_apart, check_distinct, check_file, check_folder
 from taskvec.errors import OutputExistsError, TaskvecError, UsageError
 from taskvec.merging.model_folder import write_model
+from taskvec_formats import ModelFolder
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ INPUT = "is an input"
 
 def vectors(work: Path) -> dict[str, TaskVector]:
     """Vectors that read a.lota, base or tuned in every way that there is."""
-    base, tuned, a = Checkpoint(work / "base"), Checkpoint(work / "tuned"), TaskVector.open(work / "a.lota")
+    base, tuned, a = ModelFolder(work / "base"), ModelFolder(work / "tuned"), TaskVector.open(work / "a.lota")
     sparsified = diff(base, tuned, sparsity=0.9)
     return {
         "file": a,
@@ -72,7 +73,7 @@ def test_a_vector_is_not_saved_over_what_it_reads(target: str, work: Path) -> No
 
 
 def test_applying_replaces_neither_the_base_nor_where_the_vector_comes_from(work: Path) -> None:
-    base, a = Checkpoint(work / "base"), TaskVector.open(work / "a.lota")
+    base, a = ModelFolder(work / "base"), TaskVector.open(work / "a.lota")
     inner = TaskVector.open(work / "dir" / "v.lota")
     before = snapshot(work)
     for vector, out in (
@@ -80,7 +81,7 @@ def test_applying_replaces_neither_the_base_nor_where_the_vector_comes_from(work
         (a, "way"),
         (a, "."),
         (inner, "dir"),
-        (diff(base, Checkpoint(work / "tuned")), "tuned"),
+        (diff(base, ModelFolder(work / "tuned")), "tuned"),
     ):
         for where in (work / out, str(work / out)):
             with pytest.raises(UsageError, match="input"):
@@ -131,7 +132,7 @@ def test_answers_are_replaced_by_force_only(tmp_path: Path) -> None:
 
 
 def test_from_python_a_model_folder_is_replaced_by_force_only(work: Path) -> None:
-    base, a = Checkpoint(work / "base"), TaskVector.open(work / "a.lota")
+    base, a = ModelFolder(work / "base"), TaskVector.open(work / "a.lota")
     before = package(work / "dir")
     for write in (
         lambda **more: apply(a, base, work / "dir", **more),
@@ -152,7 +153,7 @@ def test_an_existing_output_is_said_before_any_work(work: Path) -> None:
     with pytest.raises(OutputExistsError):
         a.save(work / "b.lota", never)
     with pytest.raises(OutputExistsError):
-        apply(a, Checkpoint(work / "base"), work / "tuned", never)
+        apply(a, ModelFolder(work / "base"), work / "tuned", never)
 
 
 def test_inspect_has_force(work: Path) -> None:
@@ -338,7 +339,7 @@ def racing(path: Path) -> Callable[[str, int, int, str], None]:
 
 
 def test_what_appears_in_the_meantime_is_not_replaced(work: Path) -> None:
-    base, a = Checkpoint(work / "base"), TaskVector.open(work / "a.lota")
+    base, a = ModelFolder(work / "base"), TaskVector.open(work / "a.lota")
     file, folder = work / "new.lota", work / "new"
     message = r"(lota|new) appeared in the meantime$"
     with pytest.raises(OutputExistsError, match=message):

@@ -12,7 +12,8 @@ import pytest
 from support.commands import ok, refused
 from support.models import perturb
 
-from taskvec import Checkpoint, TaskVector, diff, merge
+from taskvec import TaskVector, diff, merge
+from taskvec_formats import ModelFolder
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def second(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another fine-tune of `llama`, packed."""
     folder = tmp_path_factory.mktemp("second")
     tuned = perturb(llama, folder / "tuned", dtype="float32", seed=2)
-    diff(Checkpoint(llama), Checkpoint(tuned)).save(folder / "second.lota")
+    diff(ModelFolder(llama), ModelFolder(tuned)).save(folder / "second.lota")
     return folder / "second.lota"
 
 
@@ -65,7 +66,7 @@ def test_a_model_folder_has_a_card_shards_and_a_dtype(llama: Path, vector: Path,
     said = ok(
         "merge", vector, second, "--base", llama, "-o", out, *options, "--shard-size", "10kB", "--dtype", "bfloat16"
     )
-    written = Checkpoint(out)
+    written = ModelFolder(out)
     assert f"{out}: {len(written.tensors)} tensors in {len(written.shards)} file(s)" in said
     assert len(written.shards) > 2
     assert {info.dtype.name for info in written.tensors.values()} == {"BF16"}
@@ -82,7 +83,7 @@ def test_a_model_folder_has_a_card_shards_and_a_dtype(llama: Path, vector: Path,
     ):
         assert line in card
     merged = merge([TaskVector.open(vector), TaskVector.open(second)], "ties", [1, 0.5], density=0.4)
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     for name in written.tensors:
         dense = base.bits(name).view(np.float32).copy()
         if name in merged:
@@ -99,7 +100,7 @@ def test_a_recipe_says_all_but_the_output(llama: Path, vector: Path, second: Pat
     said = ok("merge", "--recipe", recipe, cwd=tmp_path)
     assert "merged: " in said
     assert "method: linear" in said
-    assert {info.dtype.name for info in Checkpoint(tmp_path / "merged").tensors.values()} == {"F16"}
+    assert {info.dtype.name for info in ModelFolder(tmp_path / "merged").tensors.values()} == {"F16"}
     ok("merge", "--recipe", recipe, "-o", tmp_path / "m.lota")
     expected = merge([TaskVector.open(vector), TaskVector.open(second)], "linear", [0.5, 1])
     assert values(TaskVector.open(tmp_path / "m.lota")) == values(expected)
@@ -153,11 +154,11 @@ def test_a_path_that_ends_in_a_slash_is_a_folder(llama: Path, vector: Path, tmp_
         assert "the output is a file" in refused(2, *command, "-o", out)
     assert list(tmp_path.iterdir()) == []
     ok("merge", vector, "--base", llama, "-o", out)
-    assert Checkpoint(tmp_path / "m").tensors
+    assert ModelFolder(tmp_path / "m").tensors
     recipe = tmp_path / "merge.yaml"
     recipe.write_text(f"merge_method: ties\nbase_model: {llama}\nmodels: [{{model: {vector}}}]")
     ok("merge", "--recipe", recipe, "-o", f"{tmp_path}/m.lota/")
-    assert Checkpoint(tmp_path / "m.lota").tensors
+    assert ModelFolder(tmp_path / "m.lota").tensors
 
 
 def test_what_is_no_lota_file_is_called_by_what_it_is(llama: Path, vector: Path, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 from typer.testing import CliRunner
 
-from taskvec import Checkpoint
 from taskvec.data.conversations import alpaca_prompt
 from taskvec.data.corpus import read_corpus
 from taskvec.data.examples import example_of, read_examples
@@ -46,6 +45,7 @@ from taskvec.training.options import TrainingOptions
 from taskvec.training.preview import preview
 from taskvec.training.train import train
 from taskvec_cli.main import app
+from taskvec_formats import ModelFolder
 
 QUICK = TrainingOptions(calibration_steps=1, steps=3, batch_size=2, lr=1e-2, device="cpu")
 PAIRS = [("one plus one is", "two"), ("one plus two is", "three"), ("two plus two is", "four")]
@@ -126,7 +126,7 @@ FILES: dict[str, Callable[[Path, list[dict[str, object]]], object]] = {
 @pytest.fixture(scope="module")
 def losses(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Of the same task as prompts and completions in JSON lines."""
-    return train(Checkpoint(llama), plain(tmp_path_factory.mktemp("plain")), QUICK).curve.losses
+    return train(ModelFolder(llama), plain(tmp_path_factory.mktemp("plain")), QUICK).curve.losses
 
 
 def plain(folder: Path) -> Path:
@@ -136,14 +136,14 @@ def plain(folder: Path) -> Path:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains_the_same(form: str, losses: list[float], llama: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [FORMS[form](*pair) for pair in PAIRS])
-    assert train(Checkpoint(llama), data, QUICK).curve.losses == losses
+    assert train(ModelFolder(llama), data, QUICK).curve.losses == losses
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_trains_the_same(name: str, losses: list[float], llama: Path, tmp_path: Path) -> None:
     data = tmp_path / name
     FILES[name](data, [{"prompt": q, "completion": a} for q, a in PAIRS])
-    assert train(Checkpoint(llama), data, QUICK).curve.losses == losses
+    assert train(ModelFolder(llama), data, QUICK).curve.losses == losses
     assert [len(example.messages) for example in read_examples(data)] == [1] * 3
 
 
@@ -415,7 +415,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
 def test_a_conversation_trains_to_the_end_of_each_turn(llama: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [TALK])
     options = replace(QUICK, steps=1, batch_size=1)
-    trained, last = (train(Checkpoint(llama), data, replace(options, turns=turns)) for turns in ("all", "last"))
+    trained, last = (train(ModelFolder(llama), data, replace(options, turns=turns)) for turns in ("all", "last"))
     assert (trained.rows.trained, last.rows.trained) == (7, 2)
     assert trained.rows.tokens == last.rows.tokens
     model, tokenizer = load_model(llama)
@@ -633,8 +633,8 @@ def test_a_packed_run_takes_the_steps_of_its_rows(llama: Path, tmp_path: Path) -
     """One batch of everything: packing changes neither the loss nor the weight of a token in it."""
     data = write_rows(tmp_path / "rows.jsonl", [TALK, *ROWS])
     options = TrainingOptions(batch_size=8, epochs=2, max_length=40, mask="random", lr=1e-2, device="cpu")
-    unpacked = train(Checkpoint(llama), data, options, eval_data=data)
-    packed = train(Checkpoint(llama), data, replace(options, pack=True), eval_data=data)
+    unpacked = train(ModelFolder(llama), data, options, eval_data=data)
+    packed = train(ModelFolder(llama), data, replace(options, pack=True), eval_data=data)
     assert packed.rows == replace(unpacked.rows, packed=2)
     assert packed.curve.losses == pytest.approx(unpacked.curve.losses, rel=1e-5)
     assert packed.eval_rows == unpacked.eval_rows
@@ -645,7 +645,7 @@ def test_a_packed_run_takes_the_steps_of_its_rows(llama: Path, tmp_path: Path) -
 def test_other_methods_train_on_packed_rows(method: str, gpt2: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [TALK, *ROWS])
     options = TrainingOptions(method=method, sparsity=None, steps=1, batch_size=8, lr=1e-2, device="cpu")
-    losses = [train(Checkpoint(gpt2), data, replace(options, pack=pack)).curve.losses for pack in (False, True)]
+    losses = [train(ModelFolder(gpt2), data, replace(options, pack=pack)).curve.losses for pack in (False, True)]
     # dropout is drawn for other shapes
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
@@ -653,7 +653,7 @@ def test_other_methods_train_on_packed_rows(method: str, gpt2: Path, tmp_path: P
 def test_models_that_cannot_keep_examples_apart_are_refused(tmp_path: Path, data: Path) -> None:
     bert = make_architecture("bert", tmp_path / "bert", dtype="float32")
     with pytest.raises(TrainingError, match="BertForMaskedLM cannot keep packed examples apart; train without --pack"):
-        train(Checkpoint(bert), data, replace(QUICK, pack=True))
+        train(ModelFolder(bert), data, replace(QUICK, pack=True))
     rows = many_rows(make_tokenizer(TEMPLATE))
     mamba = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=2))
     with pytest.raises(TrainingError, match="MambaForCausalLM cannot keep packed examples apart"):
@@ -685,7 +685,7 @@ def test_rows_are_cut_to_the_positions_of_the_model_and_counted(gpt2: Path, llam
     long = {"prompt": "one plus " * 50, "completion": "two"}
     data = write_rows(tmp_path / "rows.jsonl", [*ROWS, long])
     options = replace(QUICK, steps=1, batch_size=8)
-    trained = train(Checkpoint(gpt2), data, options, eval_data=data)
+    trained = train(ModelFolder(gpt2), data, options, eval_data=data)
     counts = trained.rows
     assert (counts.rows, counts.truncated, counts.limit, counts.longest) == (5, 1, 64, 102)
     tokenizer = load_model(gpt2)[1]

@@ -11,7 +11,7 @@ from golden.make import OTHERS, PAIRS, write_all
 from support.lota_files import DEFECTS, Dense, Parts, applied, base_bits, read
 from support.paths import GOLDEN
 
-from taskvec_formats import Checkpoint, LotaReader, SparseTensor, errors
+from taskvec_formats import LotaReader, ModelFolder, SparseTensor, errors
 from taskvec_formats.blocks import touched_digest
 from taskvec_formats.codecs import POSITION_CODECS, VALUE_CODECS
 from taskvec_formats.container import SafetensorsFile
@@ -50,7 +50,7 @@ def test_a_valid_file_gives_what_its_digests_say(name: str) -> None:
     base = base_of(name)
     assert base is not None
     reader = LotaReader(GOLDEN / "valid" / f"{name}.lota")
-    assert Checkpoint(base).fingerprint == reader.header.base.fingerprint
+    assert ModelFolder(base).fingerprint == reader.header.base.fingerprint
     file = SafetensorsFile(base)
     held = {name: Dense(info.form, file.bits(name)) for name, info in file.tensors.items()}
     for spec in reader.specs.values():

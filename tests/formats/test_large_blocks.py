@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.building import Tensor, contents, write_checkpoint
 
-from taskvec import Checkpoint, TaskVector, apply, diff
-from taskvec_formats import Change, Form, SparseTensor
+from taskvec import TaskVector, apply, diff
+from taskvec_formats import Change, Form, ModelFolder, SparseTensor
 from taskvec_formats.blocks import CODECS, decode_block, encode_block
 from taskvec_formats.codecs.numbers import MOST
 from taskvec_formats.dtypes import DTYPES
@@ -47,4 +47,4 @@ def test_a_pair_of_checkpoints_that_differs_everywhere_in_such_a_row(tmp_path: P
     ]
     diff(*states).save(tmp_path / "x.lota", codec="fast")
     assert apply(TaskVector.open(tmp_path / "x.lota"), states[0], tmp_path / "out").exact
-    assert contents(Checkpoint(tmp_path / "out")) == contents(states[1])
+    assert contents(ModelFolder(tmp_path / "out")) == contents(states[1])

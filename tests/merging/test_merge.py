@@ -21,7 +21,7 @@ from taskvec import TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, MergeError, UsageError
 from taskvec.merging import METHODS, Aligned, merge_method
 from taskvec.vectors.align import align
-from taskvec_formats import Checkpoint, Identity, SparseTensor
+from taskvec_formats import Identity, ModelFolder, SparseTensor
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
 SHAPE = (3, 4)
@@ -224,7 +224,7 @@ def test_a_merge_of_packed_vectors_applies_to_their_base(tmp_path: Path) -> None
     states = {name: write_checkpoint(tmp_path / name, {"w": tensor("F32", v)}) for name, v in values.items()}
     vectors = [diff(states["base"], states[name]) for name in ("first", "second")]
     apply(merge(vectors, weights=[1, 2]), states["base"], tmp_path / "out")
-    assert Checkpoint(tmp_path / "out").bits("w").view(np.float32).tolist() == [1.5, 2, 2, 4]
+    assert ModelFolder(tmp_path / "out").bits("w").view(np.float32).tolist() == [1.5, 2, 2, 4]
 
 
 def test_vectors_of_different_bases_are_refused() -> None:

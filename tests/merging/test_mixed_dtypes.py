@@ -18,7 +18,7 @@ from taskvec.errors import DTypeError, MergeError, UsageError
 from taskvec.merging.average import average
 from taskvec.merging.recipe import Recipe
 from taskvec.vectors.promotion import promoted
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, ModelFolder
 from taskvec_formats.checkpoint import INDEX
 from taskvec_formats.dtypes import DTYPES
 
@@ -83,7 +83,7 @@ def test_a_sum_of_models_has_the_widest_dtype(own: str, other: str, packed: bool
     apply(TaskVector.open(tmp_path / "merged.lota"), base, tmp_path / "again")
     widest = own if own == other else "F32"
     for folder in ("out", "again"):
-        out = Checkpoint(tmp_path / folder)
+        out = ModelFolder(tmp_path / folder)
         assert names_of(out) == {widest}
         for name in ("layers.0.w", "layers.1.w", "norm"):
             start = read(base, name)
@@ -93,7 +93,9 @@ def test_a_sum_of_models_has_the_widest_dtype(own: str, other: str, packed: bool
         assert [sorted(shard.tensors) for shard in out.shards] == [sorted(shard.tensors) for shard in base.shards]
     if shards == 2:
         written = json.loads((tmp_path / "out" / INDEX).read_bytes())
-        assert set(written["weight_map"].values()) == {shard.path.name for shard in Checkpoint(tmp_path / "out").shards}
+        assert set(written["weight_map"].values()) == {
+            shard.path.name for shard in ModelFolder(tmp_path / "out").shards
+        }
 
 
 def test_a_vector_that_narrows_needs_its_base_to_be_merged(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_widened_vectors_add_up_and_apply(tmp_path: Path) -> None:
     vector = TaskVector.open(tmp_path / "a.lota")
     (0.5 * vector + 0.5 * vector).save(tmp_path / "b.lota")
     apply(TaskVector.open(tmp_path / "b.lota"), base, tmp_path / "out")
-    out = Checkpoint(tmp_path / "out")
+    out = ModelFolder(tmp_path / "out")
     assert names_of(out) == {"F32"}
     assert np.allclose(read(out, "norm"), read(first, "norm"), rtol=1e-6)
 
@@ -127,7 +129,7 @@ def test_a_merge_is_rounded_once(own: str, dtype: str, tmp_path: Path) -> None:
         dense = np.zeros(30, np.float32)
         dense[merged[name].indices] = merged[name].values
         expected = tensor(target, read(base, name) + dense)
-        assert np.array_equal(Checkpoint(tmp_path / "out").bits(name), expected.bits)
+        assert np.array_equal(ModelFolder(tmp_path / "out").bits(name), expected.bits)
 
 
 def test_a_vector_that_knows_its_result_gives_it_in_any_dtype(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_a_vector_that_knows_its_result_gives_it_in_any_dtype(tmp_path: Path) ->
     base = write_checkpoint(tmp_path / "base", {"w": tensor("BF16", [1e-3, 2.0])})
     tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("BF16", [1000.0, 3.0])})
     apply(diff(base, tuned), base, tmp_path / "out", output=Output(dtype="float32"))
-    assert read(Checkpoint(tmp_path / "out"), "w").tolist() == [1000.0, 3.0]
+    assert read(ModelFolder(tmp_path / "out"), "w").tolist() == [1000.0, 3.0]
 
 
 @pytest.mark.parametrize("asked", [None, "float32", "float16"])
@@ -148,7 +150,7 @@ def test_a_sum_that_the_dtype_does_not_hold_is_refused(
     merged = merge([diff(base, tuned)], "linear", [3.0], base=base)
     if (dtype, asked) == ("F16", "float32"):
         apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
-        assert 70000 < read(Checkpoint(tmp_path / "out"), "w")[0] < 80000
+        assert 70000 < read(ModelFolder(tmp_path / "out"), "w")[0] < 80000
         return
     with pytest.raises(DTypeError, match="tensor 'w'"):
         apply(merged, base, tmp_path / "out", output=Output(dtype=asked))
@@ -162,7 +164,7 @@ def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
     merged.save(tmp_path / "m.lota")
     apply(TaskVector.open(tmp_path / "m.lota"), base, tmp_path / "again")
     for folder in ("out", "again"):
-        found = read(Checkpoint(tmp_path / folder), "norm").astype(np.float64)
+        found = read(ModelFolder(tmp_path / folder), "norm").astype(np.float64)
         exact = (read(first, "norm").astype(np.float64) * 2.5 + read(base, "norm") * 0.25) / 2.75
         assert np.allclose(found, exact, rtol=3e-7, atol=0)
     with pytest.raises(MergeError, match=r"tensor 'layers.0.w': the weights add up to 0, so there is no average"):
@@ -201,7 +203,7 @@ def test_an_average_keeps_what_is_no_number(dtypes: tuple[str, str], tmp_path: P
     )
     recipe = Recipe.read(tmp_path / "r.yaml")
     apply(recipe.merge(recipe.vectors(base), base=base), base, tmp_path / "out")
-    assert str(read(Checkpoint(tmp_path / "out"), "w")) == "[ nan -inf  inf  nan]"
+    assert str(read(ModelFolder(tmp_path / "out"), "w")) == "[ nan -inf  inf  nan]"
 
 
 @given(st.lists(st.floats(0.125, 2, width=32), min_size=1, max_size=4))
@@ -239,7 +241,7 @@ def test_linear_averages_whole_models(linear: str, tmp_path: Path) -> None:
     apply(asked.merge(asked.vectors(start), base=start), start, tmp_path / "out")
     models = {"base": base, "one": first, "two": second}
     total = sum(read(models[name], "norm").astype(np.float64) * weight for name, weight in weights.items())
-    found = read(Checkpoint(tmp_path / "out"), "norm")
+    found = read(ModelFolder(tmp_path / "out"), "norm")
     assert np.allclose(found, total / sum(weights.values()), rtol=1e-6, atol=1e-7)
 
 

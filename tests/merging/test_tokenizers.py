@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from taskvec import Checkpoint, TaskVector, diff
 from taskvec.errors import MergeError, TokenizerError
 from taskvec.merging.tokenizers import Agreement, compare_tokenizers, vocabulary
+from taskvec_formats import ModelFolder
 
 Files = Mapping[str, bytes]
 WEIGHTS = {"w": tensor("F32", [1, 2, 3])}
@@ -43,10 +44,10 @@ def base(tmp_path: Path) -> Path:
 
 def vector(folder: Path, name: str, base: Path | Checkpoint, files: Files | None) -> TaskVector:
     """A fine-tune with these side files, None for one that is a lone file, as a `.lota` file."""
-    before = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    before = base if isinstance(base, Checkpoint) else ModelFolder(base)
     tuned = write_checkpoint(folder / f"{name}-tuned", {"w": tensor("F32", [1, 2, 4])}, 1, files or {})
     if files is None:
-        tuned = Checkpoint(tuned.shards[0].path)
+        tuned = ModelFolder(tuned.shards[0].path)
     diff(before, tuned).save(folder / f"{name}.lota")
     return TaskVector.open(folder / f"{name}.lota")
 
@@ -125,7 +126,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_with_its_owner(
         vocabulary(files)
     pair = vectors(tmp_path, base, FAST, files)
     with pytest.raises(TokenizerError, match=rf"^b\.lota: .*{message}"):
-        compare_tokenizers(pair, Checkpoint(base))
+        compare_tokenizers(pair, ModelFolder(base))
     # nobody looks into files that are the same
     assert compare_tokenizers(vectors(tmp_path / "same", base, files, files)).notes == []
 
@@ -136,7 +137,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_with_its_owner(
 def test_vectors_with_the_tokenizer_of_the_base_agree(base: Path, tmp_path: Path) -> None:
     own = {"config.json": b"{}", **FAST}
     pair = vectors(tmp_path, base, own, None, {})
-    for at_hand in (None, Checkpoint(base)):
+    for at_hand in (None, ModelFolder(base)):
         assert compare_tokenizers(pair, at_hand) == Agreement([], [])
 
 
@@ -154,10 +155,10 @@ def test_bytes_may_differ(base: Path, tmp_path: Path) -> None:
     }
     one, two = vectors(tmp_path, base, FAST, other)
     note = "tokenizer.json differs between a.lota and b.lota; the base's is written"
-    assert compare_tokenizers([one, two], Checkpoint(base)) == Agreement([], [note])
-    assert compare_tokenizers([two], Checkpoint(base)).notes == []
+    assert compare_tokenizers([one, two], ModelFolder(base)) == Agreement([], [note])
+    assert compare_tokenizers([two], ModelFolder(base)).notes == []
     older = {"vocab.json": encoded(WORDS), "merges.txt": b"#version: 0.2\na b\n"}
-    assert compare_tokenizers(vectors(tmp_path / "older", base, older, other), Checkpoint(base)).notes == [
+    assert compare_tokenizers(vectors(tmp_path / "older", base, older, other), ModelFolder(base)).notes == [
         "tokenizer.json differs between a.lota and b.lota; the base's is written"
     ]
 
@@ -241,7 +242,7 @@ def test_vectors_that_agree_differ_from_the_base_only_with_files_that_are_carrie
     files: Files, message: str, base: Path, tmp_path: Path
 ) -> None:
     pair = vectors(tmp_path, base, files, files)
-    agreement = compare_tokenizers(pair, Checkpoint(base))
+    agreement = compare_tokenizers(pair, ModelFolder(base))
     assert [file.name for file in agreement.carried] == list(files)
     assert agreement.notes == []
     # the same tokens in other bytes: of two files none is carried, and the base's would be written
@@ -250,7 +251,7 @@ def test_vectors_that_agree_differ_from_the_base_only_with_files_that_are_carrie
     pair = vectors(tmp_path / "other", base, files, spaced)
     assert compare_tokenizers(pair).carried == []
     with pytest.raises(MergeError, match=f"^{message}$"):
-        compare_tokenizers(pair, Checkpoint(base))
+        compare_tokenizers(pair, ModelFolder(base))
 
 
 VOCABULARIES = st.dictionaries(st.text("abcd", min_size=1, max_size=2), st.integers(0, 9), max_size=5)
@@ -287,10 +288,10 @@ def test_what_cannot_be_compared_is_said(base: Path, tmp_path: Path) -> None:
     for one in (kept, lone):
         notes = [unproven(one.name, "c.lota"), differs(one.name, "c.lota")]
         assert compare_tokenizers([one, changed]) == Agreement([], notes)
-        assert compare_tokenizers([one, changed], Checkpoint(base)) == Agreement([], notes[1:])
+        assert compare_tokenizers([one, changed], ModelFolder(base)) == Agreement([], notes[1:])
         reverse = [unproven("c.lota", one.name), differs("c.lota", one.name)]
         assert compare_tokenizers([changed, one]).notes == reverse
-        lone_base = Checkpoint(Checkpoint(base).shards[0].path)
+        lone_base = ModelFolder(ModelFolder(base).shards[0].path)
         assert compare_tokenizers([one, changed], lone_base).notes == notes
     # one that brings no tokenizer says nothing
     (silent,) = vectors(tmp_path / "more", base, {"config.json": b"[]"})
@@ -322,7 +323,7 @@ def test_what_all_changed_alike_is_carried_and_the_rest_is_said(base: Path, tmp_
     one = {**common, "tokenizer_config.json": b"1", "special_tokens_map.json": b"{}", "notes.txt": b"1"}
     two = {**common, "tokenizer_config.json": b"2", "notes.txt": b"2"}
     pair = vectors(tmp_path, base, one, two)
-    for at_hand in (None, Checkpoint(base)):
+    for at_hand in (None, ModelFolder(base)):
         found = compare_tokenizers(pair, at_hand)
         assert [(file.name, file.content) for file in found.carried] == [
             ("chat_template.jinja", template),
@@ -337,9 +338,9 @@ def test_what_all_changed_alike_is_carried_and_the_rest_is_said(base: Path, tmp_
 
 def test_what_only_some_changed_is_not_carried(base: Path, tmp_path: Path) -> None:
     changed = {**FAST, "config.json": b"[]", "chat_template.jinja": b"new"}
-    found = compare_tokenizers(vectors(tmp_path, base, changed, FAST, changed), Checkpoint(base))
+    found = compare_tokenizers(vectors(tmp_path, base, changed, FAST, changed), ModelFolder(base))
     assert found == Agreement([], ["chat_template.jinja differs between a.lota and b.lota; the base's is written"])
-    found = compare_tokenizers(vectors(tmp_path / "lone", base, None, changed), Checkpoint(base))
+    found = compare_tokenizers(vectors(tmp_path / "lone", base, None, changed), ModelFolder(base))
     assert found == Agreement([], ["chat_template.jinja differs between a.lota and b.lota; the base's is written"])
 
 
@@ -347,14 +348,14 @@ def test_an_index_of_shards_is_not_carried(base: Path, tmp_path: Path) -> None:
     split = write_checkpoint(
         tmp_path / "split", {"w": tensor("F32", [1, 2, 4]), "v": tensor("F32", [1])}, 2, {"config.json": b"{}", **FAST}
     )
-    vector = diff(Checkpoint(base), split)
+    vector = diff(ModelFolder(base), split)
     assert any(file.name == "model.safetensors.index.json" for file in vector.source.files() or ())
-    assert compare_tokenizers([vector, vector], Checkpoint(base)) == Agreement([], [])
+    assert compare_tokenizers([vector, vector], ModelFolder(base)) == Agreement([], [])
 
 
 def test_one_vector_carries_all_that_it_changed(base: Path, tmp_path: Path) -> None:
     (vector,) = vectors(tmp_path, base, {**FAST, "config.json": b"[]", "chat_template.jinja": b"new"})
-    found = compare_tokenizers([vector], Checkpoint(base))
+    found = compare_tokenizers([vector], ModelFolder(base))
     assert [file.name for file in found.carried] == ["chat_template.jinja", "config.json"]
     assert found.notes == []
 
@@ -362,4 +363,4 @@ def test_one_vector_carries_all_that_it_changed(base: Path, tmp_path: Path) -> N
 def test_a_file_that_another_revision_of_the_base_has_already_is_not_carried(base: Path, tmp_path: Path) -> None:
     pair = vectors(tmp_path, base, *2 * [{**FAST, "chat_template.jinja": b"new", "config.json": b"{}"}])
     (base / "chat_template.jinja").write_bytes(b"new")
-    assert compare_tokenizers(pair, Checkpoint(base)) == Agreement([], [])
+    assert compare_tokenizers(pair, ModelFolder(base)) == Agreement([], [])

@@ -17,7 +17,6 @@ from support.models import make_llama, write_rows
 from transformers import BartForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from taskvec import Checkpoint
 from taskvec.data.examples import Example, read_examples
 from taskvec.data.pairs import collate_pairs, collator_of, encode_all_pairs, encode_pair, encode_source
 from taskvec.data.rows import IGNORED, first_position, length_limit
@@ -27,6 +26,7 @@ from taskvec.models.kinds import check_reading, is_encoder_decoder, is_masked
 from taskvec.models.loading import load_model, load_tokenizer
 from taskvec.models.placement import eligible_parameters
 from taskvec.training.train import train
+from taskvec_formats import ModelFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
 
@@ -294,13 +294,13 @@ def test_a_prompt_is_cut_to_the_positions_of_an_encoder(tmp_path: Path) -> None:
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "one plus " * 90, "completion": "two"}])
     for name in ("BartForConditionalGeneration", "LEDForConditionalGeneration"):
         base = made(name, tmp_path / name)
-        train(Checkpoint(base), long, replace(families.OPTIONS, max_length=1024))
+        train(ModelFolder(base), long, replace(families.OPTIONS, max_length=1024))
         found = evaluate(*load_model(base), read_examples(long), ("loss", "exact_match"))
         assert len(found.answers) == 1
 
 
 def test_masks_of_encoder_decoders_hold_k_entries_of_both_halves(pair: Path, questions: Path) -> None:
-    trained = train(Checkpoint(pair), questions, replace(families.OPTIONS, sparsity=0.7))
+    trained = train(ModelFolder(pair), questions, replace(families.OPTIONS, sparsity=0.7))
     assert trained.entries == round(0.3 * trained.vector.eligible)
     assert trained.unreached == 0
     for half in ("encoder.", "decoder."):

@@ -13,12 +13,13 @@ from support.models import ROWS, WORDS, make_architecture, make_tokenizer
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from taskvec import Checkpoint, TaskVector, apply, diff, sparse_finetune
+from taskvec import TaskVector, apply, diff, sparse_finetune
 from taskvec.data.examples import read_examples
 from taskvec.data.rows import collate, encode
 from taskvec.errors import BaseMismatchError, MaskError, UsageError
 from taskvec.models.loading import load_model
 from taskvec.models.placement import bits_of, eligible_parameters, part_of, places
+from taskvec_formats import ModelFolder
 
 
 @pytest.mark.parametrize("make", [torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
@@ -100,7 +101,7 @@ def test_leaves_hold_what_the_file_will_give(stored: torch.dtype, held: torch.dt
     weight = torch.randn(30, 40).to(stored)
     weight[0, :7] = torch.tensor([0.0, -0.0, 1e-30, -1e-8, 60000.0, 1.0, -1.0]).to(stored)
     save_file({"weight": weight}, tmp_path / "base.safetensors")
-    base = Checkpoint(tmp_path / "base.safetensors")
+    base = ModelFolder(tmp_path / "base.safetensors")
     model = nn.Linear(40, 30, bias=False, dtype=held)
     model.weight.data.copy_(weight)
     mask = np.arange(0, 1200, 7)
@@ -155,7 +156,7 @@ def test_a_tied_weight_is_trained_once(llama: Path) -> None:
     mask = np.arange(0, model.lm_head.weight.numel(), 3)
     expected = model.lm_head.weight.grad.view(-1)[mask].clone()
     model.zero_grad(set_to_none=True)
-    with sparse_finetune(model, {"lm_head.weight": mask}, Checkpoint(llama)) as tickets:
+    with sparse_finetune(model, {"lm_head.weight": mask}, ModelFolder(llama)) as tickets:
         tickets(**batch).loss.backward()
         (delta,) = tickets.parameters()
         torch.testing.assert_close(delta.grad, expected)
@@ -170,7 +171,7 @@ def read_rows() -> list[Any]:
 
 
 def test_a_base_that_is_another_model_is_refused(llama: Path, tmp_path: Path) -> None:
-    bert = Checkpoint(make_architecture("bert", tmp_path / "bert", dtype="float32"))
+    bert = ModelFolder(make_architecture("bert", tmp_path / "bert", dtype="float32"))
     model, _ = load_model(llama)
     name = "model.layers.0.self_attn.q_proj.weight"
     with (
@@ -185,8 +186,8 @@ def test_a_base_that_is_another_model_is_refused(llama: Path, tmp_path: Path) ->
 
 
 def test_a_vector_s_mask_can_be_trained_in_any_loop(llama: Path, tuned: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
-    diff(base, Checkpoint(tuned), sparsity=0.9).save(tmp_path / "mask.lota")
+    base = ModelFolder(llama)
+    diff(base, ModelFolder(tuned), sparsity=0.9).save(tmp_path / "mask.lota")
     mask = TaskVector.open(tmp_path / "mask.lota")
     model, _ = load_model(llama)
     batch = collate([encode(row, make_tokenizer(None), 64) for row in read_rows()], 0, frozenset())
@@ -215,7 +216,7 @@ class Rows(torch.utils.data.Dataset[dict[str, list[int]]]):
 
 def trained_by_trainer(model_folder: Path, data: Path, folder: Path, stop: int = 6, *, resume: bool = False) -> bytes:
     """transformers' Trainer with its own optimizer and schedule; the saved vector's bytes."""
-    base = Checkpoint(model_folder)
+    base = ModelFolder(model_folder)
     model, _ = load_model(model_folder)
     chosen = eligible_parameters(model)
     masks = {name: np.arange(number, p.numel(), 7) for number, (name, p) in enumerate(chosen.items())}
@@ -319,7 +320,7 @@ def test_mixed_precision_trains_leaves_in_f32(llama: Path, data: Path) -> None:
 def test_every_tensor_on_disk_has_its_place_in_the_model(architecture: str, tmp_path: Path, gpt2: Path) -> None:
     """Prefixes, tied weights, and experts that several tensors on disk make up."""
     folder = gpt2 if architecture == "gpt2" else make_architecture(architecture, tmp_path, dtype="float32")
-    base = Checkpoint(folder)
+    base = ModelFolder(folder)
     model, _ = load_model(folder)
     placed = places(model, {name: info.form for name, info in base.tensors.items()})
     assert placed.keys() == base.tensors.keys()
@@ -332,7 +333,7 @@ def test_every_tensor_on_disk_has_its_place_in_the_model(architecture: str, tmp_
 @pytest.mark.parametrize("architecture", ["mixtral", "bert"])
 def test_experts_and_encoders_train_in_any_loop(architecture: str, tmp_path: Path) -> None:
     folder = make_architecture(architecture, tmp_path / "base", dtype="float32")
-    base = Checkpoint(folder)
+    base = ModelFolder(folder)
     model, _ = load_model(folder)
     chosen = eligible_parameters(model)
     masks = {name: np.arange(0, p.numel(), 5) for name, p in chosen.items()}

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.building import tensor, write_checkpoint
 
-from taskvec import Checkpoint, diff
+from taskvec import diff
 from taskvec.errors import TrainingError
 from taskvec.models.live import applied
 from taskvec.models.loading import load_model
+from taskvec_formats import ModelFolder
 
 
 @pytest.mark.parametrize("what", ["added", "removed", "resized"])
@@ -30,10 +31,10 @@ def test_a_live_model_cannot_gain_or_lose_tensors(what: str, llama: Path, tmp_pa
     tuned = {**other, "v": tensor("F32", np.zeros(2))}
     for name, tensors in (("base", base), ("tuned", tuned)):
         write_checkpoint(tmp_path / name, tensors, 1, {})
-    vector = diff(Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "tuned"))
+    vector = diff(ModelFolder(tmp_path / "base"), ModelFolder(tmp_path / "tuned"))
     with (
         pytest.raises(TrainingError, match="adds, removes or resizes tensors: unpack it"),
-        applied(torch.nn.Linear(2, 2), vector, Checkpoint(tmp_path / "base")),
+        applied(torch.nn.Linear(2, 2), vector, ModelFolder(tmp_path / "base")),
     ):
         pass
 
@@ -47,7 +48,7 @@ def test_tied_weights_stored_twice_come_back_as_they_were(llama: Path, tuned: Pa
         tensors = load_file(folder / "model.safetensors")
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        folders.append(Checkpoint(folder))
+        folders.append(ModelFolder(folder))
     model, _ = load_model(folders[0].path)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     before = model.lm_head.weight.detach().clone()

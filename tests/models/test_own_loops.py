@@ -22,11 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainingArguments
 
-from taskvec import Checkpoint, TaskVector, apply, sparse_finetune
+from taskvec import TaskVector, apply, sparse_finetune
 from taskvec.errors import BaseMismatchError, TaskvecError, TrainingError, UsageError
 from taskvec.models.leaves import SparseModel
 from taskvec.models.loading import load_model
 from taskvec.models.placement import eligible_parameters
+from taskvec_formats import ModelFolder
 
 MASK = {"0.weight": np.arange(0, 30, 4), "2.weight": np.arange(1, 24, 5)}
 OWN = "holds the model's own parameter '0.weight', which trains through leaves: make the optimizer from tickets.param"
@@ -214,7 +215,7 @@ def test_an_optimizer_of_before_or_of_another_block_is_refused() -> None:
 def test_a_result_is_not_given_before_there_is_one(tmp_path: Path) -> None:
     model = net()
     save_file(model.state_dict(), tmp_path / "base.safetensors")
-    with sparse_finetune(model, MASK, Checkpoint(tmp_path / "base.safetensors")) as tickets:
+    with sparse_finetune(model, MASK, ModelFolder(tmp_path / "base.safetensors")) as tickets:
         with pytest.raises(TrainingError, match=NO_GRADIENT):
             tickets.vector()
         loss(model).backward()
@@ -272,7 +273,7 @@ def test_after_an_exception_the_model_is_the_caller_s(tmp_path: Path) -> None:
     kept = []
 
     def interrupted() -> None:
-        with sparse_finetune(model, MASK, Checkpoint(base)) as tickets:
+        with sparse_finetune(model, MASK, ModelFolder(base)) as tickets:
             kept.append(tickets)
             steps(tickets, torch.optim.SGD(tickets.parameters(), lr=0.1))
             raise KeyboardInterrupt
@@ -450,7 +451,7 @@ def test_another_base_is_refused(stored: torch.dtype, held: torch.dtype, tmp_pat
     if stored != torch.float8_e4m3fn:
         state["0.weight"].view(-1)[4] = float("nan")
     save_file(state, tmp_path / "base.safetensors")
-    base = Checkpoint(tmp_path / "base.safetensors")
+    base = ModelFolder(tmp_path / "base.safetensors")
     model.load_state_dict({name: values.float() for name, values in state.items()})
     model.to(held)
     with torch.no_grad():
@@ -491,7 +492,7 @@ def arguments(folder: Path) -> TrainingArguments:
 
 def test_trainer_and_save_pretrained_save_the_same(llama: Path, tmp_path: Path) -> None:
     """The deltas; the dense model and the vector are saved by themselves and agree with them."""
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     model: Any = load_model(llama)[0]
     masks = {name: np.arange(3) for name in eligible_parameters(model)}
     row = {"input_ids": [4, 5, 6], "labels": [4, 5, 6]}

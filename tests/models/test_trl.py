@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from taskvec import Checkpoint, TaskVector, apply, sparse_finetune
+from taskvec import TaskVector, apply, sparse_finetune
 from taskvec.models.loading import load_model
 from taskvec.models.placement import eligible_parameters
+from taskvec_formats import ModelFolder
 
 if sys.version_info < (3, 11):
     pytest.skip("TRL 1.16 needs Python 3.11", allow_module_level=True)
@@ -46,7 +47,7 @@ class Generation(VLLMGeneration):  # type: ignore[misc]
 
 
 def test_grpo_trains_deltas_and_synchronises_the_dense_model(llama: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     model: Any
     model, tokenizer = load_model(llama)
     masks = {name: np.arange(0, p.numel(), 7) for name, p in eligible_parameters(model).items()}

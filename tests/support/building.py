@@ -12,7 +12,7 @@ import numpy as np
 
 from taskvec import TaskVector
 from taskvec.vectors.source import Memory
-from taskvec_formats import Checkpoint, Form, Header, Identity, SparseTensor, TensorSpec
+from taskvec_formats import Checkpoint, Form, Header, Identity, ModelFolder, SparseTensor, TensorSpec
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 
@@ -57,7 +57,7 @@ def write_checkpoint(
         write_shard(folder / shard, {n: t for n, t in tensors.items() if weight_map[n] == shard}, {"format": "pt"})
     if shards > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return Checkpoint(folder)
+    return ModelFolder(folder)
 
 
 def contents(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], str]]:

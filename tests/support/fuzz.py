@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from support.paths import GOLDEN
-from taskvec_formats import Checkpoint, FormatError, LotaReader
+from taskvec_formats import FormatError, LotaReader, ModelFolder
 from taskvec_formats.blobs import pack_blob, unpack_blob
 from taskvec_formats.container import SafetensorsFile, encode_header
 from taskvec_formats.forms import take_for
@@ -78,7 +78,7 @@ def read(path: Path, seed: Path) -> Any:
     reader = LotaReader(path)
     reader.verify()
     beside = seed.with_suffix(".base.safetensors")
-    base = Checkpoint(beside) if beside.exists() else None
+    base = ModelFolder(beside) if beside.exists() else None
     content = []
     for name, spec in reader.specs.items():
         bits = None

@@ -31,7 +31,7 @@ from support import merge_oracle as naive
 from support.building import Tensor, tensor, write_checkpoint
 from support.peers import TORCH_SUM
 from taskvec import diff
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, ModelFolder
 from taskvec_formats.dtypes import DTYPES as KNOWN
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")
@@ -81,7 +81,7 @@ class Case:
             config = {**CONFIG, "num_hidden_layers": self.layers, "tie_word_embeddings": "lm_head.weight" not in state}
             write_checkpoint(folder / name, state, self.shards[name], {"config.json": json.dumps(config).encode()})
         for name in self.packed:
-            diff(Checkpoint(folder / "base"), Checkpoint(folder / name)).save(folder / f"{name}.lota")
+            diff(ModelFolder(folder / "base"), ModelFolder(folder / name)).save(folder / f"{name}.lota")
         for file, packed in (("merge.yaml", frozenset[str]()), ("ours.yaml", self.packed)):
             document = json.loads(json.dumps(self.document))
             for each in document["models"]:
@@ -209,7 +209,7 @@ def by_taskvec(folder: Path, out: Path) -> Checkpoint:
 
     with redirect_stdout(StringIO()):
         app(["merge", "--recipe", str(folder / "ours.yaml"), "-o", str(out), "--json"], standalone_mode=False)
-    return Checkpoint(out)
+    return ModelFolder(out)
 
 
 def by_mergekit(folder: Path, out: Path) -> Checkpoint:
@@ -221,7 +221,7 @@ def by_mergekit(folder: Path, out: Path) -> Checkpoint:
     document = yaml.safe_load((folder / "merge.yaml").read_text(encoding="utf-8"))
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
     run_merge(MergeConfiguration.model_validate(document), str(out), options)
-    return Checkpoint(out)
+    return ModelFolder(out)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from support.models import make_llama, write_rows
 from taskvec import TaskVector, apply, diff
 from taskvec.errors import ResumeError
 from taskvec.resume import RecordedFolder, holds_work, remove_work
-from taskvec_formats import Checkpoint, LotaReader, locks
+from taskvec_formats import LotaReader, ModelFolder, locks
 from taskvec_formats.atomic import atomic_directory, atomic_file
 from taskvec_formats.locks import Lock
 
@@ -114,7 +114,7 @@ def test_everything_is_written_where_there_are_no_locks(tmp_path: Path) -> None:
     assert package(tmp_path / "out") == package(tmp_path / "tuned")
     total = 2 * TaskVector.open(tmp_path / "a.lota")
     apply(total, base, tmp_path / "again", work=tmp_path / "again.part")
-    assert Checkpoint(tmp_path / "again").bits("w").view(np.float32)[1] == 8
+    assert ModelFolder(tmp_path / "again").bits("w").view(np.float32)[1] == 8
     assert not (tmp_path / "again.part").exists()
 
 
@@ -215,7 +215,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors = {n: tensor("F32", w + scale * dice.normal(size=w.shape)) for n, w in weights.items()}
         write_checkpoint(folder / name, tensors, 1, {"config.json": b"{}"})
     for name in "ab":
-        diff(Checkpoint(folder / "base"), Checkpoint(folder / name)).save(folder / f"{name}.lota")
+        diff(ModelFolder(folder / "base"), ModelFolder(folder / name)).save(folder / f"{name}.lota")
     return folder
 
 
@@ -287,7 +287,7 @@ def test_of_two_merges_that_go_on_one_is_told_that_the_folder_is_in_use(states: 
         assert first.communicate()[1] == ""
         assert first.returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
-    assert len(Checkpoint(tmp_path / "m").tensors) == 40
+    assert len(ModelFolder(tmp_path / "m").tensors) == 40
 
 
 def test_of_two_trainings_that_go_on_one_is_told_that_the_folder_is_in_use(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from support.building import package, tensor, write_checkpoint
 
-from taskvec import Checkpoint, TaskVector, diff, merge
+from taskvec import TaskVector, diff, merge
 from taskvec.errors import MergeError
-from taskvec_formats import SparseTensor
+from taskvec_formats import ModelFolder, SparseTensor
 from taskvec_formats.errors import ChecksumError, WorkerError
 from taskvec_formats.parallel import ordered_map
 from taskvec_formats.workers import SETTING, allowed, forked_map
@@ -230,7 +230,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name, value in base.items()
         }
         write_checkpoint(made / f"tuned{number}", tuned, 2, {"config.json": b"{}"})
-        diff(Checkpoint(made / "base"), Checkpoint(made / f"tuned{number}")).save(made / f"{number}.lota")
+        diff(ModelFolder(made / "base"), ModelFolder(made / f"tuned{number}")).save(made / f"{number}.lota")
     return made
 
 

@@ -10,9 +10,10 @@ from support.building import sparse, vector_of
 from support.commands import inside, ok, refused
 from support.models import ROWS, make_llama, write_rows
 
-from taskvec import Checkpoint, TaskVector
+from taskvec import TaskVector
 from taskvec.errors import UsageError
 from taskvec.training.config import Config
+from taskvec_formats import ModelFolder
 
 KINDS = {"steps": "int", "lr": "float", "low_memory": "bool", "mask": "str", "mix": "list"}
 RECIPE = "--calibration-steps 2 --steps 4 --batch-size 2 --lr 1e-3 --device cpu --seed 3".split()
@@ -154,7 +155,7 @@ def test_what_differs_from_the_recorded_run_is_said(llama: Path, data: Path, tmp
 
 
 def test_versions_shares_and_vectors_are_compared(llama: Path, data: Path, vector: Path, tmp_path: Path) -> None:
-    base, first = Checkpoint(llama), tmp_path / "a.lota"
+    base, first = ModelFolder(llama), tmp_path / "a.lota"
     ok(
         "train",
         llama,

@@ -16,7 +16,7 @@ from support.models import WORDS, make_mixtral, write_rows
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from taskvec import Checkpoint, TaskVector, apply, merge
+from taskvec import TaskVector, apply, merge
 from taskvec.errors import BaseMismatchError, UsageError
 from taskvec.models.devices import check_device, device_of
 from taskvec.training.effects import check_effects
@@ -26,6 +26,7 @@ from taskvec.training.targets import chosen
 from taskvec.training.train import TrainingResult, train
 from taskvec_cli.main import app
 from taskvec_cli.render import training_warnings
+from taskvec_formats import ModelFolder
 
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 RANDOM = TrainingOptions(mask="random", steps=3, batch_size=2, lr=1e-3, device="cpu")
@@ -81,7 +82,7 @@ def test_passes_over_the_data_see_every_example(
         options = replace(options, steps=None, epochs=epochs, mask="random", calibration_steps=20)
     else:
         options = replace(options, steps=0, lr=None, calibration_epochs=epochs, calibration_steps=20)
-    training = train(Checkpoint(llama), ten, options)
+    training = train(ModelFolder(llama), ten, options)
     assert len(training.calibration_losses or training.curve.losses) == steps
     assert sorted(Counter(row for batch in batches for row in batch).values()) == seen
 
@@ -191,14 +192,14 @@ def test_combinations_that_cannot_be_meant(setting: dict[str, Any], why: str) ->
 def test_accumulated_gradients_rank_as_those_of_one_batch(mask: str, llama: Path, ten: Path) -> None:
     options = replace(QUICK, mask=mask, steps=0, lr=None, calibration_steps=3)
     whole, parts = (
-        positions(train(Checkpoint(llama), ten, replace(options, batch_size=6 // parts, accumulate=parts)).vector)
+        positions(train(ModelFolder(llama), ten, replace(options, batch_size=6 // parts, accumulate=parts)).vector)
         for parts in (1, 3)
     )
     assert len(whole & parts) > 0.99 * len(whole)
 
 
 def test_the_weights_that_are_kept_were_evaluated(llama: Path, ten: Path) -> None:
-    training = train(Checkpoint(llama), ten, replace(RANDOM, eval_steps=2), eval_data=ten)
+    training = train(ModelFolder(llama), ten, replace(RANDOM, eval_steps=2), eval_data=ten)
     assert [step for step, _ in training.curve.eval_losses] == [2, 3]
     assert training.vector.provenance["eval_loss"] == training.curve.eval_losses[-1][1]
     assert training.vector.provenance["kept_step"] == 3
@@ -209,7 +210,7 @@ def test_decay_takes_a_ticket_towards_its_base(llama: Path, ten: Path) -> None:
     options = replace(RANDOM, optimizer="sgd", lr=0.1, steps=20)
     sizes = []
     for decay in (0.0, 10.0):
-        training = train(Checkpoint(llama), ten, replace(options, weight_decay=decay))
+        training = train(ModelFolder(llama), ten, replace(options, weight_decay=decay))
         values = np.concatenate([training.vector[name].values for name in training.vector])
         sizes.append(float(np.linalg.norm(values)))
     assert sizes[1] <= 0.1 * 1.0001 < sizes[0]
@@ -220,7 +221,7 @@ def test_decay_takes_calibration_towards_its_base(llama: Path, ten: Path) -> Non
     found = {
         (steps, decay): positions(
             train(
-                Checkpoint(llama),
+                ModelFolder(llama),
                 ten,
                 TrainingOptions(
                     optimizer="sgd",
@@ -241,10 +242,10 @@ def test_decay_takes_calibration_towards_its_base(llama: Path, ten: Path) -> Non
 
 def test_decay_takes_dense_matrices_towards_zero(llama: Path, ten: Path, tmp_path: Path) -> None:
     """But not norms, as in Trainer."""
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     training = train(base, ten, replace(FFT, optimizer="sgd", lr=0.1, weight_decay=10.0, steps=1))
     apply(training.vector, base, tmp_path / "out")
-    tuned = Checkpoint(tmp_path / "out")
+    tuned = ModelFolder(tmp_path / "out")
     for name in tuned.tensors:
         values = tuned.bits(name).view("<f4")
         if "norm" in name:
@@ -278,7 +279,7 @@ def test_patterns_that_match_nothing_are_named() -> None:
 
 
 def test_only_chosen_tensors_train(llama: Path, ten: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     first = saved(train(base, ten, replace(QUICK, include=("*.mlp.*",), exclude=("*.1.*",))), tmp_path / "first.lota")
     assert {name for name in base.tensors if ".0.mlp." in name} == set(first)
     assert len(positions(first)) == round(0.1 * first.eligible) == round(0.1 * 3 * 32 * 48)
@@ -299,7 +300,7 @@ def test_only_chosen_tensors_train(llama: Path, ten: Path, tmp_path: Path) -> No
 
 def test_a_parameter_trains_whole_or_not_at_all(ten: Path, tmp_path: Path) -> None:
     """transformers holds the experts of a layer as one."""
-    base = Checkpoint(make_mixtral(tmp_path / "mixtral"))
+    base = ModelFolder(make_mixtral(tmp_path / "mixtral"))
     with pytest.raises(UsageError, match="are one parameter of the model"):
         train(base, ten, replace(QUICK, exclude=("*.experts.3.*",)))
     vector = train(base, ten, replace(QUICK, exclude=("*.experts.*",))).vector
@@ -325,7 +326,7 @@ def test_a_device_has_to_be_there() -> None:
 
 
 def test_a_vector_that_follows_another_is_composed_and_not_merged(llama: Path, ten: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     first = saved(train(base, ten, RANDOM), tmp_path / "first.lota")
     made = {}
     for relative_to in ("start", "base"):
@@ -341,7 +342,7 @@ def test_a_vector_that_follows_another_is_composed_and_not_merged(llama: Path, t
     assert result.exit_code == 0, result.output
     apply(TaskVector.open(tmp_path / "both.lota"), base, tmp_path / "composed")
     apply(made["base"], base, tmp_path / "direct")
-    composed, direct = Checkpoint(tmp_path / "composed"), Checkpoint(tmp_path / "direct")
+    composed, direct = ModelFolder(tmp_path / "composed"), ModelFolder(tmp_path / "direct")
     for name in base.tensors:
         assert composed.bits(name).tobytes() == direct.bits(name).tobytes()
     stranger = saved(train(base, ten, replace(RANDOM, seed=5)), tmp_path / "stranger.lota")

@@ -11,7 +11,7 @@ import torch
 from support.commands import ok, refused
 from support.models import ROWS, make_architecture, write_rows
 
-from taskvec import Checkpoint, TaskVector
+from taskvec import TaskVector
 from taskvec.errors import MaskError, UsageError
 from taskvec.names import layer_and_module
 from taskvec.training.footprint import activations
@@ -20,6 +20,7 @@ from taskvec.training.options import TrainingOptions
 from taskvec.training.plan import Plan, plan
 from taskvec.training.run import Run
 from taskvec.training.train import train
+from taskvec_formats import ModelFolder
 
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
@@ -52,7 +53,7 @@ def by_layer(vector: TaskVector) -> dict[int | None, int]:
 def test_a_plan_is_what_the_run_does(
     options: TrainingOptions, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", [*ROWS, *ROWS[:3]])
+    base, data = ModelFolder(llama), write_rows(tmp_path / "rows.jsonl", [*ROWS, *ROWS[:3]])
     planned = plan(base, data, options)
     seen: list[tuple[int, int]] = []
 
@@ -78,7 +79,7 @@ def test_a_plan_is_what_the_run_does(
 
 
 def test_a_mask_of_another_vector_is_counted_by_layer(llama: Path, data: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     mask = train(base, data, QUICK).vector
     for sparsity in (None, 0.95):
         options = replace(UNCALIBRATED, sparsity=sparsity)
@@ -90,7 +91,7 @@ def test_a_mask_of_another_vector_is_counted_by_layer(llama: Path, data: Path) -
 
 
 def test_tokens_are_counted_without_padding(llama: Path, tmp_path: Path) -> None:
-    base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS[:3])
+    base, data = ModelFolder(llama), write_rows(tmp_path / "rows.jsonl", ROWS[:3])
     options = replace(UNCALIBRATED, mask="random", steps=None, epochs=2)
     planned = plan(base, data, options)
     run = Run(base, [], _corpus(data), options, lambda *_: None, dense=False)
@@ -115,7 +116,7 @@ def memory(planned: Plan) -> dict[str, int]:
 def test_memory_grows_with_what_is_kept(llama: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the tensors alone; by the numbers that the documentation names."""
     monkeypatch.setattr("taskvec.training.plan.resident", lambda: None)
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
 
     def planned(**changes: object) -> dict[str, int]:
         return memory(plan(base, data, replace(QUICK, **changes)))  # type: ignore[arg-type]
@@ -139,7 +140,7 @@ def test_activations_of_a_batch_are_estimated_from_one_example(architecture: str
 
     from taskvec.data.rows import accepted_arguments, collate
 
-    base = Checkpoint(make_architecture(architecture, tmp_path / "base", dtype="float32"))
+    base = ModelFolder(make_architecture(architecture, tmp_path / "base", dtype="float32"))
     run = Run(base, [], _corpus(data), QUICK, lambda *_: None, dense=True)
     row = max(run.rows, key=lambda row: len(row["input_ids"]))
     inputs = collate([row] * 4, 0, accepted_arguments(run.model))
@@ -162,7 +163,7 @@ def test_activations_of_a_batch_are_estimated_from_one_example(architecture: str
 
 
 def test_what_a_run_would_refuse_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     wide = train(base, data, replace(QUICK, sparsity=0.3, steps=0, lr=None)).vector
     with pytest.raises(MaskError, match="earlier masks leave"):
         plan(base, data, replace(QUICK, sparsity=0.3), disjoint_from=[wide])

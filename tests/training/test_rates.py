@@ -11,12 +11,13 @@ import pytest
 from support.commands import inside, ok, refused
 from support.models import ROWS, write_rows
 
-from taskvec import Checkpoint, TaskVector
+from taskvec import TaskVector
 from taskvec.errors import TrainingError, UsageError
 from taskvec.training.options import METHODS, OPTIMIZERS, TrainingOptions
 from taskvec.training.range_test import STEPS
 from taskvec.training.rates import default_rate, with_defaults
 from taskvec.training.train import TrainingResult, train
+from taskvec_formats import ModelFolder
 
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, device="cpu")
 
@@ -78,11 +79,11 @@ def test_a_run_that_finds_its_rate_is_the_run_that_is_given_it(
     options: TrainingOptions, llama: Path, rows: Path, tmp_path: Path
 ) -> None:
     """The search leaves nothing behind."""
-    found = train(Checkpoint(llama), rows, options)
+    found = train(ModelFolder(llama), rows, options)
     rates = {"lr": found.curve.lr, "calibration_lr": found.calibration_lr}
     asked = {name: rates[name] for name in rates if getattr(options, name) == "auto"}
     assert all(isinstance(rate, float) and rate > 0 for rate in asked.values())
-    assert same(found, train(Checkpoint(llama), rows, replace(options, **asked)), tmp_path)  # type: ignore[arg-type]
+    assert same(found, train(ModelFolder(llama), rows, replace(options, **asked)), tmp_path)  # type: ignore[arg-type]
 
 
 def test_the_found_rates_are_in_the_file_and_the_report(llama: Path, rows: Path, tmp_path: Path) -> None:
@@ -125,13 +126,13 @@ def test_a_run_goes_on_with_the_rate_that_it_found(llama: Path, rows: Path, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(Checkpoint(llama), rows, options, watch, folder=tmp_path / "run")
+        train(ModelFolder(llama), rows, options, watch, folder=tmp_path / "run")
     assert "finding a learning rate" in stages
     stages.clear()
     (tmp_path / "second").touch()
-    resumed = train(Checkpoint(llama), rows, options, watch, folder=tmp_path / "run")
+    resumed = train(ModelFolder(llama), rows, options, watch, folder=tmp_path / "run")
     assert "finding a learning rate" not in stages
-    assert same(resumed, train(Checkpoint(llama), rows, options), tmp_path)
+    assert same(resumed, train(ModelFolder(llama), rows, options), tmp_path)
 
 
 def test_no_rate_in_the_range_is_an_error(llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +141,4 @@ def test_no_rate_in_the_range_is_an_error(llama: Path, rows: Path, monkeypatch: 
     monkeypatch.setitem(rates._DEFAULTS["sgd"], "lota", 1e30)
     options = replace(QUICK, lr="auto", optimizer="sgd", mask="random", calibration_steps=20)
     with pytest.raises(TrainingError, match=r"the loss rises at all learning rates from 1e\+28 to .*: give --lr"):
-        train(Checkpoint(llama), rows, options)
+        train(ModelFolder(llama), rows, options)

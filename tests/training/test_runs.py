@@ -31,7 +31,7 @@ from taskvec.training.rates import with_defaults
 from taskvec.training.train import TrainingResult, train
 from taskvec.vectors.source import Memory
 from taskvec_cli.train import train as train_command
-from taskvec_formats import Header, Identity, TensorSpec
+from taskvec_formats import Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 
 QUICK = TrainingOptions(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
@@ -109,7 +109,7 @@ def ask_to_stop() -> None:
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     options: TrainingOptions, stage: str, step: int, how: Callable[[], None], left: str, llama: Path, tmp_path: Path
 ) -> None:
-    base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 3)
+    base, data = ModelFolder(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 3)
     whole = train(base, data, options)
     whole.vector.save(tmp_path / "whole.lota")
     folder = tmp_path / "run"
@@ -137,7 +137,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
 
 
 def test_a_run_on_a_folder_of_files_goes_on_to_the_same_bits(llama: Path, tmp_path: Path) -> None:
-    base, data = Checkpoint(llama), tmp_path / "rows"
+    base, data = ModelFolder(llama), tmp_path / "rows"
     data.mkdir()
     (data / "b.json").write_text(json.dumps(ROWS[:2]), encoding="utf-8")
     (data / "a.csv").write_text("prompt,completion\none plus two is,three\ntwo is,two\n", encoding="utf-8")
@@ -154,7 +154,7 @@ def test_a_run_on_a_folder_of_files_goes_on_to_the_same_bits(llama: Path, tmp_pa
 
 
 def test_the_folder_of_another_run_is_refused(llama: Path, gpt2: Path, data: Path, tmp_path: Path) -> None:
-    base, folder = Checkpoint(llama), tmp_path / "run"
+    base, folder = ModelFolder(llama), tmp_path / "run"
     with pytest.raises(Stop):
         train(base, data, QUICK, interrupting("training", 3, die), folder=folder)
     other = write_rows(tmp_path / "train.jsonl", ROWS[:2])
@@ -162,7 +162,7 @@ def test_the_folder_of_another_run_is_refused(llama: Path, gpt2: Path, data: Pat
     with pytest.raises(ResumeError, match=r"run holds another run: its options lr was 0.001, here it is 0.01"):
         train(base, data, replace(QUICK, lr=0.01), folder=folder)
     with pytest.raises(ResumeError, match="holds another run: its base was"):
-        train(Checkpoint(gpt2), data, QUICK, folder=folder)
+        train(ModelFolder(gpt2), data, QUICK, folder=folder)
     with pytest.raises(ResumeError, match="holds another run: its data was"):
         train(base, other, QUICK, folder=folder)
     with pytest.raises(ResumeError, match="holds another run: its disjoint_from was"):
@@ -176,12 +176,12 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(llama: Pat
     folder = tmp_path / "run"
     wild = replace(QUICK, lr=1e25, calibration_lr=1e-3, save_steps=1)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 2 of training; .*the last checkpoint is .*-1$"):
-        train(Checkpoint(llama), data, wild, folder=folder)
+        train(ModelFolder(llama), data, wild, folder=folder)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-1"]
 
 
 def test_a_mask_without_values_is_used_again(llama: Path, data: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     mask = saved(train(base, data, replace(QUICK, steps=0, lr=None, save_steps=100)), tmp_path / "mask.lota")
     assert len(positions(mask)) == round(0.1 * mask.eligible)
     assert not any(mask[name].values.any() for name in mask)
@@ -195,7 +195,7 @@ def test_a_mask_without_values_is_used_again(llama: Path, data: Path, tmp_path: 
 
 def test_a_ticket_may_go_via_a_denser_one(llama: Path, data: Path, tmp_path: Path) -> None:
     """The paper's 99 %*: in one command what --mask-from does in two."""
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     dense = saved(train(base, data, QUICK), tmp_path / "dense.lota")
     two = train(base, data, replace(UNCALIBRATED, sparsity=0.99), mask_from=dense)
     one = train(base, data, replace(QUICK, sparsity=0.99, via=0.9))
@@ -211,14 +211,14 @@ def test_a_ticket_may_go_via_a_denser_one(llama: Path, data: Path, tmp_path: Pat
 def test_dense_methods_give_vectors_too(
     options: TrainingOptions, fixture: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    base = Checkpoint(request.getfixturevalue(fixture))
+    base = ModelFolder(request.getfixturevalue(fixture))
     training = train(base, data, replace(options, lr=2e-3))
     assert training.curve.losses[-1] < training.curve.losses[0]
     assert training.free == {}
     vector = saved(training, tmp_path / "x.lota")
     assert vector.provenance["method"] == options.method
     apply(vector, base, tmp_path / "out")
-    tuned = Checkpoint(tmp_path / "out")
+    tuned = ModelFolder(tmp_path / "out")
     changed = {name for name in base.tensors if tuned.bits(name).tobytes() != base.bits(name).tobytes()}
     assert (
         training.entries
@@ -233,7 +233,7 @@ def test_dense_methods_give_vectors_too(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lora_is_what_peft_trains(dtype: str, llama: Path, data: Path) -> None:
     """The merged vector has the rank of the adapters, on every linear layer of the blocks, whatever the arithmetic."""
-    vector = train(Checkpoint(llama), data, replace(LORA, dtype=dtype)).vector
+    vector = train(ModelFolder(llama), data, replace(LORA, dtype=dtype)).vector
     for name, spec in vector.specs.items():
         delta = np.zeros(spec.size, np.float32)
         delta[vector[name].indices] = vector[name].values
@@ -251,7 +251,7 @@ def test_lora_is_what_peft_trains(dtype: str, llama: Path, data: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_starts_from_another_vector(dtype: str, llama: Path, data: Path, tmp_path: Path) -> None:
     """Relative to where it started or to the base: both give the same model, and both say where they come from."""
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     first = saved(train(base, data, QUICK), tmp_path / "first.lota")
     found = {}
     for relative_to in ("start", "base"):
@@ -266,20 +266,20 @@ def test_training_starts_from_another_vector(dtype: str, llama: Path, data: Path
     assert not positions(found["start"]) & positions(first)
     assert len(positions(found["start"])) == round(0.1 * first.eligible)
     apply(first, base, tmp_path / "one")
-    apply(found["start"], Checkpoint(tmp_path / "one"), tmp_path / "two")
+    apply(found["start"], ModelFolder(tmp_path / "one"), tmp_path / "two")
     apply(found["base"], base, tmp_path / "both")
-    assert tensors(Checkpoint(tmp_path / "two")) == tensors(Checkpoint(tmp_path / "both"))
-    assert found["start"].base.fingerprint == Checkpoint(tmp_path / "one").fingerprint
+    assert tensors(ModelFolder(tmp_path / "two")) == tensors(ModelFolder(tmp_path / "both"))
+    assert found["start"].base.fingerprint == ModelFolder(tmp_path / "one").fingerprint
     assert found["base"].base.fingerprint == base.fingerprint
     assert positions(found["base"]) <= positions(first) | positions(found["start"])
     assert apply(found["base"], base, tmp_path / "again").exact
     with pytest.raises(BaseMismatchError):
-        train(Checkpoint(tmp_path / "one"), data, QUICK, start_from=first)
+        train(ModelFolder(tmp_path / "one"), data, QUICK, start_from=first)
 
 
 def test_training_does_not_start_from_a_vector_that_changes_forms(llama: Path, data: Path) -> None:
     """The model in the base's folder has no room for what it gives."""
-    base, name = Checkpoint(llama), "model.norm.weight"
+    base, name = ModelFolder(llama), "model.norm.weight"
     header = Header("vector", Identity(base.name, base.fingerprint), None, tensors=())
     resized = TensorSpec(name, DTYPES["F32"], (3,), base.tensors[name].form)
     for start in (
@@ -294,23 +294,23 @@ def test_training_does_not_start_from_a_vector_that_changes_forms(llama: Path, d
 
 def test_a_dense_vector_may_be_where_training_starts(llama: Path, data: Path, tmp_path: Path) -> None:
     """It changes embeddings and norms, which a ticket leaves as it finds them."""
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     first = saved(train(base, data, replace(FFT, lr=1e-2)), tmp_path / "fft.lota")
     second = saved(train(base, data, QUICK, start_from=first), tmp_path / "second.lota")
     apply(second, base, tmp_path / "both")
-    both, start = Checkpoint(tmp_path / "both"), Patched(base, first)
+    both, start = ModelFolder(tmp_path / "both"), Patched(base, first)
     assert set(second) == set(first)
     assert both.bits("model.embed_tokens.weight").tobytes() == start.bits("model.embed_tokens.weight").tobytes()
     changed = sum(int(np.count_nonzero(both.bits(name) != start.bits(name))) for name in base.tensors)
     eligible = sum(start.tensors[name].form.size for name in start.tensors if "_proj" in name)
     assert 0 < changed <= round(0.1 * eligible)
     apply(first, base, tmp_path / "one")
-    assert tensors(start) == tensors(Checkpoint(tmp_path / "one"))
+    assert tensors(start) == tensors(ModelFolder(tmp_path / "one"))
 
 
 def test_a_tensor_that_nothing_changes_may_be_left_out(llama: Path, data: Path, tmp_path: Path) -> None:
     """So few entries that most tensors have none; what is free is counted all the same."""
-    base, few = Checkpoint(llama), replace(QUICK, sparsity=0.9998)
+    base, few = ModelFolder(llama), replace(QUICK, sparsity=0.9998)
     first = saved(train(base, data, few), tmp_path / "first.lota")
     second = train(base, data, few, start_from=first)
     assert len(second.vector) < len(first)
@@ -341,7 +341,7 @@ def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: P
 
 
 def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     options = replace(QUICK, steps=40, eval_steps=1, patience=2, lr=0.5, calibration_lr=1e-3, save_steps=100)
     training = train(base, data, options, eval_data=data)
     losses = [loss for _, loss in training.curve.eval_losses]
@@ -361,7 +361,7 @@ def test_metrics_are_those_of_the_model_at_each_evaluation(
 ) -> None:
     """And they change nothing: GPT-2 has dropout, so random numbers that are drawn in between would show."""
     folder = request.getfixturevalue(fixture)
-    base, data = Checkpoint(folder), write_rows(tmp_path / "rows.jsonl", ROWS[:2])
+    base, data = ModelFolder(folder), write_rows(tmp_path / "rows.jsonl", ROWS[:2])
     options = replace(
         QUICK, lr=3e-2, calibration_lr=1e-3, steps=30, eval_steps=15, eval_metric=("rouge1", "exact_match")
     )
@@ -389,14 +389,14 @@ def test_metrics_are_those_of_the_model_at_each_evaluation(
 @pytest.mark.parametrize("options", [QUICK, FFT, LORA], ids=["lota", "fft", "lora"])
 def test_metrics_are_measured_in_any_arithmetic(options: TrainingOptions, dtype: str, llama: Path, data: Path) -> None:
     options = replace(options, dtype=dtype, eval_metric=("exact_match",), steps=4, gradient_checkpointing=True)
-    training = train(Checkpoint(llama), data, options, eval_data=data)
+    training = train(ModelFolder(llama), data, options, eval_data=data)
     assert [step for step, _ in training.curve.eval_metrics["exact_match"]] == [1, 2, 3, 4]
-    plain = train(Checkpoint(llama), data, replace(options, eval_metric=()), eval_data=data)
+    plain = train(ModelFolder(llama), data, replace(options, eval_metric=()), eval_data=data)
     assert training.curve.losses == plain.curve.losses
 
 
 def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     with pytest.raises(UsageError, match=r"^eval-metric is one of exact_match, rouge1, found 'loss'$"):
         train(base, data, replace(QUICK, eval_metric=("loss",)), eval_data=data)
     with pytest.raises(UsageError, match="--eval-metric has no effect here: it needs examples to evaluate on"):
@@ -405,7 +405,7 @@ def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tm
         TrainingOptions(eval_metric="rouge1")  # type: ignore[arg-type]
     bert = make_architecture("bert", tmp_path / "bert", dtype="float32")
     with pytest.raises(UsageError, match="bert is a masked language model and gives no answers"):
-        train(Checkpoint(bert), data, replace(QUICK, eval_metric=("rouge1",)), eval_data=data)
+        train(ModelFolder(bert), data, replace(QUICK, eval_metric=("rouge1",)), eval_data=data)
 
 
 @pytest.mark.parametrize("fixture", ["llama", "llama_bf16"])
@@ -413,7 +413,7 @@ def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tm
 def test_arithmetic_may_be_bf16(
     fixture: str, low_memory: bool, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    base = Checkpoint(request.getfixturevalue(fixture))
+    base = ModelFolder(request.getfixturevalue(fixture))
     options = replace(QUICK, dtype="bfloat16", low_memory=low_memory, calibration_steps=8)
     narrow, wide = train(base, data, options), train(base, data, replace(options, dtype="float32"))
     assert narrow.entries == wide.entries == round(0.1 * wide.vector.eligible)
@@ -426,14 +426,14 @@ def test_arithmetic_may_be_bf16(
 @pytest.mark.parametrize("options", [FFT, LORA], ids=["fft", "lora"])
 def test_dense_methods_too(options: TrainingOptions, llama_bf16: Path, data: Path) -> None:
     narrow, wide = (
-        train(Checkpoint(llama_bf16), data, replace(options, dtype=dtype)) for dtype in ("bfloat16", "float32")
+        train(ModelFolder(llama_bf16), data, replace(options, dtype=dtype)) for dtype in ("bfloat16", "float32")
     )
     assert narrow.curve.losses == pytest.approx(wide.curve.losses, rel=0.05)
     assert narrow.curve.losses[-1] < narrow.curve.losses[0]
 
 
 def test_calibration_in_little_memory_finds_much_the_same_mask(llama: Path, tmp_path: Path) -> None:
-    base, data = Checkpoint(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 4)
+    base, data = ModelFolder(llama), write_rows(tmp_path / "rows.jsonl", ROWS * 4)
     options = replace(QUICK, calibration_steps=10, calibration_lr=1e-3, steps=0, lr=None, save_steps=100)
     exact, low = (positions(train(base, data, replace(options, low_memory=low)).vector) for low in (False, True))
     assert len(low) == len(exact)
@@ -475,7 +475,7 @@ def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: 
     from taskvec.data.examples import read_examples
     from taskvec.data.rows import collate, encode
 
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     options = replace(QUICK, calibration_steps=1, steps=0, lr=None, batch_size=4, save_steps=100)
     model, tokenizer = load_model(llama)
     rows = [encode(example, tokenizer, 64) for example in read_examples(data)]
@@ -499,12 +499,12 @@ def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: 
 def test_the_pull_towards_the_base_shrinks_the_changes(llama: Path, data: Path) -> None:
     sizes = {}
     for l1 in (0.0, 50.0):
-        vector = train(Checkpoint(llama), data, replace(QUICK, l1=l1, optimizer="sgd", lr=0.1)).vector
+        vector = train(ModelFolder(llama), data, replace(QUICK, l1=l1, optimizer="sgd", lr=0.1)).vector
         sizes[l1] = sum(float(np.abs(vector[name].values).sum()) for name in vector)
     assert sizes[50.0] < 0.9 * sizes[0.0]
     # one step: delta = −lr·(g + λ/N·sign(0)) is what it would be without the pull, the second step is not
     first = [
-        train(Checkpoint(llama), data, replace(UNCALIBRATED, l1=l1, optimizer="sgd", steps=1, mask="random")).vector
+        train(ModelFolder(llama), data, replace(UNCALIBRATED, l1=l1, optimizer="sgd", steps=1, mask="random")).vector
         for l1 in (0.0, 50.0)
     ]
     for name in first[0]:
@@ -513,7 +513,9 @@ def test_the_pull_towards_the_base_shrinks_the_changes(llama: Path, data: Path) 
 
 def test_calibration_may_be_counted_in_epochs(llama: Path, data: Path) -> None:
     counts = {
-        epochs: len(train(Checkpoint(llama), data, replace(UNCALIBRATED, calibration_epochs=epochs)).calibration_losses)
+        epochs: len(
+            train(ModelFolder(llama), data, replace(UNCALIBRATED, calibration_epochs=epochs)).calibration_losses
+        )
         for epochs in (0.5, 2)
     }
     assert counts == {0.5: 1, 2: 4}
@@ -522,13 +524,13 @@ def test_calibration_may_be_counted_in_epochs(llama: Path, data: Path) -> None:
 def test_the_record_of_a_run_is_in_the_file(llama: Path, data: Path, tmp_path: Path) -> None:
     import taskvec
 
-    vector = saved(train(Checkpoint(llama), data, replace(QUICK, eval_split=0.25)), tmp_path / "x.lota")
+    vector = saved(train(ModelFolder(llama), data, replace(QUICK, eval_split=0.25)), tmp_path / "x.lota")
     record = vector.provenance["run"]
     asked = with_defaults(replace(QUICK, eval_split=0.25), calibrates=True)
     assert TrainingOptions(**{**record["options"], "device": "cpu"}) == asked
     assert record["versions"]["taskvec"] == taskvec.__version__
     assert record["data"][0]["name"] == data.name
-    assert record["base"] == Checkpoint(llama).fingerprint
+    assert record["base"] == ModelFolder(llama).fingerprint
     assert vector.provenance["eval_loss"] > 0
 
 
@@ -550,7 +552,7 @@ def test_losses_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "bert"])
 def test_every_architecture_trains_packs_merges_and_unpacks(architecture: str, tmp_path: Path, gpt2: Path) -> None:
     folder = gpt2 if architecture == "gpt2" else make_architecture(architecture, tmp_path / "base", dtype="float32")
-    base, data = Checkpoint(folder), write_rows(tmp_path / "rows.jsonl")
+    base, data = ModelFolder(folder), write_rows(tmp_path / "rows.jsonl")
     vectors = []
     for seed in (0, 1):
         training = train(base, data, replace(QUICK, seed=seed, batch_size=4), disjoint_from=vectors)
@@ -558,7 +560,7 @@ def test_every_architecture_trains_packs_merges_and_unpacks(architecture: str, t
         vectors.append(saved(training, tmp_path / f"{seed}.lota"))
     merged = merge(vectors)
     apply(merged, base, tmp_path / "merged")
-    tuned = Checkpoint(tmp_path / "merged")
+    tuned = ModelFolder(tmp_path / "merged")
     again = diff(base, tuned)
     apply(again, base, tmp_path / "again")
-    assert tensors(Checkpoint(tmp_path / "again")) == tensors(tuned) != tensors(base)
+    assert tensors(ModelFolder(tmp_path / "again")) == tensors(tuned) != tensors(base)

@@ -22,6 +22,7 @@ from taskvec.models.loading import load_model
 from taskvec.models.placement import Place, bits_of, eligible_parameters, places
 from taskvec.training.options import TrainingOptions
 from taskvec.training.train import train
+from taskvec_formats import ModelFolder
 
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
@@ -34,7 +35,7 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
     fixture: str, sparsity: float, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(fixture)
-    base = Checkpoint(folder)
+    base = ModelFolder(folder)
     training = train(base, data, replace(QUICK, sparsity=sparsity))
     vector = training.vector
     eligible = sum(np.prod(base.tensors[name].shape) for name in vector)
@@ -47,7 +48,7 @@ def test_a_ticket_has_exactly_k_entries_and_leaves_the_rest_alone(
     saved = TaskVector.open(tmp_path / "x.lota")
     assert saved.header.tuned is None
     assert apply(saved, base, tmp_path / "out") == Applied(None)
-    tuned = Checkpoint(tmp_path / "out")
+    tuned = ModelFolder(tmp_path / "out")
     with pytest.raises(AlreadyAppliedError, match=r"x\.lota is applied to out already"):
         apply(saved, tuned, tmp_path / "twice")
     for name in base.tensors:
@@ -64,7 +65,7 @@ def masked(vector: TaskVector) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("mask", ["magnitude", "random"])
 def test_tasks_in_a_row_share_no_position(mask: str, llama: Path, data: Path, tmp_path: Path) -> None:
     """LoTTO: three tasks, then a fourth for which nothing is left; merging them is a disjoint sum."""
-    base, earlier = Checkpoint(llama), []
+    base, earlier = ModelFolder(llama), []
     for task in range(3):
         options = replace(UNCALIBRATED if mask == "random" else QUICK, sparsity=0.7, seed=task, mask=mask)
         training = train(base, data, options, disjoint_from=earlier)
@@ -82,7 +83,7 @@ def test_tasks_in_a_row_share_no_position(mask: str, llama: Path, data: Path, tm
 
 def test_a_mask_is_taken_from_another_vector(llama: Path, data: Path, tmp_path: Path) -> None:
     """Whole, or its largest part: the paper's 99 % mask from a 90 % vector."""
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     train(base, data, replace(QUICK, sparsity=0.9)).vector.save(tmp_path / "wide.lota")
     wide = TaskVector.open(tmp_path / "wide.lota")
     same = train(base, data, replace(UNCALIBRATED, sparsity=None), mask_from=wide)
@@ -102,10 +103,10 @@ def test_a_mask_is_taken_from_another_vector(llama: Path, data: Path, tmp_path: 
 def test_what_is_rounded_away_is_counted(
     fixture: str, lr: float, few: bool, data: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    base = Checkpoint(request.getfixturevalue(fixture))
+    base = ModelFolder(request.getfixturevalue(fixture))
     training = train(base, data, replace(QUICK, lr=lr, calibration_lr=1e-3))
     apply(training.vector, base, tmp_path / "out")
-    tuned = Checkpoint(tmp_path / "out")
+    tuned = ModelFolder(tmp_path / "out")
     changed = sum(int(np.count_nonzero(tuned.bits(name) != base.bits(name))) for name in base.tensors)
     assert training.survived == training.vector.provenance["survived"] == changed
     assert training.entries == round(0.1 * training.vector.eligible)
@@ -114,20 +115,20 @@ def test_what_is_rounded_away_is_counted(
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw", "sgd"])
 def test_other_optimizers_train_too(optimizer: str, llama: Path, data: Path) -> None:
-    training = train(Checkpoint(llama), data, replace(QUICK, optimizer=optimizer, lr=1e-2))
+    training = train(ModelFolder(llama), data, replace(QUICK, optimizer=optimizer, lr=1e-2))
     assert training.vector.provenance["run"]["options"]["optimizer"] == optimizer
     assert training.survived > 0.9 * training.entries
 
 
 def test_a_mask_may_be_chosen_tensor_by_tensor(llama: Path, data: Path) -> None:
-    vector = train(Checkpoint(llama), data, replace(QUICK, scope="tensor")).vector
+    vector = train(ModelFolder(llama), data, replace(QUICK, scope="tensor")).vector
     assert sum(len(vector[name]) for name in vector) == round(0.1 * vector.eligible)
     for name, spec in vector.specs.items():
         assert abs(len(vector[name]) - 0.1 * spec.size) < 1
 
 
 def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_path: Path) -> None:
-    base = Checkpoint(llama)
+    base = ModelFolder(llama)
     vector = train(base, data, QUICK).vector
     for options, message in (
         (replace(QUICK, mask="best"), "mask is one of magnitude, gradient"),
@@ -155,14 +156,14 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
 def test_training_is_repeatable_and_depends_on_its_seed(llama: Path, data: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options = replace(QUICK, seed=seed)
-        train(Checkpoint(llama), data, options).vector.save(tmp_path / name)
+        train(ModelFolder(llama), data, options).vector.save(tmp_path / name)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
     assert a != c
 
 
 def test_a_ticket_learns_its_task(llama: Path, tmp_path: Path) -> None:
-    base, data = Checkpoint(llama), write_rows(tmp_path / "questions.jsonl", ROWS[:3])
+    base, data = ModelFolder(llama), write_rows(tmp_path / "questions.jsonl", ROWS[:3])
     model, tokenizer = load_model(llama)
     examples = read_examples(data)
     metrics = ("loss", "exact_match")
@@ -177,7 +178,7 @@ def test_a_ticket_learns_its_task(llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vector", "patch"])
 def test_a_live_model_has_the_tuned_weights_and_then_its_own_again(kind: str, llama: Path, tuned: Path) -> None:
-    base, after = Checkpoint(llama), Checkpoint(tuned)
+    base, after = ModelFolder(llama), ModelFolder(tuned)
     model, _ = load_model(llama)
     parameters = dict(model.named_parameters())
 
@@ -205,7 +206,7 @@ def test_eligible_are_the_linear_layers_of_the_blocks(llama: Path, gpt2: Path) -
         "mlp.c_fc.weight",
         "mlp.c_proj.weight",
     }
-    forms = {name: info.form for name, info in Checkpoint(gpt2).tensors.items()}
+    forms = {name: info.form for name, info in ModelFolder(gpt2).tensors.items()}
     assert places(gpt, forms)["h.0.attn.c_attn.weight"] == Place("transformer.h.0.attn.c_attn.weight")
     # an encoder has no "mlp" in its names
     config = BertConfig(
@@ -221,7 +222,7 @@ def test_eligible_are_the_linear_layers_of_the_blocks(llama: Path, gpt2: Path) -
 
 
 def test_bits_of_rounds_to_nearest_even_as_numpy_does(llama_bf16: Path) -> None:
-    base = Checkpoint(llama_bf16)
+    base = ModelFolder(llama_bf16)
     model = AutoModelForCausalLM.from_pretrained(llama_bf16, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         assert np.array_equal(bits_of(base.tensors[name].dtype, parameter), base.bits(name))
@@ -329,19 +330,19 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_meant(setting: dict[str, object], complaint: str, llama: Path, data: Path) -> None:
     with pytest.raises(UsageError, match=complaint):
-        train(Checkpoint(llama), data, replace(QUICK, **setting))
+        train(ModelFolder(llama), data, replace(QUICK, **setting))
 
 
 def test_fewer_changes_than_entries_is_an_error(llama: Path, data: Path) -> None:
     with pytest.raises(MaskError, match="only 0 weights changed"):
-        train(Checkpoint(llama), data, replace(QUICK, calibration_lr=1e-30))
+        train(ModelFolder(llama), data, replace(QUICK, calibration_lr=1e-30))
 
 
 def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> None:
     with pytest.raises(DivergedError, match=r"at step \d of calibrating; try a lower --calibration-lr$"):
-        train(Checkpoint(llama), data, replace(QUICK, calibration_lr=3e38, calibration_steps=5))
+        train(ModelFolder(llama), data, replace(QUICK, calibration_lr=3e38, calibration_steps=5))
     with pytest.raises(DivergedError, match=r"at step \d of training; try a lower --lr$"):
-        train(Checkpoint(llama), data, replace(QUICK, lr=3e38, steps=5))
+        train(ModelFolder(llama), data, replace(QUICK, lr=3e38, steps=5))
 
 
 @pytest.mark.parametrize("phase", ["calibration", "training"])
@@ -351,7 +352,7 @@ def test_a_last_step_that_diverges_is_not_stored(phase: str, llama: Path, data: 
     calibration_lr, lr = rates[phase]
     options = replace(QUICK, calibration_steps=1, steps=1, calibration_lr=calibration_lr, lr=lr)
     with pytest.raises(TrainingError, match=f"{phase} ended in weights that are not numbers"):
-        train(Checkpoint(llama), data, options)
+        train(ModelFolder(llama), data, options)
 
 
 def test_a_line_that_leaves_nothing_to_learn_is_named(data: Path) -> None:
@@ -362,10 +363,10 @@ def test_a_line_that_leaves_nothing_to_learn_is_named(data: Path) -> None:
 def test_what_cannot_be_trained_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
     shard = llama / "model.safetensors"
     with pytest.raises(TrainingError, match="single file"):
-        train(Checkpoint(shard), data, QUICK)
+        train(ModelFolder(shard), data, QUICK)
     other = make_llama(tmp_path / "other")
     (other / "config.json").write_text("{}")
     with pytest.raises(TrainingError, match="cannot be loaded"):
-        train(Checkpoint(other), data, QUICK)
+        train(ModelFolder(other), data, QUICK)
     with pytest.raises(TrainingError, match="no linear layers"):
         eligible_parameters(nn.Linear(2, 2))

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from support import oracle
 from support.building import BASE, sparse, tensor, write_checkpoint
 
-from taskvec import Checkpoint, SparseTensor, TaskVector, apply, diff, merge
+from taskvec import SparseTensor, TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, KindError, MergeError, UsageError
 from taskvec.vectors.source import DeltaSource, no_replacements
-from taskvec_formats import Change, Form, Header, Identity, TensorSpec
+from taskvec_formats import Change, Form, Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES, BitArray
 
 FORMS = {
@@ -143,7 +143,7 @@ def test_what_is_empty_saves_opens_and_applies(tmp_path: Path) -> None:
     opened = TaskVector.open(tmp_path / "x.lota")
     assert read(opened) == {"w": {}}
     apply(opened, base, tmp_path / "out")
-    assert Checkpoint(tmp_path / "out").fingerprint == base.fingerprint
+    assert ModelFolder(tmp_path / "out").fingerprint == base.fingerprint
 
 
 @given(vectors(2))

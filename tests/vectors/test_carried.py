@@ -9,8 +9,9 @@ import pytest
 from support.building import package, tensor, write_checkpoint
 from support.commands import ok, refused
 
-from taskvec import Checkpoint, TaskVector, apply, diff
+from taskvec import TaskVector, apply, diff
 from taskvec.errors import DiffError
+from taskvec_formats import ModelFolder
 
 BASE = {"w": tensor("F32", [1, 2, 3]), "n": tensor("I64", [1])}
 TUNED = {"w": tensor("F32", [1, 2.5, 3]), "n": tensor("I64", [2])}
@@ -49,20 +50,20 @@ def test_a_folder_that_is_carried_whole_says_nothing(folders: Path) -> None:
 
 
 def test_a_sparse_vector_says_what_else_has_changed(folders: Path) -> None:
-    vector = diff(Checkpoint(folders / "base"), Checkpoint(folders / "tuned"), sparsity=0.5)
+    vector = diff(ModelFolder(folders / "base"), ModelFolder(folders / "tuned"), sparsity=0.5)
     assert vector.provenance["not_carried"] == ["tensor n", "config.json", "run.sh"]
 
 
 def test_what_of_the_base_is_not_written_is_said(folders: Path) -> None:
     (folders / "base" / "onnx").mkdir()
-    vector = diff(Checkpoint(folders / "base"), Checkpoint(folders / "tuned"), sparsity=0.5)
-    assert apply(vector, Checkpoint(folders / "base"), folders / "out").left_out == ("onnx/",)
+    vector = diff(ModelFolder(folders / "base"), ModelFolder(folders / "tuned"), sparsity=0.5)
+    assert apply(vector, ModelFolder(folders / "base"), folders / "out").left_out == ("onnx/",)
 
 
 def test_side_files_beyond_what_a_file_can_hold_are_left_out(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskvec.vectors.carried.BLOB_BYTES", 500)
     (folders / "tuned" / "log.txt").write_bytes(bytes(400))
-    vector = diff(Checkpoint(folders / "base"), Checkpoint(folders / "tuned"))
+    vector = diff(ModelFolder(folders / "base"), ModelFolder(folders / "tuned"))
     assert vector.provenance["not_carried"] == ["log.txt (400 bytes)"]
     assert [file.name for file in vector.source.files() or ()] == ["config.json", "run.sh"]
 
@@ -71,7 +72,7 @@ def test_side_files_beyond_what_a_file_can_hold_are_left_out(folders: Path, monk
 def test_a_name_that_cannot_be_stored_is_refused_before_any_work(name: bytes, folders: Path) -> None:
     Path(os.fsdecode(os.fsencode(folders / "tuned") + b"/" + name)).write_bytes(b"")
     with pytest.raises(DiffError, match="rename the file or take it away"):
-        diff(Checkpoint(folders / "base"), Checkpoint(folders / "tuned"), progress=lambda *_: pytest.fail("work"))
+        diff(ModelFolder(folders / "base"), ModelFolder(folders / "tuned"), progress=lambda *_: pytest.fail("work"))
     refused(1, "pack", folders / "base", folders / "tuned", "-o", folders / "x.lota")
     assert not (folders / "x.lota").exists()
 
@@ -80,6 +81,6 @@ def test_a_folder_whose_name_is_not_unicode_can_be_packed(folders: Path) -> None
     odd = Path(os.fsdecode(os.fsencode(folders) + b"/caf\xe9"))
     (folders / "tuned").rename(odd)
     path = folders / "x.lota"
-    diff(Checkpoint(folders / "base"), Checkpoint(odd)).save(path)
+    diff(ModelFolder(folders / "base"), ModelFolder(odd)).save(path)
     assert TaskVector.open(path).header.tuned is not None
     ok("inspect", path)

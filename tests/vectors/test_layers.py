@@ -15,7 +15,7 @@ from taskvec.errors import BaseMismatchError
 from taskvec.merging import Rule
 from taskvec.merging.settings import Depth
 from taskvec.vectors.layers import counted, record, recorded
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, ModelFolder
 
 OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
@@ -87,7 +87,7 @@ def test_each_stack_has_its_own_depth() -> None:
 def test_a_gradient_spans_the_layers_of_the_base(base: Checkpoint, with_base: bool, from_file: bool) -> None:
     vector = tuned(base, "a", first(3))
     if not from_file:
-        vector = diff(base, Checkpoint(base.path.parent / "a"))
+        vector = diff(base, ModelFolder(base.path.parent / "a"))
     merged = merge([vector], "linear", [[0, 1.0]], base=base if with_base else None)
     assert at_layer(moves(merged)) == [0, 0.25, 0.5]
     assert merged.provenance["notes"] == []
@@ -112,7 +112,7 @@ def test_the_count_outlives_merges_sums_chains_and_sparsification(base: Checkpoi
         "sum": one + 2 * other,
         "chain": compose(one, chained),
         "chain on the base": compose(one, chained, base),
-        "sparse": diff(base, Checkpoint(tmp_path / "a"), 0.5),
+        "sparse": diff(base, ModelFolder(tmp_path / "a"), 0.5),
     }
     for how, vector in descendants.items():
         stored = again(vector, base)
@@ -153,6 +153,6 @@ def test_a_base_that_is_not_that_of_the_vectors_is_refused_by_tensor(base: Check
 def test_a_folder_gets_what_the_gradient_says(base: Checkpoint, tmp_path: Path) -> None:
     merged = merge([tuned(base, "a", first(3))], "ties", [[0, 1.0]], density=1.0, base=base)
     apply(merged, base, tmp_path / "out")
-    written = Checkpoint(tmp_path / "out")
+    written = ModelFolder(tmp_path / "out")
     values = [written.bits(f"model.layers.{i}.mlp.up.weight").view(np.float32)[0] for i in range(5)]
     assert values == [10, 10.25, 10.5, 10, 10]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from support.lota_files import Parts
-from taskvec import Checkpoint, diff
+from taskvec import diff
+from taskvec_formats import ModelFolder
 from taskvec_formats.blobs import pack_blob
 from taskvec_formats.codecs.numbers import encode_numbers
 from taskvec_formats.header import stored_digest
@@ -22,7 +23,7 @@ from .files import crafted, described, models, on_base, side_file
 def raw_index(index: bytes, command: Sequence[object], folder: Path) -> Sequence[object]:
     """A file whose index is these bytes."""
     models(folder)
-    diff(Checkpoint(folder / "base"), Checkpoint(folder / "tuned")).save(folder / "x.lota")
+    diff(ModelFolder(folder / "base"), ModelFolder(folder / "tuned")).save(folder / "x.lota")
     parts = Parts.of(folder / "x.lota")
     parts.index, parts.blocks, parts.stored = index, b"", pack_blob(index)
     parts.save(folder / "x.lota")
@@ -121,7 +122,7 @@ COSTS = [
 def full(rows: int, columns: int, command: Sequence[object], folder: Path) -> Sequence[object]:
     """Two vectors that change every element of a tensor alike, in hardly any bytes."""
     models(folder)
-    diff(Checkpoint(folder / "base"), Checkpoint(folder / "tuned")).save(folder / "x.lota")
+    diff(ModelFolder(folder / "base"), ModelFolder(folder / "tuned")).save(folder / "x.lota")
     parts = Parts.of(folder / "x.lota")
     count = max(1, (1 << 22) // columns) * columns
     streams = encode_numbers(np.zeros(count, "u1")), encode_numbers(np.full(count, 0x3F800000, "<u4"))
