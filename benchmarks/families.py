@@ -27,7 +27,7 @@ from taskvec.data.examples import read_examples
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import evaluate_checkpoint
 from taskvec.training.options import TrainingOptions
-from taskvec.training.train import train
+from taskvec.training.train import TrainingResult, train
 from taskvec_formats import ModelFolder
 
 NUMBERS = "one two three four five six seven eight nine".split()
@@ -406,7 +406,7 @@ def make_model(family: Family, folder: Path) -> Path:
     return folder
 
 
-def take_through(base: Path, scratch: Path, *, masked: bool) -> Training:
+def take_through(base: Path, scratch: Path, *, masked: bool) -> TrainingResult:
     """Train, apply, pack, merge, apply, evaluate. Raises TaskvecError, and AssertionError where weights are wrong."""
     data = scratch / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")

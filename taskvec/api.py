@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec_formats import Checkpoint, LotaReader
+from taskvec_formats import Checkpoint
 
 from .algebra import compose as _compose
 from .analysis import overlap as _overlap
@@ -30,6 +30,7 @@ from .merging.settings import Setting
 from .reporting import bars
 from .reporting.progress import Progress
 from .vectors import diff as _diff
+from .vectors.source import Stored
 from .vectors.vector import TaskVector
 
 if TYPE_CHECKING:
@@ -277,9 +278,9 @@ def verify(vector: VectorLike, base: ModelLike | None = None, *, progress: bool 
     """
     with bars.shown(progress) as told:
         opened = _vector("vector", vector)
-        if not isinstance(opened.source, LotaReader):
+        if not isinstance(opened.source, Stored):
             raise UsageError(f"{opened.name} does not come from a file: there is nothing to verify")
-        opened.source.verify(lambda done, total: told("decoding", done, total, ""))
+        opened.source.reader.verify(lambda done, total: told("decoding", done, total, ""))
         check_stored_layout(opened)
         if base is not None:
             _apply.check_result(opened, _checkpoint("base", base), told)

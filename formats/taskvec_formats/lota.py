@@ -128,8 +128,6 @@ class LotaReader:
     Raises a FormatError, naming the file, where container, description and index do not fit each other.
     """
 
-    by_range = True  # no range needs another
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.inputs = (path.absolute(),)  # what it reads

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from taskvec_formats import Change, Header, Identity, SideFile, SparseTensor, TensorSpec
+from taskvec_formats import Change, Header, Identity, LotaReader, SideFile, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from ..errors import UsageError
@@ -78,6 +78,28 @@ class DeltaSource:
 
     def files(self) -> list[SideFile] | None:
         return None
+
+
+class Stored:
+    """A Source that is a `.lota` file."""
+
+    by_range = True
+
+    def __init__(self, reader: LotaReader) -> None:
+        self.reader = reader
+
+    @property
+    def inputs(self) -> Sequence[Path]:
+        return self.reader.inputs
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        return self.reader.change(name, start, stop, base)
+
+    def shards(self) -> dict[str, bytes] | None:
+        return self.reader.shards()
+
+    def files(self) -> list[SideFile] | None:
+        return self.reader.files()
 
 
 class Memory(DeltaSource):

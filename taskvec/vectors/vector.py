@@ -23,7 +23,6 @@ from taskvec_formats import (
     Form,
     Header,
     Identity,
-    LotaReader,
     LotaWriter,
     SparseTensor,
     TensorSpec,
@@ -46,7 +45,7 @@ from .found import open_lota
 from .layers import counted, most, record, recorded
 from .lineage import joined, lineage, shortened, stored_text
 from .shrink import shrunk
-from .source import Memory, Source, inputs_of
+from .source import Memory, Source, Stored, inputs_of
 from .summary import summary_of
 from .sums import Sum, Term, check_vector, common_specs
 
@@ -122,7 +121,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         Raises FormatError, and UsageError for a folder or a recipe.
         """
         reader = open_lota(Path(path))
-        return cls(reader.header, reader.header.tensors, reader, Path(path).name)
+        return cls(reader.header, reader.header.tensors, Stored(reader), Path(path).name)
 
     @property
     def base(self) -> Identity:
@@ -170,7 +169,7 @@ class TaskVector(Mapping[str, SparseTensor]):
     @property
     def is_stored(self) -> bool:
         """Whether it was opened from a file, so that its entries are counted and need no computing."""
-        return isinstance(self._source, LotaReader)
+        return isinstance(self._source, Stored)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TaskVector) or not (self.is_stored and other.is_stored):
@@ -316,11 +315,11 @@ class TaskVector(Mapping[str, SparseTensor]):
         Raises:
             UsageError: It is computed when it is read.
         """
-        if not isinstance(self._source, LotaReader):
+        if not isinstance(self._source, Stored):
             raise UsageError(
                 f"{self.name} is computed when it is read and cannot be pickled: save it and open the file"
             )
-        return TaskVector.open, (str(self._source.path.absolute()),)
+        return TaskVector.open, (str(self._source.reader.path.absolute()),)
 
     def __getitem__(self, name: str) -> SparseTensor:
         if name not in self.specs:

@@ -15,7 +15,7 @@ from support.building import Tensor, contents, package, tensor, write_checkpoint
 from taskvec import Applied, Checkpoint, TaskVector, apply, diff
 from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
-from taskvec.vectors.source import Memory
+from taskvec.vectors.source import Memory, Stored
 from taskvec_formats import Form, Header, Identity, LotaReader, ModelFolder, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import ChecksumError, StreamError
@@ -463,7 +463,7 @@ def test_a_result_with_another_digest_is_refused_and_nothing_is_left(kind: str, 
     specs = dict(vector.specs)
     (block,) = specs["b.weight"].blocks
     specs["b.weight"] = replace(specs["b.weight"], blocks=(replace(block, after="0" * 16),))
-    doubtful = TaskVector(vector.header, specs.values(), LotaReader(tmp_path / "vector.lota"), "doubtful")
+    doubtful = TaskVector(vector.header, specs.values(), Stored(LotaReader(tmp_path / "vector.lota")), "doubtful")
     before = sorted(tmp_path.iterdir())
     for refuse in (check_result, lambda v, b: apply(v, b, tmp_path / "out")):
         with pytest.raises(ChecksumError, match=r"'b\.weight': the result has not the digest that doubtful gives"):

@@ -125,7 +125,7 @@ def test_a_file_that_is_truncated_while_it_is_read_ends_in_an_error(command: str
     acts = {
         "apply": lambda: apply(vector, base, tmp_path / "out"),
         "save": lambda: fresh.save(tmp_path / "y.lota"),
-        "verify": vector.source.verify,  # type: ignore[attr-defined]
+        "verify": vector.source.reader.verify,  # type: ignore[attr-defined]
         "overlap": lambda: [vector[name] for name in vector],
     }
     with pytest.raises(NotSafetensorsError, match=r"ends at byte \d+: it was cut off while it was read"):
