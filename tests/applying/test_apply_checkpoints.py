@@ -585,7 +585,7 @@ def test_an_input_that_is_cut_off_at_any_moment_leaves_the_whole_result_or_none(
             calls += 1
 
         try:
-            apply(TaskVector.open(folder / "x.lota"), base, folder / "out", progress)
+            apply(TaskVector.open(folder / "x.lota"), base, folder / "out", progress=progress)
         except NotSafetensorsError:
             assert sorted(os.listdir(folder)) == ["base", "tuned", "x.lota"]
             outcomes.append(False)

@@ -475,7 +475,8 @@ def test_a_vector_that_knows_its_result_is_written_at_one_go(tmp_path: Path) -> 
 PROGRAM = """
 import os, resource, signal, sys
 from pathlib import Path
-from taskvec import Checkpoint, TaskVector, merge
+from taskvec import TaskVector, merge
+from taskvec_formats import ModelFolder
 from taskvec.applying.apply import apply
 from taskvec.applying.output import Output
 

@@ -573,11 +573,11 @@ def test_a_killed_unpack_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
     ok("pack", base, perturb(base, tmp_path / "tuned", dtype="float32"), "-o", tmp_path / "x.lota")
     # stopped at its first write into the hidden folder, then killed: no clean-up can run
     program = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from taskvec import Checkpoint, TaskVector, apply\n"
+        "import os, signal, sys\n"
+        "from taskvec import apply\n"
         "def stop(stage, done, total, note):\n"
         "    if stage == 'applying' and done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "apply(TaskVector.open(sys.argv[1]), ModelFolder(Path(sys.argv[2])), Path(sys.argv[3]), stop)\n"
+        "apply(sys.argv[1], sys.argv[2], sys.argv[3], progress=stop)\n"
     )
     arguments = [tmp_path / "x.lota", base, tmp_path / "out"]
     killed = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=False)

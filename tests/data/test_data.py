@@ -329,7 +329,7 @@ def test_json_needs_neither_datasets_nor_torch(tmp_path: Path) -> None:
         "import sys\n"
         "sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
         "from pathlib import Path\n"
-        "from taskvec.training.examples import check_examples, read_examples\n"
+        "from taskvec.data.examples import check_examples, read_examples\n"
         f"print(len(read_examples(Path({str(tmp_path)!r}))), 'torch' in sys.modules, 'transformers' in sys.modules)\n"
         f"Path({str(tmp_path / 'd.parquet')!r}).touch()\n"
         "for name in ('some/toys', sys.argv[1]):\n"
