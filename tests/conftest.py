@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# the same examples on every machine: a red run can be repeated
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+# the same examples on every machine, however slow it is: a red run can be repeated
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
 # the models are so small that torch's threads would only wait for one another

@@ -156,11 +156,11 @@ def outcome(call: str, case: Case, value: Any) -> str:
         ("change, stop", 10**400, "tensor 'w' has 4 elements: 0 to a number of about 400 digits is no range of them"),
         ("Output, shard_size", "2GB", "shard_size must be a whole number, found '2GB'"),
         ("Output, card", b"# x", "card must be a str, found b'# x'"),
-        ("TrainingOptions, lr", "1e-4", "lr must be a number, found '1e-4'"),
-        ("TrainingOptions, batch_size", 1.5, "batch-size must be a whole number, found 1.5"),
-        ("TrainingOptions, seed", -1, "seed must be at least 0 and below 4294967295, found -1"),
-        ("TrainingOptions, low_memory", "no", "low-memory must be True or False, found 'no'"),
-        ("TrainingOptions, method", None, "method must be a str, found None"),
+        ("TrainingOptions, lr", "1e-4", "`lr` must be a number, found '1e-4'"),
+        ("TrainingOptions, batch_size", 1.5, "`batch_size` must be a whole number, found 1.5"),
+        ("TrainingOptions, seed", -1, "`seed` must be at least 0 and below 4294967295, found -1"),
+        ("TrainingOptions, low_memory", "no", "`low_memory` must be True or False, found 'no'"),
+        ("TrainingOptions, method", None, "`method` must be a str, found None"),
     ],
 )
 def test_what_is_wrong_is_said(call: str, value: Any, message: str, case: Case) -> None:

@@ -97,7 +97,8 @@ def compare(context: typer.Context, base: Checkpoint, data: Path, request: dict[
     if config is None:
         return
     from . import render
+    from .failure import with_flags
 
     config.check_given(**request)
     for difference in config.differences(base, data, **request):
-        render.say(f"taskvec: warning: not the run of {config.path}: {difference}", err=True)
+        render.say(f"taskvec: warning: not the run of {config.path}: {with_flags(difference)}", err=True)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 from taskvec.errors import OutputExistsError, TaskvecError, UsageError
 from taskvec_formats import FormatError
 from taskvec_formats.errors import WorkerError
 from taskvec_formats.text import printable
 
 USAGE, FAILURE = 2, 1
+_OPTION = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+
+
+def with_flags(text: str) -> str:
+    """A sentence of the library, in which options stand as `name` or `name=value`, for the command line: --name value.
+
+    Args:
+        text: The sentence. Names of other things in backticks stay as they are.
+    """
+    from .main import option_names
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in option_names():
+            return found[0]
+        words = [f"--{name.replace('_', '-')}", *([] if value in (None, "True") else [value])]
+        return " ".join(words)
+
+    return _OPTION.sub(flag, text)
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -15,9 +36,9 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OutputExistsError):
         return f"{error}; --force replaces it", USAGE
     if isinstance(error, UsageError):
-        return str(error), USAGE
+        return with_flags(str(error)), USAGE
     if isinstance(error, (TaskvecError, FormatError, WorkerError)):
-        return str(error), FAILURE
+        return with_flags(str(error)), FAILURE
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         return printable(named), FAILURE

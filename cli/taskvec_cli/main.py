@@ -4,17 +4,17 @@
 import gc
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from taskvec.reporting.bars import progress_bars
-
 from . import streams
 from .merge import merge
 from .outputs import DATA, FILE, LotaFile, ModelFolder, parse_size
+from .progress import progress_bars
 from .train import train
 
 
@@ -400,6 +400,14 @@ def demo(
         render.print_json(render.demo_summary(result))
     else:
         render.print_demo(result)
+
+
+@cache
+def option_names() -> frozenset[str]:
+    """The names of all options that a command has, with underscores."""
+    commands = typer.main.get_group(app).commands.values()
+    spelt = (flag for command in commands for each in command.params for flag in each.opts)
+    return frozenset(flag.lstrip("-").replace("-", "_") for flag in spelt)
 
 
 def main() -> None:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskvec.reporting.bars import progress_bars
-
 from .outputs import check_unfinished, parse_size
+from .progress import progress_bars
 
 if TYPE_CHECKING:
     from taskvec import Checkpoint

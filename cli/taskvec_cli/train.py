@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskvec.reporting.bars import progress_bars
-
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
 from .outputs import DATA, FILE, LotaFile, check_unfinished
+from .progress import progress_bars
 
 if TYPE_CHECKING:
     from taskvec.training.options import TrainingOptions

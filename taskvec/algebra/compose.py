@@ -85,13 +85,13 @@ def _check_consecutive(first: TaskVector, second: TaskVector) -> None:
     for vector in (first, second):
         if vector.kind == "patch":
             raise UsageError(
-                f"{vector.name} is a patch, which can be read beside its base only: give the base (--base)"
+                f"{vector.name} is a patch, which can be read beside its base only: give the base (`base`)"
             )
     start, end = second.base, first.leads_to
     if end is None:
         raise UsageError(
             f"{first.name} does not know the checkpoint that it leads to, so that {second.name} might start elsewhere: "
-            "give the base (--base)"
+            "give the base (`base`)"
             + (", or compose the vectors that it was made of" if first.provenance.get("made_by") == "compose" else "")
         )
     if start.fingerprint != end.fingerprint:
@@ -107,7 +107,7 @@ def _specs(first: TaskVector, second: TaskVector) -> dict[str, TensorSpec]:
     for name, spec in second.specs.items():
         if name in first.header.removed:
             raise UsageError(
-                f"tensor {name!r} is removed by {first.name} and added by {second.name}: give the base (--base)"
+                f"tensor {name!r} is removed by {first.name} and added by {second.name}: give the base (`base`)"
             )
         specs[name] = _spec(first, second, name) if name in first.specs else spec
     return specs
@@ -123,7 +123,7 @@ def _spec(first: TaskVector, second: TaskVector, name: str) -> TensorSpec:
     if after.form != before.form:
         raise UsageError(
             f"tensor {name!r} is changed by {first.name} and then made {after.form} by {second.name}: "
-            "give the base (--base)"
+            "give the base (`base`)"
         )
     # neither vouches for the elements that both together touch
     return replace(before, eligible=before.eligible or after.eligible, blocks=())
@@ -204,7 +204,7 @@ def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> Sparse
     both = places[0][common(first.indices, second.indices)[0]]
     too_large = both[~np.isfinite(values[both])]
     if not np.isin(indices[too_large], replaced).all():
-        raise MergeError("the sum of two deltas leaves the range of f32: give the base (--base)")
+        raise MergeError("the sum of two deltas leaves the range of f32: give the base (`base`)")
     kept = np.ones(len(indices), bool)
     kept[both] = values[both] != 0
     kept[too_large] = False

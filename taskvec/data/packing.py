@@ -52,7 +52,7 @@ def check_packing(model: nn.Module, rows: Sequence[Row], padding: int) -> None:
     padding: a token id. Raises TrainingError where it does not: encoders, models with a state that runs through the
     row, those that read no positions, and those to which a long example in the row changes all positions.
     """
-    refused = f"{type(model).__name__} cannot keep packed examples apart; train without --pack"
+    refused = f"{type(model).__name__} cannot keep packed examples apart; train without `pack`"
     accepts = accepted_arguments(model)
     if "position_ids" not in accepts or getattr(model.config, "is_encoder_decoder", False):
         raise TrainingError(refused)
@@ -60,7 +60,7 @@ def check_packing(model: nn.Module, rows: Sequence[Row], padding: int) -> None:
     if (longest := max(len(row["input_ids"]) for row in rows)) > window:
         raise TrainingError(
             f"{type(model).__name__} encodes the positions of examples longer than {window} tokens in another way, and "
-            f"the longest here has {longest}: train without --pack, or with --max-length {window}"
+            f"the longest here has {longest}: train without `pack`, or with `max_length={window}`"
         )
     some = [{name: values[:_TRIED] for name, values in row.items()} for row in (rows[0], rows[-1])]
     training = model.training

@@ -87,7 +87,7 @@ def encode_all_pairs(
     for example in examples:
         if turns == "all" and earlier_turns(example):
             raise DataError(
-                f"{example.where}: an encoder-decoder learns one turn of a conversation; --turns last trains the last"
+                f"{example.where}: an encoder-decoder learns one turn of a conversation; `turns=last` trains the last"
             )
     fitted = [_fitted(example, tokenizer, limit) for example in examples]
     counts = counted(fitted, limit)

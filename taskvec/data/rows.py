@@ -196,7 +196,7 @@ def _marked_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tu
     if text != _rendered(example, tokenizer) or len(spans) != len(by_assistant):
         raise DataError(
             f"{example.where}: the chat template marks {len(spans)} texts as the assistant's, which has "
-            f"{len(by_assistant)} turns in the prompt; --turns last trains the last turn only"
+            f"{len(by_assistant)} turns in the prompt; `turns=last` trains the last turn only"
         )
     return [(start, stop) for i, (start, stop) in zip(by_assistant, spans, strict=True) if i in turns]
 
@@ -207,13 +207,13 @@ def _added_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tup
     text = _rendered(example, tokenizer)
     for i in turns:
         if i == 0:
-            raise DataError(f"{example.where}: the assistant speaks first; --turns last trains the last turn only")
+            raise DataError(f"{example.where}: the assistant speaks first; `turns=last` trains the last turn only")
         before = _rendered(example, tokenizer, messages[:i])
         after = _rendered(example, tokenizer, messages[: i + 1], asks=False)
         if not (after.startswith(before) and text.startswith(after)):
             raise DataError(
                 f"{example.where}: the chat template writes message {i + 1} differently once others follow, so its "
-                "tokens cannot be told apart; --turns last trains the last turn only"
+                "tokens cannot be told apart; `turns=last` trains the last turn only"
             )
         spans.append((len(before), len(after)))
     return spans
@@ -224,7 +224,7 @@ def _overlapping(example: Example, tokenizer: Any, ids: list[int], spans: list[t
     if not tokenizer.is_fast:
         raise DataError(
             f"{example.where}: the tokenizer does not say where its tokens stand, so those of earlier turns cannot be "
-            "told apart; --turns last trains the last turn only"
+            "told apart; `turns=last` trains the last turn only"
         )
     text = _rendered(example, tokenizer) if tokenizer.chat_template else plain_text(example, tokenizer)
     special = not tokenizer.chat_template

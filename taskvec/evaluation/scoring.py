@@ -22,7 +22,7 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
             raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
     for name, count in counts.items():
         if count is not None and whole(name.replace("_", "-"), count) <= 0:
-            raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {count}")
+            raise UsageError(f"`{name}` must be greater than zero, found {count}")
     if "rouge1" in metrics:
         check_rouge()
 

@@ -71,7 +71,7 @@ def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
         if not trust_remote_code and "trust_remote_code" in str(error) and (code := _own_code(path)):
             raise UsageError(
                 f"{path} needs Python code from the model, {code}: it is run only with trust_remote_code "
-                "(--trust-remote-code), and can then do whatever you can"
+                "(`trust_remote_code`), and can then do whatever you can"
             ) from None
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"{path} cannot be loaded as a language model: {said(reason[0], 300)[1:-1]}") from None

@@ -71,7 +71,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         # the loss shows a step that diverged only at the next step, and the last one has none
         if not bool(values.isfinite().all()):
             raise DivergedError(
-                f"tensor {name!r}: calibration ended in weights that are not numbers; try a lower --calibration-lr"
+                f"tensor {name!r}: calibration ended in weights that are not numbers; try a lower `calibration_lr`"
             )
         result: FloatArray = values.cpu().numpy()
         return result

@@ -109,7 +109,7 @@ class Config:
             if name and not given[option]:
                 names = [each.get("name") if isinstance(each, dict) else each for each in _listed(name)]
                 raise UsageError(
-                    f"{self.path}: the run had --{option.replace('_', '-')} {shown(', '.join(map(str, names)))[1:-1]}: "
+                    f"{self.path}: the run had `{option}={shown(', '.join(map(str, names)))[1:-1]}`: "
                     "a file holds no paths, so give it again"
                 )
 
@@ -134,18 +134,18 @@ class Config:
         if self.record.get("base") != base.fingerprint:
             found.append(f"the base was another: {base.name} has other weights")
         found += _other_files("data", _files(self.record, "data"), data)
-        found += _other_files("--eval-data", _files(self.record, "eval_data"), eval_data)
+        found += _other_files("`eval_data`", _files(self.record, "eval_data"), eval_data)
         shares = _listed(self.record.get("mix"))
         if len(shares) != len(mix):
-            found.append(f"--mix was given {len(shares)} times, here {len(mix)}")
+            found.append(f"`mix` was given {len(shares)} times, here {len(mix)}")
         for number, (share, (path, given)) in enumerate(zip(shares, mix, strict=False)):
-            found += _other_files("--mix", _files(self.record, "mix", number), path)
+            found += _other_files("`mix`", _files(self.record, "mix", number), path)
             if share != given:
                 found.append(f"the share of {path} was {shown(share)}, here it is {given}")
         for option, was, now in (
-            ("--mask-from", _listed(self.record.get("mask_from")), [] if mask_from is None else [mask_from]),
-            ("--disjoint-from", _listed(self.record.get("disjoint_from")), list(disjoint_from)),
-            ("--start-from", _listed(self.record.get("start_from")), [] if start_from is None else [start_from]),
+            ("`mask_from`", _listed(self.record.get("mask_from")), [] if mask_from is None else [mask_from]),
+            ("`disjoint_from`", _listed(self.record.get("disjoint_from")), list(disjoint_from)),
+            ("`start_from`", _listed(self.record.get("start_from")), [] if start_from is None else [start_from]),
         ):
             if [_get(each, "digest") for each in was] != [vector.digest for vector in now]:
                 found.append(f"{option} was another vector, or in another order")
@@ -170,7 +170,7 @@ def _settings(
     for key, value in document.items():
         name = key.replace("-", "_")
         if name in apart:
-            raise UsageError(f"{path}: {shown(key)} cannot be set in a file: give --{name.replace('_', '-')} itself")
+            raise UsageError(f"{path}: {shown(key)} cannot be set in a file: give `{name}` itself")
         if name not in kinds:
             near = get_close_matches(name, kinds, 1)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""

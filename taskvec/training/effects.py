@@ -34,23 +34,23 @@ def check_effects(
     calibrates = lota and options.mask != "random" and not takes_mask
     # settings, whether they have an effect, and what is said where they have none
     rules = (
-        ("rank alpha", options.method == "lora", "without --method lora"),
-        (f"{_CALIBRATION} mask scope l1", lota, f"here: --method {options.method} has no mask"),
+        ("rank alpha", options.method == "lora", "without `method=lora`"),
+        (f"{_CALIBRATION} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
         (f"{_CALIBRATION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
         (f"{_CALIBRATION} scope", options.mask != "random", "here: a random mask needs no calibration"),
-        ("calibration_steps", options.calibration_epochs is None, "beside --calibration-epochs"),
-        ("epochs", options.steps is None, "beside --steps"),
-        ("lr", trains, "here: --steps 0 does not train; --calibration-lr is the learning rate of calibration"),
-        (_WATCHING, trains, "here: --steps 0 does not train"),
-        (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and --steps 0 does not train"),
+        ("calibration_steps", options.calibration_epochs is None, "beside `calibration_epochs`"),
+        ("epochs", options.steps is None, "beside `steps`"),
+        ("lr", trains, "here: `steps=0` does not train; `calibration_lr` is the learning rate of calibration"),
+        (_WATCHING, trains, "here: `steps=0` does not train"),
+        (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and `steps=0` does not train"),
         (
             "eval_steps patience eval_metric",
             evaluates,
-            "here: it needs examples to evaluate on, by --eval-split or --eval-data",
+            "here: it needs examples to evaluate on, by `eval_split` or `eval_data`",
         ),
-        ("save_steps", options.patience is None, "beside --patience, which keeps a checkpoint of each evaluation"),
+        ("save_steps", options.patience is None, "beside `patience`, which keeps a checkpoint of each evaluation"),
     )
     for names, effective, why in rules:
         for name in names.split():
             if name in given and not effective:
-                raise UsageError(f"--{name.replace('_', '-')} has no effect {why}")
+                raise UsageError(f"`{name}` has no effect {why}")

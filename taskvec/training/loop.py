@@ -123,7 +123,7 @@ class _Watch(TrainerCallback):
 
     def __init__(self, stage: str, folder: Path | None, progress: Progress, *, evaluates: bool = False) -> None:
         self.stage = stage
-        self.setting = "--calibration-lr" if stage == CALIBRATING else "--lr"
+        self.setting = "`calibration_lr`" if stage == CALIBRATING else "`lr`"
         self.evaluates = evaluates
         self.folder = folder
         self.progress = progress
@@ -204,7 +204,7 @@ def check_report_to(name: str) -> None:
             for callback in get_reporting_integration_callbacks([name]):
                 callback()
         except (ValueError, RuntimeError, ImportError) as error:
-            raise UsageError(f"--report-to {name}: {error}") from None
+            raise UsageError(f"`report_to={name}`: {error}") from None
 
 
 def fit(
@@ -304,7 +304,7 @@ def fit(
         with _finishing_the_step(watch):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if watch.interrupted:
-        resumed = "; --resume goes on from there" if folder else ""
+        resumed = "; `resume` goes on from there" if folder else ""
         raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{resumed}")
     history = trainer.state.log_history
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]

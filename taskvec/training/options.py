@@ -151,7 +151,7 @@ class TrainingOptions:
         for field in fields(self):
             value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
             if value is not None or not optional:
-                object.__setattr__(self, field.name, _KINDS[kind](field.name.replace("_", "-"), value))
+                object.__setattr__(self, field.name, _KINDS[kind](f"`{field.name}`", value))
 
     def steps_of(self, epochs: float, examples: int) -> int:
         """Optimizer steps of so many passes over the data; a fraction of a step is taken as a whole one."""
@@ -172,7 +172,9 @@ class TrainingOptions:
             phases["calibration"] = self.calibration_steps if epochs is None else self.steps_of(epochs, rows)
         for phase, steps in phases.items():
             if 0 < steps <= self.warmup_steps:
-                raise UsageError(f"{phase} takes {steps} steps: warmup-steps must be fewer, found {self.warmup_steps}")
+                raise UsageError(
+                    f"{phase} takes {steps} steps: `warmup_steps` must be fewer, found {self.warmup_steps}"
+                )
 
     def check(self) -> None:
         """Raise UsageError for a setting that cannot be meant."""
@@ -191,15 +193,15 @@ class TrainingOptions:
         for name in positive:
             value = getattr(self, name)
             if value not in (None, AUTO) and not 0 < value < math.inf:
-                raise UsageError(f"{name.replace('_', '-')} must be greater than zero, found {value}")
+                raise UsageError(f"`{name}` must be greater than zero, found {value}")
         for name in ("steps", "l1", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise UsageError(f"{name.replace('_', '-')} must not be negative, found {value}")
+                raise UsageError(f"`{name}` must not be negative, found {value}")
         if not 0 <= self.seed < _SEEDS:
-            raise UsageError(f"seed must be at least 0 and below {_SEEDS}, found {said(self.seed)}")
+            raise UsageError(f"`seed` must be at least 0 and below {_SEEDS}, found {said(self.seed)}")
         if not 0 <= self.eval_split < 1:
-            raise UsageError(f"eval-split is a share of the data, at least 0 and below 1, found {self.eval_split}")
+            raise UsageError(f"`eval_split` is a share of the data, at least 0 and below 1, found {self.eval_split}")
 
     def _check_choices(self) -> None:
         choices: dict[str, Iterable[str]] = {
@@ -214,49 +216,47 @@ class TrainingOptions:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise UsageError(
-                    f"{name.replace('_', '-')} is one of {', '.join(known)}, found {getattr(self, name)!r}"
-                )
+                raise UsageError(f"`{name}` is one of {', '.join(known)}, found {getattr(self, name)!r}")
         check_device(self.device)
 
         for metric in self.eval_metric:
             if metric not in METRICS[1:]:
-                raise UsageError(f"eval-metric is one of {', '.join(METRICS[1:])}, found {metric!r}")
+                raise UsageError(f"`eval_metric` is one of {', '.join(METRICS[1:])}, found {metric!r}")
         if self.eval_metric:
             check_request(self.eval_metric)
 
     def _check_combinations(self) -> None:
         if self.method != "lota":
             if self.sparsity is not None or self.via is not None or self.mask != MASKS[0] or self.scope != SCOPES[0]:
-                raise UsageError(f"--method {self.method} has no mask: it takes no sparsity and no choice of weights")
+                raise UsageError(f"`method={self.method}` has no mask: it takes no sparsity and no choice of weights")
             if self.steps == 0 or self.l1:
-                raise UsageError(f"--method {self.method} needs steps, and pulls nothing towards the base")
+                raise UsageError(f"`method={self.method}` needs steps, and pulls nothing towards the base")
         if self.mask == "random" and (self.scope != "global" or self.via is not None):
             raise UsageError(
-                "a random mask is drawn from all weights together: --scope and --via need a calibrated one"
+                "a random mask is drawn from all weights together: `scope` and `via` need a calibrated one"
             )
         if self.via is not None and (self.sparsity is None or self.via >= self.sparsity):
             raise UsageError(f"the first ticket of two is the denser one: via {self.via}, sparsity {self.sparsity}")
         if self.via is not None and self.steps == 0:
-            raise UsageError("--via takes the mask from a ticket that it trains first, and needs steps")
+            raise UsageError("`via` takes the mask from a ticket that it trains first, and needs steps")
         self._check_schedule()
         self._check_low_memory()
 
     def _check_schedule(self) -> None:
         if self.schedule == "constant" and self.warmup_steps:
-            raise UsageError("--warmup-steps needs --schedule constant_with_warmup, linear or cosine, found constant")
+            raise UsageError("`warmup_steps` needs `schedule=constant_with_warmup`, linear or cosine, found constant")
         if self.schedule == "constant_with_warmup" and not self.warmup_steps:
-            raise UsageError("--schedule constant_with_warmup needs --warmup-steps")
+            raise UsageError("`schedule=constant_with_warmup` needs `warmup_steps`")
 
     def _check_low_memory(self) -> None:
         if not self.low_memory:
             return
         if self.l1 or self.weight_decay:
-            raise UsageError("low-memory calibration pulls nothing towards the base: no --l1 and no --weight-decay")
+            raise UsageError("low-memory calibration pulls nothing towards the base: no `l1` and no `weight_decay`")
         if self.optimizer != "rmsprop":
-            raise UsageError(f"low-memory calibration is by rmsprop, and optimizer is {self.optimizer}")
+            raise UsageError(f"low-memory calibration is by rmsprop, and `optimizer` is {self.optimizer}")
         if self.accumulate != 1:
             raise UsageError(
                 "low-memory calibration frees each gradient at once and cannot sum those of several backward passes: "
-                f"accumulate must be 1, found {self.accumulate}; choose the mask with --steps 0 first, then --mask-from"
+                f"`accumulate` must be 1, found {self.accumulate}; choose the mask by `steps=0` first, then `mask_from`"
             )

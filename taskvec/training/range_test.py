@@ -102,7 +102,7 @@ def find_rate(
     if best == 0 or best == STEPS - 1:
         raise TrainingError(
             f"the loss {'falls' if best else 'rises'} at all learning rates from {lowest:.0e} to "
-            f"{lowest * _FACTOR ** (STEPS - 1):.0e}: give --lr"
+            f"{lowest * _FACTOR ** (STEPS - 1):.0e}: give `lr`"
         )
     return float(f"{PART * lowest * _FACTOR**best:.2g}")
 

@@ -67,7 +67,7 @@ class Run:
         self.model: nn.Module
         self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
         if is_masked(self.model) and options.eval_metric:
-            raise UsageError(f"{start.name} is a masked language model and gives no answers: leave --eval-metric out")
+            raise UsageError(f"{start.name} is a masked language model and gives no answers: leave `eval_metric` out")
         limit = length_limit(self.model.config, options.max_length, first_position(self.model))
         self.rows, self.counts = rows_of(self.model, corpus.train, self.tokenizer, limit, options.turns)
         # as `taskvec eval` does: the loss on the last turn
@@ -98,7 +98,7 @@ class Run:
             if name not in kept and (inside := owners.get(self.placed[name].parameter)) is not None:
                 raise UsageError(
                     f"tensors {inside!r} and {name!r} are one parameter of the model: "
-                    "--include and --exclude take both or neither"
+                    "`include` and `exclude` take both or neither"
                 )
         return found
 
@@ -261,7 +261,7 @@ class Run:
             delta = deltas.get(name) or SparseTensor.empty((form.size,))
             if not np.isfinite(delta.values).all():
                 raise DivergedError(
-                    f"tensor {name!r}: training ended in weights that are not numbers; try a lower --lr"
+                    f"tensor {name!r}: training ended in weights that are not numbers; try a lower `lr`"
                 )
             before, weight = self.start.bits(name), self.weight(name).cpu()
             after = apply_range(form.dtype, before, Change(delta, SparseTensor.empty(delta.shape, form.dtype.carrier)))

@@ -20,7 +20,7 @@ def chosen(names: Collection[str], include: Sequence[str], exclude: Sequence[str
     excluded = set(_matching("exclude", included, exclude))
     left = [name for name in included if name not in excluded]
     if not left:
-        raise UsageError("--include and --exclude leave no tensor to train")
+        raise UsageError("`include` and `exclude` leave no tensor to train")
     return left
 
 
@@ -29,7 +29,7 @@ def _matching(option: str, names: Collection[str], patterns: Sequence[str]) -> l
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(
-                f"--{option} {said(pattern)} matches no tensor that would be trained{_near(pattern, names)}"
+                f"`{option}` {said(pattern)} matches no tensor that would be trained{_near(pattern, names)}"
             )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 

@@ -204,19 +204,19 @@ def check_request(
     """Raise UsageError or BaseMismatchError for options and arguments of `train` that do not go together."""
     options.check()
     if options.method != "lota" and (mask_from is not None or disjoint_from):
-        raise UsageError(f"--method {options.method} has no mask that could be taken from, or kept off, another vector")
+        raise UsageError(f"`method={options.method}` has no mask that could be taken from, or kept off, another vector")
     if mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):
         raise UsageError("a mask taken from another vector is neither random nor calibrated")
     if options.method == "lota" and mask_from is None and options.sparsity is None:
         raise UsageError("a sparsity is needed where no mask is taken from another vector")
     if options.relative_to != "base" and start_from is None:
-        raise UsageError("--relative-to start needs --start-from")
+        raise UsageError("`relative_to=start` needs `start_from`")
     if start_from is not None:
         _check_forms(start_from)
     if eval_data is not None and options.eval_split:
-        raise UsageError("--eval-data and --eval-split are one or the other")
+        raise UsageError("`eval_data` and `eval_split` are one or the other")
     if eval_data is not None and options.steps == 0:
-        raise UsageError("--eval-data has no effect here: --steps 0 does not train")
+        raise UsageError("`eval_data` has no effect here: `steps=0` does not train")
     check_effects(
         options,
         takes_mask=mask_from is not None,

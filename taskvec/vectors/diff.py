@@ -31,7 +31,7 @@ def check_kind(kind: str, sparsity: float | None) -> None:
     if sparsity is not None:
         check_sparsity(sparsity)
         if kind != "vector":
-            raise UsageError("a patch keeps every change; --sparsity needs --kind vector")
+            raise UsageError("a patch keeps every change; `sparsity` needs `kind=vector`")
 
 
 def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:

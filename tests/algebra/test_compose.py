@@ -236,7 +236,7 @@ def test_so_it_does_with_the_base(states: Sequence[State | Tensors], kinds: tupl
 )
 def test_what_needs_the_base_says_so(states: str, message: str, tmp_path: Path) -> None:
     _, (first, second) = chain(tmp_path, LONG[states])
-    with pytest.raises(UsageError, match=rf"^{message}: give the base \(--base\)$"):
+    with pytest.raises(UsageError, match=rf"^{message}: give the base \(`base`\)$"):
         compose(first, second)
 
 

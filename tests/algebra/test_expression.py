@@ -225,7 +225,7 @@ def test_a_stored_chain_that_is_not_exact_needs_its_parts_or_the_base(tmp_path: 
     steps = {f"s{i}": diff(*states[i : i + 2]) for i in range(3)}
     evaluated("s0 >> s1", steps).save(tmp_path / "two.lota")
     steps["two"] = TaskVector.open(tmp_path / "two.lota")
-    with pytest.raises(UsageError, match=r"give the base \(--base\), or compose the vectors that it was made of$"):
+    with pytest.raises(UsageError, match=r"give the base \(`base`\), or compose the vectors that it was made of$"):
         evaluated("two >> s2", steps)
     assert apply(evaluated("two >> s2", steps, base=states[0]), states[0], tmp_path / "out", force=True).exact
 

@@ -276,7 +276,7 @@ def test_ties_go_to_the_first_positions_over_several_blocks(tmp_path: Path) -> N
 
 def test_a_sparse_patch_is_refused(tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / name, s) for name, s in zip(("base", "tuned"), F32, strict=True))
-    with pytest.raises(UsageError, match="a patch keeps every change; --sparsity needs --kind vector"):
+    with pytest.raises(UsageError, match="a patch keeps every change; `sparsity` needs `kind=vector`"):
         diff(base, tuned, 0.5, kind="patch")
 
 

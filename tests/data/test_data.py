@@ -401,14 +401,14 @@ def test_a_cut_takes_labels_and_tokens_together() -> None:
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     tokenizer, example = make_tokenizer(REWRITING), example_of(TALK, "here:7")
-    with pytest.raises(DataError, match=r"here:7: the chat template writes message 2 differently .*--turns last"):
+    with pytest.raises(DataError, match=r"here:7: the chat template writes message 2 differently .*`turns=last`"):
         encode(example, tokenizer, 64)
     assert learnt(encode(example, tokenizer, 64, turns="last"), tokenizer) == ["is </s>"]
     marking = make_tokenizer(MARKING.replace("m['role'] == 'assistant'", "loop.last"))
     with pytest.raises(DataError, match=r"here:7: the chat template marks 1 texts .* has 2 turns"):
         encode(example, marking, 64)
     first = example_of({"messages": [assistant("one"), user("two"), assistant("three")]}, "here:8")
-    with pytest.raises(DataError, match=r"here:8: the assistant speaks first; --turns last"):
+    with pytest.raises(DataError, match=r"here:8: the assistant speaks first; `turns=last`"):
         encode(first, make_tokenizer(TEMPLATE), 64)
 
 
@@ -652,7 +652,7 @@ def test_other_methods_train_on_packed_rows(method: str, gpt2: Path, tmp_path: P
 
 def test_models_that_cannot_keep_examples_apart_are_refused(tmp_path: Path, data: Path) -> None:
     bert = make_architecture("bert", tmp_path / "bert", dtype="float32")
-    with pytest.raises(TrainingError, match="BertForMaskedLM cannot keep packed examples apart; train without --pack"):
+    with pytest.raises(TrainingError, match="BertForMaskedLM cannot keep packed examples apart; train without `pack`"):
         train(ModelFolder(bert), data, replace(QUICK, pack=True))
     rows = many_rows(make_tokenizer(TEMPLATE))
     mamba = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=2))
@@ -676,7 +676,7 @@ def test_examples_beyond_the_window_of_their_positions_are_not_packed(kind: str)
         rope_parameters=rope,
     )
     model, rows = LlamaForCausalLM(config), many_rows(make_tokenizer(TEMPLATE))
-    with pytest.raises(TrainingError, match=r"longer than 16 tokens .* longest here has \d+: train without --pack"):
+    with pytest.raises(TrainingError, match=r"longer than 16 tokens .* longest here has \d+: train without `pack`"):
         check_packing(model, rows, 0)
     check_packing(model, [row for row in rows if len(row["input_ids"]) <= 16], 0)
 

@@ -324,7 +324,7 @@ def test_requests_that_cannot_be_meant(llama: Path, examples: list[Example], mon
             evaluate(*loaded, examples, metrics)
     for name in ("batch_size", "max_length", "max_new_tokens"):
         for value in (0, -1):
-            with pytest.raises(UsageError, match=f"{name.replace('_', '-')} must be greater than zero, found {value}"):
+            with pytest.raises(UsageError, match=f"`{name}` must be greater than zero, found {value}"):
                 evaluate(*loaded, examples, ["loss"], **{name: value})
     with pytest.raises(UsageError, match="no example"):
         evaluate(*loaded, [])

@@ -381,7 +381,7 @@ def test_an_encoder_decoder_learns_one_turn(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(made("T5ForConditionalGeneration", tmp_path / "t5"))[1]
     talk = [{"role": role, "content": "a b"} for role in ("user", "assistant", "user")]
     example = Example(tuple(talk), "a", "here:1")
-    with pytest.raises(DataError, match="here:1: an encoder-decoder learns one turn of a conversation; --turns last"):
+    with pytest.raises(DataError, match="here:1: an encoder-decoder learns one turn of a conversation; `turns=last`"):
         encode_all_pairs([example], tokenizer, 64, "all")
     rows, _ = encode_all_pairs([example], tokenizer, 64, "last")
     assert rows[0]["labels"]

@@ -52,7 +52,7 @@ def test_values_have_the_types_of_the_options(tmp_path: Path) -> None:
         ("mask: 3", "mask must be text, found 3"),
         ("mix: [a, 3]", "mix must be a list of texts, found ['a', 3]"),
         ("low-memory: true\nlow_memory: true", "'low_memory' is given twice, with a hyphen and with an underscore"),
-        ("force: true", "'force' cannot be set in a file: give --force itself"),
+        ("force: true", "'force' cannot be set in a file: give `force` itself"),
         ("- steps", "expected a mapping of options, such as lr: 0.001, found ['steps']"),
         ("steps: &a 3", "line 1: anchors and aliases are not supported"),
         ("steps: 3\nsteps: 4", "is given twice"),
@@ -179,9 +179,9 @@ def test_versions_shares_and_vectors_are_compared(llama: Path, data: Path, vecto
     assert missing == "no-such-package was 1, here it is None"
     given |= {"mix": [(data, 0.3)], "disjoint_from": [], "eval_data": data}
     assert config.differences(base, data, **given) == [  # type: ignore[arg-type]
-        f"--eval-data {data} is read, which the run did not have",
+        f"`eval_data` {data} is read, which the run did not have",
         f"the share of {data} was 0.2, here it is 0.3",
-        "--disjoint-from was another vector, or in another order",
+        "`disjoint_from` was another vector, or in another order",
     ]
 
 

@@ -109,23 +109,23 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("setting", "more", "why"),
     [
-        ({"rank": 8}, {}, "--rank has no effect without --method lora"),
-        ({"alpha": 8}, {"method": "fft"}, "--alpha has no effect without --method lora"),
-        ({"calibration_lr": 1e-3}, {"method": "fft"}, "--calibration-lr has no effect here: --method fft has no mask"),
+        ({"rank": 8}, {}, "`rank` has no effect without `method=lora`"),
+        ({"alpha": 8}, {"method": "fft"}, "`alpha` has no effect without `method=lora`"),
+        ({"calibration_lr": 1e-3}, {"method": "fft"}, "`calibration_lr` has no effect here: `method=fft` has no mask"),
         ({"calibration_lr": 1e-3}, {"mask": "random"}, "here: a random mask needs no calibration"),
         ({"low_memory": True}, {"mask": "random"}, "here: a random mask needs no calibration"),
-        ({"calibration_steps": 5}, {"calibration_epochs": 1}, "beside --calibration-epochs"),
-        ({"epochs": 5}, {"steps": 5}, "beside --steps"),
-        ({"eval_split": 0.1}, {"steps": 0}, "here: --steps 0 does not train"),
-        ({"save_steps": 5}, {"steps": 0}, "here: --steps 0 does not train"),
-        ({"report_to": "tensorboard"}, {"steps": 0}, "here: --steps 0 does not train"),
-        ({"lr": 1e-3}, {"steps": 0}, "here: --steps 0 does not train; --calibration-lr is the learning rate of"),
-        ({"lr": "auto"}, {"steps": 0, "mask": "random"}, "--lr has no effect here: --steps 0 does not train"),
+        ({"calibration_steps": 5}, {"calibration_epochs": 1}, "beside `calibration_epochs`"),
+        ({"epochs": 5}, {"steps": 5}, "beside `steps`"),
+        ({"eval_split": 0.1}, {"steps": 0}, "here: `steps=0` does not train"),
+        ({"save_steps": 5}, {"steps": 0}, "here: `steps=0` does not train"),
+        ({"report_to": "tensorboard"}, {"steps": 0}, "here: `steps=0` does not train"),
+        ({"lr": 1e-3}, {"steps": 0}, "here: `steps=0` does not train; `calibration_lr` is the learning rate of"),
+        ({"lr": "auto"}, {"steps": 0, "mask": "random"}, "`lr` has no effect here: `steps=0` does not train"),
         ({"calibration_lr": "auto"}, {"mask": "random"}, "here: a random mask needs no calibration"),
-        ({"l1": 1.0}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and --steps 0 does not train"),
+        ({"l1": 1.0}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and `steps=0` does not train"),
         ({"eval_steps": 5}, {}, "it needs examples to evaluate on"),
         ({"patience": 5}, {}, "it needs examples to evaluate on"),
-        ({"save_steps": 5}, {"patience": 5, "eval_split": 0.1}, "beside --patience"),
+        ({"save_steps": 5}, {"patience": 5, "eval_split": 0.1}, "beside `patience`"),
     ],
 )
 def test_a_setting_without_effect_is_refused(setting: dict[str, Any], more: dict[str, Any], why: str) -> None:
@@ -149,16 +149,22 @@ def test_a_mask_of_another_vector_needs_no_calibration(name: str) -> None:
 def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path) -> None:
     asked = ["train", str(llama), str(ten), "-o", str(tmp_path / "x.lota")]
     for more, why in (
-        (["--rank", "64"], "--rank has no effect without --method lora"),
-        (["--steps", "5", "--epochs", "3"], "--epochs has no effect beside --steps"),
-        (["--steps", "0", "--mask", "random", "--plot", str(tmp_path / "x.png")], "--plot has no effect here"),
-        (["--steps", "0", "--eval-data", str(ten)], "--eval-data has no effect here"),
-        (["--warmup-steps", "5"], "--warmup-steps needs --schedule constant_with_warmup"),
-        (["--steps", "3", "--schedule", "linear", "--warmup-steps", "5"], "training takes 3 steps: warmup-steps must"),
-        (["--steps", "9", "--schedule", "linear", "--warmup-steps", "9"], "training takes 9 steps: warmup-steps must"),
+        (["--rank", "64"], "`rank` has no effect without `method=lora`"),
+        (["--steps", "5", "--epochs", "3"], "`epochs` has no effect beside `steps`"),
+        (["--steps", "0", "--mask", "random", "--plot", str(tmp_path / "x.png")], "`plot` has no effect here"),
+        (["--steps", "0", "--eval-data", str(ten)], "`eval_data` has no effect here"),
+        (["--warmup-steps", "5"], "`warmup_steps` needs `schedule=constant_with_warmup`"),
+        (
+            ["--steps", "3", "--schedule", "linear", "--warmup-steps", "5"],
+            "training takes 3 steps: `warmup_steps` must",
+        ),
+        (
+            ["--steps", "9", "--schedule", "linear", "--warmup-steps", "9"],
+            "training takes 9 steps: `warmup_steps` must",
+        ),
         (
             ["--calibration-steps", "2", "--schedule", "linear", "--warmup-steps", "2"],
-            "calibration takes 2 steps: warmup-steps must be fewer, found 2",
+            "calibration takes 2 steps: `warmup_steps` must be fewer, found 2",
         ),
         (["--include", "*.q_porj.*"], "matches no tensor that would be trained; near are 'q_proj'"),
         (["--device", "gpu"], "device is one of auto, cpu, cuda"),
@@ -172,15 +178,15 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
-        ({"schedule": "constant_with_warmup"}, "--schedule constant_with_warmup needs --warmup-steps"),
-        ({"warmup_steps": 3}, "--warmup-steps needs --schedule constant_with_warmup, linear or cosine"),
+        ({"schedule": "constant_with_warmup"}, "`schedule=constant_with_warmup` needs `warmup_steps`"),
+        ({"warmup_steps": 3}, "`warmup_steps` needs `schedule=constant_with_warmup`, linear or cosine"),
         ({"via": 0.5, "steps": 0}, "needs steps"),
-        ({"low_memory": True, "accumulate": 2}, "accumulate must be 1, found 2"),
-        ({"low_memory": True, "optimizer": "adam"}, "low-memory calibration is by rmsprop, and optimizer is adam"),
-        ({"low_memory": True, "weight_decay": 0.1}, "no --l1 and no --weight-decay"),
-        ({"weight_decay": -1}, "weight-decay must not be negative"),
-        ({"include": "*"}, "include must be a list of strs, found"),
-        ({"exclude": (1,)}, "exclude, number 1, must be a str, found 1"),
+        ({"low_memory": True, "accumulate": 2}, "`accumulate` must be 1, found 2"),
+        ({"low_memory": True, "optimizer": "adam"}, "low-memory calibration is by rmsprop, and `optimizer` is adam"),
+        ({"low_memory": True, "weight_decay": 0.1}, "no `l1` and no `weight_decay`"),
+        ({"weight_decay": -1}, "`weight_decay` must not be negative"),
+        ({"include": "*"}, "`include` must be a list of strs, found"),
+        ({"exclude": (1,)}, "`exclude`, number 1, must be a str, found 1"),
     ],
 )
 def test_combinations_that_cannot_be_meant(setting: dict[str, Any], why: str) -> None:
@@ -268,13 +274,13 @@ def test_patterns_choose_tensors(include: tuple[str, ...], exclude: tuple[str, .
 
 
 def test_patterns_that_match_nothing_are_named() -> None:
-    with pytest.raises(UsageError, match=r"--include 'q_proj' matches no tensor .* try '\*q_proj\*'"):
+    with pytest.raises(UsageError, match=r"`include` 'q_proj' matches no tensor .* try '\*q_proj\*'"):
         chosen(NAMES, ("q_proj",), ())
-    with pytest.raises(UsageError, match=r"--exclude .* near are 'q_proj'"):
+    with pytest.raises(UsageError, match=r"`exclude` .* near are 'q_proj'"):
         chosen(NAMES, (), ("*q_porj*",))
-    with pytest.raises(UsageError, match=r"--exclude '\*q_proj\*' matches no tensor that would be trained"):
+    with pytest.raises(UsageError, match=r"`exclude` '\*q_proj\*' matches no tensor that would be trained"):
         chosen(NAMES, ["*mlp*"], ["*q_proj*"])
-    with pytest.raises(UsageError, match="--include and --exclude leave no tensor to train"):
+    with pytest.raises(UsageError, match="`include` and `exclude` leave no tensor to train"):
         chosen(NAMES, ("*mlp*",), ("*up_proj*",))
 
 
@@ -294,7 +300,7 @@ def test_only_chosen_tensors_train(llama: Path, ten: Path, tmp_path: Path) -> No
     assert sum(map(len, dense.values())) > 0
     lora = train(base, ten, replace(FFT, method="lora", rank=2, include=("*q_proj*",))).vector
     assert {name for name in lora if len(lora[name])} == {name for name in base.tensors if "q_proj" in name}
-    with pytest.raises(UsageError, match=r"--include .*embed.* matches no tensor that would be trained"):
+    with pytest.raises(UsageError, match=r"`include` .*embed.* matches no tensor that would be trained"):
         train(base, ten, replace(QUICK, include=("*embed*",)))
 
 

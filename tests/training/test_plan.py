@@ -169,7 +169,7 @@ def test_what_a_run_would_refuse_is_refused(llama: Path, data: Path, tmp_path: P
         plan(base, data, replace(QUICK, sparsity=0.3), disjoint_from=[wide])
     with pytest.raises(MaskError, match="earlier masks leave"):
         plan(base, data, replace(QUICK, via=0.3), disjoint_from=[wide])
-    with pytest.raises(UsageError, match="--patience has no effect here: it needs examples"):
+    with pytest.raises(UsageError, match="`patience` has no effect here: it needs examples"):
         plan(base, data, replace(QUICK, patience=2))
 
 

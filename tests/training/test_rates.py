@@ -140,5 +140,5 @@ def test_no_rate_in_the_range_is_an_error(llama: Path, rows: Path, monkeypatch: 
 
     monkeypatch.setitem(rates._DEFAULTS["sgd"], "lota", 1e30)
     options = replace(QUICK, lr="auto", optimizer="sgd", mask="random", calibration_steps=20)
-    with pytest.raises(TrainingError, match=r"the loss rises at all learning rates from 1e\+28 to .*: give --lr"):
+    with pytest.raises(TrainingError, match=r"the loss rises at all learning rates from 1e\+28 to .*: give `lr`"):
         train(ModelFolder(llama), rows, options)

@@ -399,7 +399,7 @@ def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tm
     base = ModelFolder(llama)
     with pytest.raises(UsageError, match=r"^eval-metric is one of exact_match, rouge1, found 'loss'$"):
         train(base, data, replace(QUICK, eval_metric=("loss",)), eval_data=data)
-    with pytest.raises(UsageError, match="--eval-metric has no effect here: it needs examples to evaluate on"):
+    with pytest.raises(UsageError, match="`eval_metric` has no effect here: it needs examples to evaluate on"):
         train(base, data, replace(QUICK, eval_metric=("rouge1",)))
     with pytest.raises(UsageError, match=r"eval-metric must be a list of strs, found 'rouge1'"):
         TrainingOptions(eval_metric="rouge1")  # type: ignore[arg-type]

@@ -325,7 +325,7 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
         ({"dtype": "float8"}, "dtype"),
         ({"eval_split": 1.0}, "eval-split"),
         ({"via": 1.5}, "sparsity"),
-        ({"report_to": "nowhere"}, "--report-to nowhere"),
+        ({"report_to": "nowhere"}, "`report_to=nowhere`"),
     ],
 )
 def test_settings_that_cannot_be_meant(setting: dict[str, object], complaint: str, llama: Path, data: Path) -> None:
@@ -339,9 +339,9 @@ def test_fewer_changes_than_entries_is_an_error(llama: Path, data: Path) -> None
 
 
 def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> None:
-    with pytest.raises(DivergedError, match=r"at step \d of calibrating; try a lower --calibration-lr$"):
+    with pytest.raises(DivergedError, match=r"at step \d of calibrating; try a lower `calibration_lr`$"):
         train(ModelFolder(llama), data, replace(QUICK, calibration_lr=3e38, calibration_steps=5))
-    with pytest.raises(DivergedError, match=r"at step \d of training; try a lower --lr$"):
+    with pytest.raises(DivergedError, match=r"at step \d of training; try a lower `lr`$"):
         train(ModelFolder(llama), data, replace(QUICK, lr=3e38, steps=5))
 
 
