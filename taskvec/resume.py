@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from taskvec_formats.atomic import atomic_file
 from taskvec_formats.locks import Lock
@@ -17,6 +17,9 @@ from taskvec_formats.locks import Lock
 from .errors import ResumeError
 
 RECORD = "run.json"
+
+
+Folder = TypeVar("Folder", bound="RecordedFolder")
 
 
 class RecordedFolder:
@@ -95,7 +98,7 @@ class RecordedFolder:
             self._lock.release()
             self._lock = None
 
-    def __enter__(self) -> RecordedFolder:
+    def __enter__(self: Folder) -> Folder:
         return self
 
     def __exit__(

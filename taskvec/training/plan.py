@@ -16,8 +16,7 @@ from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector
 from .masking import Masks, mask_of, quotas, random_mask
 from .options import AUTO, Rate, TrainingOptions
-from .rates import with_defaults
-from .train import check_request, does_calibrate, open_run, prepare
+from .request import Request
 
 if TYPE_CHECKING:
     from .footprint import Footprint
@@ -84,15 +83,16 @@ def plan(
 
     Raises the errors of `train` for what can be known before training.
     """
-    check_request(base, options, mask_from, disjoint_from, start_from, eval_data)
-    calibrates = does_calibrate(options, mask_from)
-    options = with_defaults(options, calibrates=calibrates)
-    corpus = prepare(base, data, options, mix=mix, eval_data=eval_data, calibrates=calibrates)
+    request = Request(base, data, options, mask_from, disjoint_from, start_from, mix, eval_data)
+    request.check()
+    request = request.with_defaults()
+    options, calibrates = request.options, request.calibrates
+    corpus = request.prepare()
     from ..models.devices import device_of
     from .ticket import entries_wanted
 
     dense = options.method == "fft" or (calibrates and not options.low_memory)
-    run = open_run(base, corpus, options, progress, start_from=start_from, calibrates=calibrates, dense=dense)
+    run = request.open(corpus, progress, dense=dense)
     taken = run.taken(disjoint_from)
     entries, by_tensor = None, None
     if options.method == "lota":

@@ -1,0 +1,191 @@
+"""What a training run is asked for: base, data, options and earlier vectors, checked and completed before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec_formats import Checkpoint
+
+from ..applying.overlay import Patched
+from ..data.corpus import Corpus, read_corpus
+from ..data.examples import check_examples
+from ..destination import check_apart
+from ..errors import BaseMismatchError, UsageError
+from ..models.devices import device_of
+from ..reporting.progress import Progress
+from ..vectors.lineage import shortened
+from ..vectors.source import inputs_of
+from ..vectors.vector import TaskVector
+from ..version import __version__
+from .effects import check_effects
+from .options import MASKS, SCOPES, TrainingOptions
+from .rates import with_defaults
+from .targets import chosen
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training run.
+
+    Attributes:
+        base: The checkpoint of a model folder.
+        data: A file, a folder of files or a Hub id (`data.sources`).
+        options: How to train.
+        mask_from: Take the mask from this vector, without calibration: all its positions if options.sparsity is None,
+            else the k of largest magnitude.
+        disjoint_from: Vectors of earlier tasks, whose positions stay out of the mask (LoTTO); k remains what it is.
+        start_from: Begin at base + this vector; options.relative_to says what the result is added to.
+        mix: Further data, and the share of the examples to draw from each.
+        eval_data: Data to evaluate on.
+    """
+
+    base: Checkpoint
+    data: Path
+    options: TrainingOptions
+    mask_from: TaskVector | None = None
+    disjoint_from: Sequence[TaskVector] = ()
+    start_from: TaskVector | None = None
+    mix: Sequence[tuple[Path, float]] = ()
+    eval_data: Path | None = None
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the run has a phase that chooses the mask."""
+        return self.options.method == "lota" and self.mask_from is None and self.options.mask != "random"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are examples to evaluate on."""
+        return self.eval_data is not None or bool(self.options.eval_split)
+
+    @property
+    def sources(self) -> list[Path]:
+        """The data that it reads, as it was named."""
+        return [self.data, *([] if self.eval_data is None else [self.eval_data]), *(path for path, _ in self.mix)]
+
+    @property
+    def vectors(self) -> list[TaskVector]:
+        """The vectors that it reads."""
+        found = (self.mask_from, self.start_from, *self.disjoint_from)
+        return [vector for vector in found if vector is not None]
+
+    def check(self, folder: Path | None = None) -> None:
+        """Check what can be checked before data is read.
+
+        Args:
+            folder: Where the run will keep its work.
+
+        Raises:
+            UsageError: Options and arguments contradict each other or have no effect, or `folder` holds an input.
+            BaseMismatchError: `start_from` adds, removes or resizes tensors.
+        """
+        options = self.options
+        options.check()
+        if options.method != "lota" and (self.mask_from is not None or self.disjoint_from):
+            raise UsageError(
+                f"`method={options.method}` has no mask that could be taken from, or kept off, another vector"
+            )
+        if self.mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):
+            raise UsageError("a mask taken from another vector is neither random nor calibrated")
+        if options.method == "lota" and self.mask_from is None and options.sparsity is None:
+            raise UsageError("a sparsity is needed where no mask is taken from another vector")
+        if options.relative_to != "base" and self.start_from is None:
+            raise UsageError("`relative_to=start` needs `start_from`")
+        if self.start_from is not None:
+            _check_forms(self.start_from)
+        if self.eval_data is not None and options.eval_split:
+            raise UsageError("`eval_data` and `eval_split` are one or the other")
+        if self.eval_data is not None and options.steps == 0:
+            raise UsageError("`eval_data` has no effect here: `steps=0` does not train")
+        check_effects(options, takes_mask=self.mask_from is not None, evaluates=self.evaluates)
+        chosen(self.base.tensors, options.include, options.exclude)  # a mistyped pattern, before a model is loaded
+        if folder is not None:
+            files = [file for source in self.sources for file in check_examples(source)]
+            check_apart(folder, [*files, *inputs_of(self.base, *self.vectors)])
+
+    def with_defaults(self) -> Request:
+        """The same with a learning rate for each of its phases."""
+        return replace(self, options=with_defaults(self.options, calibrates=self.calibrates))
+
+    def prepare(self) -> Corpus:
+        """Read the data, and refuse what can be refused before the model is loaded.
+
+        torch, and then transformers' models, take seconds and memory, so what needs neither comes first.
+
+        Raises:
+            DataError: A row of the data cannot be understood.
+            UsageError: A package, a device or a file is missing.
+            TrainingError: The base is no model that can be trained.
+        """
+        options = self.options
+        corpus = read_corpus(
+            self.data, mix=self.mix, eval_data=self.eval_data, eval_split=options.eval_split, seed=options.seed
+        )
+        options.check_warmup(len(corpus.train), calibrates=self.calibrates)
+        from ..models.loading import load_tokenizer
+
+        device_of(options.device)
+        load_tokenizer(self.base.path, trust_remote_code=options.trust_remote_code)
+        from .dense import check_peft
+        from .loop import check_report_to
+
+        check_report_to(options.report_to)
+        if options.method == "lora":
+            check_peft()
+        return corpus
+
+    def open(self, corpus: Corpus, progress: Progress, *, dense: bool) -> Run:
+        """Load the model at its start.
+
+        Args:
+            corpus: What `prepare` read.
+            progress: Called with the stage, steps done, steps in all, and a note.
+            dense: Whether all weights are going to train, and so to be held in f32 whatever the arithmetic.
+        """
+        from .run import Run
+
+        start = self.base if self.start_from is None else Patched(self.base, self.start_from)
+        changed = [] if self.start_from is None else list(self.start_from.specs)
+        run = Run(start, changed, corpus, self.options, progress, dense=dense)
+        self.options.check_warmup(len(run.rows), calibrates=self.calibrates, packed=True)
+        return run
+
+    def record(self, corpus: Corpus) -> dict[str, Any]:
+        """What makes this run the one it is, as JSON: it is compared before a run goes on, and stored in the file."""
+        options = {name: value for name, value in asdict(self.options).items() if name not in {"device", "report_to"}}
+        return {
+            "base": self.base.fingerprint,
+            "data": corpus.files,
+            "mix": [share for _, share in self.mix],
+            "options": options,
+            "mask_from": self.mask_from and _identity(self.mask_from),
+            "disjoint_from": [_identity(vector) for vector in self.disjoint_from],
+            "start_from": self.start_from and _identity(self.start_from),
+            "versions": _versions(),
+        }
+
+
+def _check_forms(start: TaskVector) -> None:
+    """Raise BaseMismatchError for what the model in the base's folder has no room for."""
+    reformed = [name for name, spec in start.specs.items() if spec.origin != spec.form]
+    for name in (*reformed, *start.header.removed):
+        raise BaseMismatchError(f"{start.name} changes the form of tensor {name!r}: unpack it and train from there")
+
+
+def _identity(vector: TaskVector) -> dict[str, str]:
+    return {"name": shortened(vector.name), "digest": vector.digest}
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import torch
+    import transformers
+
+    packages = {"torch": torch, "transformers": transformers, "numpy": numpy}
+    return {"taskvec": __version__, **{name: str(package.__version__) for name, package in packages.items()}}
