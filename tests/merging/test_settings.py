@@ -73,8 +73,8 @@ def test_a_setting_that_is_no_number_is_refused(setting: Any) -> None:
         (1j, "weight of a: expected a finite number, found 1j"),
         ("x" * 1000, "weight of a: expected a finite number, found 'xxx.*\\.\\.\\.$"),
         (np.zeros((30, 30)), "weight of a: expected a finite number, found array"),
-        (Rule(0.5), "weight of a: the rules of a vector are a list, found Rule"),
-        ([Rule(0.5, 3)], "weight of a: the filter of a rule is text, found 3"),  # type: ignore[arg-type]
+        (Rule(0.5), "weight of a: the rules of a vector must be a list, found Rule"),
+        ([Rule(0.5, 3)], "weight of a: the filter of a rule must be text, found 3"),  # type: ignore[arg-type]
         ([Rule("x")], "weight of a: expected a finite number, found 'x'"),  # type: ignore[arg-type]
     ],
 )
@@ -169,7 +169,7 @@ def test_lambda_may_differ_from_layer_to_layer() -> None:
 
 
 def test_rules_that_leave_a_tensor_out_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"^weight of a: no rule fits tensor 'model\.layers\.0\.mlp\.up\.weight'"):
+    with pytest.raises(UsageError, match=r"^weight of a: no rule matches tensor 'model\.layers\.0\.mlp\.up\.weight'"):
         merge([layered(1, "a")], "linear", [[Rule(1, "attn")]])
 
 
