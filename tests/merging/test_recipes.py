@@ -159,7 +159,7 @@ ONE = "models: [{model: a.lota}]\n"
         (ONE, "merge_method must be the name of a method, found None"),
         (
             ONE + "merge_method: slerp",
-            "merge_method: no merge method 'slerp'; there are auto, linear.*, task_arithmetic$",
+            "merge_method: no merge method 'slerp'; the methods are auto, linear.*, task_arithmetic$",
         ),
         (ONE + "merge_method: ties\nslices: []", "'slices' is not supported"),
         (ONE + "merge_method: ties\nmodules: {}", "'modules' is not supported"),
@@ -219,7 +219,7 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
             "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a, parameters: {gamma: 0.1}}, {model: b}]",
             r"gamma must be one number for all models, found 0.01 for b \(the default is 0.01\)",
         ),
-        (ONE + "merge_method: auto\nparameters: {gamma: 0.1}", "auto chooses the method, which then has no options"),
+        (ONE + "merge_method: auto\nparameters: {gamma: 0.1}", "auto chooses the method and takes no options"),
         (
             "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: b}, {model: b, parameters: {gamma: 0.1}}]",
             "gamma must be one number for all models, found 0.1 for b",

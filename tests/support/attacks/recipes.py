@@ -85,7 +85,7 @@ SETTINGS = {
 }
 OTHERS = {
     # methods and keys
-    f"merge_method: slerp\n{MODELS}": "no merge method 'slerp'; there are auto, linear",
+    f"merge_method: slerp\n{MODELS}": "no merge method 'slerp'; the methods are auto, linear",
     f"merge_method: [ties]\n{MODELS}": r"merge_method must be the name of a method, found \['ties'\]",
     f"merge_method: {'x' * 9000}\n{MODELS}": "no merge method 'x{20,100}",
     f'merge_method: "\\e[2J"\n{MODELS}': r"no merge method '\\x1b\[2J'",
