@@ -184,7 +184,7 @@ def evaluate_checkpoint(
     progress("loading", 1, 1, "")
     if is_masked(model):
         raise TrainingError(f"{base.name} is a masked language model: it cannot continue a text or generate an answer")
-    from ..models.live import applied  # slow to import, so only after the model was loaded
+    from ..models.live import applied  # needs the packages of load_model, so imported after it
 
     with applied(model, vector, base) if vector is not None else nullcontext():
         return evaluate(
