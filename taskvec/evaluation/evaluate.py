@@ -301,14 +301,14 @@ def _answers(
         whole, most = [encode_prompt(example, tokenizer) for example in examples], max_length - new_tokens
         prompts, cut = [ids[-most:] or [begin] for ids in whole], sum(len(ids) > most for ids in whole)
     answers = [""] * len(prompts)
-    # replaced meanwhile, because the model's own settings may sample, penalise repetition or forbid tokens
+    # the model's own settings are replaced, because they may sample, penalise repetition or forbid tokens
     own = model.generation_config
     ends = _end_tokens(own.eos_token_id, tokenizer)
     from transformers import GenerationConfig
 
     greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=ends or None)
     if pairs:
-        # the first tokens of a decoder are not part of the choice of an answer
+        # the first tokens of a decoder are part of the model, not of the answer
         greedy.decoder_start_token_id = _decoder_start(model)
         greedy.forced_bos_token_id = own.forced_bos_token_id
         if pad not in ends:

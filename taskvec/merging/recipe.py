@@ -223,7 +223,7 @@ class Recipe:
         return self.method != AUTO and method_of(self.method).prune is not None
 
     def _of(self, model: Model, name: str) -> Setting | None:
-        """A parameter of a model. If it consists of rules, the parameter of all models applies where none matches."""
+        """A parameter of a model. If it consists of rules, those of all models are appended."""
         own, shared = model.parameters.get(name), self.parameters.get(name)
         if own is None or shared is None:
             return shared if own is None else own

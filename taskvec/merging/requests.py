@@ -86,7 +86,7 @@ def densities_for(
         for number in numbers_of(setting, f"density of {vector.name}"):
             if not 0 <= number <= 1:
                 raise UsageError(
-                    f"density of {vector.name}: a density is a share of the weights, between 0 and 1, found {number:g}"
+                    f"density of {vector.name}: expected a share of the weights between 0 and 1, found {number:g}"
                 )
     return given
 

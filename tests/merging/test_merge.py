@@ -296,7 +296,7 @@ def test_no_method_changes_its_inputs(method: str) -> None:
         ("ties", {"dialect": "swabian"}, "dialect is one of reference, mergekit, peft, found 'swabian'"),
         ("ties", {"elect": "lot"}, "elect is one of mass, frequency, found 'lot'"),
         ("ties", {"normalize": "yes"}, "normalize must be True or False, found 'yes'"),
-        ("ties", {"density": 1.5}, "a density is a share of the weights, between 0 and 1, found 1.5"),
+        ("ties", {"density": 1.5}, "expected a share of the weights between 0 and 1, found 1.5"),
         ("ties", {"density": [0.5]}, "1 densities for 2 vectors"),
         ("ties", {"rescale": "twice"}, "rescale is one of none, density, norm, found 'twice'"),
         ("breadcrumbs", {"density": 0.5, "gamma": 1}, "gamma must be at least 0 and below 1, found 1"),

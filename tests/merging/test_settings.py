@@ -113,9 +113,7 @@ def test_a_list_of_rules_is_one_density_for_all_vectors() -> None:
         assert [found[name].values.tolist() for name in found] == [wanted[name].values.tolist() for name in wanted]
     with pytest.raises(UsageError, match=r"^2 densities for 1 vectors"):
         merge([layered(1, "a")], "ties", density=[rules, rules])
-    with pytest.raises(
-        UsageError, match=r"^density of b: a density is a share of the weights, between 0 and 1, found 2"
-    ):
+    with pytest.raises(UsageError, match=r"^density of b: expected a share of the weights between 0 and 1, found 2"):
         merge([layered(1, "a"), layered(1, "b")], "ties", density=[0.5, [Rule(2.0)]])
 
 
