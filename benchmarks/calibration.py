@@ -1,7 +1,7 @@
-"""What calibration in little memory costs, and how near its mask comes to the exact one.
+"""Time and memory of calibration with `--low-memory`, and how closely its mask matches the exact one.
 
-Usage: python benchmarks/calibration.py BASE FOLDER. Each row is a whole process of `taskvec train` on the demo's SQL
-task.
+Usage: python benchmarks/calibration.py BASE FOLDER. Each row is a whole process of `taskvec train` on the SQL task of
+the demo.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ RUNS = {
 
 
 def shared(taskvec: str, one: Path, other: Path) -> float:
-    """The share of one mask's positions that another of the same size has."""
-    shown = subprocess.run([taskvec, "inspect", str(one), str(other), "--json"], stdout=subprocess.PIPE, check=True)
-    report = json.loads(shown.stdout)
+    """The share of the positions of one mask that are also in another mask of the same size."""
+    inspected = subprocess.run([taskvec, "inspect", str(one), str(other), "--json"], stdout=subprocess.PIPE, check=True)
+    report = json.loads(inspected.stdout)
     return float(report["overlap"][0]["intersection"]) / float(report["files"][0]["entries"])
 
 
 def main(base: Path, folder: Path) -> None:
-    """Run all and print the table."""
+    """Run all configurations and print the table."""
     taskvec = str(Path(sys.executable).with_name("taskvec"))
     data, _ = write_task("sql", folder / "data", 400, 32)
     print("| calibration | peak MB | seconds | of the exact mask |\n|---|---|---|---|")

@@ -1,7 +1,7 @@
-"""Where the bits of a `.lota` file go, and what the entropy of the data is under models that cost nothing to describe.
+"""Sizes of the parts of a `.lota` file, compared with the empirical entropy of its data.
 
-The models are empirical: rates counted in these very data, their description not charged for, so that no code reaches
-them. Usage: python benchmarks/entropy.py FILE.lota BASE TUNED
+The entropies are under models whose rates are counted in the same data. Their parameters are not counted, so the
+entropies are lower bounds that no code reaches. Usage: python benchmarks/entropy.py FILE.lota BASE TUNED
 """
 
 from __future__ import annotations
@@ -19,38 +19,56 @@ Counts = npt.NDArray[np.int64]
 
 
 def entropy(counts: Counts) -> float:
-    """Bits of all symbols together, given how often each occurs."""
+    """The empirical entropy of a sequence of symbols.
+
+    Args:
+        counts: How often each symbol occurs.
+
+    Returns:
+        Bits of all symbols together.
+    """
     held = counts[counts > 0].astype(np.float64)
     return float(held.sum() * np.log2(held.sum()) - held @ np.log2(held)) if len(held) else 0.0
 
 
 def coins(heads: Counts, tosses: Counts) -> float:
-    """Bits of coin tosses with a rate for each coin."""
+    """The entropy of binary choices, with one rate per group.
+
+    Args:
+        heads: The number of positive choices of each group.
+        tosses: The number of choices of each group.
+
+    Returns:
+        Bits of all choices together.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [np.where(part > 0, part * np.log2(tosses / part), 0.0) for part in (heads, tosses - heads)]
     return float(sum(part.sum() for part in parts))
 
 
 def by_density(changed: npt.NDArray[np.bool_]) -> float:
-    """Positions given one rate a tensor."""
+    """Bits of the positions, with one rate per tensor."""
     return coins(np.array([np.count_nonzero(changed)]), np.array([changed.size]))
 
 
 def by_lines(changed: npt.NDArray[np.bool_]) -> float:
-    """Positions given the product of a rate for each row and one for each column."""
+    """Bits of the positions, with a rate that is the product of one per row and one per column."""
     rows, cols = changed.mean(1), changed.mean(0)
     rate = np.clip(np.outer(rows, cols) / changed.mean(), 1e-9, 1 - 1e-9)
     return float(-(np.log2(rate[changed]).sum() + np.log2(1 - rate[~changed]).sum()))
 
 
 def exponents(bits: BitArray, dtype: DType) -> npt.NDArray[np.int64]:
-    """The exponent of each element."""
+    """The exponent of each element, int64."""
     assert dtype.mantissa is not None
     return (bits >> dtype.mantissa).astype(np.int64) & ((1 << 8 * dtype.itemsize - 1 - dtype.mantissa) - 1)
 
 
 def steps(base: BitArray, tuned: BitArray, dtype: DType) -> float:
-    """Steps given the base's exponent: a bit of sign, and the magnitude, its lower bits free where it is large."""
+    """Bits of the steps between base and tuned bits, given the exponent of the base.
+
+    Each has one bit of sign and a magnitude, whose bits below the 8 leading ones are counted as incompressible.
+    """
     exponent = exponents(base, dtype)
     top = 8 * dtype.itemsize - 1
     before, after = (
@@ -65,7 +83,10 @@ def steps(base: BitArray, tuned: BitArray, dtype: DType) -> float:
 
 
 def deltas(values: npt.NDArray[np.float32]) -> float:
-    """f32 deltas given exponent, 4 mantissa bits and the number of trailing zeros: the rest is taken for noise."""
+    """Bits of f32 deltas, given exponent, 4 mantissa bits and the number of trailing zeros.
+
+    The remaining bits are counted as incompressible.
+    """
     bits = values.view(np.uint32).astype(np.int64)
     low = bits & ((1 << 19) - 1)
     zeros = np.where(low > 0, np.frexp((low & -low).astype(np.float64))[1] - 1, 19)
@@ -74,7 +95,16 @@ def deltas(values: npt.NDArray[np.float32]) -> float:
 
 
 def report(path: Path, base_path: Path, tuned_path: Path) -> dict[str, float]:
-    """Bits a changed weight: of each stream, of all the rest, and of the entropies."""
+    """Measure a file.
+
+    Args:
+        path: The `.lota` file.
+        base_path: The base.
+        tuned_path: The tuned model.
+
+    Returns:
+        Name -> bits per changed weight: of each stream, of the rest of the file, and of the entropies.
+    """
     reader, base, tuned = LotaReader(path), ModelFolder(base_path), ModelFolder(tuned_path)
     patch = reader.header.kind == "patch"
     main, other = ("replacements", "delta") if patch else ("delta", "replacements")

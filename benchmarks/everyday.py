@@ -1,6 +1,6 @@
-"""Time and peak memory of the everyday commands, as whole processes, beside copying and hashing the checkpoint.
+"""Time and peak memory of the everyday commands as whole processes, relative to copying and hashing the checkpoint.
 
-Usage: python benchmarks/everyday.py DEMO_FOLDER [RUNS]. DEMO_FOLDER is what `taskvec demo` made.
+Usage: python benchmarks/everyday.py DEMO_FOLDER [RUNS]. DEMO_FOLDER is the folder that `taskvec demo` made.
 Figures are medians over RUNS runs.
 """
 

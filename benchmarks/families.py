@@ -1,8 +1,9 @@
-"""Which families of models train: a tiny random model of each is taken through the library, or refused in a sentence.
+"""Compatibility of model families: a tiny random model of each is trained and merged, or refused with an error.
 
-Usage: python benchmarks/families.py [CLASS ...], for all families or for some. Each model is trained for a few steps;
-its vector is applied, packed anew, merged, applied again and evaluated. Weights outside the mask must keep their bits.
-Prints a Markdown table, and exits with 1 where a family that should train, or be refused, does not.
+Usage: python benchmarks/families.py [CLASS ...], for some families or, without CLASS, for all. Each model is trained
+for a few steps. Its vector is then applied, packed again, merged, applied again and evaluated. Weights outside the mask
+must keep their bits. Prints a Markdown table. Exits with 1 if a family that should train does not, or one that should
+be refused is not.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
-# the sizes of BART's kind and of T5's
+# sizes of models like BART, and of models like T5
 HALVES: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 2,
@@ -77,7 +78,14 @@ IMAGE: dict[str, Any] = {"image_token_id": 5, "image_token_index": 5}
 
 @dataclass(frozen=True)
 class Family:
-    """name: of transformers' class. kind: in the words of the table. config: of a tiny model; trains: or is refused."""
+    """A family of models.
+
+    Attributes:
+        name: The class in transformers.
+        kind: The kind of model, as shown in the table.
+        config: The config of a tiny model.
+        trains: Whether the family should train. If not, it should be refused.
+    """
 
     name: str
     kind: str
@@ -228,7 +236,7 @@ def _encoder_decoders() -> Iterator[Family]:
     yield Family("LongT5ForConditionalGeneration", kind, {**T5, "local_radius": 8})
     gemma = {**TOKENS, **SIZES, **GROUPED}
     yield Family("T5GemmaForConditionalGeneration", kind, {"encoder": gemma, "decoder": gemma})
-    # it makes the decoder's input of the prompt
+    # refused: it derives the decoder's input from the prompt
     langs = {"langs": ["en", "de"], "src_vocab_size": 64, "tgt_vocab_size": 64}
     yield Family("FSMTForConditionalGeneration", kind, {**HALVES, **langs}, trains=False)
     experts = {"num_experts": 4, "expert_capacity": 64, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
@@ -237,7 +245,7 @@ def _encoder_decoders() -> Iterator[Family]:
     yield Family("NllbMoeForConditionalGeneration", f"{kind}, mixture of experts", {**HALVES, **sparse})
 
 
-def _seeing() -> Iterator[Family]:
+def _multimodal() -> Iterator[Family]:
     kind = "vision-language"
     text = {**TOKENS, **SIZES, **GROUPED}
     llama, qwen = {**text, "model_type": "llama"}, {**text, "model_type": "qwen2"}
@@ -250,7 +258,7 @@ def _seeing() -> Iterator[Family]:
         {"text_config": text, "vision_config": siglip, "mm_tokens_per_image": 4, **IMAGE},
     )
     gemma = {**text, "model_type": "gemma"}
-    # without images its prompt, and all of a text is one, is read in both directions
+    # refused: without images it attends to the prompt in both directions, and a plain text counts as a prompt
     yield Family(
         "PaliGemmaForConditionalGeneration",
         kind,
@@ -258,7 +266,7 @@ def _seeing() -> Iterator[Family]:
         trains=False,
     )
     rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
-    eye = {
+    qwen_vision = {
         "embed_dim": 32,
         "hidden_size": 32,
         "num_heads": 4,
@@ -272,7 +280,7 @@ def _seeing() -> Iterator[Family]:
         "Qwen2VLForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration",
     ):
-        yield Family(name, kind, {"text_config": {**text, **rope}, "vision_config": eye, **IMAGE})
+        yield Family(name, kind, {"text_config": {**text, **rope}, "vision_config": qwen_vision, **IMAGE})
     yield Family("Idefics3ForConditionalGeneration", kind, {"text_config": llama, "vision_config": VISION, **IMAGE})
     yield Family("SmolVLMForConditionalGeneration", kind, {"text_config": llama, "vision_config": VISION, **IMAGE})
     intern = {**SIZES, "image_size": [16, 16], "patch_size": [8, 8]}
@@ -281,21 +289,21 @@ def _seeing() -> Iterator[Family]:
     mistral = {**text, "model_type": "mistral"}
     yield Family("Mistral3ForConditionalGeneration", kind, {"text_config": mistral, "vision_config": pixtral, **IMAGE})
     experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 40}
-    seen = {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
+    llama_vision = {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
     yield Family(
         "Llama4ForConditionalGeneration",
         f"{kind}, mixture of experts",
-        {"text_config": {**text, **experts, "interleave_moe_layer_step": 1}, "vision_config": seen, **IMAGE},
+        {"text_config": {**text, **experts, "interleave_moe_layer_step": 1}, "vision_config": llama_vision, **IMAGE},
     )
     bart = {**HALVES, **TOKENS, "model_type": "bart"}
     yield Family("Florence2ForConditionalGeneration", f"{kind}, encoder-decoder", {"text_config": bart, **IMAGE})
     sound = {**SIZES, "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
-    heard = {**sound, "num_mel_bins": 8, "max_source_positions": 16}
+    audio_encoder = {**sound, "num_mel_bins": 8, "max_source_positions": 16}
     for name, own in (("VoxtralForConditionalGeneration", llama), ("Qwen2AudioForConditionalGeneration", qwen)):
         audio = {"audio_token_id": 5, "audio_token_index": 5}
-        yield Family(name, "audio-language", {"text_config": own, "audio_config": heard, **audio})
+        yield Family(name, "audio-language", {"text_config": own, "audio_config": audio_encoder, **audio})
     crossed = {**text, "cross_attention_layers": [1]}
-    glance = {
+    mllama = {
         "hidden_size": 32,
         "attention_heads": 4,
         "num_hidden_layers": 2,
@@ -306,7 +314,7 @@ def _seeing() -> Iterator[Family]:
         "vision_output_dim": 64,
         "intermediate_layers_indices": [1],
     }
-    yield Family("MllamaForConditionalGeneration", kind, {"text_config": crossed, "vision_config": glance, **IMAGE})
+    yield Family("MllamaForConditionalGeneration", kind, {"text_config": crossed, "vision_config": mllama, **IMAGE})
 
 
 def _refused() -> Iterator[Family]:
@@ -367,13 +375,13 @@ FAMILIES = [
     *_recurrent(),
     *_masked(),
     *_encoder_decoders(),
-    *_seeing(),
+    *_multimodal(),
     *_refused(),
 ]
 
 
 def make_tokenizer() -> Any:
-    """Byte pairs learnt from ROWS: some families have a class of tokenizer of their own, which reads these too."""
+    """A byte-level BPE tokenizer trained on ROWS. Families with their own tokenizer class can load its files too."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -386,7 +394,14 @@ def make_tokenizer() -> Any:
 
 
 def model_of(family: Family) -> transformers.PreTrainedModel:
-    """A model of two layers, or three, with random weights."""
+    """Build a tiny model with random weights.
+
+    Args:
+        family: The family.
+
+    Returns:
+        The model, in eval mode.
+    """
     torch.manual_seed(0)
     model_class = getattr(transformers, family.name)
     composed = not {"text_config", "encoder"}.isdisjoint(family.config)
@@ -400,14 +415,35 @@ def model_of(family: Family) -> transformers.PreTrainedModel:
 
 
 def make_model(family: Family, folder: Path) -> Path:
-    """The folder of such a model and its tokenizer."""
+    """Write a tiny model and its tokenizer.
+
+    Args:
+        family: The family.
+        folder: The folder to write.
+
+    Returns:
+        The folder.
+    """
     model_of(family).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
 
 def take_through(base: Path, scratch: Path, *, masked: bool) -> TrainingResult:
-    """Train, apply, pack, merge, apply, evaluate. Raises TaskvecError, and AssertionError where weights are wrong."""
+    """Train, apply, pack, merge, apply again and evaluate.
+
+    Args:
+        base: The model folder.
+        scratch: A folder for the results.
+        masked: Whether it is a masked language model, which is not evaluated.
+
+    Returns:
+        The result of the training.
+
+    Raises:
+        TaskvecError: The model is refused.
+        AssertionError: A weight or a score is wrong.
+    """
     data = scratch / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     start = ModelFolder(base)
@@ -434,7 +470,11 @@ def take_through(base: Path, scratch: Path, *, masked: bool) -> TrainingResult:
 
 
 def check(start: Checkpoint, tuned: Checkpoint, vector: TaskVector) -> None:
-    """Raise AssertionError unless something changed, and nothing but what the mask holds."""
+    """Check that some weights changed, and none outside the mask.
+
+    Raises:
+        AssertionError: Nothing changed, or a weight outside the mask changed.
+    """
     changed = 0
     for name in start.tensors:
         differs = np.flatnonzero(start.bits(name) != tuned.bits(name))
@@ -445,15 +485,22 @@ def check(start: Checkpoint, tuned: Checkpoint, vector: TaskVector) -> None:
 
 
 def row_of(family: Family) -> tuple[str, bool]:
-    """The line of the table, and whether the family did what it should."""
+    """Test a family.
+
+    Args:
+        family: The family.
+
+    Returns:
+        The line of the table, and whether the family trained or was refused as expected.
+    """
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         base = make_model(family, scratch / "base")
         try:
             trained = take_through(base, scratch, masked=family.kind == "masked")
         except TaskvecError as error:
-            said = str(error).replace(f"{base} ", "")
-            return f"| {family.name} | {family.kind} | {said} |", not family.trains
+            message = str(error).replace(f"{base} ", "")
+            return f"| {family.name} | {family.kind} | {message} |", not family.trains
         line = f"{trained.vector.eligible:,} in {len(trained.vector.specs)} tensors"
         if trained.unreached:
             line += f"; {trained.unreached:.0%} without a gradient"
@@ -461,11 +508,18 @@ def row_of(family: Family) -> tuple[str, bool]:
 
 
 def main(wanted: list[str]) -> int:
-    """Print the table, a line as soon as it is known."""
+    """Print the table, one line as soon as it is known.
+
+    Args:
+        wanted: Names of classes. Empty for all.
+
+    Returns:
+        The exit status.
+    """
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)  # the models are so small that threads would wait for one another
+    torch.set_num_threads(1)  # with models this small, threads only add overhead
     wrong = []
     print("| class | kind | eligible weights, or why it is refused |\n|---|---|---|")
     for family in FAMILIES:

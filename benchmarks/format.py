@@ -1,8 +1,8 @@
-"""Size, time and memory of `.lota` files beside other layouts, on real pairs, in one run.
+"""Size, time and memory of `.lota` files compared with other layouts, on real pairs of checkpoints.
 
-Usage: python benchmarks/format.py FOLDER. FOLDER is what `benchmarks/pairs.py` made.
+Usage: python benchmarks/format.py FOLDER. FOLDER is the folder that `benchmarks/pairs.py` made.
 Every figure is of whole processes and whole files, the better of two runs. After each round trip the result is compared
-with the tuned tensors. Peers that are not installed are left out and named.
+with the tuned tensors. Peers that are not installed are left out and listed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,22 @@ RUNS = 2
 
 
 def program(name: str) -> str:
-    """A command that is installed beside this Python."""
+    """The path of a command that is installed next to this Python."""
     return str(Path(sys.executable).with_name(name))
 
 
 def commands(layout: str, base: Path, tuned: Path, work: Path) -> tuple[list[str], list[str], Path, Path]:
-    """The commands that pack and unpack a pair, the packed file, and where the model comes out."""
+    """The commands that pack and unpack a pair in a layout.
+
+    Args:
+        layout: The layout.
+        base: The base.
+        tuned: The tuned model.
+        work: The folder to write to.
+
+    Returns:
+        The command that packs, the command that unpacks, the packed file, and the path of the unpacked model.
+    """
     packed, out = work / "packed.lota", work / SINGLE
     match layout:
         case "vector" | "patch" | "paper64":
@@ -49,7 +59,7 @@ def commands(layout: str, base: Path, tuned: Path, work: Path) -> tuple[list[str
             pack = [program(layout), "export", str(base), str(tuned), "-o", str(packed), "--threshold", "0"]
             unpack = [program(layout), "apply", str(packed), str(base), "-o", str(out)]
         case "reminis":
-            # it knows databases only; their making is left out of its times, and its result is a database
+            # it reads and writes databases only; the conversion to them is not included in its times
             packed, out = work / "packed.db", work / "out.db"
             for model, database in ((base, "base.db"), (tuned, "tuned.db")):
                 measure([program(layout), "convert", "-q", str(model / SINGLE), "-o", str(work / database)])
@@ -63,7 +73,7 @@ def commands(layout: str, base: Path, tuned: Path, work: Path) -> tuple[list[str
 
 
 def exported(layout: str, out: Path) -> Path:
-    """The result as safetensors."""
+    """Convert the result of a layout to safetensors, if it is not."""
     if layout != "reminis":
         return out
     result = out.with_name(SINGLE)
@@ -72,23 +82,26 @@ def exported(layout: str, out: Path) -> Path:
 
 
 def best(command: list[str]) -> tuple[float, float]:
-    """Least seconds, and the peak MB of that run."""
+    """The shortest time of a command in seconds, and the peak memory of that run in MB."""
     return min(measure(command) for _ in range(RUNS))
 
 
 def count_changed(base: Path, tuned: Path) -> int:
-    """Elements whose bits differ."""
+    """The number of elements whose bits differ."""
     before, after = ModelFolder(base), ModelFolder(tuned)
     return sum(int(np.count_nonzero(before.bits(name) != after.bits(name))) for name in before.tensors)
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two checkpoints hold the same tensors, bit for bit."""
+    """Whether two checkpoints have the same tensors, bit for bit."""
     return ModelFolder(a).digests() == ModelFolder(b).digests()
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call in a process of its own: a child's peak memory is never reported below what its parent held."""
+    """Call a function in a process of its own.
+
+    The reported peak memory of a child process is never below the memory of its parent, so this one must stay small.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

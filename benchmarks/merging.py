@@ -1,8 +1,8 @@
-"""Merging two sparse vectors: time and peak memory of whole processes, beside mergekit, and how they grow.
+"""Time and peak memory of merging sparse vectors, compared with mergekit, and how they grow with the vectors.
 
 Usage: python benchmarks/merging.py BASE FOLDER [RUNS]. BASE is a model folder. FOLDER keeps the vectors, 90 % sparse
-with masks drawn at random (where entries lie makes no difference to the cost), and the checkpoints that mergekit reads.
-Figures are medians over RUNS runs, in turns.
+with random masks (the positions of entries do not affect the cost), and the checkpoints that mergekit reads.
+Figures are medians over RUNS runs of whole processes, in turns.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ models:
 
 
 def eligible(base: Checkpoint) -> dict[str, Form]:
-    """The matrices of the blocks."""
+    """The matrices of the transformer blocks."""
     return {name: info.form for name, info in base.tensors.items() if len(info.shape) == 2 and ".layers." in name}
 
 
 def write_vector(base: Checkpoint, file: Path, seed: int, density: float) -> None:
-    """A vector whose deltas look like those of a fine-tune."""
+    """Write a vector with a random mask and deltas of the size of a fine-tune's, unless the file exists."""
     if file.exists():
         return
     forms = eligible(base)
     entries = round(density * sum(form.size for form in forms.values()))
-    dice, deltas = np.random.default_rng(seed), {}
+    rng, deltas = np.random.default_rng(seed), {}
     for name, indices in random_mask(entries, forms, {}, seed).items():
         before = base.bits(name)[indices].view(np.float32)
-        after = before + dice.normal(scale=1e-4, size=len(indices)).astype(np.float32)
+        after = before + rng.normal(scale=1e-4, size=len(indices)).astype(np.float32)
         deltas[name] = SparseTensor(forms[name].shape, indices, after - before)
     vector_of(base, forms, deltas, {}).save(file)
 
 
 def prepare(base: Checkpoint, folder: Path) -> None:
-    """Everything that is merged, made once."""
+    """Write all vectors, checkpoints and recipes that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(MOST):
         write_vector(base, folder / f"{number}.lota", number, 0.1)
@@ -72,7 +72,16 @@ def prepare(base: Checkpoint, folder: Path) -> None:
 
 
 def timed(commands: dict[str, list[str]], runs: int, work: Path) -> dict[str, tuple[float, float]]:
-    """Name -> median seconds and peak MB. work: where the commands write, empty before each."""
+    """Run commands in turns.
+
+    Args:
+        commands: Name -> command.
+        runs: The number of runs of each.
+        work: The folder that the commands write to. It is emptied before each run.
+
+    Returns:
+        Name -> (median seconds, median peak MB).
+    """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
@@ -86,7 +95,7 @@ def timed(commands: dict[str, list[str]], runs: int, work: Path) -> dict[str, tu
 
 
 def main(base: Path, folder: Path, runs: int) -> None:
-    """Run everything and print the tables."""
+    """Run all merges and print the tables."""
     prepare(open_checkpoint(base), folder)
     programs = Path(sys.executable).parent
     taskvec, mergekit = str(programs / "taskvec"), programs / "mergekit-yaml"
@@ -133,7 +142,7 @@ def main(base: Path, folder: Path, runs: int) -> None:
 
 
 def growth(folder: Path) -> list[tuple[float, list[Path]]]:
-    """Two vectors of growing density, then more and more of one density."""
+    """The merges of the second table: two vectors of increasing density, then increasing numbers of vectors."""
     pairs = [(percent / 100, [folder / f"{percent}-{number}.lota" for number in (0, 1)]) for percent in (1, 2, 5, 20)]
     more = [(0.1, [folder / f"{number}.lota" for number in range(count)]) for count in (2, 4, 8, MOST)]
     return pairs + more
@@ -142,5 +151,5 @@ def growth(folder: Path) -> list[tuple[float, list[Path]]]:
 if __name__ == "__main__":
     if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
-    # mergekit takes a relative path of two parts for a Hub id
+    # mergekit mistakes a relative path of two parts for a Hub id
     main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), int(sys.argv[3]) if len(sys.argv) == 4 else 3)

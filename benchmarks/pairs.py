@@ -1,6 +1,6 @@
-"""Make real checkpoint pairs to measure the format on.
+"""Real pairs of checkpoints, on which the file format is measured.
 
-Usage: python benchmarks/pairs.py FOLDER. Makes, in FOLDER, what is not there yet:
+Usage: python benchmarks/pairs.py FOLDER. Creates in FOLDER whatever is missing of:
 
 base32, base16        SmolLM2-135M-Instruct in f32 and bf16
 tuned32               base32 after 40 RMSprop steps on the source of Python's standard library
@@ -41,8 +41,8 @@ PAIRS = {
 
 
 def finetune(base: Path, out: Path) -> None:
-    """Write `out`: `base` trained on text that every machine with Python has."""
-    import torch  # here, so that whoever only wants the names of the pairs stays small
+    """Write `out`: `base` trained on the source of Python's standard library, which is available on every machine."""
+    import torch  # slow to import, and not needed for PAIRS
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
@@ -66,7 +66,14 @@ def finetune(base: Path, out: Path) -> None:
 
 
 def rewrite(source: Path, out: Path, dtype: str, bits: Callable[[str], BitArray]) -> None:
-    """Write `out`: a checkpoint with the tensors and shapes of `source`, of `dtype`, their carriers from `bits`."""
+    """Write a checkpoint with the tensors and shapes of another.
+
+    Args:
+        source: The other checkpoint.
+        out: The folder to write.
+        dtype: The dtype of all tensors, such as "BF16".
+        bits: Tensor name -> the bits of its elements.
+    """
     model = ModelFolder(source)
     size = DTYPES[dtype].itemsize
     layout = {
@@ -82,7 +89,7 @@ def rewrite(source: Path, out: Path, dtype: str, bits: Callable[[str], BitArray]
 
 
 def main(folder: Path) -> None:
-    """Make what is missing."""
+    """Create the missing checkpoints."""
     made = {name: folder / name for name in ("base32", "base16", "tuned32", *(tuned for _, tuned in PAIRS.values()))}
 
     def missing(name: str) -> bool:
@@ -135,13 +142,13 @@ def main(folder: Path) -> None:
         if missing(f"bf16-{percent}"):
             rewrite(made["base32"], made[f"bf16-{percent}"], "BF16", masked)
 
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
 
     def stepped(name: str) -> BitArray:
-        # an f32 master weight lies within half a unit of its bf16 value, and a small step takes few across
+        # an f32 master weight is within half a unit of its bf16 value, so a small step changes few bf16 values
         start = base16.bits(name).view(bfloat16).astype(np.float32)
         unit = np.ldexp(np.float32(1), np.frexp(start)[1] - 8)
-        master = start + (dice.random(start.size, np.float32) - np.float32(0.5)) * unit * np.float32(0.999)
+        master = start + (rng.random(start.size, np.float32) - np.float32(0.5)) * unit * np.float32(0.999)
         return to_bf16(master + np.float32(0.02) * change(name))
 
     if missing("bf16-step"):

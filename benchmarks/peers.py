@@ -1,17 +1,17 @@
-"""How sparse weight changes are shipped elsewhere, as whole programs over one pair of checkpoints.
+"""Other layouts for sparse weight changes, as whole programs that pack and unpack one pair of checkpoints.
 
 Usage: python benchmarks/peers.py LAYOUT pack BASE TUNED FILE
        python benchmarks/peers.py LAYOUT unpack FILE BASE TUNED
 
 BASE and TUNED are single `.safetensors` files with the same tensors. Layouts:
 
-coo        int32 positions and new values, as TRL and vLLM transfer them, with no more than numpy
-coo-torch  the same in torch and safetensors, which is what they are written in
-gaps       gaps between positions in u8 or u16, whichever holds them, and new values, together under zstd, as in slime
+coo        int32 positions and new values, as TRL and vLLM transfer them, with numpy only
+coo-torch  the same with torch and safetensors, as in TRL and vLLM
+gaps       gaps between positions in the narrowest of u8, u16 and u32, and new values, together under zstd, as in slime
 xor        base XOR tuned, whole tensors, under zstd
-zipnn      base XOR tuned, whole tensors, under ZipNN, where that is installed
+zipnn      base XOR tuned, whole tensors, under ZipNN, if that is installed
 
-Each gives the tuned bytes back. None checks that the base is the right one.
+Each restores the tuned bytes. None checks that the base is the right one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ _ZSTD = zstandard.ZstdCompressor(level=3)
 
 @dataclass(frozen=True)
 class Layout:
-    """encode: base and tuned carriers of a tensor to bytes; decode: base carriers and those bytes to tuned carriers."""
+    """A layout of the changes of a tensor.
+
+    Attributes:
+        encode: (base bits, tuned bits) -> bytes.
+        decode: (base bits, bytes) -> tuned bits.
+    """
 
     encode: Callable[[Bits, Bits], bytes]
     decode: Callable[[Bits, bytes], Bits]
@@ -103,7 +108,7 @@ LAYOUTS = {
 
 
 def pack(layout: Layout, base: Path, tuned: Path, out: Path) -> None:
-    """Write the changed tensors: a line of JSON with their lengths, then their bytes."""
+    """Write the changed tensors: a JSON index of their lengths, then their bytes."""
     before, after = SafetensorsFile(base), SafetensorsFile(tuned)
     blobs = {}
     for name in before.tensors:
@@ -116,7 +121,7 @@ def pack(layout: Layout, base: Path, tuned: Path, out: Path) -> None:
 
 
 def unpack(layout: Layout, packed: Path, base: Path, out: Path) -> None:
-    """Write the tuned checkpoint."""
+    """Restore the tuned checkpoint."""
     before, data = SafetensorsFile(base), packed.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     at, blobs = 8 + length, {}
@@ -132,7 +137,7 @@ def unpack(layout: Layout, packed: Path, base: Path, out: Path) -> None:
 
 
 def pack_torch(base: Path, tuned: Path, out: Path) -> None:
-    """coo with torch and safetensors."""
+    """Write the changed tensors in the layout coo-torch."""
     from safetensors.torch import load_file, save_file
 
     before, after = load_file(base), load_file(tuned)
@@ -146,7 +151,7 @@ def pack_torch(base: Path, tuned: Path, out: Path) -> None:
 
 
 def unpack_torch(packed: Path, base: Path, out: Path) -> None:
-    """The tuned checkpoint from it."""
+    """Restore the tuned checkpoint from the layout coo-torch."""
     from safetensors.torch import load_file, save_file
 
     tensors, sparse = load_file(base), load_file(packed)

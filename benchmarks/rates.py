@@ -1,9 +1,9 @@
-"""Which learning rate suits a method and an optimizer: a sweep on real tasks, scored on a part of the training data.
+"""Learning rates for methods and optimizers: a sweep on real tasks, scored on a validation part of the training data.
 
-Usage: python benchmarks/rates.py TASKS FOLDER [RECIPE ...]. TASKS holds train.jsonl of the tasks in RECIPES, each in a
-folder of its name; the test part is not read. FOLDER holds the model in base/, and keeps the split data and the best
-vector of each method. Every cell (a recipe, a method, an optimizer, a rate) is a JSON file in benchmarks/results/rates,
-and is not computed again while it is there. The tables are made from these files.
+Usage: python benchmarks/rates.py TASKS FOLDER [RECIPE ...]. TASKS contains train.jsonl of the tasks in RECIPES, each in
+a folder of its name. The test part is not read. FOLDER contains the model in base/, and keeps the split data and the
+best vector of each method. Every cell (recipe, method, optimizer, rate) is a JSON file in benchmarks/results/rates, and
+is computed only if that file is missing. The tables are made from these files.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from typing import Any
 from taskvec_formats.atomic import atomic_file
 
 RESULTS = Path(__file__).parent / "results" / "rates"
-VALIDATION = 128  # examples that the rates are chosen on
+VALIDATION = 128  # number of validation examples
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """No example is seen twice, and calibration takes its steps from the same budget."""
+    """The budget of one sweep. No example is used twice, and the steps of calibration are part of the budget.
+
+    Attributes:
+        task: The name of the task.
+        steps: The number of steps, including calibration.
+        batch: Examples per step.
+        optimizers: The optimizers to compare. RMSprop is the paper's.
+    """
 
     task: str
     steps: int
     batch: int
-    optimizers: tuple[str, ...] = ("rmsprop",)  # the paper's
+    optimizers: tuple[str, ...] = ("rmsprop",)
 
     def __str__(self) -> str:
         return f"{self.task}, {self.steps} steps of {self.batch} examples"
@@ -41,7 +48,7 @@ RECIPES = {
     "optimizers": Recipe("mawps", 20, 8, ("rmsprop", "adam", "sgd")),
 }
 GRID = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
-CALIBRATION = 5  # one in so many of the budget's steps
+CALIBRATION = 5  # one fifth of the steps is calibration
 METHODS = {
     "full fine-tuning": ["--method", "fft"],
     "LoRA, r=64": ["--method", "lora"],
@@ -54,11 +61,21 @@ Cell = dict[str, Any]
 
 
 class CommandError(Exception):
-    """A taskvec command failed; its text is what it said."""
+    """A taskvec command failed. The message is its error output."""
 
 
 def taskvec(*arguments: object) -> Any:
-    """Run a taskvec command with --json and return its report. Raises CommandError."""
+    """Run a taskvec command with --json.
+
+    Args:
+        *arguments: The command and its arguments.
+
+    Returns:
+        The report.
+
+    Raises:
+        CommandError: The command failed.
+    """
     command = [str(Path(sys.executable).with_name("taskvec")), *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -67,7 +84,16 @@ def taskvec(*arguments: object) -> Any:
 
 
 def parts(tasks: Path, folder: Path, recipe: str) -> tuple[Path, Path]:
-    """The training data in two files, to train on and to validate on, drawn with a fixed seed."""
+    """Split the training data with a fixed seed.
+
+    Args:
+        tasks: The folder of the tasks.
+        folder: The folder to write to.
+        recipe: The name of the recipe.
+
+    Returns:
+        The file to train on and the file to validate on.
+    """
     task = RECIPES[recipe].task
     files = folder / f"{task}-train.jsonl", folder / f"{task}-validation.jsonl"
     rows = (tasks / task / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -79,28 +105,28 @@ def parts(tasks: Path, folder: Path, recipe: str) -> tuple[Path, Path]:
 
 
 def rows_of(recipe: str) -> list[Row]:
-    """The methods and optimizers of a recipe; random masks where there is one optimizer."""
+    """The methods and optimizers of a recipe. Random masks are included only if there is one optimizer."""
     optimizers = RECIPES[recipe].optimizers
     methods = list(METHODS) if len(optimizers) == 1 else list(METHODS)[:3]
     return [(method, optimizer) for optimizer in optimizers for method in methods]
 
 
 def first_rates(row: Row) -> tuple[float, ...]:
-    """Three rates to begin with."""
+    """The three rates to begin with."""
     if row[1] == "sgd":
         return (1e-1, 3e-1, 1.0)
     return (1e-5, 3e-5, 1e-4) if row[0] == DENSE else (1e-4, 3e-4, 1e-3)
 
 
 def named(recipe: str, row: Row, rate: float) -> str:
-    """The name of a cell."""
+    """The name of a cell, used for its files."""
     method, optimizer = row
     words = [recipe, "".join(c if c.isalnum() else "-" for c in method)]
     return "-".join([*words, *[optimizer] * (len(RECIPES[recipe].optimizers) > 1), f"{rate:.0e}"])
 
 
 def cells_of(recipe: str, row: Row) -> dict[float, Cell]:
-    """Rate -> cell of all cells on file."""
+    """Rate -> cell, for all cells of a row that are on disk."""
     found: dict[float, Cell] = {}
     for rate in GRID:
         file = RESULTS / f"{named(recipe, row, rate)}.json"
@@ -110,12 +136,12 @@ def cells_of(recipe: str, row: Row) -> dict[float, Cell]:
 
 
 def best_of(cells: dict[float, Cell]) -> float:
-    """The rate of the lowest validation loss."""
+    """The rate with the lowest validation loss."""
     return min(cells, key=lambda rate: cells[rate]["loss"]["value"] if cells[rate]["loss"] else float("inf"))
 
 
 def options_of(recipe: str, row: Row, rate: float) -> list[str]:
-    """What `taskvec train` is given for a cell, besides its files."""
+    """The options of `taskvec train` for a cell, without its files."""
     (method, optimizer), steps = row, RECIPES[recipe].steps
     options = [*METHODS[method], "--lr", f"{rate:g}", "--optimizer", optimizer]
     options += ["--batch-size", str(RECIPES[recipe].batch), "--max-length", "512"]
@@ -128,7 +154,19 @@ def options_of(recipe: str, row: Row, rate: float) -> list[str]:
 
 
 def compute(base: Path, folder: Path, data: tuple[Path, Path], recipe: str, row: Row, rate: float) -> Cell:
-    """Train and validate one cell; its vector stays in FOLDER while it is the best of its method."""
+    """Train and validate one cell, and store it. Its vector is kept while it is the best of its row.
+
+    Args:
+        base: The model.
+        folder: The folder of the vectors.
+        data: The file to train on and the file to validate on.
+        recipe: The name of the recipe.
+        row: The method and the optimizer.
+        rate: The learning rate.
+
+    Returns:
+        The cell.
+    """
     name, options = named(recipe, row, rate), options_of(recipe, row, rate)
     print(f"computing {name}", file=sys.stderr, flush=True)
     vector = folder / f"{name}.lota"
@@ -139,7 +177,7 @@ def compute(base: Path, folder: Path, data: tuple[Path, Path], recipe: str, row:
         report = taskvec("eval", base, "--data", data[1], "--with", vector)
         cell |= {"loss": report["metrics"]["loss"], "examples": report["examples"]}
     except CommandError as error:
-        # of training that diverged, and of evaluating what it left
+        # the messages of training that diverged, and of evaluating its result
         if "; try a lower --" not in str(error) and "the loss is" not in str(error):
             sys.exit(f"{name}: {error}")
         cell |= {"loss": None, "diverged": str(error)}
@@ -154,7 +192,17 @@ def compute(base: Path, folder: Path, data: tuple[Path, Path], recipe: str, row:
 
 
 def sweep(tasks: Path, folder: Path, recipe: str, row: Row) -> dict[float, Cell]:
-    """All cells of a row: its first rates, and more until the best has a worse one on each side."""
+    """Compute the cells of a row: the first rates, then more until the best rate has a worse one on each side.
+
+    Args:
+        tasks: The folder of the tasks.
+        folder: The folder of the model and the vectors.
+        recipe: The name of the recipe.
+        row: The method and the optimizer.
+
+    Returns:
+        Rate -> cell.
+    """
     data = parts(tasks, folder, recipe)
     cells, wanted = cells_of(recipe, row), list(first_rates(row))
     while missing := [rate for rate in wanted if rate not in cells]:
@@ -166,7 +214,7 @@ def sweep(tasks: Path, folder: Path, recipe: str, row: Row) -> dict[float, Cell]
 
 
 def main(tasks: Path, folder: Path, names: list[str]) -> None:
-    """Compute what is missing, then print one table a recipe."""
+    """Compute the missing cells, then print one table per recipe."""
     for recipe in names or RECIPES:
         rows = {row: sweep(tasks, folder, recipe, row) for row in rows_of(recipe)}
         rates = sorted({rate for cells in rows.values() for rate in cells})

@@ -1,8 +1,9 @@
-"""What methods learn on real tasks, each at its own learning rate: held-out metrics with standard errors.
+"""Held-out metrics of training methods on real tasks, each at its own learning rate, with standard errors.
 
-Usage: python benchmarks/tasks.py TASKS FOLDER [NAME ...]. TASKS holds NAME/train.jsonl and NAME/test.jsonl for each
-task in METRICS. FOLDER holds the model in base/ and keeps vectors and scores; what is there is not made again. The
-rates are those that benchmarks/rates.py chose on a validation part of the training data; the test part chooses nothing.
+Usage: python benchmarks/tasks.py TASKS FOLDER [NAME ...]. TASKS contains NAME/train.jsonl and NAME/test.jsonl for each
+task in METRICS. FOLDER contains the model in base/ and keeps vectors and scores. Existing ones are reused. The learning
+rates are those that benchmarks/rates.py chose on a validation part of the training data. The test part is used for the
+final scores only.
 """
 
 from __future__ import annotations
@@ -16,13 +17,23 @@ from rates import METHODS, RECIPES, CommandError, best_of, cells_of, named, opti
 from taskvec_formats.atomic import atomic_file
 
 METRICS = {"mawps": ("loss", "exact_match"), "sql": ("loss", "rouge1", "exact_match")}
-# writing answers takes most of the time
+# limited, because generating answers takes most of the time
 ANSWER = ["--max-new-tokens", "80"]
 Scores = dict[str, dict[str, float]]
 
 
 def score(tasks: Path, folder: Path, task: str, method: str | None) -> Scores:
-    """Metric -> value and standard error of a method, None for the base, trained and evaluated unless that was done."""
+    """Train and evaluate a method on a task, or load its stored scores.
+
+    Args:
+        tasks: The folder of the tasks.
+        folder: The folder of the model, vectors and scores.
+        task: The name of the task.
+        method: The name of the method. None for the base.
+
+    Returns:
+        Metric -> value and standard error.
+    """
     command: list[object] = ["eval", folder / "base", "--data", tasks / task / "test.jsonl"]
     name = f"{task}-base"
     if method is not None:
@@ -49,7 +60,7 @@ def score(tasks: Path, folder: Path, task: str, method: str | None) -> Scores:
 
 
 def main(tasks: Path, folder: Path, names: list[str]) -> None:
-    """Train and evaluate all, then print one table a task."""
+    """Train and evaluate all methods, then print one table per task."""
     for task in names or METRICS:
         rows = {method: score(tasks, folder, task, method) for method in (None, *METHODS)}
         print(f"\n{RECIPES[task]}\n")

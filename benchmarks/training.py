@@ -1,10 +1,10 @@
-"""Time and memory of one training step: sparse leaves beside full fine-tuning and adapters.
+"""Time and memory of one training step: sparse training compared with full fine-tuning and adapters.
 
 Usage: python benchmarks/training.py BASE [STEPS [DTYPE]]. Each method is a process of its own, with RMSprop, on the
-same batches; all take turns, ROUNDS times, as machines are not equally fast all the time. Columns: seconds a step, the
-median without the first two, of the fastest round; the same over full fine-tuning's; peak resident memory of the whole
-process; and how much of it came after the model was loaded, the most of all rounds. On an accelerator both are those
-of its allocator. DTYPE is bfloat16 where the machine multiplies such matrices no slower than others, else float32.
+same batches. The methods take turns, ROUNDS times, because the speed of a machine varies. Columns: median seconds per
+step without the first two, of the fastest round; the ratio to full fine-tuning; peak resident memory of the whole
+process; and the increase after the model was loaded, the largest of all rounds. On an accelerator both are those of its
+allocator. DTYPE is bfloat16 if the machine multiplies bf16 matrices as fast as f32 ones, else float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS = ("method", "seconds a step", "÷ full", "peak MB", "of that after load
 
 
 def bf16_is_quick(device: Any) -> bool:
-    """Whether a bf16 product and its gradients take no longer than in f32."""
+    """Whether a matrix product and its gradients take at most 10 % longer in bf16 than in f32."""
     import torch
 
     def seconds(dtype: torch.dtype) -> float:
@@ -47,7 +47,12 @@ def bf16_is_quick(device: Any) -> bool:
 
 
 class Memory:
-    """Bytes in use now and at most: of the process, or of the accelerator's allocator."""
+    """The memory of the process, or of the accelerator's allocator, in bytes. A context manager that records the peak.
+
+    Attributes:
+        device: The device.
+        peak: The peak within the block.
+    """
 
     def __init__(self, device: Any) -> None:
         self.device = device
@@ -55,6 +60,7 @@ class Memory:
         self._stop = threading.Event()
 
     def now(self) -> int:
+        """The memory in use now, in bytes."""
         import torch
 
         if self.device.type != "cpu":
@@ -62,7 +68,7 @@ class Memory:
         return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
     def __enter__(self) -> Memory:
-        # ru_maxrss cannot be reset: what loading needed for a moment would hide what training needs
+        # ru_maxrss cannot be reset, so a peak while loading would hide that of training
         def watch() -> None:
             while not self._stop.wait(0.005):
                 self.peak = max(self.peak, self.now())
@@ -81,7 +87,7 @@ class Memory:
 
 
 def leaves(density: float) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
-    """LoTA with a random mask: where the entries are makes no difference to the cost."""
+    """LoTA with a random mask. The positions of entries do not affect the cost."""
 
     def prepare(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
         import numpy as np
@@ -89,9 +95,9 @@ def leaves(density: float) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any
         from taskvec import sparse_finetune
         from taskvec.models.placement import eligible_parameters
 
-        dice = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         masks = {
-            name: np.flatnonzero(dice.random(parameter.numel(), np.float32) < density)
+            name: np.flatnonzero(rng.random(parameter.numel(), np.float32) < density)
             for name, parameter in eligible_parameters(model).items()
         }
         tickets = stack.enter_context(sparse_finetune(model, masks))
@@ -103,7 +109,7 @@ def leaves(density: float) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any
 def adapters(
     make: Callable[[list[str], list[tuple[int, ...]]], Any],
 ) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
-    """A method of peft on the linear layers of the blocks."""
+    """A method of peft on the linear layers of the transformer blocks."""
 
     def prepare(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
         from peft import get_peft_model
@@ -119,18 +125,19 @@ def adapters(
 
 
 def full(model: Any, stack: ExitStack) -> tuple[Any, Iterable[Any]]:
-    """All parameters."""
+    """Full fine-tuning: all parameters are trained."""
     return model, list(model.parameters())
 
 
 def lora(rank: int) -> Any:
+    """A LoRA of a rank."""
     from peft import LoraConfig
 
     return lambda modules, shapes: LoraConfig(r=rank, lora_alpha=16, target_modules=modules)
 
 
 def shira(density: float) -> Any:
-    """SHiRA gives each matrix r·(rows + columns) entries, as many as a LoRA of rank r has: r sets the density."""
+    """SHiRA of a density, which determines r: a matrix has r·(rows + columns) entries, like a LoRA of rank r."""
     from peft import ShiraConfig
 
     def make(modules: list[str], shapes: list[tuple[int, ...]]) -> Any:
@@ -141,7 +148,7 @@ def shira(density: float) -> Any:
 
 
 def prepare(method: str) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
-    """How a method makes a model trainable."""
+    """The function that makes a model trainable by a method."""
     name, _, setting = method.partition(", ")
     if name == "full fine-tuning":
         return full
@@ -152,7 +159,17 @@ def prepare(method: str) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]
 
 
 def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, float | str]:
-    """Train for some steps in this process."""
+    """Train for some steps in this process.
+
+    Args:
+        base: The model folder.
+        steps: The number of steps.
+        dtype_name: The dtype, or "" to choose it.
+        method: A name in METHODS.
+
+    Returns:
+        Seconds per step, peak MB, MB after loading, the number of trained weights, the dtype and the device.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -164,7 +181,7 @@ def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, flo
     model.config.use_cache = False
     torch.manual_seed(0)
     batches = torch.randint(0, model.config.vocab_size, (steps, BATCH, LENGTH), device=device)
-    model(input_ids=batches[0])  # what the first forward pass needs for good is not the method's
+    model(input_ids=batches[0])  # one-time allocations of a first pass are not the method's
     memory = Memory(device)
     loaded, seconds = memory.now(), []
     with ExitStack() as stack, memory:

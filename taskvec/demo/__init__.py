@@ -1,1 +1,1 @@
-"""The main job end to end on a real model: `taskvec demo`."""
+"""The demo, `taskvec demo`: the whole workflow on a small real model."""

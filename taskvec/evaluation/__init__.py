@@ -1,1 +1,1 @@
-"""Held-out metrics of models and vectors."""
+"""Evaluation: metrics of models and task vectors on held-out examples."""

@@ -1,4 +1,4 @@
-"""A mean over held-out examples, and how far another draw of examples would move it."""
+"""Means over held-out examples, and their standard errors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and its standard error, None where there is only one example."""
+    """A mean and its standard error.
+
+    Attributes:
+        value: The mean.
+        standard_error: Its standard error, or None if there is only one example.
+    """
 
     value: float
     standard_error: float | None
 
 
 def estimate(sums: Sequence[float], counts: Sequence[int] | None = None) -> Estimate:
-    """The ratio L = Σ sums / Σ counts over n examples; without counts each counts once and L is the mean.
+    """The ratio L = Σ sums / Σ counts over n examples.
 
-    The standard error is the linearised one of a ratio of sums, √(n/(n−1) · Σ (sum − L·count)²) / Σ counts; of a mean
-    that is the sample standard deviation / √n.
+    The standard error is the linearised one of a ratio of sums, √(n/(n−1) · Σ (sum − L·count)²) / Σ counts. For a mean
+    it is the sample standard deviation / √n.
+
+    Args:
+        sums: One sum per example.
+        counts: One count per example. None means 1 each, so that L is the mean.
+
+    Returns:
+        L and its standard error.
     """
     counts = [1] * len(sums) if counts is None else counts
     n, total = len(sums), sum(counts)

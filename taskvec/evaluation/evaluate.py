@@ -1,4 +1,4 @@
-"""Held-out metrics of a causal model or an encoder-decoder: the loss on the completions, and greedy answers."""
+"""Evaluation of causal and encoder-decoder models: the loss on held-out completions, and scores of greedy answers."""
 
 from __future__ import annotations
 
@@ -43,21 +43,24 @@ from .scoring import check_request, exact_match, needs_answers, rouge1
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SPARE_TOKENS = 8  # an answer may be that much longer than the longest completion
+_SPARE_TOKENS = 8  # by how many tokens an answer may exceed the longest completion
 
-# told how many examples more are done
+# called with the number of examples done since the last call
 _Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The result of an evaluation.
 
-    metrics: name -> Estimate, in the order asked for: loss, nats a completion token; exact_match, the share of right
-        answers; rouge1, the mean F1, in [0, 1].
-    examples: how many. answers: one an example, in their order; none where only the loss was asked for.
-    rows: what became of the examples as rows of tokens; None where the loss was not asked for.
-    cut_prompts: how many prompts lost their beginning so that an answer has room; None where there are no answers.
+    Attributes:
+        metrics: Name -> Estimate, in the order of the request: loss, in nats per completion token; exact_match, the
+            share of correct answers; rouge1, the mean F1, in [0, 1].
+        examples: The number of examples.
+        answers: One answer per example, in order. Empty if only the loss was requested.
+        rows: Counts of the examples as rows of tokens. None if the loss was not requested.
+        cut_prompts: The number of prompts that were truncated at their beginning to leave room for an answer. None if
+            there are no answers.
     """
 
     metrics: dict[str, Estimate]
@@ -79,13 +82,32 @@ def evaluate(
     stage: str = "evaluating",
     progress: Progress = silent,
 ) -> Evaluation:
-    """Score a model on held-out examples; only what the metrics need is computed. The model is left in eval mode.
+    """Score a model on held-out examples. The model is left in eval mode.
 
-    max_length: tokens of prompt and completion, or prompt and answer, and never more than the model has positions for;
-        a prompt that is too long loses its beginning. An encoder-decoder may have as many of each.
-    max_new_tokens: where an answer is cut off; None for 8 more than the longest completion has, at most half of
-        max_length. It is one for all examples: no answer depends on the batch that it is generated in.
-    Raises UsageError, DataError where a line leaves nothing to predict, TrainingError where the loss is not a number.
+    Only what the metrics need is computed.
+
+    Args:
+        model: A causal model or an encoder-decoder.
+        tokenizer: Its tokenizer.
+        examples: The held-out examples.
+        metrics: Names in `scoring.METRICS`.
+        batch_size: Examples per batch.
+        max_length: The largest number of tokens of a prompt with its completion, or with its answer. The number of
+            positions of the model is a further limit. A prompt that is too long is truncated at its beginning. For an
+            encoder-decoder the limit applies to the prompt and to the completion separately.
+        max_new_tokens: The number of tokens after which an answer is cut off. None means 8 more than the longest
+            completion has, at most half of max_length. It is the same for all examples, so no answer depends on its
+            batch.
+        stage: The stage that is passed to `progress`.
+        progress: Called after each batch.
+
+    Returns:
+        The metrics and, if they were generated, the answers.
+
+    Raises:
+        UsageError: The request is invalid.
+        DataError: An example leaves no token to predict, or its answer is not plain text.
+        TrainingError: The loss is not finite.
     """
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens)
     if not examples:
@@ -107,7 +129,7 @@ def evaluate(
     answers: list[str] = []
     counts: RowCounts | None = None
     cut: int | None = None
-    with torch.no_grad():  # what a model keeps from inference_mode could not be trained with afterwards
+    with torch.no_grad():  # tensors that a model caches in inference_mode could not be used in training later
         if "loss" in metrics:
             rows, counts = rows_of(model, examples, tokenizer, max_length, "last")
             found["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
@@ -134,11 +156,26 @@ def evaluate_checkpoint(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """The same of a model folder in f32, with a vector or patch on it where there is one.
+    """Load a model folder in f32 and evaluate it, optionally with a vector or patch applied.
 
-    device: "auto" (an accelerator where there is one) or a name such as "cpu" or "cuda:1".
-    trust_remote_code: whether Python code from the model folder may run.
-    Raises the errors of `load_model`, `applied` and `evaluate`.
+    Args:
+        base: The model folder.
+        vector: A vector or patch to apply, or None.
+        examples: As in `evaluate`.
+        metrics: As in `evaluate`.
+        device: "auto", which takes an accelerator if there is one, or a name such as "cpu" or "cuda:1".
+        batch_size: As in `evaluate`.
+        max_length: As in `evaluate`.
+        max_new_tokens: As in `evaluate`.
+        trust_remote_code: Whether Python code from the model folder may run.
+        progress: Called while the model is loaded and evaluated.
+
+    Returns:
+        As in `evaluate`.
+
+    Raises:
+        TrainingError: The model is a masked language model. The errors of `load_model`, `applied` and `evaluate` are
+            raised too.
     """
     computer = device_of(device)
     progress("loading", 0, 1, base.name)
@@ -146,8 +183,8 @@ def evaluate_checkpoint(
     model.to(computer)  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
     progress("loading", 1, 1, "")
     if is_masked(model):
-        raise TrainingError(f"{base.name} is a masked language model: it neither goes on with a text nor answers")
-    from ..models.live import applied  # takes what loading a model takes, so not before that went well
+        raise TrainingError(f"{base.name} is a masked language model: it cannot continue a text or generate an answer")
+    from ..models.live import applied  # needs the packages of load_model, so imported after it
 
     with applied(model, vector, base) if vector is not None else nullcontext():
         return evaluate(
@@ -163,9 +200,18 @@ def evaluate_checkpoint(
 
 
 def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str], *, force: bool = False) -> None:
-    """Write {"prompt", "completion", "answer"} a line; the messages of a prompt stand one below another.
+    """Write answers as JSON lines with the keys "prompt", "completion" and "answer".
 
-    force: whether a file of that name is replaced. Raises OutputExistsError and the other errors of `check_file`.
+    The messages of a prompt are joined by line breaks.
+
+    Args:
+        path: The file to write.
+        examples: The examples.
+        answers: One answer per example.
+        force: Whether to replace an existing file.
+
+    Raises:
+        OutputExistsError: The file exists and `force` is False. The other errors of `check_file` are raised too.
     """
     check_file(path, force=force)
     rows = [
@@ -188,21 +234,21 @@ def _loss(
     batch_size: int,
     advance: _Advance,
 ) -> Estimate:
-    """Nats a token, over the completions' tokens. rows: those of the examples."""
+    """The loss in nats per completion token, from the rows of the examples."""
     pairs = is_encoder_decoder(model)
     check_reading(model, rows[0])
     accepts, collated = accepted_arguments(model), collator_of(model, pad_id(tokenizer))
     sums, counts = [0.0] * len(rows), [0] * len(rows)
     lengths = [row["input_ids"] + row["labels"] if pairs else row["input_ids"] for row in rows]
     for batch in _batches(lengths, batch_size):
-        inputs = _on(model, collated([rows[i] for i in batch]))
-        # an encoder-decoder makes the decoder's input of the labels, and its logits stand where they do
+        inputs = _to_device(model, collated([rows[i] for i in batch]))
+        # an encoder-decoder derives the decoder's input from the labels, so its logits are aligned with them
         labels = inputs["labels"] if pairs else inputs.pop("labels")[:, 1:]
         if "use_cache" in accepts:
             inputs["use_cache"] = False
         logits = model(**inputs).logits
         logits = logits if pairs else logits[:, :-1]
-        # row by row: log-probabilities of a whole batch would take as much memory again as its logits
+        # per row, because log-probabilities of the whole batch would double the memory of its logits
         losses = torch.stack(
             [
                 cross_entropy(row.float(), label, ignore_index=IGNORED, reduction="sum")
@@ -218,7 +264,7 @@ def _loss(
 
 
 def _check_answers(examples: Sequence[Example]) -> None:
-    """Raise DataError for an answer that is no text to compare with."""
+    """Raise DataError for an example whose answer is not plain text."""
     for example in examples:
         if example.answer is not None:
             raise DataError(
@@ -235,9 +281,9 @@ def _answers(
     max_new_tokens: int | None,
     advance: _Advance,
 ) -> tuple[list[str], int]:
-    """Greedy answers in the order of the examples, stripped of special tokens and outer white space.
+    """Greedy answers in the order of the examples, without special tokens and outer white space.
 
-    And how many prompts lost their beginning.
+    Also returns how many prompts were truncated at their beginning.
     """
     pairs = is_encoder_decoder(model)
     target = encode_target if pairs else encode_completion
@@ -246,7 +292,7 @@ def _answers(
     if not 0 < new_tokens < max_length:
         raise UsageError(f"{new_tokens} new tokens leave no room for a prompt: an example may have {max_length} tokens")
     pad = pad_id(tokenizer)
-    # plain text has no prompt: it is asked for from the beginning
+    # plain text has no prompt, so it is generated from a first token
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad
     if pairs:
         fitted = [fit_source(example, tokenizer, max_length) for example in examples]
@@ -255,30 +301,30 @@ def _answers(
         whole, most = [encode_prompt(example, tokenizer) for example in examples], max_length - new_tokens
         prompts, cut = [ids[-most:] or [begin] for ids in whole], sum(len(ids) > most for ids in whole)
     answers = [""] * len(prompts)
-    # the model's own settings are set aside: they may sample, penalise repetition or forbid tokens
+    # the model's own settings are replaced, because they may sample, penalise repetition or forbid tokens
     own = model.generation_config
-    ends = _ends(own.eos_token_id, tokenizer)
+    ends = _end_tokens(own.eos_token_id, tokenizer)
     from transformers import GenerationConfig
 
     greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=pad, eos_token_id=ends or None)
     if pairs:
-        # how a decoder begins is no choice among answers
-        greedy.decoder_start_token_id = _start(model)
+        # the first tokens of a decoder are part of the model, not of the answer
+        greedy.decoder_start_token_id = _decoder_start(model)
         greedy.forced_bos_token_id = own.forced_bos_token_id
         if pad not in ends:
-            greedy.suppress_tokens = [pad]  # it is in no label, so a model need not have learnt to leave it out
+            greedy.suppress_tokens = [pad]  # no label contains it, so training does not teach the model to avoid it
     model.generation_config = greedy
     try:
         for batch in _batches(prompts, batch_size):
             rows = [{"input_ids": prompts[i], "labels": prompts[i]} for i in batch]
-            inputs = _on(model, collate_pairs(rows, pad) if pairs else collate(rows, pad, frozenset()))
+            inputs = _to_device(model, collate_pairs(rows, pad) if pairs else collate(rows, pad, frozenset()))
             del inputs["labels"]
             generated = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
                 **inputs, generation_config=greedy
             )
-            before = 1 if pairs else inputs["input_ids"].shape[1]  # a decoder's output begins with its start token
-            for i, row in zip(batch, generated[:, before:].tolist(), strict=True):
-                length = next((place for place, token in enumerate(row) if token in ends), len(row))
+            skipped = 1 if pairs else inputs["input_ids"].shape[1]  # a decoder's output begins with its start token
+            for i, row in zip(batch, generated[:, skipped:].tolist(), strict=True):
+                length = next((index for index, token in enumerate(row) if token in ends), len(row))
                 answers[i] = tokenizer.decode(row[:length], skip_special_tokens=True).strip()
             advance(len(batch))
     finally:
@@ -286,27 +332,27 @@ def _answers(
     return answers, cut
 
 
-def _start(model: PreTrainedModel) -> int:
-    """The token with which the decoder of an encoder-decoder begins, as `generate` finds it. Raises TrainingError."""
+def _decoder_start(model: PreTrainedModel) -> int:
+    """The token with which a decoder begins, determined as `generate` does. Raises TrainingError if there is none."""
     config: Any = model.config
     for name in ("decoder_start_token_id", "bos_token_id"):
         for settings in (model.generation_config, config, config.get_text_config(decoder=True)):
             if (token := getattr(settings, name, None)) is not None:
                 return int(token)
-    raise TrainingError(f"{type(model).__name__} has no decoder_start_token_id: no answer can begin")
+    raise TrainingError(f"{type(model).__name__} has no decoder_start_token_id, so it cannot generate answers")
 
 
-def _ends(own: int | list[int] | None, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the model's, and the tokenizer's, which training teaches."""
+def _end_tokens(own: int | list[int] | None, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: those of the model, and that of the tokenizer, which training uses."""
     of_model = own if isinstance(own, list) else [own]
     return sorted({token for token in (*of_model, tokenizer.eos_token_id) if token is not None})
 
 
 def _batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Numbers of rows, `size` at a time, by length, so that little is padded; the longest first, to fail early."""
+    """Indices of rows in batches of `size`, longest first: little padding, and lack of memory shows early."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
-def _on(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+def _to_device(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}

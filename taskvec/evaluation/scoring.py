@@ -1,4 +1,4 @@
-"""Metrics: which there are, and how an answer is compared with the completion."""
+"""Metrics of generated answers, and checks of the request for them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from ..arguments import whole
 from ..errors import UsageError
 
 METRICS = ("loss", "exact_match", "rouge1")
-MARK = "####"  # what the result of a GSM8K solution stands behind
+MARK = "####"  # precedes the result of a GSM8K solution
 _DROPPED = str.maketrans("", "", ",$%")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
 def check_request(metrics: Sequence[str], **counts: int | None) -> None:
-    """Raise UsageError for an unknown metric, none at all, one whose package is missing, or a count that is not > 0."""
+    """Check the metrics and options of an evaluation.
+
+    Args:
+        metrics: Names of metrics.
+        **counts: Option -> a number that must be positive, or None.
+
+    Raises:
+        UsageError: There is no metric, a metric is unknown or lacks its package, or a count is not a positive whole
+            number.
+    """
     for metric in metrics or [""]:
         if metric not in METRICS:
             raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
@@ -28,16 +37,21 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
 
 
 def needs_answers(metrics: Sequence[str]) -> bool:
-    """Whether one of the metrics compares answers, so that they are generated."""
+    """Whether one of the metrics compares answers, so that they must be generated."""
     return any(metric != "loss" for metric in metrics)
 
 
 def exact_match(completion: str, answer: str) -> bool:
-    """Whether the answer is the completion, white space around both aside.
+    """Whether an answer equals the completion, apart from leading and trailing white space.
 
-    Where the completion has a MARK, only what follows the last one in each is compared: as a number, if that is all
-    that follows in the completion, with the first word in the answer, else as text. Commas, $, % and a full stop at the
-    end are no part of a number, and 18 is 18.0. An answer without a MARK is then wrong.
+    If the completion contains MARK, only the text after the last MARK of each is compared, and an answer without MARK
+    is wrong. If that text of the completion is a number, it is compared as a number with the first word after the MARK
+    of the answer. Commas, $, % and a trailing full stop are not part of a number, and 18 equals 18.0. If it is not a
+    number, the texts are compared.
+
+    Args:
+        completion: The expected text.
+        answer: The generated text.
     """
     if MARK not in completion:
         return answer.strip() == completion.strip()
@@ -57,7 +71,11 @@ def _number(text: str) -> Decimal | None:
 
 
 def check_rouge() -> None:
-    """Raise UsageError where the package rouge-score is missing."""
+    """Check that the package rouge-score is installed.
+
+    Raises:
+        UsageError: It is not installed.
+    """
     try:
         import rouge_score.rouge_scorer  # noqa: F401
     except ImportError:
@@ -65,7 +83,18 @@ def check_rouge() -> None:
 
 
 def rouge1(completions: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """ROUGE-1 F1 of each answer, in [0, 1], by rouge-score without stemming. Raises UsageError where it is missing."""
+    """ROUGE-1 F1 of each answer, computed by rouge-score without stemming.
+
+    Args:
+        completions: The expected texts.
+        answers: The generated texts, one per completion.
+
+    Returns:
+        One number in [0, 1] per answer.
+
+    Raises:
+        UsageError: rouge-score is not installed.
+    """
     check_rouge()
     from rouge_score.rouge_scorer import RougeScorer
 

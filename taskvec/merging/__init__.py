@@ -1,4 +1,4 @@
-"""Merging task vectors: the methods, and how to add one."""
+"""Merge methods for task vectors, and the decorator that registers new ones."""
 
 from ..vectors.align import Aligned, Part
 from .methods.options import Bounds

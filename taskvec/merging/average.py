@@ -1,7 +1,7 @@
-"""The weighted average of whole models, Σ wᵢ·mᵢ / Σ wᵢ, as mergekit's `linear` computes it.
+"""The weighted average of whole models, Σ wᵢ·mᵢ / Σ wᵢ, bit for bit as mergekit's `linear` computes it.
 
-In exact arithmetic it is the base plus the average of the task vectors. In f32 both differ in the last bit, and tensors
-that are the same in all models may move by it too; this module gives the bits of the average of the models.
+In exact arithmetic it equals the base plus the average of the task vectors. In f32 the two may differ in the last bit,
+even in tensors that are equal in all models.
 Source: Wortsman et al., "Model soups", arXiv 2203.05482.
 """
 
@@ -43,25 +43,26 @@ def average(
     dtype: str | None = None,
     out_dtype: str | None = None,
 ) -> TaskVector:
-    """What turns the base into the weighted average of the models that vectors lead to, computed when it is read.
+    """Compute the vector from the base to the weighted average of several models, lazily.
 
     Args:
-        vectors: One a model, all of this base; one without tensors is the base itself.
-        base: The checkpoint that they start from.
-        weights: One factor a model, 1 each where left out.
+        vectors: One per model, all from this base. A vector without tensors stands for the base itself.
+        base: The checkpoint that the vectors start from.
+        weights: One factor per model. None means 1 each.
         progress: Called while the base is read.
-        dtype: "float32", "bfloat16" or "float16": what the weights of all models are rounded to before, and the average
-            after. None takes the narrowest dtype that holds those of all models, for each tensor.
-        out_dtype: What the average is rounded to then. None leaves it as it is.
+        dtype: "float32", "bfloat16" or "float16": the dtype to which the weights of all models are rounded before
+            averaging, and the average afterwards. None takes, for each tensor, the narrowest dtype that holds those of
+            all models.
+        out_dtype: The dtype to which the average is rounded last. None leaves it unchanged.
 
     Returns:
-        A vector that is exact: applied to the base it gives the average to the bit.
+        A vector that, applied to the base, gives the average exactly.
 
     Raises:
-        MergeError: The models do not have the same tensors, differ in tensors that are not floating, or the weights of
-            a tensor add up to 0.
-        BaseMismatchError: A vector is of another base.
-        UsageError: The weights are not one a model.
+        MergeError: The models do not have the same tensors, they differ in a tensor that is not floating point, or the
+            weights of a tensor add up to 0.
+        BaseMismatchError: A vector has a different base.
+        UsageError: There is no vector, or the number of weights is not the number of vectors.
     """
     if not vectors:
         raise UsageError("nothing to merge: give at least one model")
@@ -138,7 +139,7 @@ class _Average(WidenedEntries):
             for vector, weights in zip(self._vectors, self._weights, strict=True):
                 values = self._values(vector, name, start, stop, own)
                 finite &= np.isfinite(values)
-                # the product is added before it is rounded, as the fused multiply-add does that torch uses
+                # torch uses a fused multiply-add, which does not round the product
                 total = (total + values.astype(np.float64) * np.float64(np.float32(weights[name]))).astype(total.dtype)
             total /= self._divisors[name]
         if not np.isfinite(total[finite]).all():
@@ -148,7 +149,7 @@ class _Average(WidenedEntries):
         return diff_range(spec.dtype, self._converted(name, own, spec.dtype), after)
 
     def _values(self, vector: TaskVector, name: str, start: int, stop: int, base: BitArray) -> Values:
-        """The weights of a model in a range of a tensor, as values of the dtype of the average."""
+        """The weights of one model in a range of a tensor, rounded to the dtype of the average."""
         dtype, target = self._start.tensors[name].dtype, self._within[name]
         if name in vector.specs:
             dtype = vector.specs[name].dtype
@@ -157,6 +158,6 @@ class _Average(WidenedEntries):
         return values if dtype == target else round_to(target, values, name).astype(target.compute)
 
     def _converted(self, name: str, base: BitArray, dtype: DType) -> BitArray:
-        """A range of a tensor of the base in a dtype, as what a vector adds to."""
+        """A range of a tensor of the base, converted to the dtype that a vector's deltas are added in."""
         origin = self._start.tensors[name].dtype
         return base if origin == dtype else take_for(base, Form(origin, base.shape), Form(dtype, base.shape))

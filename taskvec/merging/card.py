@@ -1,4 +1,4 @@
-"""The model card of a merge: README.md as the Hugging Face Hub reads it."""
+"""The model card of a merge: a README.md with the metadata of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def model_card(name: str, merged: TaskVector) -> str:
-    """Markdown that names base, parents, method and parameters of a merge, with the Hub's metadata on top.
+    """The model card of a merge. The same merge gives the same text.
 
-    name: of the model. merged: what `merge` returned. The same merge gives the same text.
     Metadata: https://huggingface.co/docs/hub/model-cards#model-card-metadata.
+
+    Args:
+        name: The name of the model.
+        merged: The result of `merge`.
+
+    Returns:
+        Markdown that names the base, the parents, the method and the parameters, with the metadata of the Hub at the
+        top.
     """
     made = merged.provenance
     method = METHODS[made["method"]]

@@ -1,4 +1,4 @@
-"""Merging task vectors, tensor by tensor, in the space of their entries."""
+"""Merging of task vectors: computed lazily, tensor by tensor, from their entries."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from .registry import AUTO, Method, method_of
 from .requests import by_tensor, by_vector, densities_for, options_for, weights_for
 from .settings import Depth, Setting, described, numbers_of
 
-_MOST = 1 << 22  # elements of all vectors that are merged at a time: their dense sum is what is computed with
+_MOST = 1 << 22  # elements of all vectors together that are merged at a time, which bounds the memory
 Specs: TypeAlias = Mapping[str, TensorSpec]
-# of a tensor's name and a range of it: the entries that a vector brings to the merge
+# (tensor name, start, stop) -> the entries of one vector, after pruning
 _Reader: TypeAlias = Callable[[str, int, int], SparseTensor]
 
 
@@ -51,32 +51,32 @@ def merge(
     base: Checkpoint | None = None,
     **options: Any,
 ) -> TaskVector:
-    """Merge vectors of one base into a lazy vector; nothing is computed until a tensor is read or the result is saved.
+    """Merge vectors of one base into a lazy vector. Entries are computed when a tensor is read or the result is saved.
 
-    The result is a sum of f32 deltas. Replacements, which make a packed vector exact to the bit, belong to one pair of
-    checkpoints and are left out, and so are side files.
+    The result consists of f32 deltas. Replacements, which make a packed vector exact to the bit, are valid for one pair
+    of checkpoints only. They are dropped, and so are side files.
 
     Args:
-        vectors: Those that are merged, in the order in which they are added up.
-        method: A name in METHODS, or "auto": `disjoint` where no two masks share a position, else `ties`.
-        weights: One factor a vector, 1 each where left out: a number, a gradient over the layers or rules by name.
+        vectors: The vectors, in the order in which they are added.
+        method: A name in METHODS, or "auto": `disjoint` if no two masks share a position, else `ties`.
+        weights: One factor per vector: a number, a gradient over the layers or rules by tensor name. None means 1 each.
         progress: Called while masks are compared and the base is read.
-        density: The share of its eligible weights that a vector keeps: a number for all, or one setting a vector.
-        lam: λ, a factor of the whole.
-        base: The base, where it is at hand. Gradients are then read over its layers; without it over the layers that
-            the vectors hold or, where those are fewer than the base's, record in their provenance.
-        options: Of the method (`METHODS[name].options`, docs/merging.md).
+        density: The share of its eligible weights that each vector keeps: a number for all, or one setting per vector.
+        lam: λ, a factor of the result.
+        base: The base, if available. Gradients are then read over its layers. Without it they are read over the layers
+            of the vectors, or over the number of layers that their provenance records if it is larger.
+        **options: Options of the method (`METHODS[name].options`, docs/merging.md).
 
     Returns:
-        A vector whose provenance holds the method that was taken under "method", why under "reason", and sentences
-        about settings that have no effect on these vectors under "notes".
+        A lazy vector. Its provenance contains the chosen method ("method"), the reason for the choice ("reason") and
+        sentences about settings that have no effect on these vectors ("notes").
 
     Raises:
-        UsageError: There is no such method, or it does not have such a setting.
+        UsageError: There is no such method, or it does not accept a setting.
         BaseMismatchError: The vectors have different bases.
-        KindError: One of them is a patch.
-        MergeError: Their changes cannot be added: those of integer or boolean tensors, or tensors that are added,
-            removed or resized. Reading the result raises it for weights that became NaN or infinite.
+        KindError: One of the vectors is a patch.
+        MergeError: The changes cannot be added: those of integer or boolean tensors, or tensors that are added, removed
+            or resized. Reading the result also raises it for weights that became NaN or infinite.
     """
     instances("vectors", vectors, TaskVector)
     instance("method", method, str)
@@ -91,7 +91,7 @@ def merge(
     reason = "asked for"
     if method == AUTO:
         if density is not None or options:
-            raise UsageError(f"{AUTO} chooses the method, which then has no options: name one to give it some")
+            raise UsageError(f"{AUTO} chooses the method and takes no options: name a method to set its options")
         shared = first_meeting(measured, specs, progress)
         method = "disjoint" if shared is None else "ties"
         reason = "no two masks share a position" if shared is None else f"the masks meet, first in {shared}"
@@ -129,7 +129,22 @@ def provenance_of(
     options: Mapping[str, Any],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """What a merge says of itself."""
+    """The provenance of a merged vector.
+
+    Args:
+        vectors: The vectors that were merged.
+        depth: The depth of each tensor, with the number of layers.
+        specs: Tensor name -> spec of the result.
+        method: The name of the method.
+        reason: Why this method was chosen.
+        weights: One weight per vector.
+        lam: λ, a factor of the result.
+        options: The options of the method.
+        notes: Sentences about settings that have no effect.
+
+    Returns:
+        JSON values.
+    """
     return {
         "made_by": "merge",
         "method": method,
@@ -213,11 +228,11 @@ class _Merge(WidenedEntries):
                 return merged
             scaled = merged.values * np.float32(lam)
             if not np.isfinite(scaled).all():
-                raise MergeError(f"λ = {lam:g} leads out of the range of f32")
+                raise MergeError(f"the values times λ = {lam:g} leave the range of f32")
             return merged.with_values(scaled)
 
     def notes(self, progress: Progress) -> list[str]:
-        """Sentences about settings without effect on these vectors."""
+        """Sentences about settings that have no effect on these vectors."""
         dialect = DIALECTS[self._options.get("dialect", "reference")]
         found = untrimmed(self._vectors, self._densities, dialect) if self._method.prune is trim else []
         if self._method.combine is ties and self._options["normalize"] and dialect.by_weight:

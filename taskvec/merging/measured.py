@@ -1,4 +1,4 @@
-"""Vectors beside their base: how deep their tensors lie in it, and their deltas from its own values."""
+"""Vectors relative to the tensors of their base: the depth of each tensor, and deltas from the unrounded base."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from .settings import Depth
 
 
 def depth_of(vectors: Sequence[TaskVector], base: Checkpoint | None) -> Depth:
-    """How deep the tensors of vectors lie in their base, at hand or not.
+    """The depth of the tensors of vectors in their base.
+
+    Args:
+        vectors: The vectors to merge.
+        base: Their base, or None if it is not available.
 
     Raises:
-        BaseMismatchError: The base lacks a tensor that a vector changes, or has it in another form.
+        BaseMismatchError: The base lacks a tensor that a vector changes, or has it with another dtype or shape.
     """
     if base is None:
         return Depth(
@@ -32,10 +36,19 @@ def depth_of(vectors: Sequence[TaskVector], base: Checkpoint | None) -> Depth:
 
 
 def measured_from(base: Checkpoint | None, vector: TaskVector, progress: Progress) -> TaskVector:
-    """The vector; or, where it is measured from base tensors that were rounded to its dtype, one that is not.
+    """Recompute the deltas of a vector from the unrounded base, if they were taken from a rounded one.
 
-    A vector from an F32 base to a BF16 model holds what is to be added to the base rounded to BF16. Beside the base it
-    is measured anew: BF16 weight minus F32 weight.
+    A vector from an F32 base to a BF16 model contains deltas from the base rounded to BF16. With the base they are
+    computed again: BF16 weight − F32 weight.
+
+    Args:
+        base: The base, or None if it is not available.
+        vector: The vector.
+        progress: Called while the deltas are computed.
+
+    Returns:
+        A vector with new deltas. The vector itself if its deltas were not taken from a rounded base, if `base` is None
+        or if it is a patch.
     """
     rounds = any(
         not is_widened(spec)

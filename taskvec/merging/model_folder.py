@@ -1,4 +1,4 @@
-"""A merge as a complete model folder, and what its parents' tokenizers have to say to it."""
+"""Writing a merge as a complete model folder, with a model card and the side files of the merged vectors."""
 
 from __future__ import annotations
 
@@ -32,9 +32,22 @@ def write_model(
 ) -> list[str]:
     """Write the folder `out`: the base with a merge applied, a model card, and the side files that all parents share.
 
-    merged: what `merge` made of parents. output: shards and dtype. force, work, resume: as in `apply`.
-    Returns sentences about files in which the parents differ, and about what of the base's folder is not written.
-    Raises MergeError where the parents' tokenizers differ, and the errors of `apply`.
+    Args:
+        merged: The result of `merge` for `parents`.
+        parents: The vectors that were merged.
+        base: The checkpoint that they start from.
+        out: The model folder to write.
+        progress: As in `apply`.
+        output: The size of shards and the dtype.
+        force: As in `apply`.
+        work: As in `apply`.
+        resume: As in `apply`.
+
+    Returns:
+        Sentences about files in which the parents differ, and about parts of the base's folder that are not written.
+
+    Raises:
+        MergeError: The tokenizers of the parents differ. The errors of `apply` are raised too.
     """
     out = check_folder(out, force=force, inputs=inputs_of(merged, base))
     agreement = compare_tokenizers(parents, base)

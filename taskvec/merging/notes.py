@@ -1,4 +1,4 @@
-"""Sentences about what a merge was asked for and what has no effect on its vectors, or an unexpected one."""
+"""Notes on a merge: sentences about settings that have no effect on its vectors, or an unexpected one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from ..vectors.vector import TaskVector
 from .methods.dialects import Dialect
 from .settings import Depth, Setting, has_gradient
 
-# one number a tensor, by name
+# tensor name -> number
 _ByTensor = Mapping[str, float]
 
 
 def notes_on(
     vectors: Sequence[TaskVector], settings: Iterable[Setting], depth: Depth, base: Checkpoint | None
 ) -> list[str]:
-    """Of the vectors of a merge and the layers over which gradients among its settings are read."""
-    return [*_given_twice(vectors), *_assumed_layers(vectors, settings, depth, base)]
+    """Notes on repeated vectors, and on the layers over which gradients are read.
+
+    Args:
+        vectors: The vectors to merge.
+        settings: All weights, densities and λ.
+        depth: The depth of each tensor, with the number of layers.
+        base: The base, or None if it is not available.
+    """
+    return [*_repeated(vectors), *_assumed_layers(vectors, settings, depth, base)]
 
 
-def _given_twice(vectors: Sequence[TaskVector]) -> list[str]:
-    """Of vectors that are one and the same."""
+def _repeated(vectors: Sequence[TaskVector]) -> list[str]:
+    """Notes on vectors that are given more than once."""
     names: dict[str, str] = {}
     notes = []
     for vector in vectors:
@@ -43,7 +50,7 @@ def _given_twice(vectors: Sequence[TaskVector]) -> list[str]:
 
 
 def _identity(vector: TaskVector) -> str | None:
-    """What tells a vector from others; None for one that was not stored yet and comes from no checkpoint."""
+    """What identifies a vector; None if it was neither stored nor made from a checkpoint."""
     if vector.header.tuned is not None:
         return vector.header.tuned.fingerprint
     return vector.digest if vector.specs and vector.is_stored else None
@@ -52,17 +59,23 @@ def _identity(vector: TaskVector) -> str | None:
 def _assumed_layers(
     vectors: Sequence[TaskVector], settings: Iterable[Setting], depth: Depth, base: Checkpoint | None
 ) -> list[str]:
-    """Of the layers that gradients are read over, where only the tensors of the vectors tell them."""
+    """A note on the number of layers, if it is known from the tensors of the vectors only."""
     if base is not None or not any(map(has_gradient, settings)):
         return []
     known = {stack for vector in vectors for stack in recorded(vector.provenance)}
-    told = {stack for vector in vectors for stack in counted(vector.specs)}
-    assumed = ", ".join(f"{stack} {depth.layers[stack]}" for stack in sorted(told - known))
+    present = {stack for vector in vectors for stack in counted(vector.specs)}
+    assumed = ", ".join(f"{stack} {depth.layers[stack]}" for stack in sorted(present - known))
     return [f"gradients are read over the layers that the vectors hold ({assumed})"] if assumed else []
 
 
 def untrimmed(vectors: Sequence[TaskVector], densities: Sequence[_ByTensor], dialect: Dialect) -> list[str]:
-    """Of densities that trim nothing from vectors which are sparser than that."""
+    """Notes on densities that trim nothing, because the vector is already sparser.
+
+    Args:
+        vectors: The vectors to merge.
+        densities: One mapping per vector: tensor name -> density.
+        dialect: The conventions of the merge.
+    """
     found = []
     for vector, shares in zip(vectors, densities, strict=True):
         asked = sorted({shares[name] for name in vector.specs})
@@ -70,30 +83,46 @@ def untrimmed(vectors: Sequence[TaskVector], densities: Sequence[_ByTensor], dia
             continue
         specs = vector.specs.values()
         own = sum(spec.entries for spec in specs)
-        said = f"{asked[0]:g}" if len(asked) == 1 else f"{asked[0]:g} to {asked[-1]:g}"
+        text = f"{asked[0]:g}" if len(asked) == 1 else f"{asked[0]:g} to {asked[-1]:g}"
         if dialect.whole_vector:
             idle = dialect.entries(asked[0], vector.eligible) >= own
         else:
             idle = all(dialect.entries(shares[spec.name], spec.size) >= spec.entries for spec in specs)
         if idle:
             share = own / vector.eligible if vector.eligible else 0.0
-            found.append(f"density {said} trims nothing from {vector.name}, whose own density is {share:.2%}")
+            found.append(f"density {text} trims nothing from {vector.name}, whose own density is {share:.2%}")
     return found
 
 
 def divided_out(
     vectors: Sequence[TaskVector], weights: Sequence[_ByTensor], specs: Mapping[str, TensorSpec], progress: Progress
 ) -> list[str]:
-    """Of weights that normalizing by weight divides out again."""
+    """A note on weights that have no effect, because normalizing by weight cancels them.
+
+    Args:
+        vectors: The vectors to merge.
+        weights: One mapping per vector: tensor name -> weight.
+        specs: Tensor name -> spec of the result.
+        progress: Called while masks are compared.
+    """
     if all(weight == 1 for shares in weights for weight in shares.values()):
         return []
     if first_meeting(vectors, specs, progress) is not None:
         return []
-    return ["no two masks share a position, so normalizing divides every weight out again: they have no effect"]
+    return ["no two masks share a position, so normalizing by weight cancels the weights: they have no effect"]
 
 
 def first_meeting(vectors: Sequence[TaskVector], specs: Mapping[str, TensorSpec], progress: Progress) -> str | None:
-    """The first tensor in which two masks share a position, or None."""
+    """Find the first tensor in which two masks share a position.
+
+    Args:
+        vectors: The vectors to compare.
+        specs: The tensors to compare, by name.
+        progress: Called while masks are compared.
+
+    Returns:
+        The name of the tensor, or None if all masks are disjoint.
+    """
     for done, name in enumerate(specs):
         progress("comparing masks", done, len(specs), name)
         for tensors in ranges(vectors, name):

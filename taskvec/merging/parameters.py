@@ -1,4 +1,4 @@
-"""The parameters of a merge file: read as mergekit reads them, checked where they stand."""
+"""Parameters of a merge file, parsed as mergekit parses them and checked for the place where they are given."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..errors import UsageError
 from .registry import AUTO, METHODS, method_of
 from .settings import Rule, Setting, number_of, numbers_of
 
-SETTINGS = ("weight", "density", "lambda")  # may differ from tensor to tensor, whatever the method
-# of pydantic, by which mergekit reads them
+SETTINGS = ("weight", "density", "lambda")  # may differ between tensors, for every method
+# the spellings that pydantic accepts, with which mergekit parses merge files
 _TRUE = (True, 1, "1", "on", "t", "true", "y", "yes")
 _FALSE = (False, 0, "0", "off", "f", "false", "n", "no")
 
 
 def names_for_all() -> list[str]:
-    """The parameters that may stand under the whole document: those of every method, and one without effect here."""
+    """The parameters that may be given for all models: those of every method, and int8_mask, which has no effect."""
     return list(dict.fromkeys([*SETTINGS, "int8_mask", *(name for each in METHODS.values() for name in each.options)]))
 
 
 def names_for_a_model() -> list[str]:
-    """Those that may stand under a model: settings, and options that are numbers with a fraction."""
+    """The parameters that may be given for one model: weight, density and options of type float."""
     numbers = [name for each in METHODS.values() for name, option in each.options.items() if option.kind is float]
     return list(dict.fromkeys(["weight", "density", *numbers]))
 
@@ -33,27 +33,27 @@ def names_for_a_model() -> list[str]:
 def parameters_of(
     document: Any, named: str, method: str, known: Sequence[str], owner: str, notes: list[str]
 ) -> dict[str, Any]:
-    """The parameters of all models, or of one, that have an effect.
+    """Read the parameters of all models, or of one, and keep those that have an effect.
 
     Args:
-        document: What stands in the file; None for nothing.
-        named: The method as the file calls it.
-        method: The same as it is called here.
-        known: The names that may stand there.
-        owner: What to put before errors and notes: "model NAME: ", or nothing.
-        notes: Receives a sentence for each parameter that has no effect.
+        document: The value in the file. None if it is absent.
+        named: The name of the method in the file.
+        method: The name of the same method in taskvec.
+        known: The names that are allowed in this place.
+        owner: The prefix of errors and notes: "model NAME: " or "".
+        notes: A sentence is appended for each parameter that has no effect.
 
     Returns:
-        Name -> a Setting for those of SETTINGS and for options that are numbers with a fraction; a truth value for
-        rescale and for options that are true or false; others as they are.
+        Name -> value: a Setting for SETTINGS and for options of type float, a bool for rescale and for options of type
+        bool. Other values are unchanged.
 
     Raises:
-        UsageError: A value is none that the parameter can have, or a parameter of all models stands at one.
+        UsageError: The parameter does not accept the value, or a parameter of all models is given for one model.
     """
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise UsageError(f"{owner}parameters are names and values, found {shown(document)}")
+        raise UsageError(f"{owner}parameters must be names and values, found {shown(document)}")
     found = {}
     for name, value in document.items():
         if name not in known and name in names_for_all():
@@ -70,12 +70,15 @@ def _reader(name: str, method: str) -> Callable[[Any, str], Any]:
     kind = None if option is None else option.kind
     if name in SETTINGS or kind is float:
         return _setting
-    # a choice here, and a truth value in mergekit
-    return _truth if name in ("normalize", "rescale") or kind is bool else _as_it_is
+    # rescale is a choice in taskvec and a boolean in mergekit
+    return _boolean if name in ("normalize", "rescale") or kind is bool else _unchanged
 
 
 def _has_effect(name: str, method: str) -> bool:
-    """Whether a parameter changes what a method does. It chooses the method `auto`, which then refuses them itself."""
+    """Whether a parameter has an effect on a method.
+
+    For `auto` every parameter counts as having one, so that `merge` refuses options instead of ignoring them.
+    """
     if name == "int8_mask":
         return False
     if method == "average":
@@ -87,7 +90,7 @@ def _has_effect(name: str, method: str) -> bool:
 
 
 def _setting(value: Any, what: str) -> Setting:
-    """A number, a list of numbers, {value, filter} or a list of those."""
+    """Parse a number, a list of numbers, {value, filter} or a list of those."""
     setting: Setting
     if isinstance(value, dict):
         value = [value]
@@ -103,17 +106,17 @@ def _setting(value: Any, what: str) -> Setting:
 
 def _rule(value: Any, what: str) -> Rule:
     if not isinstance(value, dict) or "value" not in value or set(value) - {"value", "filter"}:
-        raise UsageError(f"{what}: a rule is {{filter: NAME, value: NUMBER}}, found {shown(value)}")
+        raise UsageError(f"{what}: a rule must be {{filter: NAME, value: NUMBER}}, found {shown(value)}")
     name = value.get("filter")
     if name is not None and not isinstance(name, str):
-        raise UsageError(f"{what}: the filter of a rule is text, found {shown(name)}")
+        raise UsageError(f"{what}: the filter of a rule must be text, found {shown(name)}")
     inner = value["value"]
     numbers = [_number(each, what) for each in inner] if isinstance(inner, list) else _number(inner, what)
     return Rule(numbers, name)
 
 
 def _number(value: Any, what: str) -> float:
-    # YAML reads 1e-3 as text
+    # YAML 1.1 parses 1e-3 as a string
     if isinstance(value, str):
         with suppress(ValueError):
             value = float(value)
@@ -122,7 +125,7 @@ def _number(value: Any, what: str) -> float:
     return number_of(value, what)
 
 
-def _truth(value: Any, what: str) -> bool:
+def _boolean(value: Any, what: str) -> bool:
     value = value.lower() if isinstance(value, str) else value
     if isinstance(value, (bool, int, float, str)):
         if value in _TRUE:
@@ -132,5 +135,5 @@ def _truth(value: Any, what: str) -> bool:
     raise UsageError(f"{what}: expected true or false for all tensors, found {shown(value)}")
 
 
-def _as_it_is(value: Any, what: str) -> Any:
+def _unchanged(value: Any, what: str) -> Any:
     return value

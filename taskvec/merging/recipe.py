@@ -1,6 +1,6 @@
-"""mergekit's merge files (https://github.com/arcee-ai/mergekit), for the methods that both have.
+"""Merge files of mergekit (https://github.com/arcee-ai/mergekit), for the methods that taskvec implements too.
 
-A model is a `.lota` file, or a checkpoint whose difference from the base is taken on the fly.
+A model in a merge file is a `.lota` file, or a checkpoint whose difference from the base is computed when it is read.
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ from .parameters import SETTINGS, names_for_a_model, names_for_all, parameters_o
 from .registry import AUTO, method_of
 from .settings import Rule, Setting, described
 
-# what mergekit calls otherwise: its linear averages whole models, its task_arithmetic adds up what they changed
+# mergekit's name -> taskvec's: mergekit's linear averages whole models, its task_arithmetic adds weighted differences
 _METHODS = {"task_arithmetic": "linear", "linear": "average"}
 _KEYS = ("models", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer")
-# parts of models, which mergekit puts together
+# mergekit assembles a model from such parts; taskvec merges whole models only
 _REFUSED = ("slices", "modules")
 
 
 @dataclass(frozen=True)
 class Model:
-    """reference: a `.lota` file, a model folder or a Hub id. parameters: its own settings."""
+    """One model of a merge file.
+
+    Attributes:
+        reference: A `.lota` file, a model folder or a Hub id.
+        parameters: The parameters of this model alone.
+    """
 
     reference: str
     parameters: Mapping[str, Any]
@@ -48,11 +53,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a merge file asks for.
+    """A merge file that was read and checked.
 
-    path: of the file, for errors. method: by its name here. models: in their order. base: a reference, or None.
-    dtype: of the resulting model, or None for the base's, or for the widest of several. within: the dtype in which
-    mergekit computes. parameters: those that hold for all models. notes: sentences about keys that have no effect.
+    Attributes:
+        path: The merge file, named in errors.
+        method: The merge method, under its name in taskvec.
+        models: The models, in the order of the file.
+        base: A reference to the base, or None.
+        dtype: The dtype of the resulting model. None means the base's, or the widest of several models.
+        within: The dtype in which mergekit computes, or None.
+        parameters: The parameters that apply to all models.
+        notes: Sentences about keys that have no effect.
     """
 
     path: Path
@@ -66,34 +77,63 @@ class Recipe:
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
-        """Read a file. Raises UsageError, naming it, where it is missing or asks for what cannot be done."""
+        """Read a merge file.
+
+        Args:
+            path: The merge file.
+
+        Raises:
+            UsageError: The file is missing, or it asks for something that is not supported. The error names the file.
+        """
         with _naming(path):
             return _recipe(path, read_document(path))
 
     @property
     def start(self) -> str | None:
-        """What the result is relative to: base_model; or, where models are averaged without one, the first of them."""
+        """The reference that the result is relative to, or None.
+
+        It is base_model. If models are averaged without a base_model, it is the first of them that is a checkpoint.
+        """
         if self.base is not None or self.method != "average":
             return self.base
         return next((model.reference for model in self.models if not model.reference.endswith(".lota")), None)
 
     def open_base(self) -> Checkpoint | None:
-        """The checkpoint that `start` names, where there is one. Raises the errors of `open_checkpoint`."""
+        """Open the checkpoint that `start` names.
+
+        Returns:
+            The checkpoint, or None if `start` is None.
+
+        Raises:
+            UsageError: As in `open_checkpoint`, whose other errors are raised too.
+        """
         with _naming(self.path):
             return None if self.start is None else open_checkpoint(self.start)
 
     def vectors(self, base: Checkpoint | None = None, progress: Progress = silent) -> list[TaskVector]:
-        """What is merged, in order. base: what `open_base` gave. Raises the errors of `diff` and of opening files."""
+        """Open or compute the vectors to merge.
+
+        Args:
+            base: The result of `open_base`.
+            progress: Called while checkpoints are compared with the base.
+
+        Returns:
+            One vector per model, in order.
+
+        Raises:
+            UsageError: There is nothing to merge, or a checkpoint has no base. The errors of `diff` and of opening
+                files are raised too.
+        """
         with _naming(self.path):
             if not self._merged:
-                raise UsageError("nothing to merge: 'models' lists none but base_model")
+                raise UsageError("nothing to merge: 'models' lists only base_model")
             return [self._vector(model, base, progress) for model in self._merged]
 
     @property
     def _merged(self) -> list[Model]:
         if self.method != "average":
             return [model for model in self.models if model.reference != self.base]
-        # for mergekit the base is one of the models that are averaged, by the weight of all models if it has none
+        # mergekit averages the base too if it is listed, or if `parameters` give a weight to all models
         listed = self.base is None or any(model.reference == self.base for model in self.models)
         joins = not listed and "weight" in self.parameters
         return [*self.models, Model(self.base, {})] if joins and self.base else list(self.models)
@@ -105,16 +145,21 @@ class Recipe:
         base: Checkpoint | None = None,
         dtype: str | None = None,
     ) -> TaskVector:
-        """Merge what `vectors` gave.
+        """Merge the vectors of the recipe.
 
         Args:
-            vectors: What `vectors` gave.
+            vectors: The result of `vectors`.
             progress: Called while masks are compared.
-            base: What `open_base` gave. Gradients are read over its layers, and whole models are averaged.
-            dtype: In which dtype a model folder is going to be written; None for a `.lota` file and for the base's.
+            base: The result of `open_base`. Gradients are read over its layers, and whole models are averaged relative
+                to it.
+            dtype: The dtype of the model folder that will be written. None for a `.lota` file, or to keep the base's
+                dtypes.
+
+        Returns:
+            The merged vector. Its provenance contains the notes of the recipe.
 
         Raises:
-            UsageError: The settings cannot be meant; the other errors of `merge`.
+            UsageError: The parameters are inconsistent. The other errors of `merge` are raised too.
         """
         found = [self._of(model, "weight") for model in self._merged]
         weights = [1.0 if weight is None else weight for weight in found]
@@ -128,7 +173,7 @@ class Recipe:
         return merged
 
     def notes_on_file(self) -> list[str]:
-        """Sentences about what is asked for and has no effect on a `.lota` file."""
+        """Sentences about parts of the recipe that have no effect on a `.lota` file."""
         dtype = [f"dtype {self.dtype} has no effect on a .lota file: a model folder is written in it"]
         start = [f"the file is relative to {self.start}, the first of the models"] if self.start else []
         return [*(dtype if self.dtype else []), *(start if self.base is None else [])]
@@ -152,30 +197,33 @@ class Recipe:
             self.method,
             weights,
             progress,
-            density=[_else_one(each) for each in density] if asked or self._prunes else None,
-            lam=_else_one(self.parameters.get("lambda")),
+            density=[_or_one(each) for each in density] if asked or self._prunes else None,
+            lam=_or_one(self.parameters.get("lambda")),
             base=base,
             **options,
         )
 
     def _shared(self, option: Option) -> float:
-        """An option of the method, a number. Raises UsageError if it is a rule, or differs between models."""
+        """The value of a numeric option of the method.
+
+        Raises UsageError if it is a rule or a gradient, or if it differs between models.
+        """
         found = [self._of(model, option.name) for model in self._merged]
         numbers = [option.default if number is None else number for number in found]
         for model, number in zip(self._merged, numbers, strict=True):
             if not isinstance(number, float) or number != numbers[0]:
                 raise UsageError(
                     f"{option.name} must be one number for all models, found {shown(described(number))} for "
-                    f"{model.reference} (it is {option.default:g} where it is left out)"
+                    f"{model.reference} (the default is {option.default:g})"
                 )
-        return float(numbers[0])  # type: ignore[arg-type]  # as has just been checked
+        return float(numbers[0])  # type: ignore[arg-type]  # checked above
 
     @property
     def _prunes(self) -> bool:
         return self.method != AUTO and method_of(self.method).prune is not None
 
     def _of(self, model: Model, name: str) -> Setting | None:
-        """A model's setting; where its rules do not fit, that of all models."""
+        """A parameter of a model. If it consists of rules, those of all models are appended."""
         own, shared = model.parameters.get(name), self.parameters.get(name)
         if own is None or shared is None:
             return shared if own is None else own
@@ -186,7 +234,7 @@ class Recipe:
         if model.reference.endswith(".lota"):
             return TaskVector.open(model.reference)
         if base is None:
-            raise UsageError(f"{model.reference} is a checkpoint: base_model must say what it was tuned from")
+            raise UsageError(f"{model.reference} is a checkpoint: base_model must name its base")
         if model.reference == self.start:
             identity = Identity(base.name, base.fingerprint)
             return TaskVector(Header("vector", identity, None, tensors=()), [], Memory({}, {}), base.name)
@@ -195,7 +243,7 @@ class Recipe:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Within the block a UsageError names the file."""
+    """Prefix the message of a UsageError with the path of the merge file."""
     try:
         yield
     except UsageError as error:
@@ -210,18 +258,18 @@ def _recipe(path: Path, document: Any) -> Recipe:
             raise UsageError(f"{key!r} is not supported: models are merged whole, under 'models'")
     named = document.get("merge_method")
     if not isinstance(named, str):
-        raise UsageError(f"merge_method names a method, found {shown(named)}")
+        raise UsageError(f"merge_method must be the name of a method, found {shown(named)}")
     method = _METHODS.get(named, named)
     _check_method(method)
-    _base_tokenizer(document)
-    notes = [f"the key {printable(key, 80)} has no effect" for key in _others(document, _KEYS, "", "the document")]
+    _check_tokenizer(document)
+    notes = [f"the key {printable(key, 80)} has no effect" for key in _unknown(document, _KEYS, "", "the document")]
     parameters = parameters_of(document.get("parameters"), named, method, names_for_all(), "", notes)
     models = document.get("models")
     if not isinstance(models, list) or not models:
         raise UsageError("'models' must be a list of models")
     base = document.get("base_model")
     if base is not None and not _is_reference(base):
-        raise UsageError(f"base_model is a path or a Hub id, found {shown(base)}")
+        raise UsageError(f"base_model must be a path or a Hub id, found {shown(base)}")
     if method == "average" and parameters.pop("normalize", True) is False:
         raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
     within, out = (_dtype(document, key) for key in ("dtype", "out_dtype"))
@@ -239,22 +287,25 @@ def _check_method(method: str) -> None:
 
 def _model(entry: Any, named: str, method: str, notes: list[str]) -> Model:
     if not isinstance(entry, dict) or not _is_reference(entry.get("model")):
-        raise UsageError(f"a model is {{model: PATH, parameters: …}}, found {shown(entry)}")
+        raise UsageError(f"a model must be {{model: PATH, parameters: …}}, found {shown(entry)}")
     reference = entry["model"]
     owner = f"model {printable(reference, 80)}"
-    keys = _others(entry, ("model", "parameters"), f" of {owner}", owner)
+    keys = _unknown(entry, ("model", "parameters"), f" of {owner}", owner)
     notes += [f"{owner}: the key {printable(key, 80)} has no effect" for key in keys]
     found = parameters_of(entry.get("parameters"), named, method, names_for_a_model(), f"{owner}: ", notes)
     return Model(reference, found)
 
 
 def _is_reference(value: Any) -> bool:
-    """Whether a value may be a path or a Hub id: a line of text."""
+    """Whether a value can be a path or a Hub id: one line of printable text."""
     return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 1024
 
 
-def _others(document: Mapping[str, Any], known: Sequence[str], of: str, where: str) -> list[str]:
-    """The keys that mergekit passes over. Raises UsageError for a setting that is not among the parameters."""
+def _unknown(document: Mapping[str, Any], known: Sequence[str], of: str, where: str) -> list[str]:
+    """The keys that are not known, which mergekit ignores.
+
+    Raises UsageError for a parameter that is not under `parameters`.
+    """
     others = [key for key in document if key not in known]
     for key in others:
         if key in names_for_all():
@@ -271,7 +322,7 @@ def _dtype(document: Mapping[str, Any], key: str) -> str | None:
     return value.removeprefix("torch.")
 
 
-def _base_tokenizer(document: Mapping[str, Any]) -> None:
+def _check_tokenizer(document: Mapping[str, Any]) -> None:
     tokenizer = document.get("tokenizer") or {}
     source = tokenizer.get("source", "base") if isinstance(tokenizer, dict) else tokenizer
     more = set(tokenizer) - {"source"} if isinstance(tokenizer, dict) else set()
@@ -280,14 +331,14 @@ def _base_tokenizer(document: Mapping[str, Any]) -> None:
 
 
 def _rules(setting: Setting) -> list[Rule] | None:
-    """The rules that a setting is, or None for a number or a gradient."""
+    """The rules of a setting, or None for a number or a gradient."""
     if not isinstance(setting, Sequence):
         return None
     rules = [each for each in setting if isinstance(each, Rule)]
     return rules or None
 
 
-def _else_one(setting: Setting | None) -> Setting:
-    """A setting, or where there is none, for all tensors or for some, 1: mergekit's default."""
+def _or_one(setting: Setting | None) -> Setting:
+    """The setting, with mergekit's default of 1 for all tensors that it gives no value."""
     rules = None if setting is None else _rules(setting)
     return [*rules, Rule(1.0)] if rules else 1.0 if setting is None else setting

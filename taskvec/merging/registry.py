@@ -1,4 +1,4 @@
-"""The merge methods by name: a row each, made of a step that prunes every vector and a function that combines them."""
+"""The registry of merge methods: a function that combines vectors and, optionally, one that prunes them first."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ Combine: TypeAlias = Callable[..., SparseTensor]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to merge.
+    """A merge method.
 
-    name: as on the command line. combine: Aligned entries of one range of a tensor in, its merged entries out; its
-    keyword arguments are the method's options. summary: one line for people. source: where it is published.
-    prune: the step before it, whose keyword arguments are options too. density: that of the step where none is asked
-        for; None where it must be.
-    fixed: options that are this method's own and cannot be chosen. dialects: dialect -> option -> default in it.
-    whole: whether `combine` needs whole tensors rather than ranges of them.
+    Attributes:
+        name: The name, as on the command line.
+        combine: A function from the aligned entries of one range of a tensor (`Aligned`) to the merged entries. Its
+            keyword-only arguments are options of the method.
+        summary: One line that describes the method.
+        source: The URL of its publication.
+        prune: A function that selects the entries to keep of each vector before they are combined, or None. Its
+            keyword-only arguments are options too.
+        density: The density of the pruning step if none is given. None if a density is required.
+        rescale: The default of the option `rescale`. None takes the dialect's.
+        fixed: Options that have a fixed value in this method and cannot be given.
+        dialects: Dialect -> option -> its default in this dialect.
+        whole: Whether `combine` needs whole tensors instead of ranges.
     """
 
     name: str
@@ -47,7 +54,7 @@ class Method:
 
     @property
     def options(self) -> dict[str, Option]:
-        """Every option that can be chosen, by name; the density is none of them."""
+        """All options that can be given, by name. The density is not one of them."""
         found = options_of(self.combine)
         if self.prune:
             found |= options_of(pruning_options) | options_of(self.prune)
@@ -66,7 +73,7 @@ METHODS: dict[str, Method] = {
             "https://arxiv.org/abs/2203.05482",
             fixed={"normalize": True},
         ),
-        Method("disjoint", disjoint, "union of masks that do not meet", "https://arxiv.org/abs/2406.16797"),
+        Method("disjoint", disjoint, "union of disjoint masks", "https://arxiv.org/abs/2406.16797"),
         Method(
             "ties",
             ties,
@@ -124,19 +131,29 @@ Function = TypeVar("Function", bound=Combine)
 def merge_method(
     name: str, *, source: str = "", summary: str = "", whole_tensors: bool = False
 ) -> Callable[[Function], Function]:
-    """Register a function as a merge method; a decorator.
+    """Register a function as a merge method. Used as a decorator.
 
-    The function takes the vectors of one range of a tensor, side by side (`Aligned`), and returns `vectors.result(…)`;
-    its keyword-only arguments are the method's options, all with defaults. Several threads or processes call it.
-    whole_tensors: give it whole tensors, not ranges; more memory, but it can look at all of one.
-    A package makes its methods known to the command line by an entry point of the group "taskvec.merge_methods", whose
-    name is the method's and whose object is the decorated function.
-    Raises UsageError for a name that is taken.
+    The function takes the vectors of one range of a tensor (`Aligned`) and returns `vectors.result(…)`. Its
+    keyword-only arguments are the options of the method and must have defaults. It is called from several threads or
+    processes. A package makes its methods available to the command line with an entry point of the group
+    "taskvec.merge_methods", whose name is the name of the method and whose object is the decorated function.
+
+    Args:
+        name: The name of the method.
+        source: The URL of its publication.
+        summary: One line that describes the method.
+        whole_tensors: Whether to pass whole tensors instead of ranges. This takes more memory.
+
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        UsageError: The name is already registered, when the decorator is applied.
     """
 
     def register(function: Function) -> Function:
         if name in METHODS or name == AUTO:
-            raise UsageError(f"there is a merge method {name!r} already")
+            raise UsageError(f"a merge method {name!r} is already registered")
         METHODS[name] = Method(name, function, summary, source, whole=whole_tensors)
         return function
 
@@ -147,12 +164,19 @@ AUTO = "auto"
 
 
 def method_of(name: str) -> Method:
-    """The method of that name, from an installed package if need be. Raises UsageError where there is none."""
+    """Look up a merge method, and load it from an installed package if necessary.
+
+    Args:
+        name: The name of the method.
+
+    Raises:
+        UsageError: There is no such method.
+    """
     if name not in METHODS:
-        from importlib.metadata import entry_points  # slow to import, and seldom needed
+        from importlib.metadata import entry_points  # slow to import and rarely needed
 
         for point in entry_points(group=ENTRY_POINTS, name=name):
             point.load()
     if name not in METHODS:
-        raise UsageError(f"no merge method {name!r:.80}; there are {', '.join([AUTO, *METHODS])}")
+        raise UsageError(f"no merge method {name!r:.80}; the methods are {', '.join([AUTO, *METHODS])}")
     return METHODS[name]

@@ -1,4 +1,4 @@
-"""Numbers that may differ from tensor to tensor: by layer, by name. The rules are mergekit's.
+"""Settings: numbers that may depend on the layer and on the name of a tensor, with mergekit's rules.
 
 https://github.com/arcee-ai/mergekit/blob/main/README.md#parameter-specification
 """
@@ -23,26 +23,39 @@ Gradient: TypeAlias = Sequence[float]
 
 @dataclass(frozen=True)
 class Rule:
-    """A value for the tensors whose name contains `filter`; None or "*" is all of them."""
+    """A value for the tensors whose name contains a string.
+
+    Attributes:
+        value: A number, or a gradient over the layers.
+        filter: The string. None and "*" match all tensors.
+    """
 
     value: float | Gradient
     filter: str | None = None
 
 
-# one number; a gradient over the layers; or rules, of which the first that fits counts
+# a number, a gradient over the layers, or rules, of which the first that matches applies
 Setting: TypeAlias = float | Gradient | Sequence[Rule]
 
 
 class Depth:
-    """How deep each tensor lies in its model, in [0, 1]: where gradients are read.
+    """The depth of each tensor in its model, in [0, 1], at which gradients are read.
 
-    Layer i of the n layers of a stack (`taskvec.layers`) lies at i / (n − 1), or at 1 where there is only one. Tensors
-    outside of layers, such as embeddings, final norms and heads, lie at 0.
-    Source: mergekit's planner, which gives t = 0 to all tensors that are in no layer.
+    Layer i of a stack of n layers (`taskvec.vectors.layers`) has depth i / (n − 1), or 1 if n is 1. Tensors outside of
+    layers, such as embeddings, final norms and heads, have depth 0.
+    Source: mergekit's planner, which sets t = 0 for all tensors outside of layers.
+
+    Attributes:
+        layers: Stack -> number of its layers.
     """
 
     def __init__(self, names: Iterable[str], layers: Mapping[str, int] | None = None) -> None:
-        """Take the layers from the names of tensors, and from `layers`, stack -> number, where that is larger."""
+        """Count the layers.
+
+        Args:
+            names: The names of tensors, from which layers are counted.
+            layers: Stack -> number of its layers, used if it is larger than the count.
+        """
         self.layers = most([counted(names), layers or {}])
 
     def __call__(self, name: str) -> float:
@@ -55,9 +68,15 @@ class Depth:
 
 
 def resolve(setting: Setting, name: str, depth: float) -> float | None:
-    """The number that holds for a tensor; None where no rule fits its name.
+    """The number that a setting gives to one tensor.
 
-    A gradient of m numbers is read by linear interpolation at depth · (m − 1).
+    Args:
+        setting: A number, a gradient or rules. The first rule that matches applies.
+        name: The name of the tensor.
+        depth: The depth of the tensor, in [0, 1]. A gradient of m numbers is interpolated linearly at depth · (m − 1).
+
+    Returns:
+        The number, or None if no rule matches.
     """
     if not isinstance(setting, Sequence):
         return float(setting)
@@ -77,7 +96,7 @@ def _interpolated(values: Sequence[float], depth: float) -> float:
 
 
 def has_gradient(setting: object) -> bool:
-    """Whether a setting may differ from layer to layer."""
+    """Whether a setting may differ between layers."""
     if isinstance(setting, Rule):
         return has_gradient(setting.value)
     if not isinstance(setting, Sequence):
@@ -88,34 +107,38 @@ def has_gradient(setting: object) -> bool:
 
 
 def numbers_of(setting: object, what: str = "setting") -> list[float]:
-    """Every number in a setting.
+    """All numbers in a setting.
 
     Args:
         setting: A number, a gradient or rules.
         what: The name of the setting, for errors.
 
     Raises:
-        UsageError: It is none of these, or holds a number that is not finite.
+        UsageError: It is none of these, or it contains a number that is not finite.
     """
     if isinstance(setting, Rule):
         if not isinstance(setting.filter, str | None):
-            raise UsageError(f"{what}: the filter of a rule is text, found {shown(setting.filter)}")
+            raise UsageError(f"{what}: the filter of a rule must be text, found {shown(setting.filter)}")
         return numbers_of(setting.value, what)
     if isinstance(setting, Sequence) and not isinstance(setting, str):
         kinds = {isinstance(each, Rule) for each in setting}
         if len(kinds) != 1 or any(isinstance(each, Sequence) for each in setting):
             raise UsageError(
-                f"{what}: a setting is a number, a list of numbers or a list of rules, found {shown(setting)}"
+                f"{what}: a setting must be a number, a list of numbers or a list of rules, found {shown(setting)}"
             )
         return [number for each in setting for number in numbers_of(each, what)]
     return [number_of(setting, what)]
 
 
 def number_of(value: object, what: str) -> float:
-    """A finite number as a float: Python's and numpy's numbers, fractions and decimals, but no truth values.
+    """Convert a finite number to float.
+
+    Args:
+        value: A number of Python or numpy, a fraction or a decimal. Booleans are refused.
+        what: The name of the value, for errors.
 
     Raises:
-        UsageError: It is something else, or too large for a float.
+        UsageError: The value is not a number, not finite, or too large for a float.
     """
     if not isinstance(value, (bool, np.bool_)):
         with suppress(UsageError):
@@ -126,10 +149,10 @@ def number_of(value: object, what: str) -> float:
 
 
 def described(setting: object) -> Any:
-    """A setting as JSON."""
+    """Convert a setting to JSON values."""
     if isinstance(setting, Rule):
         return {"filter": setting.filter, "value": described(setting.value)}
     if isinstance(setting, Sequence):
         return [described(each) for each in setting]
-    # numbers of numpy are not JSON, those of Python stay as they were given
+    # numbers of numpy cannot be written as JSON; numbers of Python are unchanged
     return setting if isinstance(setting, int) or type(setting) is float else number_of(setting, "setting")

@@ -1,6 +1,7 @@
-"""The tokenizers of vectors that are to be merged: whether a token is the same number in all of them.
+"""Comparison of the tokenizers of vectors before a merge: every token must have the same number in all of them.
 
-Where it is not, one row of the embeddings stands for two tokens, and their sum for neither.
+If a token has different numbers, one row of the embeddings represents two tokens, and the sum of two such rows
+represents neither.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ from ..errors import MergeError, TokenizerError
 from ..vectors.vector import TaskVector
 
 FAST, WORDS, LINES, ADDED, MERGES = "tokenizer.json", "vocab.json", "vocab.txt", "added_tokens.json", "merges.txt"
-# SentencePiece's own: only their bytes can be compared
+# models of SentencePiece, which are compared by their bytes only
 OPAQUE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-# (any of these, what belongs to it), the most telling first
+# (names of a tokenizer's main file, names of the files that complete it), in order of preference
 _KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((FAST,), ()),
     ((WORDS,), (MERGES, ADDED)),
     ((LINES,), (ADDED,)),
     (OPAQUE, (ADDED,)),
 )
-# where vectors differ in one of these, it is said
+# files for which a difference between vectors gives a note
 _NOTED = (FAST, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 _IN_BASE = "in base"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the vectors of a merge have in common beside their weights.
+    """What the vectors of a merge have in common besides their weights.
 
-    carried: the files that all of them changed alike, by name; an index of shards is never among them.
-    notes: a sentence for each tokenizer, template or generation config in which they differ, and for what could not be
-        compared.
+    Attributes:
+        carried: The files that all vectors changed in the same way, sorted by name. The index of the shards is never
+            included.
+        notes: One sentence for each tokenizer, template or generation config in which vectors differ, and for each pair
+            of tokenizers that could not be compared.
     """
 
     carried: list[SideFile]
@@ -48,21 +51,38 @@ class Agreement:
 
 
 def vocabulary(files: Mapping[str, bytes]) -> Mapping[str, int] | None:
-    """Token -> number, from the files of a tokenizer, name -> content; None where they do not tell.
+    """The vocabulary of a tokenizer.
 
-    From tokenizer.json, else from vocab.json or vocab.txt, with added_tokens.json.
-    Raises TokenizerError for a file that is not what its name says.
+    It is read from tokenizer.json, or from vocab.json or vocab.txt if that is missing, with added_tokens.json.
+
+    Args:
+        files: File name -> content.
+
+    Returns:
+        Token -> number, or None if the files do not contain a vocabulary that can be read.
+
+    Raises:
+        TokenizerError: A file does not have the expected content.
     """
     return _parse(files)[0]
 
 
 def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = None) -> Agreement:
-    """Compare the tokenizers of vectors with one another, and with that of the base where it is at hand and stays.
+    """Compare the tokenizers of vectors with one another, and with that of the base if it will be written.
 
-    Files may differ in their bytes as long as tokens, numbers and merges are the same. A vector that lists no files of
-    its own has the base's; a checkpoint without a tokenizer agrees with any.
-    Raises MergeError, naming the two owners and the first difference, and TokenizerError, naming the owner, for a file
-    that is not what its name says.
+    Files may differ in their bytes as long as the tokens, their numbers and the merges are the same. A vector that
+    lists no files of its own has the base's. A checkpoint without a tokenizer agrees with any.
+
+    Args:
+        vectors: The vectors to merge.
+        base: Their base, or None if it is not available.
+
+    Returns:
+        The common files, and notes on differences.
+
+    Raises:
+        MergeError: Two tokenizers differ. The error names their owners and the first difference.
+        TokenizerError: A file does not have the expected content. The error names its owner.
     """
     listed = [vector.source.files() for vector in vectors]
     in_base = None if base is None or not base.path.is_dir() else _read(base, listed)
@@ -70,7 +90,7 @@ def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = 
     names = {name for owner in owners for name in owner.tokenizer}
     alike = all(len({_state(files, name, in_base) for files in listed}) == 1 for name in names)
     if base is not None and in_base is not None and not alike:
-        # the base's is going to be written; where all vectors have the same files, theirs are
+        # the base's tokenizer is written unless all vectors have the same files
         owners.append(_Owner(base.name, in_base))
     notes = [note for pair in combinations(owners, 2) if (note := _compare(*pair))]
     carried = []
@@ -89,27 +109,42 @@ def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = 
 
 
 def check_tokenizers(parents: Sequence[TaskVector]) -> list[str]:
-    """The notes of compare_tokenizers for a merge that is stored as a `.lota` file, which carries no side files."""
+    """Compare the tokenizers of vectors for a merge that is stored as a `.lota` file, which has no side files.
+
+    Args:
+        parents: The vectors to merge.
+
+    Returns:
+        The notes of `compare_tokenizers`, and a note on files that are left out.
+
+    Raises:
+        MergeError, TokenizerError: As in `compare_tokenizers`.
+    """
     agreement = compare_tokenizers(parents)
     names = ", ".join(file.name for file in agreement.carried)
-    shared = [f"the vectors share {names}, which only a merge to a model folder carries"] if names else []
+    shared = [f"the vectors share {names}, which only a merge to a model folder writes"] if names else []
     return [*agreement.notes, *shared]
 
 
-# vocabulary, None where the files do not tell; the pairs that are merged, in order, None where none are; added tokens
+# vocabulary, or None if it cannot be read; pairs to merge, in order, or None if there are none; added tokens
 _Parsed = tuple[Mapping[str, int] | None, list[tuple[str, ...]] | None, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
 class _Owner:
-    """Whose files they are, by name; None where they are those of a base that is not at hand."""
+    """The vector or base that has certain files.
+
+    Attributes:
+        name: Its name, for errors.
+        files: File name -> file. None if they are those of a base that is not available.
+    """
 
     name: str
     files: Mapping[str, SideFile] | None
 
     @cached_property
     def tokenizer(self) -> dict[str, SideFile]:
-        """The files that say what a token is."""
+        """The files that define the tokens."""
         held = self.files or {}
         for kind, more in _KINDS:
             if any(name in held for name in kind):
@@ -118,30 +153,30 @@ class _Owner:
 
     @property
     def is_opaque(self) -> bool:
-        """Whether they do not tell their tokens."""
+        """Whether the files have a format whose tokens cannot be read."""
         return not self.tokenizer.keys().isdisjoint(OPAQUE)
 
     @property
     def contents(self) -> dict[str, bytes] | None:
-        """Those by content; None where one is the base's, which is not at hand."""
+        """The contents of the tokenizer files. None if one is the base's, which is not available."""
         known = {name: file.content for name, file in self.tokenizer.items() if file.content is not None}
         return known if known.keys() == self.tokenizer.keys() else None
 
     @cached_property
     def parsed(self) -> _Parsed:
-        """What they say; TokenizerError names the owner."""
+        """The parsed tokenizer. A TokenizerError names the owner."""
         try:
             return _parse(self.contents or {})
         except TokenizerError as error:
             raise TokenizerError(f"{self.name}: {error}") from None
 
     def is_of_base(self) -> bool:
-        """Whether its tokenizer is that of a base that is not at hand."""
+        """Whether the tokenizer is that of a base that is not available."""
         return self.files is None or all(file.content is None for file in self.tokenizer.values())
 
 
 def _read(base: Checkpoint, listed: Sequence[Sequence[SideFile] | None]) -> dict[str, SideFile]:
-    """The base's tokenizer, and those of its files that vectors list."""
+    """Read the base's tokenizer files, and those of its files that vectors list."""
     wanted = {name for kind, more in _KINDS for name in (*kind, *more)} | set(_NOTED)
     wanted |= {file.name for files in listed for file in files or ()}
     found = {}
@@ -153,7 +188,7 @@ def _read(base: Checkpoint, listed: Sequence[Sequence[SideFile] | None]) -> dict
 
 
 def _filled(files: Sequence[SideFile] | None, in_base: Mapping[str, SideFile] | None) -> Mapping[str, SideFile] | None:
-    """A vector's files by name, with those of the base in their place where they are the same."""
+    """The files of a vector by name. Files that it did not change are taken from the base, if available."""
     if files is None:
         return in_base
     held = in_base or {}
@@ -161,7 +196,7 @@ def _filled(files: Sequence[SideFile] | None, in_base: Mapping[str, SideFile] | 
 
 
 def _state(files: Sequence[SideFile] | None, name: str, in_base: Mapping[str, SideFile] | None) -> str | None:
-    """The SHA-256 of a file that a vector changed, _IN_BASE where it did not, None where it has none."""
+    """The state of a vector's file: its SHA-256 if it was changed, _IN_BASE if it was not, None if it is missing."""
     if files is None:
         return _IN_BASE
     for file in files:
@@ -172,12 +207,12 @@ def _state(files: Sequence[SideFile] | None, name: str, in_base: Mapping[str, Si
 
 
 def _compare(one: _Owner, other: _Owner) -> str | None:
-    """Raise MergeError where two tokenizers differ; return a note where that cannot be told."""
+    """Raise MergeError if two tokenizers differ. Return a note if they cannot be compared."""
     if one.files is None or other.files is None:
         return (
             None
             if one.is_of_base() and other.is_of_base()
-            else _unproven(one, other, "the base's files are not at hand")
+            else _unproven(one, other, "the base's files are not available")
         )
     if not one.tokenizer or not other.tokenizer or _digests(one) == _digests(other):
         return None
@@ -186,7 +221,7 @@ def _compare(one: _Owner, other: _Owner) -> str | None:
         if (one.is_opaque or other.is_opaque) and one.files[name].sha256 != other.files[name].sha256:
             raise MergeError(f"{name} differs between {one.name} and {other.name}")
     if one.contents is None or other.contents is None:
-        return _unproven(one, other, "the base's files are not at hand")
+        return _unproven(one, other, "the base's files are not available")
     (words, merges, added), (other_words, other_merges, other_added) = one.parsed, other.parsed
     if words is not None and other_words is not None:
         _check_tokens(one, other, words, other_words)
@@ -206,7 +241,7 @@ def _digests(owner: _Owner) -> dict[str, str]:
 
 
 def _check_tokens(one: _Owner, other: _Owner, left: Mapping[str, int], right: Mapping[str, int]) -> None:
-    """Raise MergeError at the token of the lowest number that is not the same in both."""
+    """Raise MergeError at the token of lowest number that differs."""
     if left == right:
         return
     token, _ = min(left.items() ^ right.items(), key=lambda item: (item[1], item[0]))
@@ -219,12 +254,12 @@ def _check_tokens(one: _Owner, other: _Owner, left: Mapping[str, int], right: Ma
 def _check_merges(
     one: _Owner, other: _Owner, left: list[tuple[str, ...]] | None, right: list[tuple[str, ...]] | None
 ) -> None:
-    """Raise MergeError at the first pair of tokens that is not merged in the same place by both."""
+    """Raise MergeError at the first merge that differs."""
     if left is None or right is None or left == right:
         return
     number, (mine, theirs) = next((i, pair) for i, pair in enumerate(zip_longest(left, right)) if pair[0] != pair[1])
-    said = [f"{' '.join(pair)!r}" if pair else "missing" for pair in (mine, theirs)]
-    raise MergeError(f"merge {number} of the tokenizer is {said[0]} in {one.name} and {said[1]} in {other.name}")
+    shown = [f"{' '.join(pair)!r}" if pair else "missing" for pair in (mine, theirs)]
+    raise MergeError(f"merge {number} of the tokenizer is {shown[0]} in {one.name} and {shown[1]} in {other.name}")
 
 
 def _parse(files: Mapping[str, bytes]) -> _Parsed:
@@ -239,14 +274,14 @@ def _parse(files: Mapping[str, bytes]) -> _Parsed:
 
 
 def _parse_fast(document: Any) -> _Parsed:
-    """What a tokenizer.json says: https://huggingface.co/docs/tokenizers/api/models."""
+    """Parse a tokenizer.json: https://huggingface.co/docs/tokenizers/api/models."""
     model = document.get("model") if isinstance(document, dict) else None
     if not isinstance(model, dict):
         raise TokenizerError(f"{FAST}: expected an object with a model, found {document!r:.80}")
     words = model.get("vocab")
-    if isinstance(words, list):  # Unigram: pairs of token and score
+    if isinstance(words, list):  # Unigram: [token, score] pairs
         if not all(isinstance(pair, list) and pair and isinstance(pair[0], str) for pair in words):
-            raise TokenizerError(f"{FAST}: a vocabulary should be of tokens and scores, found {words!r:.80}")
+            raise TokenizerError(f"{FAST}: a vocabulary should be a list of tokens and scores, found {words!r:.80}")
         words = {pair[0]: number for number, pair in enumerate(words)}
     tokens, merges = document.get("added_tokens") or [], model.get("merges")
     if not isinstance(tokens, list) or not all(isinstance(each, dict) and "content" in each for each in tokens):

@@ -257,7 +257,7 @@ def test_a_sum_beyond_the_largest_f32_is_refused_by_name(method: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "slerp"}, "no merge method 'slerp'; there are auto, linear, average, disjoint, ties"),
+        ({"method": "slerp"}, "no merge method 'slerp'; the methods are auto, linear, average, disjoint, ties"),
         ({"weights": [1.0]}, "1 weights for 2 vectors"),
         ({"weights": []}, "0 weights for 2 vectors"),
         ({"weights": [1.0, float("nan")]}, "finite number, found nan"),
@@ -296,7 +296,7 @@ def test_no_method_changes_its_inputs(method: str) -> None:
         ("ties", {"dialect": "swabian"}, "dialect is one of reference, mergekit, peft, found 'swabian'"),
         ("ties", {"elect": "lot"}, "elect is one of mass, frequency, found 'lot'"),
         ("ties", {"normalize": "yes"}, "normalize must be True or False, found 'yes'"),
-        ("ties", {"density": 1.5}, "a density is a share of the weights, between 0 and 1, found 1.5"),
+        ("ties", {"density": 1.5}, "expected a share of the weights between 0 and 1, found 1.5"),
         ("ties", {"density": [0.5]}, "1 densities for 2 vectors"),
         ("ties", {"rescale": "twice"}, "rescale is one of none, density, norm, found 'twice'"),
         ("breadcrumbs", {"density": 0.5, "gamma": 1}, "gamma must be at least 0 and below 1, found 1"),
@@ -308,7 +308,7 @@ def test_no_method_changes_its_inputs(method: str) -> None:
         ("dare_linear", {"density": 0.5, "seed": "x"}, "seed must be a whole number, found 'x'"),
         ("ties", {"dialect": ["peft"]}, r"dialect is one of reference, mergekit, peft, found \['peft'\]"),
         ("disjoint", {"on_overlap": "fight"}, "on-overlap is one of error, sum, mean, larger, first"),
-        ("auto", {"density": 0.5}, "auto chooses the method, which then has no options"),
+        ("auto", {"density": 0.5}, "auto chooses the method and takes no options"),
         ("linear", {"lam": float("nan")}, "expected a finite number, found nan"),
     ],
 )
@@ -340,7 +340,7 @@ def test_weights_that_normalizing_divides_out_are_said_to_have_no_effect() -> No
     apart = vectors_of([sparse((4,), {0: 1}), sparse((4,), {1: 2})])
     merged = merge(apart, "ties", [0.5, -3], dialect="mergekit")
     assert merged.provenance["notes"] == [
-        "no two masks share a position, so normalizing divides every weight out again: they have no effect"
+        "no two masks share a position, so normalizing by weight cancels the weights: they have no effect"
     ]
     assert oracle.entries(merged["w"]) == {0: 1, 1: 2}
     meeting_ones = vectors_of([sparse((4,), {0: 1}), sparse((4,), {0: 2})])
@@ -390,7 +390,7 @@ def test_a_method_of_ones_own_merges_and_has_options(median: str) -> None:
     assert oracle.entries(merge(vectors_of(tensors), median, [1, 1, 2], lam=2, least=2)["w"]) == {0: 6}
     with pytest.raises(UsageError, match="median has no option 'most'; it has least"):
         merge(vectors_of(tensors), median, most=2)
-    with pytest.raises(UsageError, match="there is a merge method 'ties' already"):
+    with pytest.raises(UsageError, match="a merge method 'ties' is already registered"):
         merge_method("ties")(lambda vectors: vectors)
 
 
@@ -460,7 +460,7 @@ def test_the_help_names_every_method() -> None:
 
 
 def test_a_factor_that_leads_out_of_f32_is_refused_by_name() -> None:
-    with pytest.raises(MergeError, match=r"^tensor 'w': λ = 1e\+38 leads out of the range of f32"):
+    with pytest.raises(MergeError, match=r"^tensor 'w': the values times λ = 1e\+38 leave the range of f32"):
         merge(vectors_of([sparse((2,), {0: 1e10})]), "linear", lam=1e38)["w"]
 
 

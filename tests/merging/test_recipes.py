@@ -156,20 +156,20 @@ ONE = "models: [{model: a.lota}]\n"
         ("", "expected keys such as merge_method and models, found NoneType"),
         ("a: [", "is not YAML"),
         ("merge_method: ties\nmerge_method: linear\n" + ONE, "the key 'merge_method' is given twice"),
-        (ONE, "merge_method names a method, found None"),
+        (ONE, "merge_method must be the name of a method, found None"),
         (
             ONE + "merge_method: slerp",
-            "merge_method: no merge method 'slerp'; there are auto, linear.*, task_arithmetic$",
+            "merge_method: no merge method 'slerp'; the methods are auto, linear.*, task_arithmetic$",
         ),
         (ONE + "merge_method: ties\nslices: []", "'slices' is not supported"),
         (ONE + "merge_method: ties\nmodules: {}", "'modules' is not supported"),
-        (ONE + "merge_method: ties\nparameters: [1]", "parameters are names and values, found"),
+        (ONE + "merge_method: ties\nparameters: [1]", "parameters must be names and values, found"),
         (ONE + "merge_method: ties\ntokenizer_source: union", "the tokenizer is always the base's"),
         (ONE + "merge_method: ties\ntokenizer: {source: base, tokens: {}}", "the tokenizer is always the base's"),
-        (ONE + "merge_method: ties\nbase_model: {a: b}", "base_model is a path or a Hub id"),
+        (ONE + "merge_method: ties\nbase_model: {a: b}", "base_model must be a path or a Hub id"),
         (ONE + "merge_method: linear\nparameters: {normalize: false}", "would scale the base: use task_arithmetic"),
         ("merge_method: ties\nmodels: []", "'models' must be a list of models"),
-        ("merge_method: ties\nmodels: [a.lota]", r"a model is \{model: PATH, parameters: …\}, found 'a.lota'"),
+        ("merge_method: ties\nmodels: [a.lota]", r"a model must be \{model: PATH, parameters: …\}, found 'a.lota'"),
         ("merge_method: ties\nmodels: [{model: a.lota, weight: 1}]", "unknown key of model a.lota 'weight'"),
         ("merge_method: ties\nmodels: [{model: a.lota, parameters: {lambda: 1}}]", "unknown parameter 'lambda'"),
         (ONE + "merge_method: ties\ndensity: 0.5", "unknown key 'density': settings belong under the 'parameters'"),
@@ -180,7 +180,7 @@ ONE = "models: [{model: a.lota}]\n"
         ),
         (
             ONE + "merge_method: ties\nparameters: {density: [{filter: 3, value: 1}]}",
-            "density: the filter of a rule is text",
+            "density: the filter of a rule must be text",
         ),
         (ONE + "merge_method: ties\nparameters: {lambda: .nan}", "lambda: expected a finite number, found nan"),
         (
@@ -199,24 +199,27 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("merge_method: ties\nmodels: [{model: b}]", "b is a checkpoint: base_model must say what it was tuned from"),
+        ("merge_method: ties\nmodels: [{model: b}]", "b is a checkpoint: base_model must name its base"),
         ("merge_method: ties\nbase_model: base\nmodels: [{model: nowhere}]", "nowhere: no such file or folder"),
         (
             "merge_method: ties\nbase_model: base\nmodels: [{model: base}]",
-            "nothing to merge: 'models' lists none but base_model",
+            "nothing to merge: 'models' lists only base_model",
         ),
         (ONE + "merge_method: ties\nparameters: {weight: heavy}", "expected a number, found 'heavy'"),
         (ONE + "merge_method: ties\nparameters: {weight: true}", "expected a number, found True"),
-        (ONE + "merge_method: ties\nparameters: {weight: [{filter: a}]}", "a rule is {filter: NAME, value: NUMBER}"),
+        (
+            ONE + "merge_method: ties\nparameters: {weight: [{filter: a}]}",
+            "a rule must be {filter: NAME, value: NUMBER}",
+        ),
         (
             ONE + "merge_method: breadcrumbs\nparameters: {gamma: [0, 1]}",
             "gamma must be one number for all models, found .0.0, 1.0. for a",
         ),
         (
             "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: a, parameters: {gamma: 0.1}}, {model: b}]",
-            r"gamma must be one number for all models, found 0.01 for b \(it is 0.01 where it is left out\)",
+            r"gamma must be one number for all models, found 0.01 for b \(the default is 0.01\)",
         ),
-        (ONE + "merge_method: auto\nparameters: {gamma: 0.1}", "auto chooses the method, which then has no options"),
+        (ONE + "merge_method: auto\nparameters: {gamma: 0.1}", "auto chooses the method and takes no options"),
         (
             "merge_method: breadcrumbs\nbase_model: base\nmodels: [{model: b}, {model: b, parameters: {gamma: 0.1}}]",
             "gamma must be one number for all models, found 0.1 for b",

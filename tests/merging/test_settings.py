@@ -73,8 +73,8 @@ def test_a_setting_that_is_no_number_is_refused(setting: Any) -> None:
         (1j, "weight of a: expected a finite number, found 1j"),
         ("x" * 1000, "weight of a: expected a finite number, found 'xxx.*\\.\\.\\.$"),
         (np.zeros((30, 30)), "weight of a: expected a finite number, found array"),
-        (Rule(0.5), "weight of a: the rules of a vector are a list, found Rule"),
-        ([Rule(0.5, 3)], "weight of a: the filter of a rule is text, found 3"),  # type: ignore[arg-type]
+        (Rule(0.5), "weight of a: the rules of a vector must be a list, found Rule"),
+        ([Rule(0.5, 3)], "weight of a: the filter of a rule must be text, found 3"),  # type: ignore[arg-type]
         ([Rule("x")], "weight of a: expected a finite number, found 'x'"),  # type: ignore[arg-type]
     ],
 )
@@ -113,9 +113,7 @@ def test_a_list_of_rules_is_one_density_for_all_vectors() -> None:
         assert [found[name].values.tolist() for name in found] == [wanted[name].values.tolist() for name in wanted]
     with pytest.raises(UsageError, match=r"^2 densities for 1 vectors"):
         merge([layered(1, "a")], "ties", density=[rules, rules])
-    with pytest.raises(
-        UsageError, match=r"^density of b: a density is a share of the weights, between 0 and 1, found 2"
-    ):
+    with pytest.raises(UsageError, match=r"^density of b: expected a share of the weights between 0 and 1, found 2"):
         merge([layered(1, "a"), layered(1, "b")], "ties", density=[0.5, [Rule(2.0)]])
 
 
@@ -169,7 +167,7 @@ def test_lambda_may_differ_from_layer_to_layer() -> None:
 
 
 def test_rules_that_leave_a_tensor_out_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"^weight of a: no rule fits tensor 'model\.layers\.0\.mlp\.up\.weight'"):
+    with pytest.raises(UsageError, match=r"^weight of a: no rule matches tensor 'model\.layers\.0\.mlp\.up\.weight'"):
         merge([layered(1, "a")], "linear", [[Rule(1, "attn")]])
 
 

@@ -108,7 +108,7 @@ BAD: dict[str, tuple[Files, str]] = {
     "no vocabulary": ({"tokenizer.json": b'{"model": {}}'}, "vocabulary should be an object, found None"),
     "no number": ({"tokenizer.json": fast({"a": "0"})}, "token 'a' should have a number, found '0'"),
     "truth": ({"tokenizer.json": fast({"a": True})}, "token 'a' should have a number, found True"),
-    "no pairs": ({"tokenizer.json": fast(["a"])}, r"a vocabulary should be of tokens and scores, found \['a'\]"),
+    "no pairs": ({"tokenizer.json": fast(["a"])}, r"a vocabulary should be a list of tokens and scores, found \['a'\]"),
     "no list": ({"tokenizer.json": fast({}, 5)}, "merges should be a list of pairs, found 5"),
     "no token": ({"tokenizer.json": fast({}, added_tokens=["a"])}, r"added_tokens should be a list .* found \['a'\]"),
     "vocab.json": ({"vocab.json": b"nan?"}, "vocab.json is not valid JSON"),
@@ -281,7 +281,7 @@ def test_any_two_vocabularies_agree_or_the_first_difference_is_named(
 def test_what_cannot_be_compared_is_said(base: Path, tmp_path: Path) -> None:
     """Without the base nobody knows what a vector has that kept the base's file."""
     other = {"tokenizer.json": fast(WORDS, ["a b"], padding=None)}
-    unproven = "the tokenizers of {} and {} cannot be compared: the base's files are not at hand".format
+    unproven = "the tokenizers of {} and {} cannot be compared: the base's files are not available".format
     differs = "tokenizer.json differs between {} and {}; the base's is written".format
     kept, lone, changed = vectors(tmp_path, base, FAST, None, other)
     assert compare_tokenizers([kept, lone]) == Agreement([], [])

@@ -1,1 +1,1 @@
-"""The merge methods, one a module, and what they share."""
+"""The merge methods, one per module, and what they share."""

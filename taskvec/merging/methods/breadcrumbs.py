@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: of each tensor neither the largest changes nor the small ones (arXiv 2312.06795, section 3)."""
+"""Model Breadcrumbs: drop the largest and the small changes of each tensor (arXiv 2312.06795, section 3)."""
 
 from typing import Annotated
 
@@ -13,9 +13,15 @@ from .pruning import Keep, Request
 
 
 def outliers(request: Request, *, gamma: Annotated[float, Bounds(0, 1, below=True)] = 0.01) -> Keep:
-    """Leave out the share `gamma` of each tensor's weights that moved most; of the rest keep the largest, `density`.
+    """Drop the largest changes of each tensor, then keep the largest of the rest.
 
-    Where both together are more than there is, fewer of the largest are left out.
+    Args:
+        request: The vector and its densities. The density of a tensor of n weights keeps ⌊density · n⌋ entries.
+        gamma: The share of each tensor's weights whose changes are dropped as too large. Fewer are dropped if `gamma`
+            and the density together exceed 1.
+
+    Returns:
+        The function that selects the entries to keep.
     """
     ranks = {}
     for name, spec in request.vector.specs.items():

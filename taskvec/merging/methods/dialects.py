@@ -1,4 +1,7 @@
-"""What programs that merge mean by one name. They agree on the idea and differ in numbers."""
+"""Dialects: the numerical conventions of merge programs.
+
+Programs implement the same methods with different details, and so compute different numbers.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ DialectName: TypeAlias = Literal["reference", "mergekit", "peft"]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one program does what the papers leave open, or otherwise than they say.
+    """How one program handles what the papers leave open, or where it deviates from them.
 
-    whole_vector: whether the largest entries are sought in the whole vector, or in each tensor by itself.
-    entries: how many entries a density leaves of so many weights.
-    weighted_election: whether weights count when signs are elected.
-    zero_is_positive: whether the positive sign is elected where masses cancel; else none is, and the entry is dropped.
-    by_weight: whether a mean is divided by the weights of those that agree; else by their number.
-    rescale: after entries were dropped at random, by what the others grow: "density", 1/density; "norm", so that the
-        sum of magnitudes of each tensor stays.
+    Attributes:
+        whole_vector: Whether the largest entries are selected over the whole vector, or for each tensor separately.
+        entries: (density, number of weights) -> number of entries to keep.
+        weighted_election: Whether weights count in the election of signs.
+        zero_is_positive: Whether the positive sign is elected if the total is zero. If not, the entry is dropped.
+        by_weight: Whether a mean is divided by the sum of the weights of the agreeing vectors, or by their number.
+        rescale: The factor of the entries that remain after entries were dropped at random: "density", 1 / density;
+            "norm", the factor that preserves the sum of magnitudes of each tensor.
     """
 
     whole_vector: bool

@@ -1,4 +1,4 @@
-"""Masks that do not meet: every entry is kept, times its vector's weight (LoTTO, arXiv 2406.16797, section 3)."""
+"""Union of disjoint masks: every entry is kept, times the weight of its vector (LoTTO, arXiv 2406.16797, section 3)."""
 
 from typing import Literal, TypeAlias
 
@@ -13,15 +13,17 @@ OnOverlap: TypeAlias = Literal["error", "sum", "mean", "larger", "first"]
 
 
 def disjoint(vectors: Aligned, *, on_overlap: OnOverlap = "error") -> SparseTensor:
-    """The union of the weighted entries, explicit zeros included.
+    """The union of the weighted entries, including explicit zeros.
 
     Args:
-        vectors: Of one range of a tensor.
-        on_overlap: What to do at a position that several vectors hold: "error"; "sum"; "mean", over those that hold
-            it; "larger", the weighted value of largest magnitude, the first of equals; "first", the first vector's.
+        vectors: The vectors in one range of a tensor.
+        on_overlap: The result at a position that several vectors contain. "error" raises; "sum" adds the weighted
+            values; "mean" divides that sum by the number of vectors that contain the position; "larger" takes the
+            weighted value of largest magnitude, the first of equal ones; "first" takes the weighted value of the first
+            vector.
 
     Raises:
-        MergeError: Two vectors hold one position, and that is an error.
+        MergeError: Several vectors contain the same position, and `on_overlap` is "error".
     """
     everywhere = vectors.zeros() == 0
     shared = sum(len(part.places) for part in vectors.parts) - len(vectors.indices)

@@ -1,4 +1,4 @@
-"""Task arithmetic, Σ wᵢ·τᵢ (Ilharco et al., arXiv 2212.04089, section 2), or divided by Σ wᵢ, the average."""
+"""Task arithmetic, Σ wᵢ·τᵢ (Ilharco et al., arXiv 2212.04089, section 2), and the weighted average, Σ wᵢ·τᵢ / Σ wᵢ."""
 
 import numpy as np
 
@@ -9,14 +9,14 @@ from ...vectors.align import Aligned
 
 
 def linear(vectors: Aligned, *, normalize: bool = False) -> SparseTensor:
-    """Σ wᵢ·τᵢ at every position that any vector holds; entries that cancel to zero are dropped.
+    """The weighted sum Σ wᵢ·τᵢ. Entries that cancel to zero are dropped.
 
     Args:
-        vectors: Of one range of a tensor.
-        normalize: Whether to divide by Σ wᵢ, of all vectors, whether they hold a position or not.
+        vectors: The vectors in one range of a tensor.
+        normalize: Whether to divide by Σ wᵢ. The sum is over all vectors, whether they contain a position or not.
 
     Raises:
-        MergeError: Σ wᵢ is zero.
+        MergeError: `normalize` is given and Σ wᵢ is zero.
     """
     if not normalize:
         return vectors.result(vectors.total())

@@ -1,8 +1,8 @@
-"""Options of merge methods: names, types, defaults and bounds, as the functions that have them declare them.
+"""Options of merge methods: names, types, defaults and bounds, declared by the signatures of their functions.
 
-A keyword-only argument of a method's function is an option. Its annotation says which values it takes: `bool`, `int`,
-`float`, `str`, a `Literal` of the choices, or one of these in `Annotated[..., Bounds(...)]`; `| None` allows None too.
-An option without an annotation takes anything.
+A keyword-only argument of a method's function is an option. Its annotation gives the values that it accepts: `bool`,
+`int`, `float`, `str`, a `Literal` of the choices, or one of these in `Annotated[..., Bounds(...)]`. `| None` also
+accepts None. An option without an annotation accepts any value.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 from ...arguments import real, shown, whole
 from ...errors import UsageError
 
-_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that an option takes.
+    """The range of numbers that an option accepts.
 
     Attributes:
-        least: The smallest.
-        most: The largest.
-        below: Whether `most` itself is too large.
+        least: The smallest number.
+        most: The largest number.
+        below: Whether `most` itself is excluded.
     """
 
     least: float = -math.inf
@@ -50,11 +50,11 @@ class Option:
     """An option of a merge method.
 
     Attributes:
-        name: As in Python.
-        default: Its value if none is given.
-        kind: bool, int, float or str; None takes anything.
-        choices: The only values, if not empty.
-        bounds: The smallest and the largest number.
+        name: The name of the keyword argument.
+        default: The default value.
+        kind: bool, int, float or str. None accepts any value.
+        choices: The accepted values. Empty if they are not listed.
+        bounds: The range of numbers that the option accepts.
     """
 
     name: str
@@ -65,23 +65,23 @@ class Option:
 
     @property
     def label(self) -> str:
-        """The name as people write it: with hyphens."""
+        """The name with hyphens, as on the command line."""
         return self.name.replace("_", "-")
 
     def read(self, value: object) -> Any:
         """Check a value.
 
         Args:
-            value: Any; numbers may be those of numpy.
+            value: A value of any type. Numbers of numpy are accepted.
 
         Returns:
-            The value, a number as Python's own.
+            The value, with numbers converted to Python's types.
 
         Raises:
-            UsageError: The option does not take it.
+            UsageError: The option does not accept the value.
         """
         if self.choices:
-            # 1 equals True, and an array equals nothing
+            # compare types too: 1 == True
             if any(type(choice) is type(value) and choice == value for choice in self.choices):
                 return value
             expected = ", ".join(str(choice) for choice in self.choices if choice is not None)
@@ -98,20 +98,26 @@ class Option:
                 return number
             raise UsageError(f"{self.label} must be {str(self.bounds) or 'finite'}, found {shown(value)}")
         if self.kind is str and not isinstance(value, str):
-            raise UsageError(f"{self.label} must be a text, found {shown(value)}")
+            raise UsageError(f"{self.label} must be a string, found {shown(value)}")
         return value
 
     def parse(self, text: str) -> Any:
-        """The value that a text stands for, as on a command line.
+        """Parse a value from text, as given on the command line.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The value.
 
         Raises:
-            UsageError: The option does not take it.
+            UsageError: The option does not accept the value.
         """
         if self.choices:
             named = {str(choice): choice for choice in self.choices if choice is not None}
             return self.read(named.get(text, text))
         if self.kind is bool:
-            return self.read(_TRUTHS.get(text.lower(), text))
+            return self.read(_BOOLEANS.get(text.lower(), text))
         if self.kind in (int, float):
             try:
                 return self.read(self.kind(text))
@@ -122,17 +128,20 @@ class Option:
 
 
 def options_of(function: Callable[..., object]) -> dict[str, Option]:
-    """The options of a function, by name.
+    """The options that a function declares.
 
     Args:
-        function: Of a merge method.
+        function: A function of a merge method.
+
+    Returns:
+        Name -> option.
 
     Raises:
         UsageError: A keyword-only argument has no default.
     """
     try:
         hints = get_type_hints(function, include_extras=True)
-    except NameError:  # a type that exists for type checkers only
+    except NameError:  # an annotation that is imported for type checkers only
         hints = {}
     found = {}
     for parameter in inspect.signature(function).parameters.values():

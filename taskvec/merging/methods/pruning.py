@@ -1,4 +1,4 @@
-"""A vector of which a part of the entries is kept, and those perhaps grow in its place."""
+"""Pruning of vectors before they are combined: some entries are kept, and optionally rescaled."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from ...vectors.sums import addend
 from ...vectors.vector import TaskVector
 from .dialects import Dialect, DialectName
 
-# of a tensor's name, the first element of one of its blocks, and the block's entries: the places of those that stay
+# (tensor name, first element of a block, entries of the block) -> indices of the entries to keep
 Keep: TypeAlias = Callable[[str, int, SparseTensor], Indices]
 Rescale: TypeAlias = Literal["none", "density", "norm"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a step is to keep of a vector.
+    """The input of a pruning step.
 
-    number: of the vector among those that are merged. density: tensor name -> the share that stays, in [0, 1].
+    Attributes:
+        vector: The vector to prune.
+        number: The index of the vector in the merge.
+        density: Tensor name -> the share of its weights to keep, in [0, 1].
+        dialect: The conventions to follow.
     """
 
     vector: TaskVector
@@ -35,31 +39,40 @@ class Request:
 
 
 class Pruned:
-    """The entries that a step keeps, block by block.
+    """The entries that a pruning step keeps, computed per block.
 
-    rescale: "none"; "density", they are divided by the density; "norm", they grow until the sum of the tensor's
-        magnitudes is what it was.
+    Args:
+        request: The vector, its densities and the dialect.
+        keep: Selects the entries to keep.
+        rescale: How they are rescaled. "none": unchanged. "density": divided by the density. "norm": multiplied so that
+            the sum of magnitudes of each tensor is preserved.
     """
 
     def __init__(self, request: Request, keep: Keep, rescale: str) -> None:
         self._request = request
         self._keep = keep
         self._rescale = rescale
-        self._growth = cache(self._grown)
+        self._norm_factor = cache(self._compute_norm_factor)
 
     def __call__(self, name: str, start: int, stop: int) -> SparseTensor:
-        """The entries of the range [start, stop) of a tensor."""
+        """The pruned entries of a range of a tensor.
+
+        Args:
+            name: The name of the tensor.
+            start: The first element.
+            stop: The end of the range, exclusive.
+        """
         return SparseTensor.concat(list(self._blocks(name, start, stop)), start, stop, np.float32)
 
     def _blocks(self, name: str, start: int, stop: int) -> Iterator[tuple[int, SparseTensor]]:
-        # a block at a time: ties are counted in them
+        # per block: ties of magnitude are resolved per block
         density = self._request.density(name)
         for first, end in self._request.vector.specs[name].form.blocks_of(start, stop):
             kept = self._kept(name, first, end, density)
             if self._rescale == "density" and 0 < density < 1:
                 kept = kept.with_values(kept.values / np.float32(density))
             elif self._rescale == "norm":
-                kept = kept.with_values(kept.values * self._growth(name))
+                kept = kept.with_values(kept.values * self._norm_factor(name))
             yield first, kept
 
     def _kept(self, name: str, first: int, end: int, density: float) -> SparseTensor:
@@ -67,8 +80,8 @@ class Pruned:
         block = addend(vector.name, vector.specs[name], vector.change(name, first, end))
         return block if density >= 1 else block.take(self._keep(name, first, block))
 
-    def _grown(self, name: str) -> np.float32:
-        """By what the entries of a tensor grow to keep its norm; not at all where there is hardly one."""
+    def _compute_norm_factor(self, name: str) -> np.float32:
+        """The factor that preserves the sum of magnitudes of a tensor, or 1 if that sum is below 1e-7."""
         before = after = 0.0
         density = self._request.density(name)
         for span in self._request.vector.specs[name].form.blocks():
@@ -79,9 +92,9 @@ class Pruned:
 
 
 def pruning_options(*, dialect: DialectName = "reference", rescale: Rescale | None = None) -> None:
-    """The options of every method that prunes, beside its density.
+    """Declare the options that all pruning methods have in addition to the density.
 
     Args:
-        dialect: Which implementation to match.
-        rescale: How the entries that stay grow; None as in the dialect.
+        dialect: The program whose results to match.
+        rescale: How the remaining entries are rescaled. None takes the dialect's choice.
     """

@@ -1,6 +1,6 @@
-"""TIES: elect a sign at each position, then average the values that agree with it.
+"""TIES: elect a sign for each position, then average the values that agree with it.
 
-Yadav et al., "TIES-Merging", arXiv 2306.01708, Algorithm 1, steps 2 and 3; step 1 is trim.py.
+Yadav et al., "TIES-Merging", arXiv 2306.01708, Algorithm 1, steps 2 and 3. Step 1 is trim.py.
 """
 
 from typing import Literal, TypeAlias
@@ -20,26 +20,26 @@ def ties(
 ) -> SparseTensor:
     """Sign election and disjoint mean.
 
-    Elected is γ = sgn(Σ wᵢ·τᵢ), by "mass", or sgn(Σ sgn(wᵢ·τᵢ)), by "frequency"; the result is the mean of the wᵢ·τᵢ
-    whose sign is γ. The mean counts agreeing vectors, not weights, so that a position held by one vector alone keeps
-    its weighted value.
+    The elected sign is γ = sgn(Σ wᵢ·τᵢ) for "mass" and γ = sgn(Σ sgn(wᵢ·τᵢ)) for "frequency". The result is the mean of
+    the wᵢ·τᵢ whose sign is γ. The mean is over the number of agreeing vectors, not over their weights, so a position of
+    a single vector keeps its weighted value.
 
     Args:
-        vectors: Of one range of a tensor.
-        dialect: A name in DIALECTS, which says what other programs do instead.
+        vectors: The vectors in one range of a tensor.
+        dialect: A name in DIALECTS, which describes how other programs deviate.
         elect: "mass" or "frequency".
-        normalize: Whether to divide. Without it the result is the sum of the values that agree.
+        normalize: Whether to divide. If not, the result is the sum of the agreeing values.
     """
     rules = DIALECTS[dialect]
     weighted = [vectors.weighted(part) for part in vectors.parts]
-    voices = weighted if rules.weighted_election else [vectors.values(part) for part in vectors.parts]
+    votes = weighted if rules.weighted_election else [vectors.values(part) for part in vectors.parts]
     mass = vectors.zeros()
-    for voice in voices:
-        mass += voice if elect == "mass" else (voice > 0) * np.float32(1) - (voice < 0) * np.float32(1)
+    for vote in votes:
+        mass += vote if elect == "mass" else (vote > 0) * np.float32(1) - (vote < 0) * np.float32(1)
     up, down = mass >= 0 if rules.zero_is_positive else mass > 0, mass < 0
     total, divisor = vectors.zeros(), vectors.zeros()
-    for part, value, voice in zip(vectors.parts, weighted, voices, strict=True):
-        agrees = (voice > 0) & up | (voice < 0) & down
+    for part, value, vote in zip(vectors.parts, weighted, votes, strict=True):
+        agrees = (vote > 0) & up | (vote < 0) & down
         total += value * agrees
         divisor += np.float32(part.weight) * agrees if rules.by_weight else agrees
     if normalize:

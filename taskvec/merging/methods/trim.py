@@ -6,15 +6,25 @@ from .pruning import Keep, Request
 
 
 def trim(request: Request) -> Keep:
-    """Of each tensor, or of the whole vector, the entries of largest magnitude, as many as the density asks for.
+    """Keep the entries of largest magnitude, of each tensor or of the whole vector, depending on the dialect.
 
-    The density counts eligible weights, not entries: 0.2 of a vector that is 1 % dense is all of it.
+    The density is relative to the eligible weights, not to the entries: a density of 0.2 keeps all entries of a vector
+    whose own density is 0.01.
+
+    Args:
+        request: The vector, its densities and the dialect.
+
+    Returns:
+        The function that selects the entries to keep.
+
+    Raises:
+        UsageError: The dialect trims the whole vector, and the density differs between tensors.
     """
     vector, dialect = request.vector, request.dialect
     if dialect.whole_vector:
         densities = {request.density(name) for name in vector.specs}
         if len(densities) > 1:
-            raise UsageError("this dialect trims a vector as a whole: its density is one number for all tensors")
+            raise UsageError("this dialect trims a vector as a whole: its density must be one number for all tensors")
         k = dialect.entries(max(densities, default=0.0), vector.eligible)
         return Ranks(vector, list(vector.specs), k).largest
     ranks = {
