@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -19,6 +19,7 @@ help:
 	@echo "make attack  try crafted files, slips and foreign recipes, and measure (some two minutes)"
 	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
 	@echo "make check   ruff and the type checker"
+	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make bench   time packing, applying and merging"
 	@echo "make families    train a tiny model of each of a hundred architectures, and print which train (some four minutes)"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
@@ -68,6 +69,10 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks
 	$(BIN)/mypy tests/typing
+
+# the reference of the commands
+docs: $(VENV)/installed
+	$(BIN)/python -m taskvec_cli.reference > docs/cli.md
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
