@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 from typer.cli import get_docs_for_click
 
@@ -23,7 +22,7 @@ def reference() -> str:
     from .main import app
 
     command = typer.main.get_command(app)
-    text = get_docs_for_click(obj=command, ctx=click.Context(command, info_name="taskvec"), name="taskvec")
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="taskvec"), name="taskvec")
     _, _, body = text.partition("\n")  # without its title
     return _HEAD + "\n".join(line.rstrip() for line in body.strip().splitlines()) + "\n"
 
