@@ -101,4 +101,6 @@ def compare(context: typer.Context, base: Checkpoint, data: Path, request: dict[
 
     config.check_given(**request)
     for difference in config.differences(base, data, **request):
-        render.say(f"taskvec: warning: not the run of {config.path}: {with_flags(difference)}", err=True)
+        render.say(
+            f"taskvec: warning: not the run of {config.path}: {with_flags(difference, context.params)}", err=True
+        )

@@ -423,7 +423,7 @@ def main() -> None:
             raise
         from .failure import explain
 
-        sentence, code = explain(error)
+        sentence, code = explain(error, option_names())
         streams.settle()
         typer.echo(f"taskvec: {sentence}", err=True)
         sys.exit(code)
