@@ -180,7 +180,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the tuned checkpoint that is stored as a whole: the header of a shard, or a side file.
+    """A file of the tuned checkpoint: the header of a shard, or a side file such as a config or tokenizer.
 
     Attributes:
         name: Name of the file.
