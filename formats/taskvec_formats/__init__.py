@@ -1,4 +1,7 @@
-"""The `.lota` file and the checkpoints it applies to. Needs numpy, safetensors, zstandard and pcodec; never torch."""
+"""Read and write `.lota` files and safetensors checkpoints.
+
+The package needs numpy, ml_dtypes, safetensors, zstandard, pcodec and blake3. It never imports torch.
+"""
 
 from .blocks import Change
 from .checkpoint import Checkpoint, ModelFolder

@@ -1,4 +1,4 @@
-"""Outputs that appear under their final name complete and synced, or not at all."""
+"""Output files and folders that appear under their final name only when they are complete and synced to disk."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pathlib import Path
 
 from .locks import Lock
 
-# bytes that the temporary name .NAME.xxxxxxxx.part has more than NAME
+# number of bytes by which the temporary name .NAME.xxxxxxxx.part is longer than NAME
 SPARE = len("..xxxxxxxx.part")
 _MINUTE = 60.0
-# file systems that cannot sync a file or folder, and folders that may be written but not opened
+# ignored errors: the file system cannot sync a file or folder, or a folder is writable but not readable
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk, where the file system can tell."""
+    """Wait until a file or folder is written to disk, if the file system supports this."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -37,7 +37,11 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put `path` into an OSError that names no file, as that of a write to a full disk."""
+    """Add `path` to an OSError that names no file, for example one from writing to a full disk.
+
+    Args:
+        path: File to name.
+    """
     try:
         yield
     except OSError as error:
@@ -47,7 +51,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _default_mode(kind: int) -> int:
-    # mkstemp and mkdtemp create private entries; an output gets what open() and mkdir() would have given it
+    # mkstemp and mkdtemp create private entries; outputs get the mode that open() and mkdir() would give
     umask = os.umask(0)
     os.umask(umask)
     return kind & ~umask
@@ -55,7 +59,7 @@ def _default_mode(kind: int) -> int:
 
 @contextmanager
 def _held(temporary: Path) -> Iterator[None]:
-    """Mark a temporary file or folder as in use, and remove those beside it whose writer was killed."""
+    """Mark a temporary file or folder as in use, and remove those next to it whose writer was killed."""
     lock = Lock(temporary)
     try:
         name = temporary.name.rsplit(".", 2)[0]
@@ -68,12 +72,12 @@ def _held(temporary: Path) -> Iterator[None]:
 
 def _remove_if_abandoned(path: Path) -> None:
     try:
-        # whoever has just made one may not have locked it yet
+        # a new one may not be locked yet
         if time.time() - path.stat().st_mtime < _MINUTE:
             return
         lock = Lock(path)
     except OSError:
-        return  # in use, or gone
+        return  # in use, or removed
     try:
         if lock.is_held:
             _remove(path)
@@ -87,9 +91,19 @@ def _appeared(path: Path) -> FileExistsError:
 
 @contextmanager
 def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and give it that name, on any error remove it.
+    """Yield a temporary path next to `path`, and rename it to `path` on success.
 
-    replace: whether what has the name is replaced; else FileExistsError is raised at the end, and it stays as it is.
+    The file is synced to disk before it is renamed. After an error the temporary file is removed.
+
+    Args:
+        path: Final path of the file.
+        replace: Whether an existing file is replaced. If False, an existing file is left unchanged.
+
+    Yields:
+        Path of the temporary file.
+
+    Raises:
+        FileExistsError: At the end, if `path` exists and `replace` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -110,19 +124,19 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _put_new_file(temporary: Path, path: Path) -> None:
-    """Give a file a name that nothing has. Raises FileExistsError."""
+    """Rename a file to a path that must not exist. Raises FileExistsError."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise _appeared(path) from None
-    except OSError:  # a file system without hard links, where two steps remain
+    except OSError:  # no hard links on this file system: check and rename in two steps
         if os.path.lexists(path):
             raise _appeared(path) from None
         os.rename(temporary, path)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False where the system cannot."""
+    """Exchange two paths in one atomic step; return False if the system cannot."""
     if sys.platform != "linux":
         return False
     import ctypes
@@ -144,10 +158,20 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success sync its files and rename it to `path`.
+    """Yield a temporary folder next to `path`, and rename it to `path` on success.
 
-    replace: whether what has the name is replaced, once the new folder is complete; on any error it stays as it was.
-    Else FileExistsError is raised at the end where anything but an empty folder has the name.
+    Its files are synced to disk before it is renamed. After an error the temporary folder is removed.
+
+    Args:
+        path: Final path of the folder.
+        replace: Whether an existing folder or file is replaced once the new folder is complete; after an error it is
+            unchanged. If False, only an empty folder is replaced.
+
+    Yields:
+        Path of the temporary folder.
+
+    Raises:
+        FileExistsError: At the end, if `path` exists, is not an empty folder, and `replace` is False.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +186,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
             _sync(temporary)
             if not replace:
                 _put_new_folder(temporary, path)
-            # rename() cannot replace a folder with content
+            # rename() cannot replace a folder that is not empty
             elif not os.path.lexists(path):
                 os.rename(temporary, path)
             elif not _exchange(temporary, path):
@@ -180,7 +204,7 @@ def atomic_directory(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _put_new_folder(temporary: Path, path: Path) -> None:
-    """Give a folder a name that nothing has, or an empty folder. Raises FileExistsError."""
+    """Rename a folder to a path that must not exist, or must be an empty folder. Raises FileExistsError."""
     try:
         os.rename(temporary, path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One block of one tensor: its entries to bytes and back."""
+"""Encode and decode one block of a tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sparse import Indices, SparseTensor
 Codec = TypeVar("Codec", PositionCodec, ValueCodec)
 DELTA = np.dtype("<f4")
 AUTO = "auto"
-# what a writer may be asked for: the codecs of positions and of values that are tried, the smallest result kept
+# option -> codecs of positions and of values that a writer tries; it keeps the smallest result
 _CHOICES: dict[str, tuple[tuple[PositionCodec, ...], tuple[ValueCodec, ...]]] = {
     AUTO: (
         tuple(POSITION_CODECS[name] for name in ("gaps", "exponents", "plain")),
@@ -32,18 +32,20 @@ _CHOICES: dict[str, tuple[tuple[PositionCodec, ...], tuple[ValueCodec, ...]]] = 
     "plain": ((POSITION_CODECS["plain"],), (VALUE_CODECS["plain"],)),
 }
 CODECS = tuple(_CHOICES)
-# what suits every block, and is taken where no codec of a choice does: those that code numbers take 2^24 of them
+# fallback that supports every block: codecs based on pcodec are limited to 2^24 numbers
 _ANY = POSITION_CODECS["plain"], VALUE_CODECS["plain"]
-_LARGE = Lock()  # blocks of one long row take much memory: they are decoded one at a time, whatever the threads
-_SAMPLE = 4096  # values of one block are alike: this many tell which codec suits them
+_LARGE = Lock()  # blocks of one long row take much memory, so only one of them is decoded at a time
+_SAMPLE = 4096  # values of a block are alike, so this many are enough to choose the codec
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to a range of a tensor: flat positions count from the start of the range.
+    """What happens to a range of a tensor. Flat positions count from the start of the range.
 
-    delta: additive entries, values f32. replacements: elements whose bits are given, values are carriers of the dtype:
-    in a vector the few results that base + delta does not give, in a patch all of them.
+    Attributes:
+        delta: Additive entries, values f32.
+        replacements: Elements whose new bits are given, values are carriers of the dtype. In a vector, the few results
+            that base + delta does not give exactly; in a patch, all changed elements.
     """
 
     delta: SparseTensor
@@ -51,13 +53,23 @@ class Change:
 
     @classmethod
     def joined(cls, parts: list[tuple[int, Change]], start: int, stop: int, dtype: DType) -> Change:
-        """What happens to the range [start, stop) of a tensor of `dtype`, from that of parts (SparseTensor.joined)."""
+        """Join the changes of parts of a tensor.
+
+        Args:
+            parts: In order, the position of the first element of a part, and its change (see `SparseTensor.concat`).
+            start: First element of the joined range.
+            stop: Element after the last one.
+            dtype: Dtype of the tensor.
+
+        Returns:
+            The change of the range [start, stop).
+        """
         delta = SparseTensor.concat([(first, part.delta) for first, part in parts], start, stop, np.float32)
         replacements = [(first, part.replacements) for first, part in parts]
         return cls(delta, SparseTensor.concat(replacements, start, stop, dtype.carrier))
 
     def touched(self) -> Indices:
-        """Positions that either holds, increasing."""
+        """Return the positions of `delta` and `replacements` together, increasing."""
         if not len(self.delta):
             return self.replacements.indices
         if not len(self.replacements):
@@ -68,10 +80,19 @@ class Change:
 
 
 def touched_digest(spec: TensorSpec, start: int, bits: BitArray) -> str:
-    """8 bytes, in hex, of the SHA-256 of the touched elements of a block.
+    """Compute the digest of the touched elements of a block.
 
-    Of a line of name, dtype, shape and the block's first element, then the elements' bits, [touched]. It tells one
-    checkpoint from another; it does not guard against forgery, as the base is whatever the user gives.
+    It is the first 8 bytes of the SHA-256 of a line with name, dtype, shape and the block's first element, followed by
+    the bits of the elements. It distinguishes checkpoints. It does not protect against forgery, because the user
+    chooses the base.
+
+    Args:
+        spec: Description of the tensor.
+        start: Position of the block's first element.
+        bits: Carriers of the touched elements, [touched].
+
+    Returns:
+        The digest, in hex.
     """
     digest = hashlib.sha256(f"{spec.name} {spec.form} {start}\n".encode())
     digest.update(np.ascontiguousarray(bits).data)
@@ -81,10 +102,19 @@ def touched_digest(spec: TensorSpec, start: int, bits: BitArray) -> str:
 def encode_block(
     form: Form, change: Change, base: BitArray | None = None, codec: str = AUTO
 ) -> tuple[Block | None, bytes]:
-    """The entries of one block and their description, `before` and `after` left out; (None, b"") where there are none.
+    """Encode the entries of one block.
 
-    base: carriers of the block in the base; None where entries must be readable without it (vectors).
-    Raises StreamError for a delta that is not a finite number.
+    Args:
+        form: Form of the tensor.
+        change: Change of the block.
+        base: Carriers of the block in the base. None if the entries must be readable without the base (vectors).
+        codec: One of CODECS.
+
+    Returns:
+        The description of the block, without `before` and `after`, and its bytes; (None, b"") if there are no entries.
+
+    Raises:
+        StreamError: A delta is not a finite number.
     """
     _check_finite(change.delta)
     frame = _frame(form, change.delta.size, base)
@@ -99,7 +129,22 @@ def encode_block(
 def decode_block(
     form: Form, block: Block, span: tuple[int, int], data: memoryview, base: BitArray | None = None
 ) -> Change:
-    """The inverse. Raises ChecksumError for bytes other than those described, StreamError for streams that lie."""
+    """Decode the entries of one block, the inverse of `encode_block`.
+
+    Args:
+        form: Form of the tensor.
+        block: Description of the block.
+        span: Flat range [start, stop) of the block.
+        data: The stored bytes.
+        base: Carriers of the block in the base, None for a vector.
+
+    Returns:
+        The change of the block.
+
+    Raises:
+        ChecksumError: The bytes do not match the digest of the block.
+        StreamError: A stream does not match its description.
+    """
     check_block(block, data)
     frame = _frame(form, span[1] - span[0], base)
     cut = block.delta.length if block.delta else 0
@@ -110,7 +155,7 @@ def decode_block(
 
 
 def _check_finite(delta: SparseTensor) -> None:
-    """A weight plus NaN or an infinity would be neither, whatever the weight: bits that are such are replacements."""
+    """Raise StreamError for deltas that are NaN or infinite: such results must be stored as replacements."""
     finite = np.isfinite(delta.values)
     if not finite.all():
         place = int(np.argmin(finite))
@@ -118,9 +163,17 @@ def _check_finite(delta: SparseTensor) -> None:
 
 
 def check_block(block: Block, data: memoryview) -> None:
-    """Raise ChecksumError for bytes other than those described."""
+    """Check the stored bytes of a block.
+
+    Args:
+        block: Description of the block.
+        data: The stored bytes.
+
+    Raises:
+        ChecksumError: The bytes do not match the digest of the block.
+    """
     if stored_digest(data) != block.digest:
-        raise ChecksumError("the stored bytes do not have the digest that the index gives for them")
+        raise ChecksumError("the stored bytes do not have the digest given in the index")
 
 
 def _frame(form: Form, size: int, base: BitArray | None) -> Frame:
@@ -142,7 +195,7 @@ def _encode(indices: Indices, values: BitArray, frame: Frame, codec: str) -> tup
 
 
 def _smallest(codecs: Iterable[Codec], any_block: Codec, encode: Callable[[Codec], bytes | None]) -> tuple[str, bytes]:
-    """The name and the bytes of the codec that takes least; `any_block` where none of them suits."""
+    """Return name and bytes of the codec with the shortest result, or of `any_block` if no codec supports the block."""
     found = {each.name: data for each in codecs if (data := encode(each)) is not None}
     if not found:
         return any_block.name, encode(any_block) or b""

@@ -1,4 +1,4 @@
-"""Dense checkpoints: the tensors of a model, read or computed tensor by tensor, never whole."""
+"""Dense checkpoints: the tensors of a model, read or computed one at a time, never as a whole."""
 
 from __future__ import annotations
 
@@ -21,38 +21,62 @@ from .file_names import INDEX, SHARD, SINGLE, is_config, is_weights
 from .forms import Form
 from .parallel import ordered_map
 
-CONFIG_BYTES = 1 << 22  # of a config.json: more is no configuration of a model
-_REDIRECT = "transformers_weights"  # a key that names the file of weights
+CONFIG_BYTES = 1 << 22  # limit for a config.json, far above the size of real ones
+_REDIRECT = "transformers_weights"  # key that names the file of weights
 
 
 def begin_digest(name: str, form: Form) -> blake3:
-    """BLAKE3 of a tensor, begun: a line of its name, dtype and shape; its bytes in row-major order are to follow."""
+    """Start the BLAKE3 digest of a tensor with a line of its name, dtype and shape.
+
+    Args:
+        name: Name of the tensor.
+        form: Dtype and shape.
+
+    Returns:
+        The hasher. The caller updates it with the tensor's bytes in row-major order.
+    """
     return blake3(f"{name} {form}\n".encode())
 
 
 def tensor_digest(name: str, form: Form, data: bytes | memoryview) -> str:
-    """BLAKE3 of a tensor, in hex."""
+    """Compute the BLAKE3 digest of a tensor.
+
+    Args:
+        name: Name of the tensor.
+        form: Dtype and shape.
+        data: Bytes in row-major order.
+
+    Returns:
+        The digest, 32 bytes in hex.
+    """
     digest = begin_digest(name, form)
     digest.update(data)
     return digest.hexdigest()
 
 
 def short(digest: str) -> str:
-    """The first 8 bytes of a digest, in hex: enough to tell one tensor from another."""
+    """Shorten a digest to its first 8 bytes, which are enough to distinguish tensors.
+
+    Args:
+        digest: The digest, in hex.
+
+    Returns:
+        The first 8 bytes, in hex.
+    """
     return digest[:16]
 
 
 class Checkpoint(ABC):
-    """The tensors of a model, which lie in a folder or are computed when they are asked for.
+    """The tensors of a model, stored in a folder or computed on request.
 
     Attributes:
-        path: The folder or the file of the model.
-        name: What to call it.
-        shards: Its files of tensors, in the order of their names.
-        tensors: Name -> dtype and shape, sorted by name.
-        side_files: What else belongs to the model (config, tokenizer, shard index); empty for a single file.
-        left_out: Names of what else is in the folder and is no part of the checkpoint: subfolders, weights in other
-            files, what is not a regular file.
+        path: Folder or file of the model.
+        name: Name for display.
+        shards: Files of tensors, sorted by name.
+        tensors: Mapping from name to dtype and shape, sorted by name.
+        side_files: Other files that belong to the model (config, tokenizer, shard index); empty for a single file.
+        left_out: Names of everything else in the folder, which is not part of the checkpoint: subfolders, weights in
+            other files, and anything that is not a regular file.
     """
 
     path: Path
@@ -66,14 +90,30 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[Path, ...]:
-        """The files and folders that it reads, which no output may replace."""
+        """The files and folders that the checkpoint reads. No output may replace them."""
 
     @abstractmethod
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """The elements [start, stop) of a tensor as a flat read-only array of carriers, read or computed now."""
+        """Read or compute the elements [start, stop) of a tensor.
+
+        Args:
+            name: Name of the tensor.
+            start: First element.
+            stop: Element after the last one, None for the end of the tensor.
+
+        Returns:
+            A flat read-only array of carriers, [stop − start].
+        """
 
     def digest(self, name: str) -> str:
-        """BLAKE3 of one tensor (`tensor_digest`)."""
+        """Compute the BLAKE3 digest of one tensor (see `tensor_digest`).
+
+        Args:
+            name: Name of the tensor.
+
+        Returns:
+            The digest, in hex.
+        """
         if self._digests is not None:
             return self._digests[name]
         form = self.tensors[name].form
@@ -83,10 +123,15 @@ class Checkpoint(ABC):
         return digest.hexdigest()
 
     def digests(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
-        """BLAKE3 of every tensor; all bytes are read once, several tensors at a time.
+        """Compute the BLAKE3 digests of all tensors.
+
+        All bytes are read once, several tensors at a time. The result is cached.
 
         Args:
-            progress: Called with the tensors done and the tensors in all.
+            progress: Called with the number of finished tensors and the number of all tensors.
+
+        Returns:
+            Mapping from tensor name to digest, in hex.
         """
         if self._digests is None:
             digests = {}
@@ -98,7 +143,7 @@ class Checkpoint(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """BLAKE3 over the digests of all tensors in the order of their names: independent of how they are sharded."""
+        """BLAKE3 of the digests of all tensors in the order of their names, independent of the sharding."""
         return fingerprint(self.digests())
 
 
@@ -107,11 +152,12 @@ class ModelFolder(Checkpoint):
 
     Args:
         path: The folder or the file.
-        name: What to call it; None takes the last component of the path.
+        name: Name for display. If None, the last component of the path.
 
     Raises:
-        CheckpointError: The path is missing, holds no safetensors or a `.lota` file, or shards and index disagree.
-        FormatError: A shard cannot be read (`SafetensorsFile`).
+        CheckpointError: The path does not exist, contains no safetensors file, or is a `.lota` file; or shards and
+            index contradict each other.
+        FormatError: A shard cannot be read (see `SafetensorsFile`).
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
@@ -119,7 +165,7 @@ class ModelFolder(Checkpoint):
         self.name = name or _name_of(path)
         self.side_files: list[Path] = []
         self.left_out: list[str] = []
-        if os.path.isdir(path):  # unlike the method, takes a name that is too long
+        if os.path.isdir(path):  # unlike Path.is_dir, accepts names that are too long
             names, listed = _shards(path)
             self._sort_rest(names)
             _check_configs(self.side_files, names, str(path))
@@ -134,7 +180,7 @@ class ModelFolder(Checkpoint):
         self.tensors: dict[str, TensorInfo] = {name: self._owners[name].tensors[name] for name in sorted(self._owners)}
 
     def _sort_rest(self, shards: list[str]) -> None:
-        """Tell what else is in the folder: side files, and what is no part of the checkpoint."""
+        """Divide the other files of the folder into side files and what is not part of the checkpoint."""
         for file in sorted(self.path.iterdir()):
             if file.name in shards:
                 continue
@@ -144,7 +190,7 @@ class ModelFolder(Checkpoint):
                 self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
 
     def _find_owners(self, listed: dict[str, str]) -> dict[str, SafetensorsFile]:
-        """Tensor name -> the shard that holds it; listed: the same as the index says."""
+        """Return tensor name -> shard; `listed` is the same mapping, to file names, from the index."""
         owners: dict[str, SafetensorsFile] = {}
         for shard in self.shards:
             if KEY in shard.metadata:
@@ -166,51 +212,67 @@ class ModelFolder(Checkpoint):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """The folder and every file of the model in it, or the single file: what no output may replace."""
+        """The folder and every file of the model in it, or the single file. No output may replace them."""
         if not self.path.is_dir():
             return (self.path,)
-        # a vector that lies in the folder is not part of the model
+        # a vector stored in the folder is not part of the model
         files = (file for file in self.path.iterdir() if file.suffix != ".lota" and not file.is_dir())
         return (self.path, *sorted(files))
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """The elements [start, stop) of a tensor as a flat read-only array of carriers, read now."""
+        """Read the elements [start, stop) of a tensor.
+
+        Args:
+            name: Name of the tensor.
+            start: First element.
+            stop: Element after the last one, None for the end of the tensor.
+
+        Returns:
+            A flat read-only array of carriers, [stop − start].
+        """
         return self._owners[name].bits(name, start, stop)
 
 
 def fingerprint(digests: dict[str, str]) -> str:
-    """The fingerprint of a checkpoint from the digests of its tensors."""
+    """Compute the fingerprint of a checkpoint.
+
+    Args:
+        digests: Mapping from tensor name to digest, for all tensors.
+
+    Returns:
+        The fingerprint, 32 bytes in hex.
+    """
     return blake3("".join(f"{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
 def _name_of(path: Path) -> str:
-    """The name of a file or folder as Unicode, in which it is stored, and which it need not be."""
+    """Return the name of a file or folder; bytes that are not valid Unicode are replaced."""
     try:
         return os.fsencode(path.resolve().name).decode(errors="replace")
-    except ValueError as error:  # a NUL, or what the file system's encoding lacks
+    except ValueError as error:  # NUL, or a character that the file system's encoding lacks
         raise CheckpointError(f"{str(path)!r} cannot be the name of a file ({error})") from None
 
 
 def _shards(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """File names of the shards of a model folder, sorted, and where the index, if there is one, places each tensor."""
+    """Return the sorted names of the shards of a model folder, and the tensor -> file mapping of its index, if any."""
     names = {file.name for file in folder.iterdir() if file.is_file()}
     return find_shards(names, (folder / INDEX).read_bytes() if INDEX in names else None, str(folder))
 
 
 def find_shards(names: Collection[str], index: bytes | None, where: str) -> tuple[list[str], dict[str, str]]:
-    """Which files hold the weights of a model folder, as transformers finds them.
+    """Find the files with the weights of a model folder as transformers does.
 
     Args:
-        names: The names of all files.
-        index: The content of the file INDEX, None where there is none.
-        where: The folder, for errors.
+        names: Names of all files.
+        index: Content of the file INDEX, None if it does not exist.
+        where: The folder, for error messages.
 
     Returns:
-        The shards' names, sorted, and the file of each tensor that the index lists.
+        The sorted names of the shards, and the mapping from tensor name to file name given in the index.
 
     Raises:
-        CheckpointError: There is no shard, the index is not one or names a file that is not there, or the folder holds
-            beside its index a `model.safetensors` that is only a part of the model, or none of it.
+        CheckpointError: There is no shard, the index is invalid or names a file that does not exist, or the folder
+            contains both an index and a `model.safetensors` that is not the only shard of the index.
     """
     if index is None:
         shards = [SINGLE] if SINGLE in names else sorted(name for name in names if name.endswith(SHARD))
@@ -226,14 +288,14 @@ def find_shards(names: Collection[str], index: bytes | None, where: str) -> tupl
         raise CheckpointError(f"{where}: {INDEX} is not a shard index: expected a weight_map of file names")
     shards = sorted(set(listed.values()))
     for name in shards:
-        # an index from a stranger must not lead out of its folder
+        # an untrusted index must not point outside its folder
         if Path(name).name != name or name not in names:
             raise CheckpointError(f"{where}: {INDEX} names the shard {name!r:.200}, which is not in the folder")
     if SINGLE in names and shards != [SINGLE]:
-        # transformers loads it and does not look at the index
+        # transformers loads it and ignores the index
         raise CheckpointError(
-            f"{where} holds {SINGLE} beside an index of other shards, and which of both a program loads is not "
-            "certain: remove one of them"
+            f"{where} holds {SINGLE} beside an index of other shards; it is uncertain which of them a program loads: "
+            "remove one of them"
         )
     return shards, listed
 
@@ -246,36 +308,36 @@ def _check_configs(side_files: list[Path], shards: list[str], where: str) -> Non
 
 
 def check_config(name: str, content: bytes, shards: Collection[str], where: str) -> None:
-    """Check that a configuration does not send a program that loads the model to other files of weights.
+    """Check that a configuration does not make a program load other weights.
 
-    transformers loads the file that `transformers_weights` names instead of those that find_shards finds. The key is
-    looked for at every depth, since `attribute_map` can stand in for it.
+    transformers loads the file that `transformers_weights` names instead of those that `find_shards` finds. The key is
+    searched at every depth, because an `attribute_map` can also define it.
 
     Args:
-        name: The name of the file.
-        content: Its first bytes, CONFIG_BYTES + 1 of them or all.
-        shards: The names of the shards.
-        where: The folder, for errors.
+        name: Name of the file.
+        content: Its first CONFIG_BYTES + 1 bytes, or all of it if it is shorter.
+        shards: Names of the shards.
+        where: The folder, for error messages.
 
     Raises:
-        CheckpointError: It names another file, or is larger than CONFIG_BYTES.
+        CheckpointError: The configuration names another file, or is larger than CONFIG_BYTES.
     """
     if len(content) > CONFIG_BYTES:
         raise CheckpointError(f"{where}: {name} has more than {CONFIG_BYTES} bytes")
     try:
         document = json.loads(content.decode())
     except (ValueError, RecursionError):
-        return  # transformers cannot read it either
+        return  # transformers cannot parse it either
     for weights in _values(document, _REDIRECT):
         if weights not in (None, INDEX) and [weights] != list(shards):
             raise CheckpointError(
-                f"{where}: {name} has {_REDIRECT} {weights!r:.200}, and a program would load that in place of "
+                f"{where}: {name} has {_REDIRECT} {weights!r:.200}, which a program would load instead of "
                 f"{', '.join(sorted(shards)):.200}: remove the key"
             )
 
 
 def _values(document: Any, key: str) -> Iterator[Any]:
-    """The values of a key in all objects of a JSON document."""
+    """Yield the values of a key in all objects of a JSON document."""
     waiting = [document]
     while waiting:
         value = waiting.pop()

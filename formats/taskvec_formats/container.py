@@ -1,13 +1,13 @@
-"""A safetensors file as named byte ranges that are read when asked for, never as a whole.
+"""Safetensors files as named byte ranges that are read on request, never as a whole.
 
-The layout (https://github.com/huggingface/safetensors#format): 8 bytes, the little-endian length n of the header; n
+Layout (https://github.com/huggingface/safetensors#format): 8 bytes with the little-endian length n of the header; n
 bytes of JSON; the data, which the tensors cover without gap or overlap. The safetensors library, a hardened parser,
-checks all of that first. It does not say where a tensor lies, and it takes the last of two equal keys, so the JSON is
-then read here.
+checks this first. It does not report the byte range of a tensor, and it accepts repeated keys (the last one wins), so
+this module parses the JSON itself afterwards.
 
-Bytes are read rather than mapped: a file that another program cuts off while it is read ends in an error, not in the
-SIGBUS that would end the process. A file that is written to after it was opened is not read on either: what was checked
-would not be what is used.
+Bytes are read, not memory-mapped: if another program truncates the file during reading, the result is an exception
+instead of a SIGBUS that ends the process. A file that is modified after it was opened is rejected, because the checks
+were made on its earlier content.
 """
 
 from __future__ import annotations
@@ -32,14 +32,21 @@ from .errors import FormatError, HeaderError, NotSafetensorsError
 from .forms import Form, check_shape
 
 METADATA = "__metadata__"
-HEADER_BYTES = 100_000_000  # the most that the safetensors library reads
+HEADER_BYTES = 100_000_000  # limit of the safetensors library
 _VALUES = 3_500_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a safetensors file: dtype, shape, and the byte range [start, stop) from the file's first byte."""
+    """Dtype, shape and byte range of one tensor in a safetensors file.
+
+    Attributes:
+        dtype: The dtype.
+        shape: The shape.
+        start: First byte of the tensor, counted from the start of the file.
+        stop: Byte after the last one, counted from the start of the file.
+    """
 
     dtype: DType
     shape: tuple[int, ...]
@@ -48,7 +55,7 @@ class TensorInfo:
 
     @property
     def form(self) -> Form:
-        """Dtype and shape."""
+        """Dtype and shape of the tensor."""
         return Form(self.dtype, self.shape)
 
 
@@ -56,62 +63,84 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise HeaderError(f"the key {twice!r:.200} occurs twice")
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise HeaderError(f"the key {repeated!r:.200} occurs twice")
     return keys
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise HeaderError(f"{text} is not a number that JSON can hold")
+        raise HeaderError(f"{text} is not a finite number")
     return number
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Parse JSON of at most 3,500,000 commas, colons and opening brackets, which bound the objects that it becomes.
+    """Parse JSON strictly, with a limit on the number of objects that parsing creates.
 
-    Raises HeaderError where it is larger or malformed, has a key twice or a number beyond f64, or nests too deep.
+    Args:
+        text: JSON as str or as UTF-8 bytes. It may have at most 3,500,000 commas, colons and opening brackets, which
+            bound the number of objects.
+
+    Returns:
+        The document.
+
+    Raises:
+        HeaderError: The text exceeds the limit, is malformed or nested too deeply, or has a repeated key or a number
+            outside the range of f64.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
         values = sum(map(text.count, ",:[{"))
         if values > _VALUES:
-            raise ValueError(f"{values} commas, colons and opening brackets where at most {_VALUES} are read")
+            raise ValueError(f"{values} commas, colons and opening brackets; at most {_VALUES} are read")
         document = json.loads(text, object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_finite)
         if "\\u" in text:
-            json.dumps(document, ensure_ascii=False).encode()  # an escape may be half a pair, which no name can hold
+            json.dumps(document, ensure_ascii=False).encode()  # fails for a lone surrogate, which no name can contain
         return document
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"not valid JSON: {error}") from None
 
 
 def check_name(name: str) -> None:
-    """Raise HeaderError for a tensor name with a control character (Unicode category Cc).
+    """Check that a tensor name has no control character (Unicode category Cc).
 
-    Names stand in lines that are hashed: one with a line break could pass for another tensor.
+    Names are part of lines that are hashed. With a line break, one name could be mistaken for another tensor.
+
+    Args:
+        name: Name of the tensor.
+
+    Raises:
+        HeaderError: The name has a control character.
     """
     if found := _CONTROL.search(name):
         raise HeaderError(f"tensor {name!r:.200} has the control character {found[0]!r} in its name")
 
 
 def parse_header(header: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """The metadata of a safetensors file and its tensors, in the order of their data, from its first bytes.
+    """Parse the header of a safetensors file.
 
-    header: the length prefix and the JSON. Raises HeaderError where it describes no safetensors file.
+    Args:
+        header: First bytes of the file: the length prefix and the JSON.
+
+    Returns:
+        The metadata, and a mapping from name to TensorInfo in the order of the data.
+
+    Raises:
+        HeaderError: The bytes do not describe a safetensors file.
     """
     if len(header) < 8 or struct.unpack_from("<Q", header)[0] != len(header) - 8:
-        raise HeaderError("its first 8 bytes are not the length of the header")
+        raise HeaderError("the first 8 bytes are not the length of the header")
     entries = strict_json(header[8:])
     metadata = entries.pop(METADATA, None) or {} if isinstance(entries, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise HeaderError("the header is not an object of tensors, with metadata that are strings")
+        raise HeaderError("the header is not an object of tensors with string metadata")
     infos = [(name, _info(name, entry, len(header))) for name, entry in entries.items()]
     tensors = dict(sorted(infos, key=lambda item: (item[1].start, item[1].stop)))
     end = len(header)
     for name, info in tensors.items():
         if info.start != end:
-            raise HeaderError(f"tensor {name!r} begins at byte {info.start} where the one before ends at {end}")
+            raise HeaderError(f"tensor {name!r} begins at byte {info.start}, expected byte {end}")
         end = info.stop
     return metadata, tensors
 
@@ -119,7 +148,9 @@ def parse_header(header: bytes) -> tuple[dict[str, str], dict[str, TensorInfo]]:
 def _info(name: str, entry: Any, offset: int) -> TensorInfo:
     check_name(name)
     if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
-        raise HeaderError(f"tensor {name!r} is described by {entry!r:.80}")
+        raise HeaderError(
+            f"tensor {name!r}: expected an object with data_offsets, dtype and shape, found {entry!r:.80}"
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise HeaderError(f"tensor {name!r} has dtype {dtype!r:.80}, which is not supported")
@@ -129,7 +160,7 @@ def _info(name: str, entry: Any, offset: int) -> TensorInfo:
     check_shape(f"tensor {name!r}", shape)
     form = Form(DTYPES[dtype], tuple(shape))
     if len(offsets) != 2 or offsets[1] - offsets[0] != form.size * form.dtype.itemsize:
-        raise HeaderError(f"tensor {name!r} of {form} lies at {offsets!r:.80}")
+        raise HeaderError(f"tensor {name!r} of {form} has data_offsets {offsets!r:.80}, which do not match its size")
     return TensorInfo(form.dtype, form.shape, offset + offsets[0], offset + offsets[1])
 
 
@@ -137,25 +168,25 @@ class SafetensorsFile:
     """A safetensors file opened for reading.
 
     Args:
-        path: Where it is.
-        most: The largest header, in bytes, that is read.
+        path: Path of the file.
+        most: Largest accepted header, in bytes.
 
     Attributes:
-        header: Its first bytes, length prefix included, up to the data.
+        header: First bytes of the file up to the data, including the length prefix.
         metadata: The free-form strings of `__metadata__`.
-        tensors: Name -> TensorInfo, in the order in which the data lie.
+        tensors: Mapping from name to TensorInfo, in the order of the data.
 
     Raises:
-        NotSafetensorsError: The path is not a regular file that can be read, or the file is not a safetensors file.
-        HeaderError: A repeated key, a dtype that is not supported, or a name with a control character.
+        NotSafetensorsError: The path is not a readable regular file, or the file is not a safetensors file.
+        HeaderError: The header has a repeated key, an unsupported dtype, or a name with a control character.
     """
 
     def __init__(self, path: Path, most: int = HEADER_BYTES) -> None:
         self.path = path
         try:
-            # without O_NONBLOCK, opening a FIFO waits for somebody to write to it
+            # without O_NONBLOCK, opening a FIFO blocks until it has a writer
             self._file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except (OSError, ValueError) as error:  # a ValueError for what cannot be a path
+        except (OSError, ValueError) as error:  # ValueError if the path is invalid, e.g. contains NUL
             raise NotSafetensorsError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
         weakref.finalize(self, os.close, self._file)
         status = os.fstat(self._file)
@@ -179,7 +210,7 @@ class SafetensorsFile:
             raise type(error)(f"{path}: {error}") from None
 
     def _read(self, start: int, stop: int, *, strict: bool = True) -> memoryview:
-        """The bytes [start, stop) of the file; fewer where it ends early and this is not strict."""
+        """Read the bytes [start, stop) of the file; fewer if the file ends early and `strict` is False."""
         view, done = np.empty(stop - start, np.uint8).data, 0
         while done < len(view):
             try:
@@ -196,22 +227,52 @@ class SafetensorsFile:
         return view[:done]
 
     def bytes(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        """The bytes [start, stop) of a tensor, read now. Raises NotSafetensorsError where the file was changed."""
+        """Read the bytes [start, stop) of a tensor.
+
+        Args:
+            name: Name of the tensor.
+            start: First byte, counted from the start of the tensor.
+            stop: Byte after the last one, counted from the start of the tensor; None for the end of the tensor.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            NotSafetensorsError: The file cannot be read, or was changed after it was opened.
+        """
         info = self.tensors[name]
         return self._read(info.start + start, info.stop if stop is None else info.start + stop)
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """The elements [start, stop) of a tensor, read now, as a flat read-only array of its carrier."""
+        """Read the elements [start, stop) of a tensor.
+
+        Args:
+            name: Name of the tensor.
+            start: First element.
+            stop: Element after the last one, None for the end of the tensor.
+
+        Returns:
+            A flat read-only array of the carrier type of the tensor's dtype, [stop − start].
+
+        Raises:
+            NotSafetensorsError: The file cannot be read, or was changed after it was opened.
+        """
         carrier = self.tensors[name].dtype.carrier
         data = self.bytes(name, start * carrier.itemsize, None if stop is None else stop * carrier.itemsize)
         return np.frombuffer(data.toreadonly(), carrier)
 
 
 def encode_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:
-    """The first bytes of a safetensors file, length prefix included.
+    """Build the header of a safetensors file.
 
-    tensors: name -> (dtype name, shape, bytes), in the order in which the data will follow.
-    The JSON is padded with spaces so that the data begin on a multiple of 8, as the safetensors library does.
+    The JSON is padded with spaces so that the data begin at a multiple of 8, as in files of the safetensors library.
+
+    Args:
+        tensors: Mapping from name to (dtype name, shape, size in bytes), in the order of the data.
+        metadata: The strings of `__metadata__`.
+
+    Returns:
+        First bytes of the file, including the length prefix.
     """
     entries: dict[str, Any] = {METADATA: metadata} if metadata else {}
     offset = 0
@@ -224,11 +285,28 @@ def encode_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata
 
 
 def shard_header(forms: Mapping[str, Form], metadata: dict[str, str]) -> bytes:
-    """The first bytes of a safetensors file whose tensors follow in the order of `widest_first`."""
+    """Build the header of a safetensors file whose tensors follow in the order of `widest_first`.
+
+    Args:
+        forms: Mapping from tensor name to form.
+        metadata: The strings of `__metadata__`.
+
+    Returns:
+        First bytes of the file, including the length prefix.
+    """
     lengths = {name: forms[name].size * forms[name].dtype.itemsize for name in widest_first(forms)}
     return encode_header({n: (forms[n].dtype.name, forms[n].shape, length) for n, length in lengths.items()}, metadata)
 
 
 def widest_first(forms: Mapping[str, Form]) -> list[str]:
-    """Names in the order in which the safetensors library writes them: each lies at a multiple of its item size."""
+    """Sort tensor names as the safetensors library does: larger item sizes first.
+
+    In this order each tensor begins at a multiple of its item size.
+
+    Args:
+        forms: Mapping from tensor name to form.
+
+    Returns:
+        The sorted names.
+    """
     return sorted(forms, key=lambda name: -forms[name].dtype.itemsize)

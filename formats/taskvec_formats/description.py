@@ -1,9 +1,10 @@
-"""A Header as bytes and back: the description, in the safetensors metadata, and the index it vouches for.
+"""Serialize a Header to bytes and parse it: the description, in the safetensors metadata, and the index.
 
-`encode` and `parse` are each other's inverse; `parse` accepts nothing that `encode` cannot have written.
+`encode` and `parse` are inverses; `parse` accepts only what `encode` can have written.
 
-The digests form a tree. The SHA-256 of the description, which stands beside it, covers the digest of the index; the
-index covers every block. Whoever trusts that one number can read any block alone and trust it.
+The digests form a tree. The SHA-256 stored next to the description covers the description, which contains the digest of
+the index, which contains the digest of every block. If this one number is trusted, any single block can be verified on
+its own.
 """
 
 from __future__ import annotations
@@ -28,23 +29,32 @@ KINDS = ("vector", "patch")
 KEY = "taskvec"
 DIGEST_KEY = "taskvec.sha256"
 _DESCRIPTION_BYTES, _DEPTH = 1 << 22, 400
-# the largest index, and the largest with other characters than ASCII, which take up to four times the memory
+# limits for an index in ASCII, and for other indexes, whose str takes up to four times the memory
 INDEX_BYTES, _WIDE_INDEX_BYTES = 1 << 26, 1 << 24
 _NAMES, _BLOCKS, _FILES = 1 << 18, 1 << 20, 1 << 14
-# no codec needs a longer stream for so many entries
+# n entries take at most _STREAM_BYTES + n * _ENTRY_BYTES bytes with every codec
 _STREAM_BYTES, _ENTRY_BYTES = 1 << 16, 32
-# entries that cost next to no bytes, as equal ones do, cost time when they are read
+# limits the time to read a file: compressed streams of equal entries take almost no bytes
 _FREE_ENTRIES, _BYTE_ENTRIES = 1 << 25, 256
-BLOB_BYTES = 1 << 28  # of all shard headers and side files together: they are held in memory
+BLOB_BYTES = 1 << 28  # of all shard headers and side files together, which are kept in memory
 _SHA256 = re.compile("[0-9a-f]{64}")
 _STORED = re.compile("[0-9a-f]{32}")
 _TOUCHED = re.compile("[0-9a-f]{16}")
 
 
 def encode(header: Header) -> tuple[dict[str, str], bytes]:
-    """The safetensors metadata and the stored index.
+    """Serialize a header.
 
-    Raises HeaderError for a provenance that JSON cannot hold. What is larger than a reader accepts, `parse` refuses.
+    Size limits are checked by `parse`, not here.
+
+    Args:
+        header: The header.
+
+    Returns:
+        The safetensors metadata, and the stored index.
+
+    Raises:
+        HeaderError: The provenance cannot be represented as JSON.
     """
     index = _dump(
         {
@@ -72,7 +82,7 @@ def _dump(document: dict[str, Any]) -> str:
     try:
         return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        # all but the provenance is made of text and whole numbers
+        # everything except the provenance consists of strings and integers
         raise HeaderError(f"the provenance cannot be stored as JSON: {error}") from None
 
 
@@ -114,11 +124,22 @@ def _files_json(files: tuple[StoredFile, ...] | None) -> list[Any] | None:
 
 
 def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
-    """Read both back.
+    """Parse the result of `encode`.
 
-    Raises NotLotaError where there is no description, ChecksumError where it or the index was altered, VersionError
-    for another major version, HeaderError, naming the tensor and the field, for anything else. Fields that only a later
-    minor version can know are passed over.
+    Unknown fields are ignored if the file is of a later minor version.
+
+    Args:
+        metadata: The safetensors metadata.
+        stored_index: The stored index.
+
+    Returns:
+        The header.
+
+    Raises:
+        NotLotaError: The metadata contain no description.
+        ChecksumError: The description or the index was altered.
+        VersionError: The file is of another major version.
+        HeaderError: Anything else is invalid. The message names the tensor and the field.
     """
     if KEY not in metadata:
         raise NotLotaError("not a .lota file: a safetensors file without a taskvec description")
@@ -126,7 +147,7 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     if len(text) > _DESCRIPTION_BYTES:
         raise HeaderError(f"a description of {len(text)} characters, at most {_DESCRIPTION_BYTES} are read")
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST_KEY):
-        raise ChecksumError("the description does not have the SHA-256 that stands beside it")
+        raise ChecksumError(f"the description does not have the SHA-256 given in {DIGEST_KEY}")
     document = strict_json(text)
     later = _is_later(document.get("version") if isinstance(document, dict) else None)
     keys = ("base", "index", "kind", "provenance", "tuned", "version")
@@ -149,9 +170,9 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
     shards, files = _files(index, "shards", check_shard_name), _files(index, "files", check_side_file_name)
     _check_once("shards", [shard.name for shard in shards or ()])
     _check_order("files", [file.name for file in files or ()])
-    held = sum(file.blob.size for file in (*(shards or ()), *(files or ())) if file.blob)
-    if held > BLOB_BYTES:
-        raise HeaderError(f"shard headers and side files of {held} bytes, at most {BLOB_BYTES} are read")
+    total = sum(file.blob.size for file in (*(shards or ()), *(files or ())) if file.blob)
+    if total > BLOB_BYTES:
+        raise HeaderError(f"shard headers and side files of {total} bytes, at most {BLOB_BYTES} are read")
     tuned = None if top.value["tuned"] is None else _identity(top, "tuned", later)
     provenance = top.get("provenance", dict)
     _check_depth("provenance", provenance)
@@ -159,7 +180,7 @@ def parse(metadata: dict[str, str], stored_index: bytes | memoryview) -> Header:
 
 
 def _check_depth(what: str, value: Any) -> None:
-    """Raise HeaderError where lists and objects stand in one another beyond what can be written as JSON again."""
+    """Raise HeaderError if lists and objects are nested too deeply to be written as JSON again."""
     level = [value]
     for _ in range(_DEPTH):
         inner = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
@@ -170,10 +191,10 @@ def _check_depth(what: str, value: Any) -> None:
 
 
 def _is_later(version: Any) -> bool:
-    """Whether a file is of a later minor version. Raises VersionError for another major one."""
+    """Return whether a file is of a later minor version; raise VersionError for another major version."""
     found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
     if found is None or int(found[1]) != VERSION[0]:
-        raise VersionError(f"format version {version!r:.80}, this reader knows {VERSION[0]}.x")
+        raise VersionError(f"format version {version!r:.80}, this reader supports {VERSION[0]}.x")
     return int(found[2]) > VERSION[1]
 
 
@@ -182,10 +203,10 @@ def _index(top: _Fields, stored: bytes | memoryview, later: bool) -> Any:
         raise HeaderError(f"an index of more than {INDEX_BYTES} stored bytes")
     fields = _Fields("index", top.get("index", dict), later, "sha256", "size")
     if hashlib.sha256(stored).hexdigest() != fields.hex("sha256", _SHA256):
-        raise ChecksumError("the index does not have the SHA-256 that the description gives for it")
+        raise ChecksumError("the index does not have the SHA-256 given in the description")
     size = fields.get("size", int)
     if not 0 <= size <= INDEX_BYTES:
-        raise HeaderError(f"an index of {size} bytes")
+        raise HeaderError(f"an index of {size} bytes, expected 0 to {INDEX_BYTES}")
     try:
         text = unpack_blob(stored, size, "the index").decode()
     except UnicodeDecodeError as error:
@@ -208,8 +229,8 @@ def _check_entries(tensors: Iterable[TensorSpec]) -> None:
     most = _FREE_ENTRIES + _BYTE_ENTRIES * length
     if entries > most:
         raise HeaderError(
-            f"{entries} entries in blocks of {length} bytes, at most {most} are read; entries with the codec 'plain' "
-            "take bytes enough"
+            f"{entries} entries in blocks of {length} bytes, at most {most} are read; the codec 'plain' stays within "
+            "this limit"
         )
 
 
@@ -219,7 +240,7 @@ def _check_once(what: str, names: list[str]) -> None:
 
 
 class _Fields:
-    """Typed access to a JSON object that must have exactly the named keys, or at least those where it is later."""
+    """Typed access to a JSON object that must have the given keys, and no others unless the version is later."""
 
     def __init__(self, where: str, value: Any, later: bool, *keys: str) -> None:
         missing = not isinstance(value, dict) or any(key not in value for key in keys)
@@ -261,7 +282,7 @@ def _tensors(index: _Fields, kind: str, later: bool) -> tuple[TensorSpec, ...]:
         raise HeaderError(f"{len(items)} tensors, at most {_NAMES} are read")
     items.reverse()
     while items:
-        # what was read is given up at once: as JSON it takes as much memory again
+        # free each item once it is parsed: the JSON takes as much memory as the result
         tensors.append(_tensor(items.pop(), kind, later))
         blocks += len(tensors[-1].blocks)
         if blocks > _BLOCKS:
@@ -279,7 +300,7 @@ def _tensor(item: Any, kind: str, later: bool) -> TensorSpec:
         raise HeaderError(f"{fields.where}: not an origin: {origin!r:.80}")
     blocks = fields.get("blocks", list)
     if len(blocks) != form.block_count:
-        raise HeaderError(f"{fields.where}: {len(blocks)} blocks where its shape has {form.block_count}")
+        raise HeaderError(f"{fields.where}: {len(blocks)} blocks, but its shape has {form.block_count}")
     spec = TensorSpec(
         fields.get("name", str),
         form.dtype,
@@ -314,7 +335,7 @@ def _block(where: str, value: Any, span: tuple[int, int]) -> Block | None:
     digest, before, after, *parts = value
     delta, replacements = (_entries(where, part, stop - start) for part in parts)
     if delta is None and replacements is None:
-        raise HeaderError(f"{where}: a block in which nothing changes is null")
+        raise HeaderError(f"{where}: a block without changes must be null")
     return Block(_hex(where, digest, _STORED), delta, replacements, _touched(where, before), _touched(where, after))
 
 
@@ -331,11 +352,11 @@ def _entries(where: str, value: Any, size: int) -> EntryStreams | None:
         (values, values_length, VALUE_CODECS),
     ):
         if type(codec) is not str or codec not in known:
-            raise HeaderError(f"{where}: unknown codec {codec!r:.80}, this reader knows {', '.join(sorted(known))}")
+            raise HeaderError(f"{where}: unknown codec {codec!r:.80}, this reader supports {', '.join(sorted(known))}")
         if type(length) is not int or length < 0:
             raise HeaderError(f"{where}: not a length: {length!r:.80}")
         if length > _STREAM_BYTES + _ENTRY_BYTES * count:
-            raise HeaderError(f"{where}: a stream of {length} bytes for {count} entries")
+            raise HeaderError(f"{where}: a stream of {length} bytes is too long for {count} entries")
     return EntryStreams(count, Stream(positions, positions_length), Stream(values, values_length))
 
 
@@ -358,12 +379,12 @@ def _file(key: str, item: Any, check: Callable[[str], None]) -> StoredFile:
     except HeaderError as error:
         raise HeaderError(f"{key}: {error}") from None
     if blob is None and key == "shards":
-        raise HeaderError(f"{where}: the header of a shard is always stored")
+        raise HeaderError(f"{where}: the header of a shard must be stored")
     if blob is not None:
         numbers = blob[:2] if type(blob) is list and len(blob) == 3 else [None]
         if not all(type(number) is int and number >= 0 for number in numbers) or blob[0] > blob[1]:
             raise HeaderError(f"{where}: not a blob: {blob!r:.80}")
         if key == "shards" and blob[1] > HEADER_BYTES + 8:
-            raise HeaderError(f"{where}: a header of {blob[1]} bytes")
+            raise HeaderError(f"{where}: a header of {blob[1]} bytes, at most {HEADER_BYTES + 8} are read")
         blob = Blob(blob[0], blob[1], _hex(where, blob[2], _STORED))
     return StoredFile(name, _hex(where, sha256, _SHA256), blob)

@@ -1,8 +1,8 @@
-"""safetensors dtype names, and the numpy types that carry their bits and their values.
+"""The dtypes of safetensors, and the numpy types for their bits and their values.
 
-A tensor travels as unsigned integers of its item size, its *carrier*, so that no conversion can touch a NaN payload or
-the sign of a zero. Only where arithmetic is wanted are the same bytes viewed as floats (`ml_dtypes` supplies bf16 and
-fp8, which numpy lacks).
+A tensor is passed around as unsigned integers of its item size, its *carrier*, so that no conversion can change a NaN
+payload or the sign of a zero. The same bytes are viewed as floats only for arithmetic. bf16 and fp8, which numpy lacks,
+come from `ml_dtypes`.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -23,11 +23,13 @@ BitArray = npt.NDArray[np.unsignedinteger[Any]]
 class DType:
     """One safetensors dtype.
 
-    name: as safetensors spells it, e.g. "BF16".
-    itemsize: bytes an element.
-    float_name: the numpy or `ml_dtypes` type that gives the bits a real value, or None where a difference of two
-        values is not a meaningful update (integers, booleans, complex numbers, bare exponents).
-    mantissa: stored mantissa bits of such a type; the exponent lies above them, the sign on top.
+    Attributes:
+        name: Name in safetensors, for example "BF16".
+        itemsize: Bytes per element.
+        float_name: Name of the numpy or `ml_dtypes` type of the values. None if a difference of two values is not a
+            meaningful update (integers, booleans, complex numbers, bare exponents).
+        mantissa: Number of stored mantissa bits, None if `float_name` is None. The exponent is above them, the sign is
+            the highest bit.
     """
 
     name: str
@@ -37,7 +39,7 @@ class DType:
 
     @property
     def additive(self) -> bool:
-        """True where tuned − base is a number that may be stored, scaled and added."""
+        """Whether tuned − base is a number that can be stored, scaled and added."""
         return self.float_name is not None
 
     @property
@@ -47,19 +49,23 @@ class DType:
 
     @cached_property
     def real(self) -> np.dtype[Any]:
-        """The floating type behind the bits; TypeError where `additive` is False."""
+        """The floating-point type of the values.
+
+        Raises:
+            TypeError: `additive` is False.
+        """
         if self.float_name is None:
             raise TypeError(f"{self.name} values are not real numbers that can be added")
         if self.float_name.startswith("<f"):
             return np.dtype(self.float_name)
-        import ml_dtypes  # 0.1 s to import, and most models need it only for bf16
+        import ml_dtypes  # imported late because it takes 0.1 s
 
         real: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.float_name))
         return real
 
     @property
     def compute(self) -> np.dtype[Any]:
-        """The type in which base + delta is formed before it is rounded to `real`: f64 for F64, else f32."""
+        """The type in which base + delta is computed before rounding to `real`: f64 for F64, else f32."""
         return np.dtype(np.float64 if self.name == "F64" else np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a file, one class a way, and with those who read it."""
+"""Exceptions of the file formats and their readers, one class for each kind of failure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from .text import printable
 
 
 class PlainError(Exception):
-    """An error whose message may quote what a file says: `str` gives one line that is safe to print."""
+    """An error whose message may quote the content of a file: `str` returns one line that is safe to print."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class FormatError(PlainError):
-    """A file is not what it claims to be. The message names the file, the tensor, what was expected and found."""
+    """A file is invalid. The message names the file, the tensor, what was expected and what was found."""
 
 
 class NotSafetensorsError(FormatError):
-    """The file is not a readable safetensors file: too short, a broken header, or bytes missing at its end."""
+    """The file is not a readable safetensors file: too short, truncated, or with a broken header."""
 
 
 class NotLotaError(FormatError):
@@ -25,7 +25,7 @@ class NotLotaError(FormatError):
 
 
 class VersionError(FormatError):
-    """A `.lota` file of a format version that this reader does not know."""
+    """A `.lota` file of a format version that this reader does not support."""
 
 
 class HeaderError(FormatError):
@@ -33,16 +33,16 @@ class HeaderError(FormatError):
 
 
 class ChecksumError(FormatError):
-    """Stored bytes do not have the checksum that the description gives for them."""
+    """Stored bytes do not match the checksum given in the description."""
 
 
 class StreamError(FormatError):
-    """A stream does not decode to what the description says: codec, length, order or range."""
+    """A stream does not decode to what the description says (codec, length, order or range)."""
 
 
 class CheckpointError(FormatError):
-    """A checkpoint folder is missing, holds no safetensors, or its shards contradict each other."""
+    """A model folder is missing or contains no safetensors file, or its shards contradict each other."""
 
 
 class WorkerError(PlainError):
-    """A process that worked on a part was killed: by the system, where memory ran out, or by a person."""
+    """A worker process was killed, either by the system because memory ran out or by the user."""

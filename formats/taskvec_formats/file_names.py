@@ -1,7 +1,7 @@
-"""Which files of a model folder are weights, and which names a `.lota` file may give to a file.
+"""Which files of a model folder contain weights, and which file names a `.lota` file may contain.
 
-docs/format.md, section 3. A name comes from whoever wrote the file: it must not lead out of the folder, and a side file
-must not be what a program that loads the model takes for its weights, or for the way to them.
+See docs/format.md, section 3. A `.lota` file may come from an untrusted source. A name in it must not point outside the
+folder, and the name of a side file must not be one from which a program would load weights, directly or by reference.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ from .errors import HeaderError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD = ".safetensors"
-# formats of weights and of pickled objects; an index of such files is named after their format
+# extensions of weights and of pickled objects; the name of an index begins with the name of its format
 WEIGHTS = (
     *(SHARD, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx"),
     *(".onnx_data", ".ot", ".pdparams", ".tflite", ".npz", ".pkl", ".pickle", ".joblib", ".lota"),
 )
-# names an adapter, and with it another base that transformers would load instead of the folder's weights
+# an adapter's configuration names another base, which transformers would load instead of the folder's weights
 REDIRECT = "adapter_config.json"
-_INDEX_OF = re.compile(r"\.index(\.[^.]+)?\.json$")  # transformers puts a variant's name before ".json"
-_LONGEST = 255  # bytes that file systems take
+_INDEX_OF = re.compile(r"\.index(\.[^.]+)?\.json$")  # transformers inserts the name of a variant before ".json"
+_LONGEST = 255  # limit of common file systems, in bytes
 _NOT_A_NAME = re.compile(r"\.{0,2}|.*[/\\\x00-\x1f\x7f-\x9f].*", re.DOTALL)
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights, or says where others are: all that is not a side file, shards included.
+    """Return whether a file contains weights or refers to other files of weights, so that it is not a side file.
 
-    Case does not matter, as on some file systems. INDEX alone is a side file: it is checked against the shards.
+    Shards count as weights. Case is ignored, as on some file systems. INDEX itself is a side file, because it is
+    checked against the shards.
+
+    Args:
+        name: Name of the file.
     """
     lower = name.lower()
     if lower == INDEX:
@@ -37,19 +41,39 @@ def is_weights(name: str) -> bool:
 
 
 def is_config(name: str) -> bool:
-    """Whether transformers may take a file for the model's configuration: `config.json`, or `config.4.0.0.json`."""
+    """Return whether transformers may load a file as the model's configuration.
+
+    Such names are `config.json` and, for example, `config.4.0.0.json`.
+
+    Args:
+        name: Name of the file.
+    """
     return name.startswith("config.") and name.endswith(".json")
 
 
 def check_side_file_name(name: str) -> None:
-    """Raise HeaderError for a name that a side file must not have."""
+    """Check the name of a side file.
+
+    Args:
+        name: Name of the file.
+
+    Raises:
+        HeaderError: The name is not a plain file name, or is the name of a file of weights.
+    """
     _check_plain(name)
     if is_weights(name):
         raise HeaderError(f"{name!r:.80} is the name of a file of weights, not of a side file")
 
 
 def check_shard_name(name: str) -> None:
-    """Raise HeaderError for a name that a shard must not have."""
+    """Check the name of a shard.
+
+    Args:
+        name: Name of the file.
+
+    Raises:
+        HeaderError: The name is not a plain file name, or does not end in `.safetensors`.
+    """
     _check_plain(name)
     if not name.endswith(SHARD):
         raise HeaderError(f"{name!r:.80} is not the name of a shard: expected a name that ends in {SHARD}")

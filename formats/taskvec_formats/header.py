@@ -1,4 +1,7 @@
-"""What a `.lota` file says of itself. `description` validates it; whoever holds a Header need not."""
+"""Data classes for the content of a `.lota` file's header.
+
+`description` validates the header when it is parsed, so users of a Header do not have to.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,14 @@ from .forms import Form
 
 
 def stored_digest(*parts: bytes | memoryview) -> str:
-    """The first 16 bytes of the SHA-256 of stored bytes, in hex: what makes a file safe to read piece by piece."""
+    """Compute the digest of stored bytes, which allows a file to be verified piece by piece.
+
+    Args:
+        *parts: The bytes, concatenated.
+
+    Returns:
+        The first 16 bytes of the SHA-256, in hex.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -21,7 +31,12 @@ def stored_digest(*parts: bytes | memoryview) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """A checkpoint: its name, for people, and its fingerprint (Checkpoint.fingerprint), which decides."""
+    """Name and fingerprint of a checkpoint.
+
+    Attributes:
+        name: Name for display.
+        fingerprint: `Checkpoint.fingerprint`, which identifies the checkpoint.
+    """
 
     name: str
     fingerprint: str
@@ -29,7 +44,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Stream:
-    """One stored stream: the codec that wrote it and its length in bytes."""
+    """One stored stream.
+
+    Attributes:
+        codec: Name of the codec that encoded it.
+        length: Length in bytes.
+    """
 
     codec: str
     length: int
@@ -37,7 +57,13 @@ class Stream:
 
 @dataclass(frozen=True)
 class EntryStreams:
-    """Stored entries of a block: how many, their positions, then their values."""
+    """Stored entries of a block.
+
+    Attributes:
+        count: Number of entries.
+        positions: Stream of the positions.
+        values: Stream of the values, stored after the positions.
+    """
 
     count: int
     positions: Stream
@@ -45,18 +71,20 @@ class EntryStreams:
 
     @property
     def length(self) -> int:
-        """Bytes of both streams."""
+        """Length of both streams in bytes."""
         return self.positions.length + self.values.length
 
 
 @dataclass(frozen=True)
 class Block:
-    """A range of a tensor (Form.blocks) in which something changes.
+    """A range of a tensor (`Form.blocks`) in which something changes.
 
-    digest: stored_digest of the bytes of both parts.
-    delta: the additive entries; replacements: the elements whose bits are given; None for none.
-    before, after: touched_digest of the elements that either holds, in the base and in the result; None where not
-        known, as in a merge.
+    Attributes:
+        digest: `stored_digest` of the bytes of `delta` and `replacements`.
+        delta: The additive entries, None if there are none.
+        replacements: The elements whose new bits are stored, None if there are none.
+        before: `touched_digest` of the elements of both parts in the base, None if not known.
+        after: The same in the result, None if not known, for example after a merge.
     """
 
     digest: str
@@ -67,19 +95,23 @@ class Block:
 
     @property
     def length(self) -> int:
-        """Bytes stored."""
+        """Stored length in bytes."""
         return sum(entries.length for entries in (self.delta, self.replacements) if entries)
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a `.lota` file says of one tensor.
+    """Description of one tensor in a `.lota` file.
 
-    name, dtype, shape: in the tuned checkpoint.
-    origin: dtype and shape in the base, or None where the base has no such tensor.
-    eligible: whether its weights could have been chosen; the density of a vector is counted over these.
-    base: the first 8 bytes of the digest of the base's tensor, or None where the base was not at hand.
-    blocks: one for each of form.blocks(), None where nothing changes; empty in a spec that is not stored yet.
+    Attributes:
+        name: Name of the tensor.
+        dtype: Dtype in the tuned checkpoint.
+        shape: Shape in the tuned checkpoint.
+        origin: Dtype and shape in the base, None if the base has no such tensor.
+        eligible: Whether the tensor's weights are eligible; the density of a vector is computed over eligible tensors.
+        base: First 8 bytes, in hex, of the digest of the base's tensor; None if the base was not available.
+        blocks: One item for each of `form.blocks()`, None if nothing changes in it. Empty if the spec is not stored
+            yet.
     """
 
     name: str
@@ -92,7 +124,17 @@ class TensorSpec:
 
     @classmethod
     def like(cls, name: str, form: Form, base: str | None = None, *, eligible: bool = True) -> TensorSpec:
-        """A tensor that has the same form in base and tuned."""
+        """Create the spec of a tensor that has the same form in base and tuned.
+
+        Args:
+            name: Name of the tensor.
+            form: Dtype and shape.
+            base: First 8 bytes, in hex, of the digest of the base's tensor; None if the base is not available.
+            eligible: Whether the tensor's weights are eligible.
+
+        Returns:
+            The spec, without blocks.
+        """
         return cls(name, form.dtype, form.shape, form, eligible, base)
 
     @property
@@ -107,7 +149,7 @@ class TensorSpec:
 
     @property
     def length(self) -> int:
-        """Bytes of its blocks."""
+        """Stored length of the blocks in bytes."""
         return sum(block.length for block in self.blocks if block)
 
     @property
@@ -117,13 +159,19 @@ class TensorSpec:
 
     @property
     def replaced(self) -> int:
-        """Number of stored elements whose bits are given."""
+        """Number of stored replacements."""
         return sum(block.replacements.count for block in self.blocks if block and block.replacements)
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Stored bytes (blobs): their length, the size of what they hold, and their stored_digest."""
+    """Stored bytes of a file (see `blobs`).
+
+    Attributes:
+        length: Stored length in bytes.
+        size: Size of the content in bytes.
+        digest: `stored_digest` of the stored bytes.
+    """
 
     length: int
     size: int
@@ -132,9 +180,12 @@ class Blob:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the tuned checkpoint that is not listed in `tensors`: a shard's header, a config, a tokenizer.
+    """A file of the tuned checkpoint: the header of a shard, or a side file such as a config or tokenizer.
 
-    sha256: of its content. blob: the content, or None where the base has the same.
+    Attributes:
+        name: Name of the file.
+        sha256: SHA-256 of its content, in hex.
+        blob: The stored content, None if the base has the same file.
     """
 
     name: str
@@ -144,14 +195,17 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Header:
-    """All that a file says.
+    """The complete header of a `.lota` file.
 
-    kind: "vector" (deltas that are added) or "patch" (bits relative to the base).
-    base, tuned: the checkpoints; tuned None where the vector was not taken from one and its result is not known.
-    tensors: in the order of their names. removed: names of the tensors of the base that tuned lacks, sorted.
-    shards: the headers of the tuned shards, in order; None for those of the base.
-    files: the side files of the tuned checkpoint, sorted; None for those of the base.
-    provenance: how it came about, any JSON object.
+    Attributes:
+        kind: "vector" (deltas that are added to the base) or "patch" (bits relative to the base).
+        base: The base checkpoint.
+        tuned: The tuned checkpoint, None if it is not known.
+        tensors: The tensors that change, sorted by name.
+        removed: Names of the tensors of the base that the tuned checkpoint lacks, sorted.
+        shards: Headers of the tuned shards, in order; None if they are those of the base.
+        files: Side files of the tuned checkpoint, sorted by name; None if they are those of the base.
+        provenance: How the file was made, any JSON object.
     """
 
     kind: str
@@ -165,10 +219,10 @@ class Header:
 
     @property
     def blobs(self) -> list[StoredFile]:
-        """Shard headers and side files that are stored, in the order of their blobs behind the blocks."""
+        """The stored shard headers and side files, in the order of their blobs after the blocks."""
         return [file for file in (*(self.shards or ()), *(self.files or ())) if file.blob]
 
     @property
     def length(self) -> int:
-        """Bytes of all blocks and blobs."""
+        """Stored length of all blocks and blobs in bytes."""
         return sum(tensor.length for tensor in self.tensors) + sum(file.blob.length for file in self.blobs if file.blob)

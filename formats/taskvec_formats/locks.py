@@ -1,4 +1,4 @@
-"""Locks that say that a file or folder is in use, until the process that holds them lets go or dies."""
+"""Locks that mark a file or folder as in use until the process that holds them releases them or dies."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-# descriptors of the locks that this process holds
+# file descriptors of the locks that this process holds
 _open: set[int] = set()
 
 
 def _close_inherited() -> None:
-    # a lock lasts as long as one process has the descriptor open: a worker must not outlive its parent's lock
+    # a lock is held while any process has the descriptor open, so a worker must not keep its parent's lock
     while _open:
         os.close(_open.pop())
 
@@ -21,7 +21,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _flock(descriptor: int) -> None:
-    """Take the lock of an open file or folder. Raises BlockingIOError where another process has it."""
+    """Lock an open file or folder. Raises BlockingIOError if another process holds the lock."""
     if sys.platform != "win32":
         import fcntl
 
@@ -29,18 +29,25 @@ def _flock(descriptor: int) -> None:
 
 
 class Lock:
-    """The lock of a file or folder that is there.
+    """The lock of an existing file or folder.
 
-    is_held: False where the file system has no locks, as Lustre and some FUSE file systems; nothing is known then.
-    Raises BlockingIOError where another has the lock.
+    Args:
+        path: The file or folder.
+
+    Attributes:
+        is_held: Whether the lock is held. False if the file system does not support locks, as with Lustre and some FUSE
+            file systems; whether the file is in use is then unknown.
+
+    Raises:
+        BlockingIOError: Another process holds the lock.
     """
 
     def __init__(self, path: Path) -> None:
         self.is_held = False
         self._descriptor: int | None = None
-        if sys.platform == "win32":  # a folder cannot be opened there
+        if sys.platform == "win32":  # folders cannot be opened on Windows
             return
-        # a FIFO would wait for a writer
+        # without O_NONBLOCK, opening a FIFO blocks until it has a writer
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         _open.add(self._descriptor)
         try:
@@ -50,19 +57,23 @@ class Lock:
             self.release()
             raise
         except OSError:
-            # ENOLCK, EOPNOTSUPP, ENOSYS, EINVAL; EBADF on NFS, which locks only what is open for writing
+            # no locks: ENOLCK, EOPNOTSUPP, ENOSYS, EINVAL; EBADF on NFS, which locks only files open for writing
             pass
 
     def is_of(self, path: Path) -> bool:
-        """Whether what was locked still has that name: it may have been removed before the lock was there."""
+        """Return whether `path` is still the locked file: it may have been removed before it was locked.
+
+        Args:
+            path: The path given to the constructor.
+        """
         try:
             return self._descriptor is None or os.path.samestat(os.fstat(self._descriptor), os.stat(path))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Let go."""
-        if self._descriptor in _open:  # not so in a process that was forked
+        """Release the lock."""
+        if self._descriptor in _open:  # a forked process has closed it already
             _open.discard(self._descriptor)
             os.close(self._descriptor)
         self._descriptor = None

@@ -1,4 +1,4 @@
-"""Reading and writing `.lota` files: a safetensors container of two U8 tensors, the index and the blocks."""
+"""Reader and writer of `.lota` files: safetensors containers of two U8 tensors, the index and the blocks."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ from .header import Blob, Block, Header, StoredFile, TensorSpec, stored_digest
 from .parallel import ordered_map
 
 INDEX, BLOCKS = "taskvec.index", "taskvec.blocks"
-_HEADER_BYTES = 1 << 25  # a description at its longest, each character of it an escape, takes less
+_HEADER_BYTES = 1 << 25  # more than the longest description takes if each of its characters is escaped
 
 
 @dataclass(frozen=True)
 class SideFile:
-    """A side file of a checkpoint: name, SHA-256 of its content, and the content, None where the base has it."""
+    """A side file of a checkpoint.
+
+    Attributes:
+        name: Name of the file.
+        sha256: SHA-256 of its content, in hex.
+        content: The content, None if the base has the same file.
+    """
 
     name: str
     sha256: str
@@ -36,11 +42,20 @@ class SideFile:
 
 
 class LotaWriter:
-    """Write a `.lota` file block by block; it appears at `path`, synced, when the `with` block ends without error.
+    """Write a `.lota` file block by block.
 
-    header: what the file says of itself; its tensors, shards and files are filled in here.
-    replace: whether a file of that name is replaced; else FileExistsError is raised at the end.
-    The same calls give the same bytes. Memory: what a call is given.
+    The file appears at `path`, synced to disk, when the `with` block ends without an error. The same calls give the
+    same bytes. Memory use is that of the arguments of one call, plus the index.
+
+    Args:
+        path: Path of the file.
+        header: Description of the file. Its tensors, shards and files are replaced by those that are added.
+        replace: Whether an existing file is replaced. If False and the file exists, FileExistsError is raised at the
+            end.
+
+    Raises:
+        HeaderError: A reader would not accept the description.
+        FileExistsError: The file exists and `replace` is False.
     """
 
     def __init__(self, path: Path, header: Header, *, replace: bool = True) -> None:
@@ -53,16 +68,22 @@ class LotaWriter:
         self._length = 0
 
     def __enter__(self) -> LotaWriter:
-        parse(*encode(self._header))  # a description that no reader would accept is refused before any work
+        parse(*encode(self._header))  # fail early if a reader would not accept the description
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # the header comes first and needs every length, so the blocks wait in an unnamed file on the same disk
+        # the header precedes the blocks but needs their lengths, so the blocks are first written to a temporary file
         self._spool = tempfile.TemporaryFile(dir=self._path.parent)
         return self
 
     def add(self, spec: TensorSpec, blocks: Iterable[tuple[Block | None, bytes]]) -> None:
-        """Append one tensor: its blocks and their bytes (encode_block), in order.
+        """Append one tensor.
 
-        Raises HeaderError for a name out of order, and for blocks that are not those of its shape.
+        Args:
+            spec: Description of the tensor.
+            blocks: Its blocks and their bytes (see `encode_block`), in order.
+
+        Raises:
+            HeaderError: The name is not in ascending order, a shard or side file was added before, or the number of
+                blocks does not match the shape.
         """
         if self._tensors and spec.name <= self._tensors[-1].name:
             raise HeaderError(f"tensor {spec.name!r} must not follow {self._tensors[-1].name!r}")
@@ -73,17 +94,28 @@ class LotaWriter:
             self._write(data)
             stored.append(block)
         if len(stored) != spec.form.block_count:
-            raise HeaderError(f"tensor {spec.name!r}: {len(stored)} blocks where its shape has {spec.form.block_count}")
+            raise HeaderError(f"tensor {spec.name!r}: {len(stored)} blocks, but its shape has {spec.form.block_count}")
         self._tensors.append(replace(spec, blocks=tuple(stored)))
 
     def add_shards(self, headers: dict[str, bytes]) -> None:
-        """The headers of the tuned shards, file name -> bytes, where they are not the base's. Before any side file."""
+        """Add the headers of the tuned shards if they differ from those of the base.
+
+        Args:
+            headers: Mapping from file name to header.
+
+        Raises:
+            HeaderError: Side files were added before.
+        """
         if self._files is not None:
             raise HeaderError("the shards' headers must not follow a side file")
         self._shards = [self._blob(name, header) for name, header in headers.items()]
 
     def add_files(self, files: Iterable[SideFile]) -> None:
-        """The side files of the tuned checkpoint; those without content are in the base."""
+        """Add the side files of the tuned checkpoint.
+
+        Args:
+            files: The side files. Those without content are in the base.
+        """
         self._files = [
             StoredFile(file.name, file.sha256, None) if file.content is None else self._blob(file.name, file.content)
             for file in sorted(files, key=lambda file: file.name)
@@ -102,13 +134,13 @@ class LotaWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # closing the spool may be what finds the disk full
+        # closing the temporary file flushes it, which fails if the disk is full
         with naming(self._path), self._spool:
             if kind is None:
                 shards, files = (None if part is None else tuple(part) for part in (self._shards, self._files))
                 header = replace(self._header, tensors=tuple(self._tensors), shards=shards, files=files)
                 metadata, index = encode(header)
-                parse(metadata, index)  # nothing is written that a reader would refuse
+                parse(metadata, index)  # fail before writing if a reader would not accept the file
                 layout: dict[str, tuple[str, tuple[int, ...], int]] = {
                     INDEX: ("U8", (len(index),), len(index)),
                     BLOCKS: ("U8", (self._length,), self._length),
@@ -121,25 +153,36 @@ class LotaWriter:
 
 
 class LotaReader:
-    """A `.lota` file opened for reading: the header at once, a tensor's blocks when asked for.
+    """A `.lota` file opened for reading.
 
-    path: where it is. header: the validated header. specs: tensor name -> TensorSpec.
+    The header is read at once, the blocks of a tensor on request.
 
-    Raises a FormatError, naming the file, where container, description and index do not fit each other.
+    Args:
+        path: Path of the file.
+
+    Attributes:
+        path: Path of the file.
+        inputs: The files that the reader reads, as absolute paths.
+        header: The validated header.
+        specs: Mapping from tensor name to TensorSpec.
+
+    Raises:
+        FormatError: The file is invalid, or container, description and index do not match. The message names the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.inputs = (path.absolute(),)  # what it reads
+        self.inputs = (path.absolute(),)
         self._file = SafetensorsFile(path, _HEADER_BYTES)
         try:
             self.header = self._parse()
         except FormatError as error:
             raise type(error)(f"{path}: {error}") from None
         self.specs = {spec.name: spec for spec in self.header.tensors}
-        self._starts: dict[str, int] = {}  # where each tensor's blocks begin
+        # offsets in BLOCKS: of each tensor, each stored file, and each block (per tensor, computed on first use)
+        self._starts: dict[str, int] = {}
         self._blobs: dict[StoredFile, int] = {}
-        self._offsets: dict[str, list[int]] = {}  # and each of its blocks, once one of them was asked for
+        self._offsets: dict[str, list[int]] = {}
         offset = 0
         for spec in self.header.tensors:
             self._starts[spec.name] = offset
@@ -150,31 +193,45 @@ class LotaReader:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the description, hex; through the index it covers every byte that is read."""
+        """SHA-256 of the description, in hex. It covers, by way of the index, every byte that is read."""
         return self._file.metadata[DIGEST_KEY]
 
     def _parse(self) -> Header:
         tensors = self._file.tensors
         index = memoryview(b"")
-        if INDEX in tensors:  # one byte more than allowed is enough for it to be refused
+        if INDEX in tensors:  # one byte beyond the limit is enough for `parse` to reject it
             size = tensors[INDEX].stop - tensors[INDEX].start
             index = self._file.bytes(INDEX, 0, min(size, INDEX_BYTES + 1))
         header = parse(self._file.metadata, index)
         if sorted(tensors) != sorted((INDEX, BLOCKS)):
-            raise HeaderError(f"it must hold the tensors {INDEX} and {BLOCKS}, found {', '.join(sorted(tensors)):.200}")
+            raise HeaderError(f"expected the tensors {INDEX} and {BLOCKS}, found {', '.join(sorted(tensors)):.200}")
         for name, info in tensors.items():
             if info.dtype.name != "U8" or len(info.shape) != 1:
                 raise HeaderError(f"{name} must be U8 [n], found {info.dtype.name} {list(info.shape)}")
         (stored,) = tensors[BLOCKS].shape
         if header.length != stored:
-            raise HeaderError(f"{stored} bytes of blocks where the index has {header.length}")
+            raise HeaderError(f"{stored} bytes of blocks, but the index describes {header.length}")
         return header
 
     def change(self, name: str, start: int = 0, stop: int | None = None, base: Bits | None = None) -> Change:
-        """What happens to the elements [start, stop) of a tensor; of the file, only the blocks they lie in are read.
+        """Read the change of the elements [start, stop) of a tensor.
 
-        base: carriers of the whole tensor in the base (forms.take_for where its form differs); a patch needs them.
-        Raises ChecksumError and StreamError, naming tensor and block, and StreamError for a patch without base.
+        Only the blocks that contain these elements are read from the file.
+
+        Args:
+            name: Name of the tensor.
+            start: First element.
+            stop: Element after the last one, None for the end of the tensor.
+            base: Carriers of the whole tensor in the base, needed for a patch. If its form differs, pass the result of
+                `forms.take_for`.
+
+        Returns:
+            The change. Positions count from `start`.
+
+        Raises:
+            ChecksumError: The stored bytes were altered. The message names tensor and block.
+            StreamError: A stream is invalid, or the file is a patch and no base is given. The message names tensor and
+                block.
         """
         spec = self.specs[name]
         stop = spec.size if stop is None else stop
@@ -185,7 +242,7 @@ class LotaReader:
         return Change.joined(parts, start, stop, spec.dtype)
 
     def _stored(self, spec: TensorSpec, start: int, stop: int) -> Iterator[tuple[Block, tuple[int, int], int]]:
-        """The blocks with elements of [start, stop) in which something changes: their ranges, and where they lie."""
+        """Yield the blocks with a change that overlap [start, stop), with their range and their offset in BLOCKS."""
         if spec.name not in self._offsets:
             lengths = (block.length if block else 0 for block in spec.blocks)
             self._offsets[spec.name] = list(accumulate(lengths, initial=self._starts[spec.name]))
@@ -199,12 +256,12 @@ class LotaReader:
             if self.header.kind == "vector":
                 return decode_block(spec.form, block, span, data)
             if base is None:
-                raise StreamError("a patch can be read beside its base only")
+                raise StreamError("a patch can be read only with its base")
             return decode_block(spec.form, block, span, data, base[slice(*span)])
 
     @contextmanager
     def _naming(self, spec: TensorSpec, span: tuple[int, int], offset: int) -> Iterator[None]:
-        """Put file, tensor and place into an error."""
+        """Add file, tensor and byte offset to the message of a FormatError."""
         try:
             yield
         except FormatError as error:
@@ -213,19 +270,44 @@ class LotaReader:
             raise type(error)(f"{self.path}: {place}, byte {byte} of the file: {error}") from None
 
     def shards(self) -> dict[str, bytes] | None:
-        """The headers of the tuned shards by file name, None where they are the base's. Raises ChecksumError."""
+        """Read the headers of the tuned shards.
+
+        Returns:
+            Mapping from file name to header, None if the shards are those of the base.
+
+        Raises:
+            ChecksumError: A stored header was altered.
+        """
         shards = self.header.shards
         return None if shards is None else {shard.name: self.content(shard) for shard in shards}
 
     def files(self) -> list[SideFile] | None:
-        """The side files of the tuned checkpoint, None where they are the base's. Raises ChecksumError."""
+        """Read the side files of the tuned checkpoint.
+
+        Returns:
+            The side files, None if they are those of the base.
+
+        Raises:
+            ChecksumError: A stored file was altered.
+        """
         files = self.header.files
         if files is None:
             return None
         return [SideFile(file.name, file.sha256, self.content(file) if file.blob else None) for file in files]
 
     def content(self, file: StoredFile) -> bytes:
-        """The content of a stored shard header or side file. Raises ChecksumError where it was altered."""
+        """Read the content of a stored shard header or side file.
+
+        Args:
+            file: One of the shards or files of the header.
+
+        Returns:
+            The content.
+
+        Raises:
+            ValueError: The file is not stored.
+            ChecksumError: The stored bytes were altered.
+        """
         if file.blob is None:
             raise ValueError(f"{file.name} is not stored")
         offset = self._blobs[file]
@@ -238,9 +320,13 @@ class LotaReader:
         return data
 
     def verify(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Check every digest, decode all that can be read without a base, and raise the first failure's FormatError.
+        """Check every digest, and decode everything that can be decoded without a base.
 
-        progress(tensors done, tensors).
+        Args:
+            progress: Called with the number of finished tensors and the number of all tensors with changes.
+
+        Raises:
+            FormatError: The first failure.
         """
 
         def check(spec: TensorSpec) -> None:

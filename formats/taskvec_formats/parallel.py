@@ -1,7 +1,7 @@
-"""Work on many pieces at once whose results come out in order: the same output whatever the number of workers.
+"""Parallel map with results in order, so that the output does not depend on the number of workers.
 
-numpy, hashlib, zstandard and pcodec let go of the interpreter's lock while they work, so threads do. Where pieces are
-small, threads keep each other waiting for that lock; processes (workers.py) do not.
+Threads are enough for most work, because numpy, hashlib, zstandard and pcodec release the global interpreter lock. For
+small items, threads contend for that lock; processes (see `workers`) do not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Result = TypeVar("Result")
 
 
 def threads() -> int:
-    """TASKVEC_THREADS where it is a positive number, else the cores that this process may use."""
+    """Return the number of workers.
+
+    This is TASKVEC_THREADS if it is a positive number, else the number of cores available to this process.
+    """
     wanted = os.environ.get("TASKVEC_THREADS", "")
     if wanted.isdecimal() and int(wanted):
         return int(wanted)
@@ -30,11 +33,16 @@ def threads() -> int:
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], *, processes: bool = False
 ) -> Generator[Result, None, None]:
-    """Yield function(item) for each item, in order. At most two results a worker wait to be taken.
+    """Yield function(item) for each item, in order, computed in parallel.
 
-    processes: where they are allowed, run the function in forked processes. Its results are small then and can be
-    pickled, it changes nothing but files, and it keeps nothing from one item for the next. Whoever stops early closes
-    what is returned.
+    At most two results per worker are held until they are consumed. A caller that stops early must close the generator.
+
+    Args:
+        function: The function.
+        items: The items.
+        processes: Whether to use forked processes if they are allowed (see `workers.allowed`). The results must then be
+            small and picklable. The function must not change anything but files, and must not keep state from one item
+            to the next.
     """
     limit = threads()
     if not processes or limit == 1 or not allowed():

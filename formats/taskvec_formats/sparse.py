@@ -1,4 +1,4 @@
-"""A sparse tensor: the positions that carry something, and what they carry."""
+"""Sparse tensors: values at some positions of a dense shape."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
-    """Values at strictly increasing flat (row-major) positions of a tensor; every other position carries nothing.
+    """Values at strictly increasing flat (row-major) positions of a tensor.
 
-    shape: the dense shape; () for a scalar, which has one position.
-    indices: int64 [n], strictly increasing, each in [0, prod(shape)).
-    values: [n], of any dtype of numbers, in the machine's byte order. An explicit zero is an entry like any other: a
-        masked weight that never moved.
+    The constructor copies both arrays. The arrays of a SparseTensor are read-only and never change.
 
-    The constructor copies both arrays, and what a tensor holds cannot be written to: nobody changes it afterwards.
-    Raises StreamError where the indices are out of order or out of range, or the lengths differ, and for anything but
-    arrays of these types.
+    Attributes:
+        shape: Dense shape; () for a scalar, which has one position.
+        indices: int64 [n], strictly increasing, each in [0, prod(shape)).
+        values: [n], of any numeric dtype, in the machine's byte order. An explicit zero is an entry, for example a
+            masked weight that did not change.
+
+    Raises:
+        StreamError: The indices are not increasing or out of range, the lengths differ, or an argument is not of these
+            types.
     """
 
     shape: tuple[int, ...]
@@ -44,27 +47,50 @@ class SparseTensor:
 
     @classmethod
     def _of_checked(cls, shape: tuple[int, ...], indices: Indices, values: npt.NDArray[Any]) -> SparseTensor:
-        """From indices that were checked, or are taken in order from such: what is checked costs as much as a merge."""
+        """Create a tensor from indices known to be valid: checking them again would take as long as a merge."""
         tensor = object.__new__(cls)
         tensor._hold(shape, indices, values)
         return tensor
 
     @classmethod
     def owning(cls, shape: tuple[int, ...], indices: Indices, values: npt.NDArray[Any]) -> SparseTensor:
-        """The same as the constructor, without a copy: of arrays that nobody writes to any more."""
+        """Create a tensor like the constructor, but without copying.
+
+        Args:
+            shape: Dense shape.
+            indices: int64 [n]. The caller must not write to it afterwards.
+            values: [n]. The caller must not write to it afterwards.
+
+        Raises:
+            StreamError: As for the constructor.
+        """
         _check(shape, indices, values)
         return cls._of_checked(shape, indices, values)
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> SparseTensor:
-        """No entries: indices int64 [0], values of `dtype` [0]."""
+        """Create a tensor without entries, with indices int64 [0] and values [0].
+
+        Args:
+            shape: Dense shape.
+            dtype: Dtype of the values.
+        """
         return cls._of_checked(shape, np.empty(0, np.int64), np.empty(0, dtype))
 
     @classmethod
     def concat(cls, parts: list[tuple[int, SparseTensor]], start: int, stop: int, dtype: npt.DTypeLike) -> SparseTensor:
-        """The entries of the flat range [start, stop) from flat parts in order: (position of its first element, part).
+        """Join flat parts and return the entries of the flat range [start, stop).
 
-        Between the parts, and where there are none, nothing is carried; values of `dtype`.
+        Positions that no part covers have no entry.
+
+        Args:
+            parts: In order, the position of the first element of a part, and the part.
+            start: First position of the range.
+            stop: Position after the last one.
+            dtype: Dtype of the values.
+
+        Returns:
+            The entries of the range. Positions count from `start`.
         """
         if len(parts) == 1 and (parts[0][0], parts[0][0] + parts[0][1].size) == (start, stop):
             return parts[0][1]
@@ -74,33 +100,60 @@ class SparseTensor:
         return cls.owning((end,), indices, values).slice_range(start, stop)
 
     def reshaped(self, shape: tuple[int, ...]) -> SparseTensor:
-        """The same entries under another shape of the same size. Raises StreamError where that is too small."""
+        """Return the same entries with another dense shape of the same size.
+
+        Args:
+            shape: The new shape.
+
+        Raises:
+            StreamError: An index is out of range for the new shape.
+        """
         if math.prod(shape) < self.size:
             return self.owning(shape, self.indices, self.values)
         return self._of_checked(shape, self.indices, self.values)
 
     def with_values(self, values: npt.NDArray[Any]) -> SparseTensor:
-        """Other values, [n], copied, at the same positions. Raises StreamError where they are more or fewer."""
+        """Return a tensor with the same positions and other values.
+
+        Args:
+            values: [n], copied.
+
+        Raises:
+            StreamError: The number of values differs.
+        """
         return self._holding(_copy("values", values))
 
     def _holding(self, values: npt.NDArray[Any]) -> SparseTensor:
-        """The same without a copy: of an array that nobody writes to any more."""
+        """Like `with_values`, but without a copy: `values` must not be written to afterwards."""
         _check_values(self.indices, values)
         return self._of_checked(self.shape, self.indices, values)
 
     def slice_range(self, start: int, stop: int) -> SparseTensor:
-        """The entries of the flat range [start, stop), positions counted from its start."""
+        """Return the entries of the flat range [start, stop) as a flat tensor whose positions count from `start`.
+
+        Args:
+            start: First position of the range.
+            stop: Position after the last one.
+        """
         if (start, stop) == (0, self.size):
             return self if len(self.shape) == 1 else self.reshaped((self.size,))
         low, high = np.searchsorted(self.indices, (start, stop))
         return self._of_checked((stop - start,), self.indices[low:high] - start, self.values[low:high])
 
     def take(self, places: npt.NDArray[np.integer[Any]]) -> SparseTensor:
-        """Those entries that stand at some places of the list, increasing."""
+        """Return the entries at the given places in the list of entries.
+
+        Args:
+            places: Increasing places, each in [0, n).
+        """
         return self._of_checked(self.shape, self.indices[places], self.values[places])
 
     def at(self, positions: Indices) -> SparseTensor:
-        """The entries at some positions, int64, increasing."""
+        """Return the entries at the given positions. Positions without an entry are ignored.
+
+        Args:
+            positions: int64, increasing.
+        """
         return self.take(np.flatnonzero(np.isin(self.indices, positions, assume_unique=True)))
 
     @property
@@ -127,16 +180,16 @@ def _copy(what: str, array: Any) -> npt.NDArray[Any]:
         raise StreamError(f"{what} must be a numpy array, found {type(array).__name__}")
     if array.dtype.kind in "OSUMm" or array.dtype.names:
         raise StreamError(f"{what} must be numbers, found {array.dtype}")
-    # codecs and arithmetic look at the bits of values
+    # codecs and arithmetic use the bits of the values
     dtype = array.dtype.newbyteorder("=") if what == "values" else array.dtype
     copy = np.array(array, dtype, order="C")
-    # of an array that owns its memory the flag could be taken back
+    # a view of a read-only array cannot be made writable again (see `_read_only`)
     copy.setflags(write=False)
     return copy
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A view that cannot be written to; the array itself may still be somebody else's."""
+    """Return a read-only view; the array itself may still be writable elsewhere."""
     view = array.view()
     view.setflags(write=False)
     return view
@@ -149,7 +202,7 @@ def _check(shape: tuple[int, ...], indices: Indices, values: npt.NDArray[Any]) -
     size = math.prod(shape)
     if len(indices):
         if indices[0] < 0 or indices[-1] >= size:
-            raise StreamError(f"indices {indices[0]} to {indices[-1]} leave a tensor of {size} positions")
+            raise StreamError(f"indices {indices[0]} to {indices[-1]} are out of range for {size} positions")
         if not bool(np.all(indices[1:] > indices[:-1])):
             raise StreamError("indices are not strictly increasing")
 

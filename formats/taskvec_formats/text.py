@@ -1,7 +1,8 @@
-"""Text from files, made safe for where it is shown. Imports nothing of this package.
+"""Make text from files safe to display in a terminal, in Markdown and in JSON.
 
-Names of tensors, files and checkpoints, and everything in a provenance, come from whoever wrote a file. A terminal
-obeys escape sequences, Markdown renders HTML and links, and JSON has no NaN.
+The names of tensors, files and checkpoints, and all of a provenance, come from untrusted files. A terminal interprets
+escape sequences, Markdown renders HTML and links, and JSON has no NaN. This module imports nothing else from the
+package.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ import math
 import re
 from typing import Any
 
-LINE = 1000  # characters of an error message
-# what begins markup inside a line: "_" does at the edge of a word only, "://" and "www." are links by themselves
+LINE = 1000  # longest error message, in characters
+# starts of inline markup: "_" only at the edge of a word; "://" and "www." because they become links
 _MARKDOWN = re.compile(r"[\\`*\[\]#!|~@$^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def printable(text: object, most: int = LINE) -> str:
-    r"""One line of text that a terminal can show.
+    r"""Convert text to one line that is safe to print in a terminal.
 
-    Control characters, line breaks, bidirectional controls and lone surrogates become escapes such as ``\x1b``. Of a
-    text of more than `most` characters the middle is left out, so that the end of a sentence survives a long name.
-    The result is a fixed point: calling it again changes nothing.
+    Control characters, line breaks, bidirectional controls and lone surrogates become escapes such as ``\x1b``. If the
+    text is longer than `most`, its middle is left out, so that the end of a sentence is kept even after a long name.
+    The function is idempotent.
 
     Args:
-        text: Anything; `str` is taken of it.
-        most: The largest number of characters returned.
+        text: Any object, converted with `str`.
+        most: Largest number of characters returned.
     """
-    line = _shortened(str(text), most)  # before escaping, which would make a long text longer still
+    line = _shortened(str(text), most)  # before escaping, so that no long text is escaped
     if line.isprintable():
         return line
     return _shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line), most)
@@ -40,18 +41,27 @@ def _shortened(line: str, most: int) -> str:
 
 
 def markdown(text: object, most: int = 200) -> str:
-    """The same as literal Markdown inside a line: no markup, HTML, link or line break of the text has an effect.
+    """Convert text to one line of literal Markdown, in which no markup, HTML, link or line break has an effect.
 
-    Punctuation is escaped by a backslash (CommonMark section 2.4), and `<`, `>` and `&` become entities.
+    Punctuation is escaped with backslashes (CommonMark section 2.4), and `<`, `>` and `&` become entities.
+
+    Args:
+        text: Any object, converted with `str`.
+        most: Largest number of characters before escaping.
     """
     return html.escape(_MARKDOWN.sub(r"\\\g<0>", printable(text, most)), quote=False)
 
 
 def json_text(document: Any, indent: int | None = 2) -> str:
-    """A document as JSON. NaN and the infinities, which JSON cannot hold, become null."""
+    """Serialize a document as JSON. NaN and the infinities, which JSON does not support, become null.
+
+    Args:
+        document: The document.
+        indent: Spaces per level, None for a single line.
+    """
     try:
         return json.dumps(document, indent=indent, allow_nan=False)
-    except ValueError:  # something in it is not finite
+    except ValueError:  # it contains NaN or an infinity
         return json.dumps(_finite(document), indent=indent, allow_nan=False)
 
 

@@ -1,6 +1,7 @@
-"""Worker processes, forked: they share what is in memory, and no lock of the interpreter's.
+"""Forked worker processes. They share the parent's memory, but not its global interpreter lock.
 
-Forking is for a program whose threads are all its own, which a library cannot know: `allowed` asks the environment.
+Forking is safe only if the program controls all of its threads. A library cannot know this, so `allowed` reads it from
+an environment variable.
 """
 
 from __future__ import annotations
@@ -19,31 +20,44 @@ from .errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# of a function and some items: its results in order
+# maps a function over items and yields the results in order
 Map = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[Result]]
 
 SETTING = "TASKVEC_PROCESSES"
 
 
 def allowed() -> bool:
-    """Whether TASKVEC_PROCESSES is 1, this is Linux, and torch, whose threads do not survive a fork, is not loaded."""
+    """Return whether processes may be forked.
+
+    This is the case if TASKVEC_PROCESSES is 1, the system is Linux, and torch is not loaded, whose threads do not
+    survive a fork.
+    """
     return os.environ.get(SETTING) == "1" and sys.platform == "linux" and "torch" not in sys.modules
 
 
 def forked_map(
     function: Callable[[Item], Result], items: Sequence[Item], count: int, each: Map[Item, Result]
 ) -> Generator[Result, None, None]:
-    """Yield function(item) for each item, in order, from `count` processes that take turns.
+    """Yield function(item) for each item, in order, computed by forked processes that take items in turn.
 
-    each: how a process works through its share. Results travel through pipes, pickled. A process that is not waited for
-    any more ends: it is killed when the caller stops early, and finds nobody to write to when the caller was killed.
-    Raises what the function raises, what cannot be pickled as a RuntimeError of the same words, and WorkerError where a
-    process was killed.
+    Results are pickled and sent through pipes. A process whose results are no longer needed ends: it is killed if the
+    caller stops early, and it fails to write to its pipe if the caller was killed.
+
+    Args:
+        function: The function.
+        items: The items.
+        count: Largest number of processes.
+        each: How a process maps the function over its items.
+
+    Raises:
+        Exception: The exception that the function raised; if it cannot be pickled, a RuntimeError with the same
+            message.
+        WorkerError: A process was killed.
     """
     workers: list[_Worker] = []
     try:
-        with _interrupts_held():
-            # one at a time: those that are there end where another cannot be made
+        with _interrupts_deferred():
+            # added one at a time, so that all of them are ended if another cannot be forked
             workers.extend(_Worker(function, items[number::count], each) for number in range(min(count, len(items))))
         for number in range(len(items)):
             yield workers[number % count].take()
@@ -53,18 +67,18 @@ def forked_map(
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait: what it raises while Python forks is lost."""
-    if threading.current_thread() is not threading.main_thread():  # it is another's to answer
+def _interrupts_deferred() -> Iterator[None]:
+    """Defer SIGINT: an exception that its handler raises during a fork would be lost."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    deferred: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: deferred.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held:
+    if deferred:
         signal.raise_signal(signal.SIGINT)
 
 
@@ -72,8 +86,8 @@ class _Worker:
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any], each: Map[Any, Any]) -> None:
         read, write = os.pipe()
         with warnings.catch_warnings():
-            # Python warns of threads, of which there may be two kinds: numpy's, stopped while it forks, and the one
-            # that draws progress bars, which nothing here waits for
+            # Python warns if there are other threads. There may be two kinds: numpy's, which are stopped during the
+            # fork, and the one that draws progress bars, which no code here waits for
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process = os.fork()
         if not self._process:
@@ -83,26 +97,26 @@ class _Worker:
         self._results = os.fdopen(read, "rb")
 
     def take(self) -> Any:
-        """The next result."""
+        """Return the next result."""
         try:
-            done, found = pickle.load(self._results)
+            ok, result = pickle.load(self._results)
         except (EOFError, pickle.UnpicklingError):
-            raise WorkerError("a worker process was killed; out of memory?") from None
-        if not done:
-            raise found
-        return found
+            raise WorkerError("a worker process was killed, possibly because memory ran out") from None
+        if not ok:
+            raise result
+        return result
 
     def end(self) -> None:
-        """Let the process be gone."""
+        """Kill the process and wait for its end."""
         self._results.close()
         os.kill(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
 
 
 def _serve(pipe: int, function: Callable[[Any], Any], items: Sequence[Any], each: Map[Any, Any]) -> NoReturn:
-    """The life of a process. Nothing of what its parent holds is flushed, closed or removed."""
+    """Run a worker process. It flushes, closes and removes nothing that belongs to its parent."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
         os.environ[SETTING] = "0"
         with os.fdopen(pipe, "wb") as results:
             try:
@@ -115,7 +129,7 @@ def _serve(pipe: int, function: Callable[[Any], Any], items: Sequence[Any], each
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same where another process could not make it out."""
+    """Return the error, or a RuntimeError with the same message if it cannot be unpickled in another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -123,6 +137,6 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _send(results: BinaryIO, done: bool, found: object) -> None:
-    pickle.dump((done, found), results, pickle.HIGHEST_PROTOCOL)
+def _send(results: BinaryIO, ok: bool, result: object) -> None:
+    pickle.dump((ok, result), results, pickle.HIGHEST_PROTOCOL)
     results.flush()

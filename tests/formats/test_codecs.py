@@ -288,7 +288,7 @@ def test_any_bytes_are_refused_or_give_as_many_values(subject: Subject, stream: 
 def test_what_was_measured_from_a_base_is_not_read_without_one(name: str) -> None:
     subject = SUBJECTS.get(name) or SUBJECTS[f"{name}-u16"]
     stream, sample = stream_of(subject)
-    with pytest.raises(StreamError, match="beside the base only"):
+    with pytest.raises(StreamError, match="only with the base"):
         subject.decode(stream, replace(sample, frame=replace(sample.frame, base=None)))
 
 
@@ -709,9 +709,9 @@ def test_paper64_takes_4_bytes_an_entry_where_nothing_escapes(places: set[int]) 
         ([1 << 31], [], "layer or module"),
         ([0xFFF000], [], "escapes take 8"),
         ([5], [5], "escapes take 8"),
-        ([0xFFF000], [100], "leaves the block"),
-        ([0xFFF000], [(1 << 64) - 1], "leaves the block"),
-        ([0xFFF001], [5], "a column beside it"),
+        ([0xFFF000], [100], "outside the block"),
+        ([0xFFF000], [(1 << 64) - 1], "outside the block"),
+        ([0xFFF001], [5], "its column is not 0"),
     ],
 )
 def test_paper64_that_cannot_be_is_refused(entries: list[int], escapes: list[int], message: str) -> None:

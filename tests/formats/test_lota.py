@@ -300,7 +300,7 @@ def test_the_first_failure_is_reported(
 
 def test_a_patch_is_read_beside_its_base_only(tmp_path: Path) -> None:
     reader = LotaReader(write_good(tmp_path / "a.lota", "patch"))
-    with pytest.raises(StreamError, match=r"tensor 'h', block at element 0.*beside its base only"):
+    with pytest.raises(StreamError, match=r"tensor 'h', block at element 0.*only with its base"):
         reader.change("h")
     assert len(reader.change("h", base=base_bits(reader.specs["h"], PATCH_BASE)).replacements) == 4
 
@@ -489,9 +489,9 @@ def test_tensors_come_before_shards_and_shards_before_files(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("spec", "count", "error", "message"),
     [
-        (TensorSpec.like("w", Form(F32, (2,))), 0, HeaderError, "tensor 'w': 0 blocks where its shape has 1"),
-        (TensorSpec.like("w", Form(F32, (2,))), 2, HeaderError, "tensor 'w': 2 blocks where its shape has 1"),
-        (TensorSpec.like("w", Form(F32, (0,))), 1, HeaderError, "tensor 'w': 1 blocks where its shape has 0"),
+        (TensorSpec.like("w", Form(F32, (2,))), 0, HeaderError, "tensor 'w': 0 blocks, but its shape has 1"),
+        (TensorSpec.like("w", Form(F32, (2,))), 2, HeaderError, "tensor 'w': 2 blocks, but its shape has 1"),
+        (TensorSpec.like("w", Form(F32, (0,))), 1, HeaderError, "tensor 'w': 1 blocks, but its shape has 0"),
         (TensorSpec.like("w", Form(DTYPES["I32"], (2,))), 1, HeaderError, "additive entries in a vector of I32"),
         (TensorSpec("w", F32, (2,), None, base="x"), 1, HeaderError, "tensor 'w': not a digest"),
     ],

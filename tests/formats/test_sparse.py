@@ -28,10 +28,10 @@ def test_every_subset_of_positions_is_a_tensor(tensor: SparseTensor) -> None:
         ((4,), np.array([1, 1]), np.zeros(2), "not strictly increasing"),
         ((4,), np.array([2, 1]), np.zeros(2), "not strictly increasing"),
         ((4,), np.array([0, 3, 2]), np.zeros(3), "not strictly increasing"),
-        ((4,), np.array([-1]), np.zeros(1), "-1 to -1 leave a tensor of 4"),
-        ((4,), np.array([4]), np.zeros(1), "4 to 4 leave a tensor of 4"),
-        ((), np.array([1]), np.zeros(1), "leave a tensor of 1"),
-        ((0, 3), np.array([0]), np.zeros(1), "leave a tensor of 0"),
+        ((4,), np.array([-1]), np.zeros(1), "-1 to -1 are out of range for 4 positions"),
+        ((4,), np.array([4]), np.zeros(1), "4 to 4 are out of range for 4 positions"),
+        ((), np.array([1]), np.zeros(1), "are out of range for 1 positions"),
+        ((0, 3), np.array([0]), np.zeros(1), "are out of range for 0 positions"),
         ((4,), np.array([0, 1]), np.zeros(1), "2 indices but values of shape"),
         ((4,), np.array([0]), np.zeros((1, 1)), "1 indices but values of shape"),
         ((4,), np.array([[0]]), np.zeros((1, 1)), "must be int64"),
@@ -153,5 +153,5 @@ def test_another_shape_of_the_same_size_holds_the_same_entries(tensor: SparseTen
 
 
 def test_a_shape_too_small_is_refused() -> None:
-    with pytest.raises(StreamError, match="leave a tensor of 3"):
+    with pytest.raises(StreamError, match="are out of range for 3 positions"):
         SparseTensor((4,), np.array([3]), np.ones(1)).reshaped((3,))

@@ -578,7 +578,7 @@ DEFECTS: dict[str, Defect] = {
     ),
     "no-blocks": Defect(
         HeaderError,
-        "must hold the tensors taskvec.index and taskvec.blocks, found taskvec.index$",
+        "expected the tensors taskvec.index and taskvec.blocks, found taskvec.index$",
         with_field(names=(INDEX,)),
     ),
     "no-index": Defect(
@@ -614,8 +614,8 @@ DEFECTS: dict[str, Defect] = {
     "description-not-a-number": Defect(HeaderError, "NaN", described(provenance={"loss": float("nan")})),
     "description-infinite": Defect(HeaderError, "1e999", description_text('"hand"', "1e999")),
     "description-a-list": Defect(VersionError, "format version None", with_field(description=[])),
-    "version-2.0": Defect(VersionError, "'2.0', this reader knows 1.x", described(version="2.0")),
-    "version-0.1": Defect(VersionError, "'0.1', this reader knows 1.x", described(version="0.1")),
+    "version-2.0": Defect(VersionError, "'2.0', this reader supports 1.x", described(version="2.0")),
+    "version-0.1": Defect(VersionError, "'0.1', this reader supports 1.x", described(version="0.1")),
     "version-garbage": Defect(VersionError, "'1.0rc1'", described(version="1.0rc1")),
     "version-a-number": Defect(VersionError, "1.0", described(version=1.0)),
     "version-missing": Defect(VersionError, "None", without("version")),
@@ -671,10 +671,14 @@ DEFECTS: dict[str, Defect] = {
     "index-missing-key": Defect(HeaderError, "the index: expected the keys", without("removed", "index")),
     "index-extra-key": Defect(HeaderError, "the index: expected the keys", indexed(surprise=1)),
     "lengths-too-short": Defect(
-        HeaderError, "bytes of blocks where the index has", lambda parts: with_field(blocks=parts.blocks + b"\0")(parts)
+        HeaderError,
+        "bytes of blocks, but the index describes",
+        lambda parts: with_field(blocks=parts.blocks + b"\0")(parts),
     ),
     "lengths-too-long": Defect(
-        HeaderError, "bytes of blocks where the index has", lambda parts: with_field(blocks=parts.blocks[:-1])(parts)
+        HeaderError,
+        "bytes of blocks, but the index describes",
+        lambda parts: with_field(blocks=parts.blocks[:-1])(parts),
     ),
     # its tensors
     "tensors-an-object": Defect(HeaderError, "tensors must be list", indexed(tensors={})),
@@ -721,21 +725,21 @@ DEFECTS: dict[str, Defect] = {
     ),
     # blocks
     "blocks-too-many": Defect(
-        HeaderError, "tensor 'w': 2 blocks where its shape has 1", lambda p: p.tensor("w")["blocks"].append(None)
+        HeaderError, "tensor 'w': 2 blocks, but its shape has 1", lambda p: p.tensor("w")["blocks"].append(None)
     ),
-    "blocks-too-few": Defect(HeaderError, "tensor 'w': 0 blocks where its shape has 1", in_tensor(blocks=[])),
+    "blocks-too-few": Defect(HeaderError, "tensor 'w': 0 blocks, but its shape has 1", in_tensor(blocks=[])),
     "blocks-of-an-empty-tensor": Defect(
-        HeaderError, "tensor 'w': 1 blocks where its shape has 0", in_tensor(shape=[0, 3], origin=["BF16", [0, 3]])
+        HeaderError, "tensor 'w': 1 blocks, but its shape has 0", in_tensor(shape=[0, 3], origin=["BF16", [0, 3]])
     ),
-    "blocks-without-end": Defect(HeaderError, "tensor 'w': 1 blocks where", in_tensor(shape=[(1 << 36) - 1])),
+    "blocks-without-end": Defect(HeaderError, "tensor 'w': 1 blocks, but", in_tensor(shape=[(1 << 36) - 1])),
     "blocks-null": Defect(HeaderError, "tensor 'w': blocks must be list", in_tensor(blocks=None)),
     "block-too-short": Defect(
         HeaderError, "tensor 'w', block at 0: not a block", lambda p: p.tensor("w")["blocks"][0].pop()
     ),
     "block-an-object": Defect(HeaderError, "tensor 'w', block at 0: not a block", in_tensor(blocks=[{}])),
-    "block-without-entries": Defect(HeaderError, "tensor 'p', block at 0: .* is null", null_block),
+    "block-without-entries": Defect(HeaderError, "tensor 'p', block at 0: .* must be null", null_block),
     "block-digest": Defect(
-        ChecksumError, "tensor 'w', block at element 0, byte .* the digest that the index gives", in_block(0, "0" * 32)
+        ChecksumError, "tensor 'w', block at element 0, byte .* the digest given in the index", in_block(0, "0" * 32)
     ),
     "block-digest-malformed": Defect(HeaderError, "tensor 'w', block at 0: not a digest", in_block(0, "0" * 31)),
     "before-malformed": Defect(HeaderError, "tensor 'w', block at 0: not a digest", in_block(1, SHORT.upper())),
@@ -783,7 +787,7 @@ DEFECTS: dict[str, Defect] = {
     "blob-digest": Defect(
         ChecksumError, "'config.json': the stored bytes do not have the digest", in_blob(2, "0" * 32)
     ),
-    "blob-size": Defect(HeaderError, "'config.json' claims 90 bytes where 91", in_blob(1, 91)),
+    "blob-size": Defect(HeaderError, "'config.json' claims 90 bytes, expected 91", in_blob(1, 91)),
     "blob-size-huge": Defect(HeaderError, f"of {HUGE + 162} bytes, at most", in_blob(1, HUGE)),
     "blob-expands-too-far": Defect(HeaderError, f"'config.json' claims {1 << 27} bytes in", in_blob(1, 1 << 27)),
     "blob-content": Defect(ChecksumError, "'config.json' does not have the SHA-256", altered_blob),
@@ -804,18 +808,18 @@ DEFECTS: dict[str, Defect] = {
     ),
     "position-beyond-the-end": Defect(
         StreamError,
-        "tensor 'p'.*indices 1 to 6 leave a tensor of 6 positions",
+        "tensor 'p'.*indices 1 to 6 are out of range for 6 positions",
         streams("p", lambda s: [np.array([1, 6], "<u4").tobytes(), *s[1:]]),
     ),
     "positions-cut-short": Defect(
-        StreamError, "tensor 'p'.*delta: 7 bytes", streams("p", lambda s: [s[0][:-1], *s[1:]])
+        StreamError, "tensor 'p'.*delta: .*found 7 bytes", streams("p", lambda s: [s[0][:-1], *s[1:]])
     ),
     "positions-and-more": Defect(
-        StreamError, "tensor 'p'.*delta: 9 bytes", streams("p", lambda s: [s[0] + b"\0", *s[1:]])
+        StreamError, "tensor 'p'.*delta: .*found 9 bytes", streams("p", lambda s: [s[0] + b"\0", *s[1:]])
     ),
     "positions-empty": Defect(StreamError, "tensor 'w'.*delta: ", streams("w", lambda s: [b"", *s[1:]])),
     "values-cut-short": Defect(
-        StreamError, "tensor 'p'.*delta: 7 bytes", streams("p", lambda s: [s[0], s[1][:-1], *s[2:]])
+        StreamError, "tensor 'p'.*delta: .*found 7 bytes", streams("p", lambda s: [s[0], s[1][:-1], *s[2:]])
     ),
     "values-and-more": Defect(
         StreamError, "tensor 'w'.*replacements: ", streams("w", lambda s: [*s[:3], s[3] + b"\0"])
@@ -836,8 +840,8 @@ DEFECTS: dict[str, Defect] = {
         "tensor 'p'.*delta: -inf at position 5 is not a finite number",
         streams("p", lambda s: [s[0], np.array([1, -np.inf], "<f4").tobytes(), *s[2:]]),
     ),
-    "codec-needs-a-base": Defect(StreamError, "tensor 'p'.*beside the base only", in_delta(1, "exponents", "p")),
-    "steps-in-a-vector": Defect(StreamError, "tensor 'p'.*beside the base only", in_delta(3, "steps", "p")),
+    "codec-needs-a-base": Defect(StreamError, "tensor 'p'.*only with the base", in_delta(1, "exponents", "p")),
+    "steps-in-a-vector": Defect(StreamError, "tensor 'p'.*only with the base", in_delta(3, "steps", "p")),
 }
 # a name must not lead out of its folder
 DEFECTS |= {

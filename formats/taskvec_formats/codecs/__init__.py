@@ -1,4 +1,4 @@
-"""The codecs a `.lota` file may name."""
+"""Codecs for the positions and values in `.lota` files (docs/format.md, section 5)."""
 
 from .contract import Frame, PositionCodec, ValueCodec
 from .exponents import Exponents

@@ -1,8 +1,9 @@
-"""Bits that do not compress, packed: the low bits of numbers, as many of each as its width says.
+"""Packing of the low bits of numbers, with a width for each number, for bits that do not compress.
 
-The numbers are taken widest first, equal widths in their order, so that whoever has a given bit stands at the front.
-For byte k = 0, 1, …: byte k of every number at least 8(k+1) bits wide; then, of the narrower ones, bit 8k of all that
-have it, bit 8k+1 and so on, each as a bitmap, first number in the lowest bit.
+The numbers are sorted by width, widest first; numbers of equal width keep their order. The numbers that have a given
+bit are then always the first ones. For byte k = 0, 1, …: byte k of every number that is at least 8(k+1) bits wide;
+then, for the narrower numbers, bit 8k of all that have it, bit 8k+1, and so on, each as a bitmap with the first number
+in the lowest bit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ Widths = npt.NDArray[np.uint8]
 
 
 def pack_bits(numbers: Unsigned, widths: Widths) -> bytes:
-    """numbers: unsigned [n]; widths: uint8 [n], how many low bits of each are kept, at most 64."""
+    """Pack the low bits of numbers.
+
+    Args:
+        numbers: Unsigned integers [n].
+        widths: uint8 [n], how many low bits of each number are kept, at most 64.
+
+    Returns:
+        The packed bits.
+    """
     wider, order = _sorted(widths)
     numbers = numbers[order]
     planes: list[bytes] = []
@@ -36,7 +45,19 @@ def pack_bits(numbers: Unsigned, widths: Widths) -> bytes:
 
 
 def unpack_bits(data: memoryview, widths: Widths, dtype: np.dtype[Any]) -> Unsigned:
-    """Return numbers of type `dtype`, wide enough for `widths`. Raises StreamError where the length does not fit."""
+    """Unpack the result of `pack_bits`.
+
+    Args:
+        data: The packed bits.
+        widths: uint8 [n], the width of each number.
+        dtype: Type of the result, at least as wide as the largest of `widths`.
+
+    Returns:
+        The numbers, `dtype` [n].
+
+    Raises:
+        StreamError: The length of the data does not match, or unused bits are set.
+    """
     wider, order = _sorted(widths)
     planes = np.frombuffer(data, np.uint8)
     found = np.zeros(len(widths), dtype)
@@ -64,7 +85,7 @@ def unpack_bits(data: memoryview, widths: Widths, dtype: np.dtype[Any]) -> Unsig
 
 
 def _sorted(widths: Widths) -> tuple[list[int], npt.NDArray[np.int64] | slice]:
-    """How many numbers are at least w wide, for w = 0 to 64, and their order, widest first."""
+    """Return how many numbers are at least w bits wide, for w = 0 to 64, and the order of the numbers, widest first."""
     counts = np.bincount(widths, minlength=65)
     wider: list[int] = np.cumsum(counts[::-1])[::-1].tolist()
     one_width = np.count_nonzero(counts) <= 1
@@ -73,5 +94,5 @@ def _sorted(widths: Widths) -> tuple[list[int], npt.NDArray[np.int64] | slice]:
 
 def _take(planes: Unsigned, length: int) -> tuple[Unsigned, Unsigned]:
     if length > len(planes):
-        raise StreamError(f"{length} bytes of bits are expected where {len(planes)} are left")
+        raise StreamError(f"expected {length} bytes of bits, found {len(planes)}")
     return planes[:length], planes[length:]

@@ -1,9 +1,9 @@
-"""Positions in a block whose elements are sorted into cells, each cell with a density of its own.
+"""Encoding of positions in a block whose elements are divided into cells of different density.
 
-Where density varies, gaps of one distribution for all waste bits. A codec that can tell dense regions from thin ones
-(by row and column, or by the base's exponents) cuts the block into cells; inside a cell, positions are counted in its
-own elements, and their gaps are geometric with the cell's density. Cells of like density, within a factor of √2, are
-one class of the mixture that codes the gaps.
+If the density varies within a block, coding all gaps with one distribution wastes bits. A codec that can separate dense
+regions from sparse ones (by row and column, or by the base's exponents) divides the block into cells. Positions are
+counted among the elements of their cell, so their gaps are geometrically distributed with the cell's density. Cells
+whose densities agree within a factor of √2 form one class of the mixture that encodes the gaps.
 
 Stream: the number of entries of each cell; the gaps.
 """
@@ -20,9 +20,15 @@ from .numbers import decode_numbers, encode_numbers, join, split
 
 
 def encode_cells(places: Indices, cells: Indices, sizes: Indices) -> bytes:
-    """places: int64 [n], position inside its cell; cells: its cell, not decreasing, places increasing in each.
+    """Encode positions that are given by cell.
 
-    sizes: int64 [number of cells], the elements of each, below 2^32.
+    Args:
+        places: int64 [n], position of each entry within its cell, increasing in each cell.
+        cells: int64 [n], cell of each entry, not decreasing.
+        sizes: int64 [number of cells], elements of each cell, below 2^32.
+
+    Returns:
+        The stream.
     """
     counts = np.bincount(cells, minlength=len(sizes))
     gaps = np.diff(places, prepend=-1) - 1
@@ -33,26 +39,41 @@ def encode_cells(places: Indices, cells: Indices, sizes: Indices) -> bytes:
 
 
 def decode_cells(data: memoryview, count: int, sizes: Indices) -> tuple[Indices, Indices]:
-    """Return (places, cells) of the `count` entries. Raises StreamError where a count or a place leaves its cell."""
+    """Decode the result of `encode_cells`.
+
+    Args:
+        data: The stream.
+        count: Number of entries.
+        sizes: int64 [number of cells], elements of each cell.
+
+    Returns:
+        `places` and `cells` of the entries, each int64 [count].
+
+    Raises:
+        StreamError: The number of entries is wrong, or a count or a position exceeds its cell.
+    """
     first, second = split(data, 2)
     stored = decode_numbers(first, len(sizes))
     if (stored > sizes).any() or int(stored.sum()) != count:
-        raise StreamError(f"the cells do not hold {count} entries")
+        raise StreamError(f"the entry counts of the cells exceed their sizes or do not add up to {count}")
     counts = stored.astype(np.int64)
     classes = np.repeat(_density_classes(counts, sizes), counts)
     places = np.cumsum(decode_mixture(second, classes, int(sizes.max(initial=0))).astype(np.int64) + 1)
-    # each cell counts from its own first element
+    # positions count from the first element of their cell
     ends = np.cumsum(counts)
     before = np.concatenate(([0], places))[ends - counts]
     places -= np.repeat(before, counts) + 1
-    held = counts > 0
-    if (places[ends[held] - 1] >= sizes[held]).any():
-        raise StreamError("a position leaves its cell")
+    nonempty = counts > 0
+    if (places[ends[nonempty] - 1] >= sizes[nonempty]).any():
+        raise StreamError("a position is outside its cell")
     return places, np.repeat(np.arange(len(sizes)), counts)
 
 
 def _density_classes(counts: npt.NDArray[np.int64], sizes: Indices) -> npt.NDArray[np.uint8]:
-    """floor(2 · log2(size / count)) of each cell, in integers: a logarithm may round differently elsewhere."""
+    """Return floor(2 · log2(size / count)) of each cell.
+
+    It is computed with integers, because logarithms may round differently on another machine.
+    """
     mean = np.minimum((sizes.astype(np.uint64) << np.uint64(8)) // np.maximum(counts, 1).astype(np.uint64), 1 << 31)
     square = (mean * mean) >> np.uint64(16)
     classes = np.zeros(len(sizes), np.uint8)

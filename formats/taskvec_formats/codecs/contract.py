@@ -1,7 +1,8 @@
-"""What a codec is. One file a codec; `tests/test_codecs.py` holds every one of them to the same kit.
+"""Interfaces of the codecs.
 
-A codec stores the entries of one block: a run of whole rows of a tensor, seen as a matrix whose columns are the last
-dimension. What it may rely on besides the stored bytes is in the Frame.
+Each codec has its own module, and `tests/formats/test_codecs.py` runs the same tests on all of them. A codec stores the
+entries of one block: a run of whole rows of a tensor, seen as a matrix whose columns are the last dimension. Apart from
+the stored bytes, a codec may use only what is in the Frame.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from ..sparse import Indices
 
 @dataclass(frozen=True)
 class Frame:
-    """What writer and reader both know of a block.
+    """Properties of a block that both writer and reader know.
 
-    rows, cols: its shape. dtype: of the tensor.
-    base: carriers of the base in the block, [rows · cols], or None where entries must be readable without the base.
+    Attributes:
+        rows: Number of rows.
+        cols: Number of columns.
+        dtype: Dtype of the tensor.
+        base: Carriers of the block in the base, [rows · cols]. None if the entries must be readable without the base.
     """
 
     rows: int
@@ -35,28 +39,80 @@ class Frame:
 
 
 class PositionCodec(Protocol):
-    """Strictly increasing positions to bytes and back, without loss.
+    """Lossless encoding of strictly increasing positions.
 
-    The same positions give the same bytes on every machine. `decode` raises StreamError for bytes that do not hold
-    `count` positions, and allocates no more than count and frame justify.
+    The same positions give the same bytes on every machine.
+
+    Attributes:
+        name: Name of the codec in a file.
     """
 
     name: str
 
     def encode(self, indices: Indices, frame: Frame) -> bytes | None:
-        """indices: int64 [n], n > 0, strictly increasing in [0, size). None where the codec does not suit them."""
+        """Encode positions.
+
+        Args:
+            indices: int64 [n], n > 0, strictly increasing in [0, frame.size).
+            frame: The block.
+
+        Returns:
+            The stream, or None if the codec does not support these positions.
+        """
 
     def decode(self, data: memoryview, count: int, frame: Frame) -> Indices:
-        """Return the `count` positions, int64 [count]; order and range are checked by SparseTensor."""
+        """Decode positions. SparseTensor checks their order and range.
+
+        For any stream, the memory allocated is bounded by `count` and `frame`.
+
+        Args:
+            data: The stream.
+            count: Number of positions.
+            frame: The block.
+
+        Returns:
+            The positions, int64 [count].
+
+        Raises:
+            StreamError: The stream does not contain `count` positions.
+        """
 
 
 class ValueCodec(Protocol):
-    """Carriers (unsigned integers of the value's size) to bytes and back, without loss; the same promises."""
+    """Lossless encoding of carriers (unsigned integers of the value's size).
+
+    The guarantees are those of PositionCodec.
+
+    Attributes:
+        name: Name of the codec in a file.
+    """
 
     name: str
 
     def encode(self, values: BitArray, indices: Indices, frame: Frame) -> bytes | None:
-        """values: carriers [n] at the positions `indices`, int64 [n]. None where the codec does not suit them."""
+        """Encode values.
+
+        Args:
+            values: Carriers [n].
+            indices: Their positions, int64 [n].
+            frame: The block.
+
+        Returns:
+            The stream, or None if the codec does not support these values.
+        """
 
     def decode(self, data: memoryview, carrier: np.dtype[Any], indices: Indices, frame: Frame) -> BitArray:
-        """Return one value of type `carrier` for each of `indices`."""
+        """Decode values.
+
+        Args:
+            data: The stream.
+            carrier: Type of the values.
+            indices: Their positions, int64 [n].
+            frame: The block.
+
+        Returns:
+            The values, `carrier` [n].
+
+        Raises:
+            StreamError: The stream does not contain n values.
+        """

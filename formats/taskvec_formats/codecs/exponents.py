@@ -1,8 +1,9 @@
-"""Positions in a patch, by the exponents of the base: a step too small for a large weight changes a small one.
+"""Position codec for patches that uses the exponents of the base.
 
-The base's elements are sorted by exponent, which reader and writer both know; each exponent is a cell of one density.
+A step that is too small to change a large weight changes a small one, so the density depends on the exponent. The
+elements of the base, known to writer and reader, are sorted by exponent, and each exponent is a cell.
 
-Stream: the cells, from the smallest exponent up.
+Stream: the cells, in order of increasing exponent.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ CLASSES = 24
 
 
 def exponent_classes(base: BitArray, dtype: DType) -> npt.NDArray[np.uint8]:
-    """The class of each element, 0 to CLASSES − 1: its exponent, counted down from the largest, the lowest in class 0.
+    """Compute the exponent class of each element.
 
-    Elements of a dtype without exponents are all of one class.
+    The class is the exponent counted down from the largest one, which has class CLASSES − 1. The lowest exponents share
+    class 0. For a dtype without exponents all elements have the same class.
+
+    Args:
+        base: Carriers of the base [n].
+        dtype: Dtype of the tensor.
+
+    Returns:
+        uint8 [n], from 0 to CLASSES − 1.
     """
     if dtype.mantissa is None:
         return np.zeros(len(base), np.uint8)
@@ -35,7 +44,7 @@ def exponent_classes(base: BitArray, dtype: DType) -> npt.NDArray[np.uint8]:
 
 
 class Exponents:
-    """The `exponents` position codec; it needs the base."""
+    """The `exponents` position codec. It needs the base."""
 
     name = "exponents"
 
@@ -44,16 +53,16 @@ class Exponents:
             return None
         classes = exponent_classes(frame.base, frame.dtype)
         sizes = np.bincount(classes, minlength=CLASSES)
-        held = np.zeros(frame.size, bool)
-        held[indices] = True
-        sorted_places = np.flatnonzero(held.take(np.argsort(classes, kind="stable")))
+        has_entry = np.zeros(frame.size, bool)
+        has_entry[indices] = True
+        sorted_places = np.flatnonzero(has_entry.take(np.argsort(classes, kind="stable")))
         starts = np.cumsum(sizes) - sizes
         cells = np.repeat(np.arange(CLASSES), np.bincount(classes[indices], minlength=CLASSES))
         return encode_cells(sorted_places - starts[cells], cells, sizes)
 
     def decode(self, data: memoryview, count: int, frame: Frame) -> Indices:
         if frame.base is None:
-            raise StreamError("the positions can be read beside the base only")
+            raise StreamError("the positions can be read only with the base")
         classes = exponent_classes(frame.base, frame.dtype)
         sizes = np.bincount(classes, minlength=CLASSES)
         places, cells = decode_cells(data, count, sizes)

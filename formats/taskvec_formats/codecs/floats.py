@@ -1,14 +1,15 @@
-"""f32 deltas, cut where their information changes its nature.
+"""Value codec for f32 deltas that separates the compressible bits from the noise.
 
-A delta is a difference of two weights and so a multiple of the weight's resolution: below a bit that varies from weight
-to weight it is all zeros. A generic coder sees neither that bit nor that the bits just above it are pure noise. Here a
-value is cut into
-  head   exponent and the highest HEAD mantissa bits: few distinct numbers, entropy coded;
-  zeros  how many of the LOW low bits are zero at the end, LOW where all are: few distinct numbers, entropy coded;
-  rest   the sign, and the bits between head and the lowest set bit: noise, stored as they are.
-Any bit pattern survives, NaN payloads included: nothing here computes with floats.
+A delta is a difference of two weights, and so a multiple of the weight's resolution: below a bit that varies from
+weight to weight, it consists of zeros. A generic coder does not see this bit, nor that the bits just above it are
+noise. This codec divides a value into
+  head   exponent and the HEAD highest mantissa bits: few distinct numbers, entropy coded;
+  zeros  number of trailing zeros among the LOW low bits, LOW if all are zero: few distinct numbers, entropy coded;
+  rest   the sign, and the bits between the head and the lowest set bit: noise, stored without compression.
+Every bit pattern is preserved, including NaN payloads, because no step uses floating-point arithmetic on values.
 
-Stream: heads; zeros; for each value, LOW − zeros bits, or 1 where zeros = LOW: the sign lowest, then the rest.
+Stream: heads; zeros; for each value, LOW − zeros bits, or 1 bit if zeros = LOW: the sign in the lowest bit, then the
+rest.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Floats:
             return None
         low = values & _LOW_MASK
         lowest = low & (~low + np.uint32(1))
-        # the exponent of a power of two, as f32, is its number of trailing zeros
+        # the number of trailing zeros is the exponent of the lowest set bit as an f32 number
         zeros = (lowest.astype(np.float32).view(np.uint32) >> 23).astype(np.uint8) - np.uint8(127)
         zeros[low == 0] = LOW
         sign = values >> np.uint32(_SIGN)
@@ -51,7 +52,7 @@ class Floats:
 
     def decode(self, data: memoryview, carrier: np.dtype[Any], indices: Indices, frame: Frame) -> BitArray:
         if carrier.itemsize != 4:
-            raise StreamError(f"values of {carrier.itemsize} bytes where the codec holds 4")
+            raise StreamError(f"expected values of 4 bytes, found {carrier.itemsize}")
         count = len(indices)
         first, second, third = split(data, 3)
         heads, zeros = decode_numbers(first, count), decode_numbers(second, count)
@@ -60,7 +61,7 @@ class Floats:
         zeros = zeros.astype(np.uint8)
         rest = unpack_bits(third, _widths(zeros), np.dtype("<u2"))
         sign = rest.astype("<u4") << np.uint32(_SIGN)
-        # where all low bits are zero the lowest set bit falls off the top
+        # if all low bits are zero, the shift moves the implied lowest set bit out of the mask
         low = (rest | np.uint16(1)) << zeros & np.uint16(_LOW_MASK)
         values: BitArray = heads.astype("<u4") << np.uint32(LOW) | sign | low
         return values

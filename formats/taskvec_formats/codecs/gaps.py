@@ -1,4 +1,4 @@
-"""Positions as gaps: how many positions are skipped before each one."""
+"""Position codec that stores gaps: how many positions are skipped before each position."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .numbers import LEVEL, MOST, decode_numbers, encode_numbers
 
 
 class Gaps:
-    """The `gaps` position codec: the entropy of one density for the whole block.
+    """The `gaps` position codec, which assumes one density for the whole block.
 
-    level: of pcodec, for the writer; at 0 the gaps are hardly coded, but packed.
+    Args:
+        level: Compression level of pcodec for the writer. At 0 the gaps are packed with hardly any entropy coding.
     """
 
     name = "gaps"

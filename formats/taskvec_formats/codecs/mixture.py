@@ -1,10 +1,10 @@
-"""Numbers of several classes, each class with a distribution of its own, through as few entropy coders as pay.
+"""Encoding of numbers of several classes, each with its own distribution, with as few entropy coders as worthwhile.
 
-A distribution costs some forty bytes to describe, so classes whose numbers are distributed alike share one. Where the
-numbers of a class are large, their low bits are nearly uniform and are stored as they are.
+The description of a distribution takes some forty bytes, so classes with similar distributions share one. If the
+numbers of a class are large, their low bits are nearly uniform and are stored without compression.
 
-Stream: for each class that occurs, 8 · shift + its group; for each group, number >> shift of its classes in turn; the
-low `shift` bits of every number, class by class. How classes are grouped is the writer's choice.
+Stream: for each class that occurs, 8 · shift + group; for each group, number >> shift of its classes in turn; the low
+`shift` bits of every number, class by class. The writer chooses the groups.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ from .bits import pack_bits, unpack_bits
 from .numbers import Unsigned, decode_numbers, encode_numbers, join, split
 
 GROUPS = 8
-_MEAN_BITS = 4  # a shift leaves a mean in [2^3, 2^4): finer gains nothing, coarser loses the shape
-_SYMBOLS = 64  # for the estimate of a group's cost, larger numbers count as this one
-_TABLE_BITS, _SYMBOL_BITS = 240.0, 12.0  # what pcodec takes to describe a distribution, fitted on small streams
+_MEAN_BITS = 4  # shifted numbers have a mean in [2^3, 2^4): a smaller shift gains nothing, a larger one loses the shape
+_SYMBOLS = 64  # in the cost estimate, numbers of _SYMBOLS - 1 and more count as one symbol
+_TABLE_BITS, _SYMBOL_BITS = 240.0, 12.0  # size of pcodec's description of a distribution, fitted on small streams
 
 Classes = npt.NDArray[np.uint8]
 
 
 def encode_mixture(numbers: Unsigned, classes: Classes) -> bytes:
-    """numbers: unsigned [n], n > 0; classes: uint8 [n], the class of each, which the reader knows."""
+    """Encode numbers of several classes.
+
+    Args:
+        numbers: Unsigned integers [n], n > 0.
+        classes: uint8 [n], class of each number, known to the reader.
+
+    Returns:
+        The stream.
+    """
     counts = np.bincount(classes)
     counts = counts[counts > 0]
     numbers = numbers[np.argsort(classes, kind="stable")]
@@ -45,7 +53,19 @@ def encode_mixture(numbers: Unsigned, classes: Classes) -> bytes:
 
 
 def decode_mixture(data: memoryview, classes: Classes, largest: int) -> npt.NDArray[np.uint64]:
-    """Return a number, at most `largest`, for each of `classes`. Raises StreamError where the stream holds others."""
+    """Decode the result of `encode_mixture`.
+
+    Args:
+        data: The stream.
+        classes: uint8 [n], class of each number.
+        largest: Largest valid number.
+
+    Returns:
+        The numbers, uint64 [n].
+
+    Raises:
+        StreamError: The stream does not contain n numbers, or contains one above `largest`.
+    """
     first, *streams, low = split(data, 2 + GROUPS)
     counts = np.bincount(classes)
     counts = counts[counts > 0]
@@ -68,8 +88,8 @@ def decode_mixture(data: memoryview, classes: Classes, largest: int) -> npt.NDAr
 
 
 def _shifts(numbers: Unsigned, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Low bits that are nearly uniform, of each class in turn, by the mean absolute deviation."""
-    # where f64 rounds, a writer elsewhere may choose otherwise; what is read is the same
+    """Return the number of nearly uniform low bits for each class, estimated from the mean absolute deviation."""
+    # f64 rounding may lead another writer to other shifts; readers decode either
     values = np.minimum(numbers, 1 << 40 if numbers.itemsize == 8 else np.iinfo(numbers.dtype).max).astype(np.float64)
     starts = np.cumsum(counts) - counts
     means = np.add.reduceat(values, starts) / counts
@@ -78,7 +98,10 @@ def _shifts(numbers: Unsigned, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.
 
 
 def _groups(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """A group for each class, by how often it has each symbol: neighbours by mean unite as long as that saves bits."""
+    """Return a group for each class.
+
+    Classes adjacent in the order of their means are merged as long as this saves bits or there are more than GROUPS.
+    """
     order = np.argsort(histograms @ np.arange(_SYMBOLS) / histograms.sum(1), kind="stable")
     members, united = [[place] for place in order], histograms[order]
     costs = _costs(united)
@@ -98,10 +121,10 @@ def _groups(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
 
 
 def _costs(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Bits that a group of each histogram takes, its description included."""
-    held = histograms.astype(np.float64)
-    totals = held.sum(1)
-    logs = np.log2(np.maximum(held, 1))
+    """Return the estimated size in bits of each histogram as a group, including the description of its distribution."""
+    counts = histograms.astype(np.float64)
+    totals = counts.sum(1)
+    logs = np.log2(np.maximum(counts, 1))
     described = _TABLE_BITS + _SYMBOL_BITS * np.count_nonzero(histograms, axis=1)
-    costs: npt.NDArray[np.float64] = totals * np.log2(totals) - (held * logs).sum(1) + described
+    costs: npt.NDArray[np.float64] = totals * np.log2(totals) - (counts * logs).sum(1) + described
     return costs

@@ -1,8 +1,9 @@
-"""Integers through pcodec: the entropy coder under the codecs, and how they lay streams side by side.
+"""Entropy coding of unsigned integers with pcodec, and concatenation of streams.
 
-pcodec (https://github.com/pcodec/pcodec) bins numbers, codes the bins by tANS and the offsets inside them as they are.
-Its wrapped format leaves framing and counts to the caller, which saves some 20 bytes a stream. A stream here is one
-byte, the numbers' width in bytes; two, pcodec's header; then the metadata of one chunk and its one page.
+pcodec (https://github.com/pcodec/pcodec) sorts numbers into bins, encodes the bins with tANS, and stores the offsets
+within them without compression. Its wrapped format leaves framing and counts to the caller, which saves some 20 bytes
+per stream. A stream here consists of the width of the numbers in bytes (1 byte), pcodec's header (2 bytes), the
+metadata of one chunk, and its only page.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ from ..errors import StreamError
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 
-LEVEL = 8  # of pcodec, up to 12
+LEVEL = 8  # compression level of pcodec, at most 12
 _WIDTHS = (1, 2, 4, 8)
 _DTYPES = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
-MOST = 1 << 24  # numbers that pcodec takes in one chunk
+MOST = 1 << 24  # limit of pcodec for one chunk
 
 
 def encode_numbers(numbers: Unsigned, level: int = LEVEL) -> bytes:
-    """numbers: unsigned integers [n], at most MOST; an empty list takes no bytes. level: of pcodec, 0 the quickest."""
+    """Encode unsigned integers.
+
+    Args:
+        numbers: Unsigned integers [n], n at most MOST.
+        level: Compression level of pcodec, 0 is the fastest.
+
+    Returns:
+        The stream, empty for n = 0.
+    """
     if not len(numbers):
         return b""
     largest = int(numbers.max())
@@ -45,10 +54,21 @@ def encode_numbers(numbers: Unsigned, level: int = LEVEL) -> bytes:
 
 
 def decode_numbers(data: memoryview, count: int) -> Unsigned:
-    """Return `count` numbers in the width in which they are stored. Raises StreamError for anything but just that."""
+    """Decode the result of `encode_numbers`.
+
+    Args:
+        data: The stream.
+        count: Number of numbers.
+
+    Returns:
+        The numbers [count], in the width in which they are stored.
+
+    Raises:
+        StreamError: The stream is damaged, or contains more or less than `count` numbers.
+    """
     if not count:
         if len(data):
-            raise StreamError(f"{len(data)} bytes where no numbers are expected")
+            raise StreamError(f"expected no numbers, found {len(data)} bytes")
         return np.empty(0, np.uint8)
     if count > MOST:
         raise StreamError(f"{count} numbers in one stream, at most {MOST} are possible")
@@ -65,31 +85,49 @@ def decode_numbers(data: memoryview, count: int) -> Unsigned:
     except RuntimeError as error:
         raise StreamError(f"numbers are damaged ({error})") from None
     if progress.n_processed != count or not progress.finished or used != len(rest):
-        raise StreamError(f"{progress.n_processed} of {count} numbers, {len(rest) - used} bytes left over")
+        raise StreamError(f"decoded {progress.n_processed} of {count} numbers, {len(rest) - used} bytes are left over")
     return numbers
 
 
 def join(parts: Iterable[bytes]) -> bytes:
-    """Streams side by side: each but the last after its length, LEB128."""
+    """Concatenate streams. Each stream except the last is preceded by its length as LEB128.
+
+    Args:
+        parts: The streams, at least one.
+
+    Returns:
+        The joined stream.
+    """
     *first, last = parts
     return b"".join(_leb128(len(part)) + part for part in first) + last
 
 
 def split(data: memoryview, parts: int) -> list[memoryview]:
-    """The `parts` streams that `join` laid side by side. Raises StreamError where a length lies."""
+    """Split the result of `join`.
+
+    Args:
+        data: The joined stream.
+        parts: Number of streams.
+
+    Returns:
+        The streams.
+
+    Raises:
+        StreamError: A length is truncated or too large.
+    """
     found = []
     for _ in range(parts - 1):
         length = shift = 0
         while True:
             if not len(data) or shift > 56:
-                raise StreamError("the length of a stream is cut short")
+                raise StreamError("the length of a stream is truncated")
             byte, data = data[0], data[1:]
             length |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 break
         if length > len(data):
-            raise StreamError(f"a stream claims {length} bytes where {len(data)} are left")
+            raise StreamError(f"a stream claims {length} bytes, but only {len(data)} are left")
         found.append(data[:length])
         data = data[length:]
     return [*found, data]

@@ -1,4 +1,4 @@
-"""Values of any width as integers through the entropy coder."""
+"""Value codec that encodes values of any width as integers with the entropy coder."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class Packed:
     def decode(self, data: memoryview, carrier: np.dtype[Any], indices: Indices, frame: Frame) -> BitArray:
         numbers = decode_numbers(data, len(indices))
         if numbers.itemsize > carrier.itemsize:
-            raise StreamError(f"numbers of {numbers.itemsize} bytes for values of {carrier.itemsize}")
+            raise StreamError(f"expected numbers of at most {carrier.itemsize} bytes, found {numbers.itemsize}")
         return numbers.astype(carrier, copy=False)

@@ -1,12 +1,12 @@
-"""The layout of the LoTA paper (arXiv 2406.16797, appendix C.6): 32 bits of position beside a 32-bit value.
+"""Position codec with the layout of the LoTA paper (arXiv 2406.16797, appendix C.6): 32 bits for each position.
 
-A position is 5 bits of layer, 3 of module, 12 of row and 12 of column, each the difference from the entry before. In a
-stream of one tensor layer and module never change, so their differences are zero. Within a row the column is a
-difference; in a new row it is absolute.
+A position consists of 5 bits for the layer, 3 for the module, 12 for the row and 12 for the column, each as the
+difference from the previous entry. In a stream of one tensor the layer and module never change, so their differences
+are zero. Within a row the column is a difference; in a new row it is absolute.
 
-Stream: a little-endian u32 an entry, layer highest, column lowest; then a u64 for each escape, in order. A row
-difference of 4095 marks an escape, for an entry whose row difference or column does not fit: its flat position is the
-next u64.
+Stream: a little-endian u32 per entry, with the layer in the highest bits and the column in the lowest; then a u64 per
+escape, in order. A row difference of 4095 marks an escape: the row difference or the column of this entry does not fit,
+and the next u64 is its flat position.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIMIT = (1 << _FIELD) - 1
 
 
 class Paper64:
-    """The `paper64` position codec; beside `plain` values of 32 bits an entry takes the paper's 64."""
+    """The `paper64` position codec. With `plain` values of 32 bits, each entry takes 64 bits as in the paper."""
 
     name = "paper64"
 
@@ -37,7 +37,7 @@ class Paper64:
 
     def decode(self, data: memoryview, count: int, frame: Frame) -> Indices:
         if len(data) < 4 * count:
-            raise StreamError(f"{len(data)} bytes where {count} positions take 4 each")
+            raise StreamError(f"expected 4 bytes for each of {count} positions, found {len(data)} bytes")
         words = np.frombuffer(data[: 4 * count], "<u4").astype(np.int64)
         if count and int(words.max()) >> 2 * _FIELD:
             raise StreamError("the layer or module changes within a tensor")
@@ -47,7 +47,7 @@ class Paper64:
             raise StreamError(f"{len(data) - 4 * count} bytes follow the positions, {len(escapes)} escapes take 8 each")
         absolute = np.frombuffer(data[4 * count :], "<u8")
         if len(escapes) and (int(absolute.max()) >= frame.size or across[escapes].any()):
-            raise StreamError("an escape leaves the block, or has a column beside it")
+            raise StreamError("an escape is outside the block, or its column is not 0")
         rows, cols = np.divmod(absolute.astype(np.int64), frame.cols)
         down[escapes] = 0
         row = _restarted(down, escapes, rows)
@@ -59,7 +59,7 @@ class Paper64:
 
 
 def _restarted(steps: npt.NDArray[np.int64], at: Indices, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The running sum of `steps`, set to values[i] at the place at[i]."""
+    """Return the running sum of `steps`, set to values[i] at index at[i]."""
     total = np.cumsum(steps)
     jumps = np.zeros(len(steps), np.int64)
     offsets = values - total[at]

@@ -1,4 +1,4 @@
-"""Positions and values as they are: what no other codec may exceed."""
+"""Uncompressed positions and values. They bound the size of the other codecs' results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .contract import Frame
 
 
 class PlainPositions:
-    """The `plain` position codec: flat positions in the block, u32 where it has at most 2^32 elements, else u64."""
+    """The `plain` position codec: flat positions in the block, u32 if it has at most 2^32 elements, else u64."""
 
     name = "plain"
 
@@ -42,5 +42,5 @@ def _position_type(frame: Frame) -> np.dtype[Any]:
 
 def _exactly(data: memoryview, count: int, dtype: np.dtype[Any]) -> BitArray:
     if len(data) != count * dtype.itemsize:
-        raise StreamError(f"{len(data)} bytes where {count} values of {dtype.itemsize} bytes are declared")
+        raise StreamError(f"expected {count} values of {dtype.itemsize} bytes, found {len(data)} bytes")
     return np.frombuffer(data, dtype)

@@ -1,10 +1,11 @@
-"""Values of a patch as steps from the base: how many representable numbers lie between the old weight and the new.
+"""Value codec for patches that stores steps: how many representable numbers lie between the old and the new weight.
 
-Bit patterns of floats, negative ones mirrored, are in the order of their values; a step is the difference of two such
-patterns, modulo 2^bits. Its sign is noise. Its magnitude depends on the base's exponent: large weights move by one
-step, small ones by many, so magnitudes are a mixture over the exponent classes (`exponents`).
+The bit patterns of floats, with those of negative numbers inverted, are ordered as their values. A step is the
+difference of two such patterns, modulo 2^bits. Its sign is noise. Its magnitude depends on the base's exponent, because
+large weights move by one step and small ones by many. The magnitudes are therefore a mixture over the exponent classes
+(see `exponents`).
 
-Stream: the signs, a bit each, first entry in the lowest; magnitude − 1 of every entry.
+Stream: the signs, one bit per entry, the first entry in the lowest bit; magnitude − 1 of every entry.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .numbers import MOST
 
 
 class Steps:
-    """The `steps` value codec; it needs the base."""
+    """The `steps` value codec. It needs the base."""
 
     name = "steps"
 
@@ -41,11 +42,11 @@ class Steps:
 
     def decode(self, data: memoryview, carrier: np.dtype[Any], indices: Indices, frame: Frame) -> BitArray:
         if frame.base is None or carrier != frame.dtype.carrier:
-            raise StreamError("the values can be read beside the base only")
+            raise StreamError("the values can be read only with the base")
         base = frame.base[indices]
         length = (len(indices) + 7) // 8
         if len(data) < length:
-            raise StreamError(f"{len(data)} bytes where the signs alone take {length}")
+            raise StreamError(f"expected at least {length} bytes for the signs, found {len(data)}")
         down = np.unpackbits(np.frombuffer(data[:length], np.uint8), count=len(indices), bitorder="little") == 1
         largest = (1 << 8 * carrier.itemsize - 1) - 1
         beyond_one = decode_mixture(data[length:], exponent_classes(base, frame.dtype), largest).astype(carrier)

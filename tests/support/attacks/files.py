@@ -179,7 +179,7 @@ INDEXES = [
     ),
     *on_base("an index that is none", side_file(INDEX, b"[]"), "is not a shard index"),
 ]
-ELSEWHERE = "would load that in place of model.safetensors"
+ELSEWHERE = "which a program would load instead of model.safetensors"
 CONFIGS = [
     *on_base("a config of other weights", configured({"transformers_weights": "a.safetensors"}), ELSEWHERE),
     *on_base(
