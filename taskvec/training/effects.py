@@ -1,4 +1,4 @@
-"""Checks for settings that have no effect in a run. They are refused, because whoever gives one expects an effect."""
+"""Checks for settings that have no effect in a run, which are refused."""
 
 from __future__ import annotations
 

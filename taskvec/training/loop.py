@@ -337,7 +337,7 @@ def fit(
         with _finishing_the_step(watch):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if watch.interrupted:
-        resumed = "; `resume` goes on from there" if folder else ""
+        resumed = "; `resume` continues from there" if folder else ""
         raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{resumed}")
     history = trainer.state.log_history
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]

@@ -150,7 +150,7 @@ def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int 
     if k is None:
         masks = {name: entries(name)[0] for name in vector}
         if not any(map(len, masks.values())):
-            raise MaskError(f"{vector.name} holds no position that is free")
+            raise MaskError(f"{vector.name} contains no position that is free")
         return masks
     try:
         chosen = top_k(lambda: ((name, entries(name)[1]) for name in vector), k)
@@ -186,7 +186,7 @@ def check_forms(vector: TaskVector, forms: Mapping[str, Form]) -> None:
     """Raise MaskError, naming the tensor, if a vector does not fit the eligible tensors."""
     for name, spec in vector.specs.items():
         if name not in forms:
-            raise MaskError(f"{vector.name} holds tensor {name!r}, which is not eligible here")
+            raise MaskError(f"{vector.name} contains tensor {name!r}, which is not eligible here")
         if spec.shape != forms[name].shape:
             raise MaskError(f"tensor {name!r} is {list(spec.shape)} in {vector.name}, {list(forms[name].shape)} here")
 
