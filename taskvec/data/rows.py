@@ -446,7 +446,7 @@ def accepted_arguments(model: nn.Module) -> frozenset[str]:
     Args:
         model: The model.
     """
-    inner: Any = model.get_base_model if hasattr(model, "get_base_model") else None  # peft's
+    inner: Any = model.get_base_model if hasattr(model, "get_base_model") else None  # a model of peft
     inner = model if inner is None else inner()
     names = frozenset(inspect.signature(inner.forward).parameters)
     return names - {"position_ids"} if first_position(inner) else names

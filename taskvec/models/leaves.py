@@ -172,7 +172,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _differing(found: torch.Tensor, expected: torch.Tensor) -> int:
-    """Number of positions at which two tensors of one dtype differ in value; −0.0 equals 0.0, and all NaNs are equal"""
+    """Number of positions at which two tensors of one dtype differ in value; −0.0 equals 0.0, all NaNs are equal."""
     found, expected = _wide(found), _wide(expected)
     return int(torch.count_nonzero((found != expected) & ~(found.isnan() & expected.isnan())))
 

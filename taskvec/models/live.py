@@ -59,5 +59,5 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
             changed.add(placed[name])
         yield
     finally:
-        for flat, indices, values in reversed(kept):  # tied weights may have been set twice
+        for flat, indices, values in reversed(kept):  # in reverse: tied weights may have been set twice
             flat[indices] = values

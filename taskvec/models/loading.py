@@ -96,7 +96,7 @@ def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
 
 
 def _own_code(path: Path) -> str | None:
-    """Location of the Python code that a model folder needs, and the file that asks for it."""
+    """The file of Python code that a model folder needs, and the config file that names it; None if there is none."""
     for name in ("config.json", "tokenizer_config.json"):
         try:
             asked = json.loads((path / name).read_bytes())["auto_map"]

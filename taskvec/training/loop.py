@@ -276,7 +276,7 @@ def fit(
     device = device_of(options.device)
     every = options.eval_steps or max(1, steps // 10)
     best = bool(eval_rows) and options.patience is not None
-    save_steps = every if best else options.save_steps  # the best weights are those of a checkpoint
+    save_steps = every if best else options.save_steps  # the best weights are restored from a checkpoint
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
         arguments = TrainingArguments(

@@ -25,7 +25,7 @@ from .run import Run
 
 STAGE = "finding a learning rate"
 STEPS = 64  # maximum: the test ends when the loss has risen
-_FACTOR = 10 ** (1 / 8)  # of the rates of two successive steps
+_FACTOR = 10 ** (1 / 8)  # ratio of the rates of successive steps
 _BELOW = 100  # default rate / first rate
 _EXAMPLES = 16  # number of evaluated examples
 _RISEN = 1.05  # the test ends above this multiple of the first loss

@@ -104,7 +104,8 @@ class Request:
         if self.eval_data is not None and options.steps == 0:
             raise UsageError("`eval_data` has no effect here: `steps=0` does not train")
         check_effects(options, takes_mask=self.mask_from is not None, evaluates=self.evaluates)
-        chosen(self.base.tensors, options.include, options.exclude)  # a mistyped pattern, before a model is loaded
+        # reports a mistyped pattern before a model is loaded
+        chosen(self.base.tensors, options.include, options.exclude)
         if folder is not None:
             files = [file for source in self.sources for file in check_examples(source)]
             check_apart(folder, [*files, *inputs_of(self.base, *self.vectors)])
