@@ -248,8 +248,8 @@ def test_deltas_of_another_kind_are_refused() -> None:
         (np.array([1 << 63], np.uint64), r"must be int64 \[n\], found uint64 \[1\]"),
         ([[1], [1, 2]], r"must be int64 \[n\] \("),
         ("x", r"must be int64 \[n\], found <U1 \[\]"),
-        (np.array([2, 1]), "its mask must hold increasing positions below 6"),
-        ([-1], "its mask must hold increasing positions below 6"),
+        (np.array([2, 1]), "its mask must contain increasing positions below 6"),
+        ([-1], "its mask must contain increasing positions below 6"),
     ],
 )
 def test_masks_that_are_none_are_refused(mask: Any, message: str) -> None:

@@ -1,1 +1,1 @@
-"""Training and evaluation data: files, examples, rows of tokens."""
+"""Training and evaluation data: files, examples and rows of tokens."""

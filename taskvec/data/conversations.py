@@ -1,4 +1,4 @@
-"""Messages as chat templates take them, from the spellings that data has."""
+"""Conversion of messages, in the formats that data uses, into those that chat templates take."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..arguments import said
 from ..errors import DataError
 
 Message = dict[str, Any]
-TURNS = ("all", "last")  # which of the assistant's turns train
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of what a model thought before it answered
+TURNS = ("all", "last")  # the assistant's turns that the loss is computed on
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of the reasoning before an answer
 _SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -31,11 +31,19 @@ _ALPACA_WITH_INPUT = (
 
 
 def read_messages(value: object, column: str, where: str) -> list[Message]:
-    """{"role", "content"} objects. Content is text, or a list of text parts, which are joined.
+    """Read a list of {"role", "content"} objects.
 
-    An assistant may have "tool_calls", and then no content. Other keys are kept, for the chat template, and so is
-    "weight", which says whether a message trains (`weighed`).
-    Raises DataError, naming row and message, for anything else.
+    Content is text, or a list of text parts, which are joined. A message by the assistant may have "tool_calls", and
+    then no content. Other keys are kept for the chat template, as is "weight", which decides whether a message trains
+    (`weighed`).
+
+    Args:
+        value: The list.
+        column: Name of the column, for messages.
+        where: Name of the row, for messages.
+
+    Raises:
+        DataError: The value is anything else. The message names the row and the message in it.
     """
     expected = f'{where}: "{column}" must be {{"role", "content"}} objects, the last by the assistant'
     if not isinstance(value, list):
@@ -57,7 +65,15 @@ def read_messages(value: object, column: str, where: str) -> list[Message]:
 
 
 def read_sharegpt(value: object, where: str) -> list[Message]:
-    """{"from", "value"} objects: from is human, gpt, system or tool. Raises DataError, naming row and message."""
+    """Read a list of {"from", "value"} objects; "from" is human, gpt, system or tool.
+
+    Args:
+        value: The list.
+        where: Name of the row, for messages.
+
+    Raises:
+        DataError: The value is anything else. The message names the row and the message in it.
+    """
     if not isinstance(value, list):
         raise DataError(f'{where}: "conversations" must be {{"from", "value"}} objects, found {type(value).__name__}')
     items = []
@@ -75,10 +91,19 @@ def read_sharegpt(value: object, where: str) -> list[Message]:
 
 
 def weighed(messages: list[Message], where: str) -> tuple[list[Message], frozenset[int]]:
-    """The messages without their "weight", and the numbers of those whose weight is 0, which do not train.
+    """Remove "weight" from messages, and find those whose weight is 0, which do not train.
 
-    Messages after the last one by the assistant that trains teach nothing, and are left out.
-    Raises DataError, naming the row, for a weight that is neither 0 nor 1, and where none by the assistant trains.
+    Messages after the last one by the assistant that trains are dropped, because nothing is learned from them.
+
+    Args:
+        messages: The messages of a row. Their "weight" is removed in place.
+        where: Name of the row, for messages.
+
+    Returns:
+        (messages, indices of the messages that do not train).
+
+    Raises:
+        DataError: A weight is neither 0 nor 1, or no message by the assistant trains. The message names the row.
     """
     skipped = set()
     for number, message in enumerate(messages):
@@ -97,16 +122,29 @@ def weighed(messages: list[Message], where: str) -> tuple[list[Message], frozens
 
 
 def alpaca_prompt(instruction: str, context: str) -> str:
-    """The prompt that Stanford Alpaca was trained with; the one without an input where `context` is empty."""
+    """The prompt of Stanford Alpaca, or its variant without an input if `context` is empty.
+
+    Args:
+        instruction: The instruction.
+        context: The input of the task.
+    """
     filled = _ALPACA_WITH_INPUT if context.strip() else _ALPACA
-    # not format(): texts may hold braces
+    # not format(): texts may contain braces
     before, _, rest = filled.partition("{instruction}")
     between, _, after = rest.partition("{input}")
     return before + instruction + (between + context + after if context.strip() else rest)
 
 
 def read_tools(value: object, where: str) -> tuple[dict[str, Any], ...]:
-    """Descriptions of functions, a list or its JSON text. Raises DataError for anything else."""
+    """Read descriptions of functions, as a list or its JSON text.
+
+    Args:
+        value: The list or text.
+        where: Name of the row, for messages.
+
+    Raises:
+        DataError: The value is anything else.
+    """
     tools = _parsed(value)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(f'{where}: "tools" must be a list of objects or its JSON text, found {said(value)}')
@@ -126,7 +164,7 @@ def _text(content: object, where: str) -> str:
 
 
 def _calls(calls: object, where: str) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as objects: some data has the JSON text, which templates would quote again."""
+    """Read tool calls, with their arguments as objects: templates would quote arguments in JSON text again."""
     found = []
     for call in calls if isinstance(calls, list) else [None]:
         function = call.get("function", call) if isinstance(call, dict) else None
@@ -141,7 +179,7 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
 
 
 def _parsed(value: object) -> object:
-    """What a JSON text stands for; anything else, and what is no JSON, as it is."""
+    """The value of a JSON text. Anything else, including invalid JSON, is returned unchanged."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,4 +1,4 @@
-"""What a run learns from: its own examples, others mixed in, and those held out."""
+"""Training and evaluation examples of a run: its own data, data mixed in, and examples held out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from .sources import read_tables
 
 @dataclass(frozen=True)
 class Corpus:
-    """train, held_out: examples. files: for the record, of each file its name, SHA-256, the number of examples
-    taken of it, its use ("data", "eval_data" or "mix"), and of a mix its number.
+    """Examples of a run.
 
-    Of a data set of the Hub, `files` has its id, configuration, split and revision, and the SHA-256 of its rows.
+    Attributes:
+        train: Examples to train on.
+        held_out: Examples to evaluate on.
+        files: Records of the files: name, SHA-256, number of examples taken from the file, use ("data", "eval_data" or
+            "mix"), and for "mix" the index of the mix. For Hub data: id, configuration, split, revision, and the
+            SHA-256 of the rows.
     """
 
     train: list[Example]
@@ -33,16 +37,21 @@ def read_corpus(
     eval_split: float = 0.0,
     seed: int = 0,
 ) -> Corpus:
-    """Read a task's examples.
+    """Read the examples of a run.
 
-    data, eval_data: as `sources.read_tables` takes them: files, folders or Hub ids.
-    mix: (file, share): that share of the examples to train on is drawn from it, without repetition, as in the paper's
-        baseline that mixes data of an earlier task in.
-    eval_data: examples to evaluate on; or eval_split: the share of `data` that is held out for it. Drawn by `seed`.
-    Raises DataError for bad lines and where a file has too few examples, UsageError for a missing file and for shares
-    that cannot be.
+    Args:
+        data: A file, a folder of files or a Hub id (`sources.read_tables`).
+        mix: (data, share): this share of the training examples is drawn from it without replacement, as in the paper's
+            baseline that mixes in data of an earlier task.
+        eval_data: Data to evaluate on.
+        eval_split: Share of `data` that is held out for evaluation if there is no `eval_data`.
+        seed: Seed of the draws.
+
+    Raises:
+        DataError: A row cannot be understood, or a file has too few examples.
+        UsageError: A file is missing, or the shares are not valid.
     """
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     read = _Source(data)
     train, held_out, files = read.examples, [], read.records("data")
     if eval_data is not None:
@@ -52,35 +61,38 @@ def read_corpus(
     elif eval_split:
         count = max(1, round(eval_split * len(train)))
         if count >= len(train):
-            raise DataError(f"{data}: of {len(train)} examples {count} would be held out, which leaves none to learn")
-        out = set(dice.sample(range(len(train)), count))
+            raise DataError(f"{data}: {count} of {len(train)} examples would be held out, and none is left to train on")
+        out = set(rng.sample(range(len(train)), count))
         held_out = [example for number, example in enumerate(train) if number in out]
         train = [example for number, example in enumerate(train) if number not in out]
     shares = [share for _, share in mix]
     if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
-        raise UsageError(f"the shares to mix in lie between 0 and 1 and add up to less than 1, found {shares}")
+        raise UsageError(f"the shares of `mix` must be between 0 and 1 and add up to less than 1, found {shares}")
     total = len(train) / (1 - sum(shares))
     for number, (path, share) in enumerate(mix):
         read, wanted = _Source(path), round(share * total)
         if wanted > len(read.examples):
             raise DataError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(read.examples)}")
-        drawn = dice.sample(range(len(read.examples)), wanted)
+        drawn = rng.sample(range(len(read.examples)), wanted)
         train += [read.examples[place] for place in drawn]
         files += read.records("mix", drawn, number=number)
     return Corpus(train, held_out, files)
 
 
 class _Source:
-    """The examples of a path in their order, and what a run records of the files that they come from."""
+    """Examples of a path in their order, and the records of the files that they come from."""
 
     def __init__(self, path: Path) -> None:
         self._tables = read_tables(path)
         self.examples = [example_of(row, where) for table in self._tables for where, row in table.rows]
 
     def records(self, use: str, drawn: Sequence[int] | None = None, **more: object) -> list[dict[str, object]]:
-        """One a file, with the number of its examples, or of those among `drawn`, the numbers of examples.
+        """Return one record per file, with its number of examples.
 
-        use: "data", "eval_data" or "mix". more: what else is recorded of each.
+        Args:
+            use: "data", "eval_data" or "mix".
+            drawn: Indices of the examples that are used; None uses all.
+            **more: Further fields of each record.
         """
         records, start = [], 0
         for table in self._tables:

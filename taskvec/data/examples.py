@@ -1,4 +1,4 @@
-"""Examples to train and evaluate on: one of each row of data, whatever form it has."""
+"""Examples to train and evaluate on, one per row of data, in any of the supported formats."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _FORMS = (
 class Example:
     """One row of data.
 
-    messages: the conversation up to the completion, as chat templates take it; empty for plain text.
-    completion: what the model should say; for plain text all of it.
-    where: "file:line" or "file, row number", for messages.
-    context: how many of the messages are the prompt and never train; the assistant's turns after them may.
-    answer: the last message as chat templates take it, where it is more than `completion`: it calls tools, or has
-        thoughts.
-    tools: descriptions of functions, for the chat template.
-    skipped: numbers of messages that do not train, wherever they stand.
+    Attributes:
+        messages: The conversation before the completion, in the format of chat templates; empty for plain text.
+        completion: The text that the model learns to generate; for plain text, all of it.
+        where: "file:line" or "file, row number", for messages.
+        context: Number of messages that are the prompt and never train. The assistant's turns after them may.
+        answer: The last message in the format of chat templates, if it has tool calls or reasoning besides
+            `completion`.
+        tools: Descriptions of functions, for the chat template.
+        skipped: Indices of messages that do not train.
     """
 
     messages: tuple[Message, ...]
@@ -41,23 +42,42 @@ class Example:
 
 
 def check_examples(path: Path) -> list[Path]:
-    """The files that `path` stands for. Raises UsageError where no data can be read (`sources.find_files`)."""
+    """Check that data can be read, without reading it.
+
+    Args:
+        path: A file, a folder of files or a Hub id.
+
+    Returns:
+        The files (`sources.find_files`).
+
+    Raises:
+        UsageError: There is no data to read.
+    """
     return find_files(path)
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read a file, a folder of files, or a data set of the Hub (`sources.read_tables`).
+    """Read the examples of a file, a folder of files, or a data set of the Hub.
 
-    Raises UsageError where there is nothing to read, DataError, naming file and row, for a row that has none of the
-    forms or nothing to learn from.
+    Args:
+        path: A file, a folder of files or a Hub id (`sources.read_tables`).
+
+    Raises:
+        UsageError: There is no data to read.
+        DataError: A row has none of the supported formats, or nothing to learn. The message names file and row.
     """
     return [example_of(row, where) for table in read_tables(path) for where, row in table.rows]
 
 
 def example_of(item: object, where: str) -> Example:
-    """One row as an example. Where it has the columns of several forms, the first in the order of `_FORMS` is taken.
+    """Convert a row to an example. If it has the columns of several formats, the first one in `_FORMS` is used.
 
-    where: how messages name the row. Raises DataError for a row that has none of the forms or nothing to learn from.
+    Args:
+        item: The row.
+        where: Name of the row, for messages.
+
+    Raises:
+        DataError: The row has none of the supported formats, or nothing to learn.
     """
     if not isinstance(item, dict):
         raise DataError(f"{where}: expected {_FORMS}, found {type(item).__name__}")
@@ -103,7 +123,7 @@ def _conversation(messages: list[Message], context: int, tools: object, column: 
         found = f"the last is by {messages[-1]['role']!r}" if messages else "found none"
         raise DataError(f'{where}: "{column}" must be a list of messages, the last by the assistant; {found}')
     if len(messages) == 1:
-        raise DataError(f"{where}: the assistant speaks first, and learns an answer to something only")
+        raise DataError(f"{where}: the assistant speaks first, and there is no message to answer")
     *before, last = messages
     described = read_tools(tools, where) if tools else ()
     answer = last if last.keys() & {"tool_calls", *THOUGHTS} else None
@@ -111,21 +131,19 @@ def _conversation(messages: list[Message], context: int, tools: object, column: 
 
 
 def _check_characters(example: Example) -> None:
-    """Raise DataError for text that is no Unicode text, and for tools whose description nests too deeply to be read."""
+    """Raise DataError for text that is not valid Unicode, and for tools that are nested too deeply."""
     try:
         for text in (example.completion, *_texts([*example.messages, example.answer, *example.tools])):
             text.encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise DataError(
-            f"{example.where}: {half!a} is half of a surrogate pair, which stands for no character"
-        ) from None
+        raise DataError(f"{example.where}: {half!a} is half of a surrogate pair, which is not a character") from None
     except RecursionError:
         raise DataError(f"{example.where}: its tools are nested too deeply") from None
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, keys included."""
+    """All texts in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)):

@@ -1,8 +1,8 @@
-"""Several examples in one row, without attention from one to another.
+"""Packing of several examples into one row, without attention between them.
 
-Each example keeps the positions that it has in a row of its own, from 0 on, and transformers masks attention between
-examples wherever positions begin again (`collate` in rows.py). The first token of each has no label, so a packed row
-gives the sum of the losses of its examples, over the same number of tokens.
+Each example keeps the positions of a row of its own, from 0, and transformers masks attention between examples where
+positions start again (`rows.collate`). The first token of each example has no label, so the loss of a packed row is the
+sum of the losses of its examples, over the same number of tokens.
 """
 
 from __future__ import annotations
@@ -19,19 +19,25 @@ from torch import nn
 from ..errors import TrainingError
 from .rows import Row, accepted_arguments, collate
 
-_BY_LENGTH = {"longrope", "dynamic"}  # kinds of transformers' rotary positions that depend on the longest position
-_TRIED = 32  # tokens of each of two rows that show whether a model keeps them apart
+_BY_LENGTH = {"longrope", "dynamic"}  # rotary position types of transformers that depend on the longest position
+_TRIED = 32  # tokens of each of the two rows that a model is tested with
 
 
 def pack(rows: Sequence[Row], length: int, seed: int) -> list[Row]:
-    """Rows of at most `length` tokens that hold the given ones, with "position_ids"; the same ones for a seed.
+    """Pack rows into rows of at most `length` tokens with "position_ids".
 
-    Rows are taken in an order drawn from `seed`; each goes where it leaves the least room. None is cut.
+    Rows are taken in an order drawn from `seed`. Each goes into the packed row where it leaves the least room, and none
+    is cut.
+
+    Args:
+        rows: The rows.
+        length: Maximum number of tokens of a packed row.
+        seed: Seed of the order. The same seed gives the same packed rows.
     """
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     packed: list[list[Row]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, number of the packed row), the fullest first
+    room: list[tuple[int, int]] = []  # (free tokens, index of the packed row), the fullest first
     for number in order:
         size = len(rows[number]["input_ids"])
         place = bisect_left(room, (size, -1))
@@ -47,10 +53,18 @@ def pack(rows: Sequence[Row], length: int, seed: int) -> list[Row]:
 
 
 def check_packing(model: nn.Module, rows: Sequence[Row], padding: int) -> None:
-    """Prove on two rows that the model computes for packed examples what it computes for each by itself.
+    """Check on two rows that the model computes the same for packed examples as for separate ones.
 
-    padding: a token id. Raises TrainingError where it does not: encoders, models with a state that runs through the
-    row, those that read no positions, and those to which a long example in the row changes all positions.
+    Encoders, models with a state that runs through the row, models that read no positions, and models in which a long
+    example changes all positions of the row fail the check.
+
+    Args:
+        model: The model.
+        rows: The rows to pack.
+        padding: Token id of padding.
+
+    Raises:
+        TrainingError: The model computes something else.
     """
     refused = f"{type(model).__name__} cannot keep packed examples apart; train without `pack`"
     accepts = accepted_arguments(model)
@@ -79,10 +93,10 @@ def check_packing(model: nn.Module, rows: Sequence[Row], padding: int) -> None:
 
 
 def _window(config: Any) -> float:
-    """The most tokens of an example whose positions do not depend on how long it is; infinite for most models."""
+    """Maximum length of an example whose positions do not depend on its length; infinite for most models."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
-    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # some have one for each kind of layer
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # some models have one per layer type
     if not any(each.get("rope_type") in _BY_LENGTH for each in kinds):
         return math.inf
     windows = [each.get("original_max_position_embeddings") for each in kinds]
@@ -91,7 +105,7 @@ def _window(config: Any) -> float:
 
 
 def _joined(rows: Sequence[Row]) -> Row:
-    """Rows one after another, each with its own positions, int [length]."""
+    """Concatenate rows, each with its own positions."""
     joined: Row = {"input_ids": [], "labels": [], "position_ids": []}
     for row in rows:
         for name, values in {**row, "position_ids": list(range(len(row["input_ids"])))}.items():

@@ -1,4 +1,4 @@
-"""Examples for encoder-decoders: the prompt is the encoder's input, the completion what the decoder says."""
+"""Rows and batches for encoder-decoders: the encoder reads the prompt, the decoder learns the completion."""
 
 from __future__ import annotations
 
@@ -29,9 +29,20 @@ from .rows import (
 
 
 def encode_source(example: Example, tokenizer: Any, max_length: int | None = None) -> list[int]:
-    """Token ids of the prompt, with the special tokens that the tokenizer puts around a text: [length ≤ max_length].
+    """Encode the prompt, with the special tokens that the tokenizer adds to a text.
 
-    A prompt that is too long loses its beginning. Raises DataError, naming the row, for plain text, which has none.
+    A prompt that is too long loses its beginning.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+        max_length: Maximum number of tokens; None keeps all.
+
+    Returns:
+        Token ids, [length ≤ max_length].
+
+    Raises:
+        DataError: The example is plain text, which has no prompt. The message names the row.
     """
     if not example.messages:
         raise DataError(f'{example.where}: an encoder-decoder reads a prompt, which {{"text"}} does not have')
@@ -48,30 +59,49 @@ def encode_source(example: Example, tokenizer: Any, max_length: int | None = Non
 
 
 def fit_source(example: Example, tokenizer: Any, max_length: int) -> tuple[list[int], int]:
-    """`encode_source`, and how many tokens the prompt had before it was cut."""
+    """Encode the prompt as `encode_source` does, and return it with its number of tokens before it was cut."""
     whole = encode_source(example, tokenizer)
     return (whole if len(whole) <= max_length else encode_source(example, tokenizer, max_length)), len(whole)
 
 
 def encode_target(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of the completion as the tokenizer writes a target, and of the end-of-sequence token.
+    """Encode the completion as the tokenizer encodes targets, with the end-of-sequence token.
 
-    Raises DataError, naming the row, for an answer that calls tools or has thoughts.
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        DataError: The answer has tool calls or reasoning. The message names the row.
     """
     if example.answer is not None:
         raise DataError(
-            f"{example.where}: an encoder-decoder learns a text, and the last message calls tools or has thoughts"
+            f"{example.where}: an encoder-decoder is trained on texts, but the last message calls tools or has thoughts"
         )
     ids: list[int] = tokenizer(text_target=example.completion)["input_ids"]
     end, special = tokenizer.eos_token_id, set(tokenizer.all_special_ids)
-    closing = takewhile(special.__contains__, reversed(ids))  # MBART's target ends with that token and a language
+    closing = takewhile(special.__contains__, reversed(ids))  # MBART's targets end with this token and a language
     return ids if end is None or end in closing else [*ids, end]
 
 
 def encode_pair(example: Example, tokenizer: Any, max_length: int) -> Row:
-    """{"input_ids", "labels"} of an encoder-decoder, the prompt and the completion: each [length ≤ max_length].
+    """Encode an example for an encoder-decoder.
 
-    A prompt that is too long loses its beginning, a completion its end. Raises DataError, naming the row.
+    A prompt that is too long loses its beginning, a completion its end.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+        max_length: Maximum number of tokens of the prompt, and of the completion.
+
+    Returns:
+        {"input_ids", "labels"}, the prompt and the completion, each [length ≤ max_length].
+
+    Raises:
+        DataError: The example cannot be encoded. The message names the row.
     """
     return _fitted(example, tokenizer, max_length)[0]
 
@@ -79,10 +109,20 @@ def encode_pair(example: Example, tokenizer: Any, max_length: int) -> Row:
 def encode_all_pairs(
     examples: Sequence[Example], tokenizer: Any, limit: int, turns: str = "last"
 ) -> tuple[list[Row], RowCounts]:
-    """The rows of examples, in their order, and what became of them, as `encode_all` of rows.py.
+    """Encode examples for an encoder-decoder, as `rows.encode_all` does for other models.
 
-    limit: the most tokens of a prompt, and of a completion. turns: only the last one of the assistant can train.
-    Raises DataError, naming the row, where "all" are to train and there are earlier ones.
+    Args:
+        examples: The examples.
+        tokenizer: The tokenizer.
+        limit: Maximum number of tokens of a prompt, and of a completion.
+        turns: "all" or "last". Only the last turn of the assistant can train.
+
+    Returns:
+        The rows in the order of the examples, and their counts.
+
+    Raises:
+        DataError: `turns` is "all" and an example has earlier turns that would train, or an example cannot be encoded.
+            The message names the row.
     """
     for example in examples:
         if turns == "all" and earlier_turns(example):
@@ -97,32 +137,53 @@ def encode_all_pairs(
 def rows_of(
     model: nn.Module, examples: Sequence[Example], tokenizer: Any, limit: int, turns: str
 ) -> tuple[list[Row], RowCounts]:
-    """The rows of examples for a model, and what became of them (`encode_all_pairs`, or `encode_all` of rows.py)."""
+    """Encode examples for a model, with `encode_all_pairs` or `rows.encode_all`.
+
+    Args:
+        model: The model.
+        examples: The examples.
+        tokenizer: Its tokenizer.
+        limit: Maximum number of tokens of a row.
+        turns: "all" or "last".
+
+    Returns:
+        The rows in the order of the examples, and their counts.
+    """
     if is_encoder_decoder(model):
         return encode_all_pairs(examples, tokenizer, limit, turns)
     return encode_all(examples, tokenizer, limit, masked=is_masked(model), turns=turns)
 
 
 def _fitted(example: Example, tokenizer: Any, max_length: int) -> tuple[Row, int]:
-    """A row, and how many tokens the longer of prompt and completion had before they were cut."""
+    """Encode an example, and return it with the length before cutting of the longer of prompt and completion."""
     (source, length), target = fit_source(example, tokenizer, max_length), encode_target(example, tokenizer)
     if not source:
-        raise DataError(f"{example.where}: the prompt has no token, and an encoder-decoder reads one")
+        raise DataError(f"{example.where}: the prompt has no tokens, and an encoder-decoder needs a prompt")
     return {"input_ids": source, "labels": target[:max_length]}, max(length, len(target))
 
 
 def collator_of(model: nn.Module, padding: int) -> Callable[[Sequence[Row]], dict[str, Any]]:
-    """What makes a batch of rows for a model. padding: the token id to fill up with."""
+    """Return the function that makes a batch of rows for a model.
+
+    Args:
+        model: The model.
+        padding: Token id of padding.
+    """
     if is_encoder_decoder(model):
         return partial(collate_pairs, padding=padding)
     return partial(collate, padding=padding, accepts=accepted_arguments(model))
 
 
 def collate_pairs(batch: Sequence[Row], padding: int) -> dict[str, Any]:
-    """Pad a batch on the right: positions of an encoder count from the first column, whatever the attention mask says.
+    """Pad a batch on the right, because encoders count positions from the first column whatever the attention mask is.
 
-    padding: the token id to fill up with. Returns input_ids and attention_mask, int64 [batch, length], and labels,
-    int64 [batch, length of the longest completion], IGNORED where padded; the model makes the decoder's input of them.
+    Args:
+        batch: Rows of `encode_pair`.
+        padding: Token id of padding.
+
+    Returns:
+        input_ids and attention_mask, int64 [batch, length], and labels, int64 [batch, length of the longest
+        completion], IGNORED where padded. The model derives the decoder's input from the labels.
     """
     width = max(len(row["input_ids"]) for row in batch)
     longest = max(len(row["labels"]) for row in batch)

@@ -1,4 +1,4 @@
-"""Examples as token ids and labels, the loss on what the assistant says only, and batches of them."""
+"""Encoding of examples as token ids and labels, with the loss on the assistant's turns only, and batches of them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from .conversations import THOUGHTS, TURNS, Message
 from .examples import Example
 
 Row = dict[str, list[int]]
-IGNORED = -100  # the label that transformers' losses skip
-_KEPT = {"system", "developer", "user"}  # whose messages a chat template must write as they are
-_JOIN = "\n"  # between messages where there is no chat template
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template with it marks what the assistant says
+IGNORED = -100  # the label that the losses of transformers skip
+_KEPT = {"system", "developer", "user"}  # roles whose messages a chat template must write unchanged
+_JOIN = "\n"  # between messages if there is no chat template
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # marks the assistant's turns in a chat template
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of examples as rows of tokens.
+    """Counts of the rows that examples were encoded as.
 
-    rows: how many. truncated: how many of them lost tokens to `limit`, the most that a row may have. tokens: in all
-    rows, after that; trained: how many of these the loss is on. longest: tokens of the longest before it was cut.
-    packed: rows after packing, or None.
+    Attributes:
+        rows: Number of rows.
+        truncated: Number of rows that lost tokens to `limit`.
+        limit: Maximum number of tokens of a row.
+        tokens: Tokens in all rows, after truncation.
+        trained: Tokens that the loss is computed on.
+        longest: Tokens of the longest row before truncation.
+        packed: Number of rows after packing; None without packing.
     """
 
     rows: int
@@ -45,10 +50,15 @@ class RowCounts:
 
 
 def length_limit(config: Any, max_length: int, first: int = 0) -> int:
-    """The most tokens of a row: max_length, or the positions of a model that has fewer.
+    """Maximum number of tokens of a row: max_length, or the number of the model's positions if that is less.
 
-    config: transformers'. first: the position of the first token. Of an encoder-decoder a prompt and a completion may
-    each have as many. Models without a table of positions, ALiBi among them, keep max_length.
+    For an encoder-decoder, it applies to the prompt and the completion separately. Models without a table of positions,
+    such as those with ALiBi, use max_length.
+
+    Args:
+        config: The config of the model.
+        max_length: Maximum number of tokens that the options allow.
+        first: Position of the first token.
     """
     text = config.get_text_config()
     if getattr(text, "alibi", False):
@@ -59,25 +69,33 @@ def length_limit(config: Any, max_length: int, first: int = 0) -> int:
 
 
 def encode_prompt(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of everything before the completion, through the chat template where the tokenizer has one.
+    """Encode everything before the completion, through the chat template if the tokenizer has one.
 
-    Raises DataError, naming the row, where the template refuses the messages or has no place for tools.
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        DataError: The chat template refuses or omits a message, or does not support tools. The message names the row.
     """
-    if not example.messages and not example.tools:  # plain text, which begins as the tokenizer has texts begin
+    if not example.messages and not example.tools:  # plain text: only the tokens that the tokenizer puts before a text
         return _opened(tokenizer, "")
     if not tokenizer.chat_template:
         return _opened(tokenizer, plain_text(example, tokenizer))
     _check_template(example, tokenizer)
     text = _rendered(example, tokenizer)
     for number, message in enumerate(example.messages, 1):
-        # an assistant's earlier turns may lose their thoughts, and calls stand for their own content
+        # a template may drop the reasoning of earlier assistant turns, and the content of turns with tool calls
         if message["role"] in _KEPT and message["content"].strip() not in text:
             raise DataError(f"{example.where}: the chat template leaves out message {number}, by {message['role']!r}")
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _opened(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text that goes on: encoder-style tokenizers close every sequence, and that is left out."""
+    """Encode a text that continues, without the closing tokens that encoder-style tokenizers append."""
     ids: list[int] = tokenizer(text)["input_ids"]
     while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         ids.pop()
@@ -85,9 +103,16 @@ def _opened(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_completion(example: Example, tokenizer: Any) -> list[int]:
-    """Token ids of the completion and of the end-of-sequence token, which the model must learn to say.
+    """Encode the completion and the end-of-sequence token, which the model must learn to generate.
 
-    Of an answer that calls tools it is what the chat template adds for it.
+    For an answer with tool calls or reasoning, the text is what the chat template adds to the prompt.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+
+    Returns:
+        Token ids.
     """
     text = example.completion if example.answer is None else _templated_answer(example, tokenizer)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -95,13 +120,23 @@ def encode_completion(example: Example, tokenizer: Any) -> list[int]:
 
 
 def encode(example: Example, tokenizer: Any, max_length: int, *, masked: bool = False, turns: str = TURNS[0]) -> Row:
-    """{"input_ids", "labels"}, each [length ≤ max_length]; labels are IGNORED outside what trains.
+    """Encode an example as one row.
 
-    A prompt that is too long loses its beginning, a completion longer than max_length its end.
-    masked: for an encoder, which sees the mask token in place of each token that trains.
-    turns: "all" turns of the assistant train, or the "last", the completion, alone.
-    Raises DataError, naming the row, where nothing is left to learn, there is no mask token, or the tokens of earlier
-    turns cannot be told apart.
+    A prompt that is too long loses its beginning. A completion longer than max_length loses its end.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+        max_length: Maximum number of tokens.
+        masked: Whether the model is an encoder, which receives the mask token in place of each token that trains.
+        turns: "all" trains all turns of the assistant; "last" only the completion.
+
+    Returns:
+        {"input_ids", "labels"}, each [length ≤ max_length]. Labels are IGNORED at tokens that do not train.
+
+    Raises:
+        DataError: No token is left to learn, there is no mask token, or the tokens of earlier turns cannot be
+            identified. The message names the row.
     """
     return _fitted(example, tokenizer, max_length, masked=masked, turns=turns)[0]
 
@@ -109,13 +144,32 @@ def encode(example: Example, tokenizer: Any, max_length: int, *, masked: bool = 
 def encode_all(
     examples: Sequence[Example], tokenizer: Any, limit: int, *, masked: bool = False, turns: str = TURNS[0]
 ) -> tuple[list[Row], RowCounts]:
-    """The rows of examples, in their order, and what became of them. limit: the most tokens of a row."""
+    """Encode examples as rows.
+
+    Args:
+        examples: The examples.
+        tokenizer: The tokenizer.
+        limit: Maximum number of tokens of a row.
+        masked: As in `encode`.
+        turns: As in `encode`.
+
+    Returns:
+        The rows in the order of the examples, and their counts.
+
+    Raises:
+        DataError: As in `encode`.
+    """
     fitted = [_fitted(example, tokenizer, limit, masked=masked, turns=turns) for example in examples]
     return [row for row, _ in fitted], counted(fitted, limit)
 
 
 def counted(fitted: Sequence[tuple[Row, int]], limit: int) -> RowCounts:
-    """What became of examples: each as a row of at most `limit` tokens, and how many it had before it was cut."""
+    """Count rows and tokens.
+
+    Args:
+        fitted: Each row, and its number of tokens before truncation.
+        limit: Maximum number of tokens of a row.
+    """
     lengths = [length for _, length in fitted]
     return RowCounts(
         rows=len(fitted),
@@ -128,7 +182,7 @@ def counted(fitted: Sequence[tuple[Row, int]], limit: int) -> RowCounts:
 
 
 def _fitted(example: Example, tokenizer: Any, max_length: int, *, masked: bool, turns: str) -> tuple[Row, int]:
-    """A row, and how many tokens it had before it was cut."""
+    """Encode an example, and return it with its number of tokens before truncation."""
     completion = encode_completion(example, tokenizer)
     prompt = encode_prompt(example, tokenizer)
     labels = [IGNORED] * len(prompt)
@@ -143,15 +197,19 @@ def _fitted(example: Example, tokenizer: Any, max_length: int, *, masked: bool, 
             raise DataError(f"{example.where}: a masked language model is trained but its tokenizer has no mask token")
         ids = [token if label == IGNORED else tokenizer.mask_token_id for token, label in zip(ids, labels, strict=True)]
         return {"input_ids": ids, "labels": labels}, length
-    # nothing precedes the first token, and in a padded batch it must not be guessed from padding
+    # nothing precedes the first token, and in a padded batch it must not be predicted from padding
     labels[:1] = [IGNORED]
     if all(label == IGNORED for label in labels):
-        raise DataError(f"{example.where}: no token of the completion can be learnt within {max_length} tokens")
+        raise DataError(f"{example.where}: no token of the completion is left to train on within {max_length} tokens")
     return {"input_ids": ids, "labels": labels}, length
 
 
 def earlier_turns(example: Example) -> list[int]:
-    """Numbers of the messages by the assistant that train beside the completion."""
+    """Indices of the assistant's messages that train in addition to the completion.
+
+    Args:
+        example: The example.
+    """
     return [
         i
         for i in range(example.context, len(example.messages))
@@ -160,7 +218,7 @@ def earlier_turns(example: Example) -> list[int]:
 
 
 def _labelled(example: Example, tokenizer: Any, ids: list[int], turns: list[int]) -> list[int]:
-    """Labels of a prompt, [len(ids)]: the tokens of these turns, IGNORED elsewhere."""
+    """Labels of a prompt, [len(ids)]: the token ids of these turns, IGNORED elsewhere."""
     if not tokenizer.chat_template:
         spans = _plain_spans(example, turns)
     elif _GENERATION.search(_template(example, tokenizer)):
@@ -172,19 +230,19 @@ def _labelled(example: Example, tokenizer: Any, ids: list[int], turns: list[int]
 
 
 def _plain_spans(example: Example, turns: list[int]) -> list[tuple[int, int]]:
-    """Where these turns stand in the text of a prompt without a chat template."""
+    """Character ranges of these turns in the text of a prompt without a chat template."""
     lengths = [len(message["content"]) for message in example.messages]
     starts = [0, *itertools.accumulate(length + len(_JOIN) for length in lengths)]
     return [(starts[i], starts[i] + lengths[i]) for i in turns]
 
 
 def _marked_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tuple[int, int]]:
-    """The same where the chat template marks what the assistant says."""
-    # apply_chat_template's mask of tokens runs on to the end where a mark ends in white space that is no token
+    """Character ranges of these turns, for a chat template that marks what the assistant says."""
+    # the token mask of apply_chat_template extends to the end if a marked text ends in white space without a token
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered: Any = render_jinja_template(
-        conversations=[_spelt(example.messages, example, tokenizer)],
+        conversations=[_formatted(example.messages, example, tokenizer)],
         tools=list(example.tools) or None,
         chat_template=_template(example, tokenizer),
         return_assistant_tokens_mask=True,
@@ -202,7 +260,9 @@ def _marked_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tu
 
 
 def _added_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tuple[int, int]]:
-    """The same where it does not: what each turn adds to the text of the messages before it."""
+    """Character ranges of these turns, for other chat templates: what each turn adds to the text of the messages before
+    it.
+    """
     messages, spans = list(example.messages), []
     text = _rendered(example, tokenizer)
     for i in turns:
@@ -213,18 +273,18 @@ def _added_spans(example: Example, tokenizer: Any, turns: list[int]) -> list[tup
         if not (after.startswith(before) and text.startswith(after)):
             raise DataError(
                 f"{example.where}: the chat template writes message {i + 1} differently once others follow, so its "
-                "tokens cannot be told apart; `turns=last` trains the last turn only"
+                "tokens cannot be identified; `turns=last` trains the last turn only"
             )
         spans.append((len(before), len(after)))
     return spans
 
 
 def _overlapping(example: Example, tokenizer: Any, ids: list[int], spans: list[tuple[int, int]]) -> list[bool]:
-    """Which tokens share a character with one of the spans."""
+    """For each token, whether it shares a character with one of the spans."""
     if not tokenizer.is_fast:
         raise DataError(
-            f"{example.where}: the tokenizer does not say where its tokens stand, so those of earlier turns cannot be "
-            "told apart; `turns=last` trains the last turn only"
+            f"{example.where}: the tokenizer does not give the offsets of its tokens, so the tokens of earlier turns "
+            "cannot be identified; `turns=last` trains the last turn only"
         )
     text = _rendered(example, tokenizer) if tokenizer.chat_template else plain_text(example, tokenizer)
     special = not tokenizer.chat_template
@@ -234,7 +294,15 @@ def _overlapping(example: Example, tokenizer: Any, ids: list[int], spans: list[t
 
 
 def plain_text(example: Example, tokenizer: Any) -> str:
-    """The messages of a prompt without a chat template: their contents, one a line. Raises DataError for tools."""
+    """Text of a prompt without a chat template: the contents of its messages, joined by newlines.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+
+    Raises:
+        DataError: The example has tools or reasoning, which need a chat template.
+    """
     more = {"tool_calls", *THOUGHTS}
     if example.tools or example.answer is not None or any(more & message.keys() for message in example.messages):
         raise DataError(f"{example.where}: tools and thoughts need a chat template, and the tokenizer has none")
@@ -242,7 +310,7 @@ def plain_text(example: Example, tokenizer: Any) -> str:
 
 
 def _template(example: Example, tokenizer: Any) -> str:
-    """The text of the chat template that these messages go through; empty where there is none."""
+    """Text of the chat template for an example; empty if there is none."""
     if not tokenizer.chat_template:
         return ""
     template: str = tokenizer.get_chat_template(None, list(example.tools) or None)
@@ -250,7 +318,7 @@ def _template(example: Example, tokenizer: Any) -> str:
 
 
 def _check_template(example: Example, tokenizer: Any) -> None:
-    """Raise DataError for tools, calls and thoughts that the chat template would leave out without a word."""
+    """Raise DataError for tools, tool calls and reasoning that the chat template would silently omit."""
     messages = [*example.messages, *([] if example.answer is None else [example.answer])]
     wanted = ["tools"] * bool(example.tools)
     wanted += [name for name in ("tool_calls", *THOUGHTS) if any(name in message for message in messages)]
@@ -259,8 +327,8 @@ def _check_template(example: Example, tokenizer: Any) -> None:
             raise DataError(f'{example.where}: the chat template has no place for "{name}"')
 
 
-def _spelt(messages: Sequence[Message], example: Example, tokenizer: Any) -> list[Message]:
-    """Messages with their contents in the form that the chat template takes: texts, or lists of parts."""
+def _formatted(messages: Sequence[Message], example: Example, tokenizer: Any) -> list[Message]:
+    """Messages with contents in the form that the chat template expects: texts, or lists of parts."""
     if not _takes_parts(tokenizer, _template(example, tokenizer)):
         return list(messages)
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
@@ -268,10 +336,10 @@ def _spelt(messages: Sequence[Message], example: Example, tokenizer: Any) -> lis
 
 @lru_cache(maxsize=8)
 def _takes_parts(tokenizer: Any, template: str) -> bool:
-    """Whether a chat template leaves a text out and writes it where it is a part, as those of vision models do."""
+    """Whether a chat template omits plain texts and writes text parts, like those of vision models."""
     text = "a text of the user"
     for content in (text, [{"type": "text", "text": text}]):
-        # templates are programs of the model's author and raise what they like
+        # templates are programs by the model's author and may raise any exception
         with suppress(Exception):
             rendered = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], chat_template=template, tokenize=False
@@ -285,22 +353,22 @@ def _applied(example: Example, tokenizer: Any, messages: list[Message], **settin
     if example.tools:
         settings["tools"] = list(example.tools)
     try:
-        return tokenizer.apply_chat_template(_spelt(messages, example, tokenizer), **settings)
-    except Exception as error:  # templates are programs of the model's author and raise what they like
+        return tokenizer.apply_chat_template(_formatted(messages, example, tokenizer), **settings)
+    except Exception as error:  # templates are programs by the model's author and may raise any exception
         raise DataError(
             f"{example.where}: the chat template refuses these messages ({said(str(error), 200)[1:-1]})"
         ) from None
 
 
 def _rendered(example: Example, tokenizer: Any, messages: list[Message] | None = None, *, asks: bool = True) -> str:
-    """Messages, or those of the prompt, as the chat template writes them; asks: and the beginning of an answer."""
+    """Messages (default: the prompt's) as the chat template writes them; asks: with the beginning of an answer."""
     chosen = list(example.messages) if messages is None else messages
     text: str = _applied(example, tokenizer, chosen, tokenize=False, add_generation_prompt=asks)
     return text
 
 
 def _templated_answer(example: Example, tokenizer: Any) -> str:
-    """What the chat template adds to the prompt for the answer, without the end-of-sequence token."""
+    """Text that the chat template adds to the prompt for the answer, without the end-of-sequence token."""
     assert example.answer is not None
     if not tokenizer.chat_template:
         return plain_text(example, tokenizer)
@@ -308,12 +376,16 @@ def _templated_answer(example: Example, tokenizer: Any) -> str:
     before = _rendered(example, tokenizer) if example.messages else ""
     after = _rendered(example, tokenizer, [*example.messages, example.answer], asks=False)
     if not after.startswith(before):
-        raise DataError(f"{example.where}: the chat template does not go on from the prompt to the answer")
+        raise DataError(f"{example.where}: the chat template does not append the answer to the prompt")
     return after[len(before) :].rstrip().removesuffix(tokenizer.eos_token or "").rstrip()
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id to pad with: whatever it is, attention and loss leave it out."""
+    """Token id of padding. Its value does not matter, because attention and loss ignore it.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -323,11 +395,19 @@ def pad_id(tokenizer: Any) -> int:
 def collate(batch: Sequence[Row], padding: int, accepts: frozenset[str]) -> dict[str, Any]:
     """Pad a batch on the left to one length L.
 
-    padding: the token id to fill up with. accepts: names of the arguments that the model's forward takes.
-    Returns input_ids, attention_mask and position_ids, int64 [batch, L], and labels. Completions then end in the same
-    column, so a model that can (`logits_to_keep`) computes logits for the last columns only; labels are cut to match.
-    Packed rows (packing.py) come without an attention_mask: transformers then reads from position_ids, which begin
-    again at 0, that no token attends to another example. A token of padding is an example of its own.
+    Completions then end in the same column, so a model that supports `logits_to_keep` computes logits for the last
+    columns only, and the labels are cut to match. Packed rows (packing.py) get no attention_mask: transformers then
+    infers from position_ids, which start again at 0, that no token attends to another example. A token of padding is an
+    example of its own.
+
+    Args:
+        batch: The rows.
+        padding: Token id of padding.
+        accepts: Names of the arguments of the model's forward.
+
+    Returns:
+        input_ids, attention_mask and position_ids, int64 [batch, L], and labels, int64 [batch, L or fewer columns];
+        position_ids and logits_to_keep only if the model accepts them.
     """
     length = max(len(row["input_ids"]) for row in batch)
     ids = torch.full((len(batch), length), padding)
@@ -345,7 +425,7 @@ def collate(batch: Sequence[Row], padding: int, accepts: frozenset[str]) -> dict
         for i, row in enumerate(batch):
             inputs["position_ids"][i, length - len(row["position_ids"]) :] = torch.tensor(row["position_ids"])
         if "use_cache" in accepts:
-            inputs["use_cache"] = False  # with a cache, positions are not looked at
+            inputs["use_cache"] = False  # with a cache, positions are ignored
     elif "position_ids" in accepts:
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     if "logits_to_keep" in accepts:
@@ -353,23 +433,33 @@ def collate(batch: Sequence[Row], padding: int, accepts: frozenset[str]) -> dict
         first = int((labels != IGNORED).any(0).nonzero()[0])
         keep = min(length, length - first + 1)
         inputs["logits_to_keep"] = keep
-        labels = labels[:, -keep:].contiguous()  # some models view them as one axis
+        labels = labels[:, -keep:].contiguous()  # some models flatten them with view()
     inputs["labels"] = labels
     return inputs
 
 
 def accepted_arguments(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that the model's forward takes; of an adapted model those of the model inside."""
-    inner: Any = model.get_base_model if hasattr(model, "get_base_model") else None  # peft's
+    """Names of the arguments of a model's forward; for an adapted model (peft), those of the model inside.
+
+    position_ids is left out if the model numbers its tokens itself.
+
+    Args:
+        model: The model.
+    """
+    inner: Any = model.get_base_model if hasattr(model, "get_base_model") else None  # a model of peft
     inner = model if inner is None else inner()
     names = frozenset(inspect.signature(inner.forward).parameters)
     return names - {"position_ids"} if first_position(inner) else names
 
 
 def first_position(model: nn.Module) -> int:
-    """The position of the first token, where a model numbers its tokens itself: after that of padding, as RoBERTa does.
+    """Position of the first token. Models such as RoBERTa number tokens from the position after that of padding.
 
-    0 for all other models, which take positions as they are given.
+    Args:
+        model: The model.
+
+    Returns:
+        That position, or 0 for models that use the given positions.
     """
     tables = [
         module.padding_idx + 1

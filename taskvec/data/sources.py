@@ -1,4 +1,4 @@
-"""Rows of data: from JSON lines, JSON, CSV and Parquet files, from folders of them, and from the Hub."""
+"""Reading rows of data from JSON lines, JSON, CSV and Parquet files, from folders of them, and from the Hub."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from ..vectors.lineage import shortened
 _KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _EXPECTED = "JSON lines, JSON, CSV or Parquet"
 _COMPRESSED = (".gz", ".zst")
-# organisation/name, then perhaps a split, or a configuration and a split
+# organisation/name, optionally followed by a split, or a configuration and a split
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.+-]+))?")
-_MEDIA = {"Image", "Audio", "Video", "Pdf"}  # features of datasets
+_MEDIA = {"Image", "Audio", "Video", "Pdf"}  # feature classes of the package datasets
 _EXTRA = "pip install 'taskvec[data]'"
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one file, or of one split of a data set on the Hub.
+    """Rows of one file, or of one split of a data set on the Hub.
 
-    rows: (where, row) in their order: where it stands, for messages, and what stands there.
-    record: name and SHA-256, for the record of a run; of Hub data also configuration, split and revision.
+    Attributes:
+        rows: (name of the row for messages, row), in their order.
+        record: Name and SHA-256, for the record of a run; for Hub data also configuration, split and revision.
     """
 
     rows: list[tuple[str, Any]]
@@ -44,11 +45,19 @@ class Table:
 
 
 def find_files(data: Path) -> list[Path]:
-    """The files that `data` stands for: itself; of a folder those directly in it, by name; none for a Hub id.
+    """Find the files of a path, without reading them.
 
-    Of a folder only names with a known ending are taken, and none that begins with a dot. Nothing is read.
-    Raises UsageError for what is neither there nor a Hub id, where nothing can be read (a FIFO without a writer would
-    be waited for, a device has no end), and where a package is missing.
+    A folder stands for the files directly in it, by name, that have a known ending and do not begin with a dot.
+
+    Args:
+        data: A file, a folder or a Hub id.
+
+    Returns:
+        The files; none for a Hub id.
+
+    Raises:
+        UsageError: The path does not exist and is not a Hub id, there is nothing to read, a file is not a regular file
+            (a FIFO may block forever, a device may never end), or a package is missing.
     """
     if os.path.isdir(data):
         if (data / "config.json").exists():
@@ -75,11 +84,15 @@ def find_files(data: Path) -> list[Path]:
 
 
 def read_tables(data: Path) -> list[Table]:
-    """Read the files that `data` stands for (`find_files`), or a split of a data set on the Hub.
+    """Read the files of a path (`find_files`), or a split of a data set on the Hub.
 
-    A Hub id is org/name, org/name:split or org/name:configuration:split; the split is "train" where none is named.
-    Raises the errors of `find_files`; DataError, naming file and row, for what is damaged or empty; UsageError where
-    the Hub's data cannot be loaded.
+    Args:
+        data: A file, a folder or a Hub id: org/name, org/name:split or org/name:configuration:split. The default split
+            is "train".
+
+    Raises:
+        UsageError: As in `find_files`, or the Hub data cannot be loaded.
+        DataError: A file is damaged or empty. The message names file and row.
     """
     files = find_files(data)
     if not files:
@@ -92,7 +105,7 @@ def read_tables(data: Path) -> list[Table]:
 
 
 def _kind(path: Path) -> str | None:
-    """How a file is read, by the end of its name; None for an ending that says nothing."""
+    """Format of a file, by the ending of its name; None if the ending is unknown."""
     name = path.name.lower()
     for ending in _COMPRESSED:
         name = name.removesuffix(ending)
@@ -100,7 +113,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _hub_id(data: Path) -> tuple[str, str | None, str] | None:
-    """(organisation/name, configuration, split), or None for what cannot be one."""
+    """(organisation/name, configuration, split), or None if it is not a Hub id."""
     match = _HUB_ID.fullmatch(str(data))
     if match is None or _kind(Path(match[1])) or match[1].startswith("."):
         return None
@@ -120,7 +133,7 @@ def _read_file(path: Path, name: str) -> Table:
         rows = list(_csv_rows(path, _text(path, content)))
     else:
         text = _text(path, content)
-        # what is called .json may hold a list or JSON lines
+        # a .json file may contain a list or JSON lines
         is_list = kind == "json" and text.lstrip().startswith("[")
         rows = _json_rows(path, text) if is_list else list(_line_rows(path, text))
     if not rows:
@@ -141,7 +154,7 @@ def _decompressed(path: Path, stored: bytes) -> bytes:
 
 
 def _unzstd(stored: bytes) -> bytes:
-    """All frames of a zstandard file. Raises EOFError where the last is cut off: a stream reader would not notice."""
+    """Decompress all frames of a zstandard file. Raises EOFError if the last is cut off: stream readers ignore that."""
     frames = []
     while stored:
         frame = zstandard.ZstdDecompressor().decompressobj()
@@ -154,14 +167,14 @@ def _unzstd(stored: bytes) -> bytes:
 
 def _text(path: Path, content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")  # some programs begin a file with a mark of its byte order
+        return content.decode("utf-8-sig")  # some programs write a byte order mark
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error})") from None
 
 
 def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Blank lines at the very end are allowed, anywhere else they are errors."""
-    # not splitlines(): JSON strings may hold U+2028 and its like as they are
+    """Parse JSON lines. Blank lines are errors, except at the end."""
+    # not splitlines(): JSON strings may contain U+2028 and other line separators unescaped
     lines = text.rstrip().split("\n")
     if lines == [""]:
         return
@@ -184,7 +197,7 @@ def _json_rows(path: Path, text: str) -> list[tuple[str, Any]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Every cell is text, also one that looks like a number; the first line names the columns."""
+    """Parse CSV. The first line names the columns, and every cell is text, even if it looks like a number."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), strict=True)
     number = 0
@@ -217,7 +230,7 @@ def _row(path: object, number: int) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Without fields that are null: Arrow gives every row all fields of the column's type, nulls for what it lacks."""
+    """Remove null fields: Arrow gives every row all fields of the column's type, null if the row lacks them."""
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
@@ -232,13 +245,13 @@ def _read_hub(data: Path) -> Table:
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, config, split=split)
-        # nothing trains on them, and decoding takes long and packages of its own
+        # they are not used for training, and decoding them is slow and needs further packages
         media = [column for column, kind in loaded.features.items() if type(kind).__name__ in _MEDIA]
         loaded = loaded.remove_columns(media)
         items = [_without_nulls(item) for item in loaded]
     except MemoryError:
         raise
-    except Exception as error:  # of the network, the Hub, the builder and the files
+    except Exception as error:  # from the network, the Hub, the builder or the files
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(
             f"{data}: no such file, and {name} cannot be loaded from the Hub, split {split!r}: "

@@ -1,1 +1,1 @@
-"""Where checkpoints meet torch modules: loading, placement, sparse training, live application."""
+"""Checkpoints as torch modules: loading, placement of tensors, sparse training, application to a live model."""

@@ -1,4 +1,4 @@
-"""The device that computes, by name. Importing this module does not import torch."""
+"""Selection of the device by name. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-# kinds of torch.device that transformers' Trainer knows
+# types of torch.device that transformers' Trainer supports
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 
 
 def check_device(choice: str) -> None:
-    """Check the name of a device, without looking for the device itself.
+    """Check the name of a device, without checking that the device exists.
 
     Args:
         choice: One of DEVICES. All but "auto" may have a number, such as "cuda:1".
@@ -30,13 +30,13 @@ def check_device(choice: str) -> None:
 
 
 def device_of(choice: str) -> torch.device:
-    """The device of a name; "auto" is an accelerator if there is one, else the CPU.
+    """Return the device of a name; "auto" is an accelerator if one is available, else the CPU.
 
     Args:
         choice: As in `check_device`.
 
     Raises:
-        UsageError: There is no such device.
+        UsageError: The name is invalid, or there is no such device.
     """
     check_device(choice)
     import torch

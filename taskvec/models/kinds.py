@@ -1,4 +1,4 @@
-"""Which language models are trained and evaluated: what the config of a folder says, before its weights are loaded."""
+"""Supported kinds of language models, and checks that a model folder contains one of them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,31 @@ from ..arguments import said
 from ..errors import TrainingError
 
 # transformers' loaders in the order in which they are tried, and their tables: model type -> name of the class.
-# XLM stands in the tables of masked and of causal models, BART in those of masked models and of encoder-decoders.
+# XLM is in the tables of masked and of causal models, BART in those of masked models and of encoder-decoders.
 _LOADERS: dict[Any, dict[str, Any]] = {
     AutoModelForSeq2SeqLM: modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     AutoModelForMaskedLM: modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     AutoModelForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     AutoModelForImageTextToText: modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 }
-# causal by name, but every token sees the ones after it, and the loss compares a token with itself
+# causal by name, but every token sees the later ones, and the loss compares a token with itself
 _UNSHIFTED = ("XLNetLMHeadModel",)
 _TRAINED = "only causal, masked and encoder-decoder language models are trained here"
 
 
 def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> Any:
-    """The auto class of transformers that loads what the config's `architectures` names.
+    """Auto class of transformers that loads the class named by the config's `architectures`.
 
-    Where they name the bare model, whose head may be tied to its embeddings, or nothing at all, it is the first that
-    knows the type of the model; what it loads must then lack no weight.
-    Raises TrainingError, naming the architecture, for a model of another kind.
+    If `architectures` is empty or names the bare model, whose head may be tied to its embeddings, it is the first auto
+    class that supports the type of the model. The loaded model must then have all its weights.
+
+    Args:
+        config: The config of the model.
+        path: The model folder, for messages.
+        trust_remote_code: Whether classes in the folder's own code may be used.
+
+    Raises:
+        TrainingError: The model is of another kind. The message names the architecture.
     """
     listed = getattr(config, "architectures", None) or []
     listed = listed if isinstance(listed, (list, tuple)) else [listed]
@@ -59,21 +66,21 @@ def loader_of(config: Any, path: Path, *, trust_remote_code: bool = False) -> An
 
 
 def _suits(loader: Any, config: Any) -> bool:
-    """Whether a loader may be taken for a model that does not say what it is."""
+    """Whether a loader may be used for a model whose config does not name a class."""
     if config.is_encoder_decoder:
-        return loader is AutoModelForSeq2SeqLM  # the decoder alone is another model, that of Whisper among them
+        return loader is AutoModelForSeq2SeqLM  # the decoder alone is another model, for example in Whisper
     return not (loader is AutoModelForMaskedLM and getattr(config, "is_decoder", False))
 
 
 def _classes(loader: Any, config: Any, trust_remote_code: bool) -> tuple[str, ...]:
-    """Names of the classes that a loader makes of a config."""
+    """Names of the classes that a loader creates for a config."""
     asked = getattr(config, "auto_map", None)
     if trust_remote_code and isinstance(asked, dict) and isinstance(asked.get(loader.__name__), str):
         return (asked[loader.__name__].rpartition(".")[2],)
     known = _LOADERS[loader].get(config.model_type)
     if known is None and config.model_type not in transformers.CONFIG_MAPPING:
         return ()
-    if known is None and type(config) in loader._model_mapping:  # registered with the loader by the caller
+    if known is None and type(config) in loader._model_mapping:  # registered by the caller
         known = loader._model_mapping[type(config)].__name__
     return _as_tuple(known)
 
@@ -83,7 +90,7 @@ def _as_tuple(names: Any) -> tuple[str, ...]:
 
 
 def _check_direction(name: str, config: Any, path: Path) -> None:
-    """Raise TrainingError where a model that is causal by its name sees the tokens that it is to predict."""
+    """Raise TrainingError for a model that is causal by name but sees the tokens that it predicts."""
     encoder = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or name == "BertGenerationDecoder"
     encoder &= config.model_type not in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     causal = name == modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
@@ -100,9 +107,15 @@ def _check_direction(name: str, config: Any, path: Path) -> None:
 
 
 def check_loaded(model: nn.Module, report: dict[str, Any], path: Path) -> None:
-    """Raise TrainingError where transformers filled in weights that the folder lacks, or where text alone is no input.
+    """Check that a folder has all weights of a model, and that text alone is a valid input.
 
-    report: what `from_pretrained(output_loading_info=True)` gives. Tied weights are not missing.
+    Args:
+        model: The loaded model.
+        report: The loading info of `from_pretrained(output_loading_info=True)`. Tied weights do not count as missing.
+        path: The model folder, for messages.
+
+    Raises:
+        TrainingError: Weights are missing or have another shape, or the model reads no text or computes no loss.
     """
     name = type(model).__name__
     for what, keys in (("lacks", report["missing_keys"]), ("has another shape of", report["mismatched_keys"])):
@@ -119,12 +132,19 @@ def check_loaded(model: nn.Module, report: dict[str, Any], path: Path) -> None:
 
 
 def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
-    """Raise TrainingError where a model cannot learn from text alone, or sees the tokens that it is to predict.
+    """Check that a model learns from text alone, without seeing the tokens that it predicts.
 
-    Some causal models read a prompt in both directions, and without more inputs all of a text is a prompt to them; some
-    encoder-decoders do not make the decoder's input of the labels. So one token of a few is replaced: what is predicted
-    up to there must stay, and what an encoder-decoder predicts after it must change. row: one of the data, "input_ids"
-    and "labels". Nothing is done for masked models.
+    Some causal models read a prompt in both directions, and treat all of a text as a prompt without further inputs.
+    Some encoder-decoders do not derive the decoder's input from the labels. The check replaces one token of a short
+    text: predictions up to it must not change, and those of an encoder-decoder after it must change. Masked models are
+    not checked.
+
+    Args:
+        model: The model.
+        row: A row of the data, "input_ids" and "labels".
+
+    Raises:
+        TrainingError: The model fails the check.
     """
     pairs = is_encoder_decoder(model)
     ids, name = row["input_ids"][-16:], type(model).__name__
@@ -148,22 +168,22 @@ def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
     finally:
         model.train(training)
     moved = (logits[0] - logits[1]).float().abs().amax(-1)
-    # of a causal model the logits before the token, of an encoder-decoder those that predict it
+    # before: the logits before the token for a causal model, those that predict it for an encoder-decoder
     before, after = (moved[:1], moved[1:]) if pairs else (moved[:-1], moved[-1:])
     if pairs and not bool(after.any()):
         raise TrainingError(f"{held} does not make the decoder's input of the labels: {_TRAINED}")
-    # far above the rounding of the arithmetic
+    # the tolerance is far above the rounding errors
     if bool(before.max() > max(1e-3, 8 * torch.finfo(logits.dtype).eps) * after.max()):
         raise TrainingError(f"{held} sees the tokens that it is to predict when it reads text alone: {_TRAINED}")
 
 
 def is_masked(model: nn.Module) -> bool:
-    """Whether it fills in masked tokens, as encoders do, instead of going on with a text."""
+    """Whether a model fills in masked tokens, as encoders do, instead of continuing a text."""
     name = type(model).__name__
     known = name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
     return name.endswith("ForMaskedLM") or (known and not is_encoder_decoder(model))
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether it reads a prompt with an encoder and says the completion with a decoder."""
+    """Whether a model reads the prompt with an encoder and generates the completion with a decoder."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))

@@ -1,18 +1,18 @@
-"""Sparse leaves: train the masked weights of a model, and nothing else, at a cost that follows the number of entries.
+"""Sparse fine-tuning: train only the masked weights of a model, at a cost proportional to the number of entries.
 
-For each masked weight matrix W there is one leaf, the 1-D f32 parameter of its deltas. Backward passes fill W.grad as
-usual; a hook gathers its masked part into the leaf's .grad and frees it at once, so that no more than one dense
-gradient is alive. Any torch optimizer runs on the leaves, its state as small as they are; after its step
+Each masked weight matrix W has one leaf: a 1-D f32 parameter with its deltas. Backward passes fill W.grad as usual. A
+hook copies the masked part into the leaf's .grad and frees W.grad at once, so that at most one dense gradient exists at
+a time. Any torch optimizer can train the leaves, and its state is as small as they are. After each step,
 
     W[mask] = round(base[mask] + delta)
 
-with the rounding of the dtype in which the base is stored, so that training sees the weights that a `.lota` file will
-give, bit for bit, also where the model computes in a wider dtype. Every other element of W is never written.
+with the rounding of the dtype in which the base is stored. Training therefore sees the weights that a `.lota` file will
+give, bit for bit, even if the model computes in a wider dtype. All other elements of W are never written.
 
-A loop that does not use the leaves as they are meant to be used would train nothing. It is refused: at once where an
-optimizer, a gradient or a parameter shows it, and otherwise when the block ends or its result is asked for.
+A training loop that uses the leaves incorrectly would train nothing, and raises an error: at once if an optimizer, a
+gradient or a parameter shows it, otherwise when the block ends or its result is requested.
 
-LoTA, arXiv 2406.16797, Algorithm 1, line "sparse fine-tuning"; the leaves are this project's way to do it.
+This implements line "sparse fine-tuning" of LoTA, arXiv 2406.16797, Algorithm 1. Leaves are specific to this project.
 """
 
 from __future__ import annotations
@@ -44,17 +44,27 @@ from ..errors import BaseMismatchError, MaskError, TrainingError, UsageError
 from ..vectors.vector import TaskVector, vector_of
 from .placement import TORCH_DTYPES, places, tensor_of
 
-# ids of the parameters of models that a `with` block is training, and of their deltas
+# ids of the parameters, and of the deltas, of all models inside a sparse_finetune block
 _held: set[int] = set()
 
 
 class Leaf:
-    """One masked weight matrix.
+    """Deltas of one masked weight matrix.
 
-    name: the parameter's. weight: the model's parameter, any shape. indices: flat masked positions, int64 [n],
-        increasing.
-    base: the base's values there, [n], in the dtype in which it is stored; the weight's own where None.
-    delta: the trainable nn.Parameter, f32 [n], zero at first. arrived: whether it was ever given a gradient.
+    Attributes:
+        name: Name of the parameter.
+        weight: The model's parameter, of any shape.
+        shape: Shape of the parameter.
+        indices: Flat masked positions, int32 or int64 [n], increasing.
+        base: The base's values at these positions, [n], in the dtype in which they are stored.
+        delta: The trainable nn.Parameter, f32 [n], initially zero.
+        arrived: Whether a gradient has reached it.
+
+    Args:
+        name: Name of the parameter.
+        weight: The model's parameter, of any shape.
+        indices: Flat masked positions, int64 [n], increasing.
+        base: The base's values at these positions. If None, the weight's own.
     """
 
     def __init__(self, name: str, weight: nn.Parameter, indices: Indices, base: torch.Tensor | None = None) -> None:
@@ -67,18 +77,23 @@ class Leaf:
         self.base = self._flat(weight).index_select(0, self.indices) if base is None else base.to(weight.device)
         self.delta = nn.Parameter(torch.zeros(len(indices), dtype=torch.float32, device=weight.device))
         self.arrived = False
-        self._written = self.delta._version  # of the delta that the weight holds
-        self._spent: int | None = None  # version of the gradient that an optimizer has stepped with
+        self._written = self.delta._version  # version of the delta that was last written into the weight
+        self._spent: int | None = None  # version of the gradient that an optimizer has used
 
     @staticmethod
     def _flat(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().view(-1)
 
     def gather(self, weight: torch.Tensor) -> None:
-        """Move the masked part of the dense gradient into the leaf, adding to what is there, and free the rest.
+        """Add the masked part of the dense gradient to the leaf's gradient, and free the dense gradient.
 
-        Under torch.distributed it is the mean over all processes.
-        Raises UsageError where the weight is not up to date, or the gradient of the last step was not cleared.
+        Under torch.distributed, the gradient is averaged over all processes.
+
+        Args:
+            weight: The model's parameter, with its gradient.
+
+        Raises:
+            UsageError: The weight is not up to date, or the gradient of the last step was not cleared.
         """
         assert weight.grad is not None
         if not self.delta.requires_grad:  # frozen by the caller
@@ -100,13 +115,13 @@ class Leaf:
         self.arrived = True
         grad = weight.grad.reshape(-1).index_select(0, self.indices).float()
         if distributed.is_initialized():
-            # autograd knows nothing of the leaves, so DistributedDataParallel does not
+            # DistributedDataParallel relies on autograd, which does not see the leaves
             distributed.all_reduce(grad.div_(distributed.get_world_size()))
         self.delta.grad = grad if self.delta.grad is None else self.delta.grad.add_(grad)
         weight.grad = None
 
     def spend(self) -> None:
-        """Note that an optimizer has stepped with the gradient, which is to be cleared now."""
+        """Record that an optimizer has used the gradient, which must be cleared before the next one."""
         if self.delta.grad is not None:
             self._spent = self.delta.grad._version
 
@@ -116,31 +131,33 @@ class Leaf:
         self._written = self.delta._version
 
     def changed(self) -> bool:
-        """Whether an operation has written into the delta since the weight was written; writes to .data go unseen."""
+        """Whether an operation has changed the delta since the weight was written. Changes through .data are not
+        detected.
+        """
         return self.delta._version != self._written
 
     def differing(self, among: slice) -> int:
-        """At how many of these entries the weight is not the base, rounded to the weight's dtype."""
+        """Number of these entries at which the weight differs from the base, rounded to the weight's dtype."""
         held = self._flat(self.weight).index_select(0, self.indices[among])
         return _differing(held, self.base[among].to(self.weight.dtype))
 
     def missed(self) -> int:
-        """At how many masked positions the weight is not round(base + delta)."""
+        """Number of masked positions at which the weight differs from round(base + delta)."""
         return _differing(self._flat(self.weight).index_select(0, self.indices), self._tuned())
 
     def _tuned(self) -> torch.Tensor:
         return (_wide(self.base) + self.delta.detach()).to(self.base.dtype).to(self.weight.dtype)
 
     def follow(self) -> None:
-        """Go where the weight is."""
+        """Move to the device of the weight."""
         self.indices = self.indices.to(self.weight.device)
         self.base = self.base.to(self.weight.device)
 
     def entries(self) -> SparseTensor:
         """The deltas as they should be stored, f32.
 
-        Below the resolution of f32 around base + delta a delta's bits have no effect, yet they fill the file with
-        noise. So each is replaced by (base + delta) − base, unless that would not give the same sum.
+        Bits of a delta below the f32 resolution of base + delta have no effect, but make the file larger. Each delta is
+        therefore replaced by (base + delta) − base, unless that changes the sum.
         """
         base, delta = _wide(self.base).cpu().numpy(), self.delta.detach().cpu().numpy()
         total = base + delta.astype(base.dtype)
@@ -150,25 +167,29 @@ class Leaf:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """As f32, or f64 where it is that: torch does not promote the 8-bit dtypes."""
+    """Convert to f32, or keep f64: torch does not promote the 8-bit dtypes."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _differing(found: torch.Tensor, expected: torch.Tensor) -> int:
-    """At how many positions two tensors of one dtype differ as numbers: −0.0 is 0.0, and every NaN is the same."""
+    """Number of positions at which two tensors of one dtype differ in value; −0.0 equals 0.0, all NaNs are equal."""
     found, expected = _wide(found), _wide(expected)
     return int(torch.count_nonzero((found != expected) & ~(found.isnan() & expected.isnan())))
 
 
 class SparseModel(nn.Module):
-    """A model whose only parameters are its leaves: for optimizers, training loops and transformers' Trainer.
+    """A model whose only parameters are its leaves, for optimizers, training loops and transformers' Trainer.
 
-    Calling it calls the model; what it lacks itself, such as `config` or `generate`, is the model's too. Its state_dict
-    holds the deltas and a digest of the mask: checkpoints are as small as the entries, and loading one of another mask
-    raises MaskError. Made by `sparse_finetune`.
-    leaves: parameter name -> Leaf. origin: the base, where it is known.
-    model: the dense model, with its weights as they are now under its own names: for what saves it or sends it
-        elsewhere. It is not a submodule.
+    `sparse_finetune` creates it. Calling it calls the model, and other attributes, such as `config` or `generate`, are
+    those of the model. Its state_dict contains the deltas and a digest of the mask, so checkpoints are as small as the
+    entries. Loading a checkpoint of another mask raises MaskError.
+
+    Attributes:
+        leaves: Parameter name -> Leaf.
+        origin: The base, or None if it is not known.
+        deltas: The trainable parameters, f32 [n] each, by parameter name with "/" instead of ".".
+        model: The dense model with its current weights under their own names, for code that saves or moves it. It is
+            not a submodule.
     """
 
     def __init__(self, model: nn.Module, leaves: Mapping[str, Leaf], origin: Origin | None = None) -> None:
@@ -176,51 +197,58 @@ class SparseModel(nn.Module):
         self.leaves = dict(leaves)
         self.origin = origin
         self.deltas = nn.ParameterDict({name.replace(".", "/"): leaf.delta for name, leaf in leaves.items()})
-        # not a submodule: its parameters are not to be trained, moved to checkpoints or counted
+        # not a submodule: its parameters must not be trained, saved in checkpoints or counted
         self.__dict__["model"] = model
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self.train(model.training)
         uses = _uses(model)
         self._uses = {name: uses[id(leaf.weight)] for name, leaf in leaves.items()}
-        self._open = True  # within the `with` block
-        self._trained = False  # whether leaves were written after a gradient had arrived
-        self._given = False  # whether they were written without one: loaded, or set by the caller
+        self._open = True  # inside the `with` block
+        self._trained = False  # whether leaves were written after a gradient arrived
+        self._given = False  # whether they were written without a gradient: loaded, or set by the caller
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if "model" not in self.__dict__:  # while it is being copied
+            if "model" not in self.__dict__:  # while this object is being copied
                 raise
             return getattr(self.__dict__["model"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's. Raises TrainingError where it no longer has the parameters that train."""
+        """Call the model.
+
+        Raises:
+            TrainingError: A trained parameter of the model was replaced or moved.
+        """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_parameters()
         return self.model(*args, **kwargs)
 
     def train(self, mode: bool = True) -> SparseModel:
-        """Set both to training or evaluation."""
+        """Set this module and the model to training or evaluation mode."""
         super().train(mode)
         self.model.train(mode)
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseModel:
-        """`.to(device)` and its like: the model and the leaves move, deltas stay f32."""
+        """Move the model and the leaves, as for `.to(device)`. Deltas stay f32."""
         self.model._apply(fn, recurse)
         for leaf in self.leaves.values():
             leaf.follow()
             leaf.delta.data = leaf.delta.data.to(leaf.weight.device)
             if self._open:
-                leaf.scatter()  # a wider dtype holds more of base + delta
+                leaf.scatter()  # a wider dtype represents base + delta more precisely
         return self
 
     def scatter(self) -> None:
         """Write all leaves into the model.
 
-        Done by itself after each step of an optimizer that holds them and after load_state_dict. To be called after
-        every other change of the deltas. Raises UsageError after the block, where the weights are the caller's.
+        This happens automatically after each step of an optimizer over the leaves and after load_state_dict. Call it
+        after every other change of the deltas.
+
+        Raises:
+            UsageError: The block has ended.
         """
         self._check_open()
         if any(leaf.changed() or leaf.missed() for leaf in self.leaves.values()):
@@ -243,7 +271,7 @@ class SparseModel(nn.Module):
         return any(leaf.arrived for leaf in self.leaves.values())
 
     def _check_parameters(self) -> None:
-        """Raise TrainingError, naming it, for a masked parameter that the model does not have any more."""
+        """Raise TrainingError, naming the parameter, if a masked parameter or its deltas were replaced or moved."""
         uses, own = _uses(self.model), {id(delta) for delta in self.parameters()}
         for name, leaf in self.leaves.items():
             if uses[id(leaf.weight)] < self._uses[name] or leaf.weight.shape != leaf.shape:
@@ -263,9 +291,9 @@ class SparseModel(nn.Module):
                 )
 
     def _verify(self) -> None:
-        """Raise TrainingError unless something was trained, or loaded, and the model holds it.
+        """Raise TrainingError unless something was trained or loaded, and was written into the model.
 
-        After the block the model's weights are the caller's, and are not looked at.
+        The model's weights are not checked after the block, because the caller may change them then.
         """
         if self._open:
             self._check_parameters()
@@ -288,7 +316,7 @@ class SparseModel(nn.Module):
             )
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Raise UsageError where an optimizer would train the model past its leaves."""
+        """Raise UsageError if an optimizer would train masked parameters of the model directly."""
         masked = {id(leaf.weight): name for name, leaf in self.leaves.items()}
         for parameter in _parameters(optimizer):
             if id(parameter) in masked:
@@ -301,7 +329,7 @@ class SparseModel(nn.Module):
             self._check_parameters()
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Write the leaves into the model where an optimizer holds some of them and had a gradient."""
+        """Write the leaves into the model if an optimizer has trained some of them."""
         if stepped := self._held_by(optimizer):
             for leaf in stepped:
                 leaf.spend()
@@ -314,10 +342,10 @@ class SparseModel(nn.Module):
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        """Within the block gradients and steps of the model reach the leaves, and nothing else of it trains.
+        """Within the block, gradients and optimizer steps reach the leaves, and no other parameter of the model trains.
 
-        Gradients that masked weights have from before are dropped: no step of the leaves is meant to take them.
-        Afterwards every `requires_grad` is as before.
+        Existing gradients of masked weights are dropped: they do not belong to a step of the leaves. Afterwards, every
+        `requires_grad` is restored.
         """
         required = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         held = {id(parameter) for parameter in (*self.model.parameters(), *self.parameters())}
@@ -349,10 +377,19 @@ class SparseModel(nn.Module):
         push_to_hub: bool = False,
         **_: Any,
     ) -> None:
-        """Write what `Trainer.save_model` writes: the state_dict, deltas and digest of the mask, as model.safetensors.
+        """Save the state_dict, deltas and digest of the mask, as model.safetensors. `Trainer.save_model` calls this.
 
-        It is read with `load_state_dict`. The dense model is saved by `tickets.model.save_pretrained(folder)`.
-        Options that say how a dense model is written have no effect. Raises UsageError for push_to_hub.
+        Load the file with `load_state_dict`. To save the dense model, call `tickets.model.save_pretrained(folder)`.
+        Options of transformers' `save_pretrained` that are not listed here have no effect.
+
+        Args:
+            save_directory: The folder to write to.
+            is_main_process: Whether to write at all.
+            state_dict: The state_dict to write, if not that of this module.
+            push_to_hub: Must be False.
+
+        Raises:
+            UsageError: `push_to_hub` is set.
         """
         if push_to_hub:
             self.push_to_hub()
@@ -363,27 +400,37 @@ class SparseModel(nn.Module):
             save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
     def push_to_hub(self, *_: Any, **__: Any) -> None:
-        """Raise UsageError: it has to be said whether the dense model is meant."""
+        """Not supported, because the dense model or the task vector could be meant.
+
+        Raises:
+            UsageError: Always.
+        """
         raise UsageError(
             "tickets cannot be pushed to the Hub: write tickets.model.push_to_hub(...) for the dense model, or upload "
             "the file that tickets.vector().save(...) writes"
         )
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Raise UsageError for copies and pickles, whose deltas would reach no model."""
+        """Not supported, because no model would use the deltas of a copy.
+
+        Raises:
+            UsageError: Always.
+        """
         raise UsageError(
             "tickets cannot be copied or pickled: copy.deepcopy(tickets.model) is a dense copy of the model, "
-            "tickets.state_dict() holds the deltas, and tickets.vector().save(...) writes the task vector"
+            "tickets.state_dict() contains the deltas, and tickets.vector().save(...) writes the task vector"
         )
 
     def entries(self) -> dict[str, SparseTensor]:
-        """Parameter name -> the trained entries, as they are stored."""
+        """The trained entries as they are stored, by parameter name."""
         return {name: leaf.entries() for name, leaf in self.leaves.items()}
 
     def entries_by_tensor(self) -> dict[str, SparseTensor]:
-        """Tensor name in the base -> the trained entries.
+        """The trained entries as they are stored, by the name of the tensor in the base.
 
-        Raises UsageError where no base was given, TrainingError where nothing was trained.
+        Raises:
+            UsageError: No base was given.
+            TrainingError: Nothing was trained.
         """
         if self.origin is None:
             raise UsageError("a task vector needs its base: sparse_finetune(model, masks, base)")
@@ -391,9 +438,16 @@ class SparseModel(nn.Module):
         return self.origin.split(self.entries())
 
     def vector(self, provenance: Mapping[str, object] | None = None) -> TaskVector:
-        """What was trained, to be saved as a `.lota` file; eligible are the tensors that the mask names.
+        """The task vector that was trained, which can be saved as a `.lota` file.
 
-        Raises UsageError where no base was given, TrainingError where nothing was trained.
+        Its eligible weights are those of the tensors in the mask.
+
+        Args:
+            provenance: Further entries of the vector's provenance.
+
+        Raises:
+            UsageError: No base was given.
+            TrainingError: Nothing was trained.
         """
         deltas = self.entries_by_tensor()
         assert self.origin is not None
@@ -402,7 +456,9 @@ class SparseModel(nn.Module):
         return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})})
 
     def get_extra_state(self) -> torch.Tensor:
-        """The digest of the mask, uint8 [32]: deltas mean nothing without it."""
+        """Digest of the mask, uint8 [32]. It is part of the state_dict because deltas are meaningless without their
+        mask.
+        """
         digest = hashlib.sha256()
         for name, leaf in self.leaves.items():
             digest.update(f"{name} {list(leaf.weight.shape)}\n".encode())
@@ -410,13 +466,17 @@ class SparseModel(nn.Module):
         return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Raise MaskError unless it is this mask's."""
+        """Check that a checkpoint has the same mask.
+
+        Raises:
+            MaskError: The digest is that of another mask.
+        """
         if not torch.equal(state.cpu(), self.get_extra_state()):
             raise MaskError("the checkpoint was trained with another mask")
 
 
 def _after_load(sparse: SparseModel, keys: _IncompatibleKeys) -> None:
-    """Write what was loaded into the model. Raises MaskError for a state dict without all of it, strict or not."""
+    """Write loaded deltas into the model. Raises MaskError for an incomplete state dict, even if not strict."""
     for key in keys.missing_keys:
         if "deltas." in key or key.endswith("_extra_state"):
             raise MaskError(f"the checkpoint is not one of these leaves: it has no {key!r}")
@@ -429,12 +489,12 @@ def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
 
 
 def _uses(model: nn.Module) -> Counter[int]:
-    """id of a parameter -> under how many names the model has it."""
+    """Number of names that the model has for each parameter, by id."""
     return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
 
 
 def _like(model: nn.Module, leaves: Mapping[str, Leaf], origin: Origin | None) -> SparseModel:
-    """A SparseModel whose class has the name and the signature of the model's: Trainer looks there for labels."""
+    """Create a SparseModel whose class has the name and signature of the model's: Trainer inspects them for labels."""
 
     @wraps(type(model).forward)
     def forward(self: SparseModel, *args: Any, **kwargs: Any) -> Any:
@@ -448,19 +508,28 @@ def _like(model: nn.Module, leaves: Mapping[str, Leaf], origin: Origin | None) -
 def sparse_finetune(
     model: nn.Module, masks: Mapping[str, Indices] | TaskVector, base: Checkpoint | None = None
 ) -> Iterator[SparseModel]:
-    """Within the `with` block only the masked weights of `model` train, through leaves.
+    """Train only the masked weights of `model` within a `with` block, through leaves.
 
-    masks: parameter name -> flat positions, int64 [n], increasing; or a task vector, whose positions are meant.
-    base: the checkpoint that the model was loaded from. Training then sees its weights as rounded to the dtype in which
-        the checkpoint keeps them, and `tickets.vector()` gives the task vector. Left out, the model's own weights are
-        the base.
-    Any optimizer over `tickets.parameters()` trains the model in place: leaves are scattered after each of its steps.
-    On leaving, the hooks are gone, every `requires_grad` is as before, and the model keeps its trained weights.
-    Raises MaskError, naming it, for a parameter that the model does not have, that is masked twice under two names, or
-    whose mask does not fit, BaseMismatchError for one that the base does not have or has other values of at masked
-    positions, TrainingError for one that is sharded or cannot be trained, and UsageError inside another block of the
-    same model. Within the block: UsageError where an optimizer over the model's own masked parameters steps, and on
-    leaving it TrainingError where nothing was trained.
+    Any optimizer over `tickets.parameters()` trains the model in place: the leaves are written into it after each step.
+    When the block ends, the hooks are removed, every `requires_grad` is restored, and the model keeps its trained
+    weights.
+
+    Args:
+        model: The model to train.
+        masks: Parameter name -> flat positions, int64 [n], increasing; or a task vector whose positions are used.
+        base: The checkpoint that the model was loaded from. Training then sees weights rounded to the dtypes of the
+            checkpoint, and `tickets.vector()` returns the task vector. If None, the model's own weights are the base.
+
+    Yields:
+        The `SparseModel` to train, called `tickets` here.
+
+    Raises:
+        MaskError: The model does not have a parameter of the mask, a parameter is masked under two names, or a mask
+            does not fit its parameter.
+        BaseMismatchError: The base does not have a masked parameter, or has other values at masked positions.
+        TrainingError: A masked parameter is sharded or cannot be trained, or nothing was trained when the block ends.
+        UsageError: The model is inside another block, or an optimizer over the model's own masked parameters takes a
+            step within the block.
     """
     instance("model", model, nn.Module)
     if base is not None:
@@ -484,20 +553,20 @@ def sparse_finetune(
     if origin:
         for leaf in leaves.values():
             origin.compare(leaf)
-    del masks  # 64-bit positions, which nobody may need now, take twice the memory of the leaves' own
+    del masks  # its 64-bit positions take twice the memory of the leaves' own
     sparse = _like(model, leaves, origin)
     for leaf in leaves.values():
         leaf.scatter()  # base + 0 is not always the base's bits: −0.0 + 0 is +0.0
     try:
         with sparse._hooked():
             yield sparse
-        sparse._verify()  # not reached where an exception leaves the block
+        sparse._verify()  # not reached if an exception leaves the block
     finally:
         sparse._open = False
 
 
 def _positions(name: str, indices: object) -> Indices:
-    """A mask as int64 [n]. Raises MaskError for what is no list of whole numbers."""
+    """Convert a mask to int64 [n]. Raises MaskError for anything but a list of integers."""
     try:
         found = np.asarray(indices)
     except (TypeError, ValueError) as error:
@@ -509,16 +578,16 @@ def _positions(name: str, indices: object) -> Indices:
 
 def _check(masks: Mapping[str, Indices], parameters: Mapping[str, nn.Parameter]) -> None:
     if not masks:
-        raise MaskError("the mask holds no position")
+        raise MaskError("the mask contains no positions")
     owners: dict[int, str] = {}
     for name, indices in masks.items():
         if name not in parameters:
             raise MaskError(f"the model has no parameter {name!r}, which the mask names")
         if (other := owners.setdefault(id(parameters[name]), name)) != name:
-            raise MaskError(f"parameters {other!r} and {name!r} are one: mask it once")
+            raise MaskError(f"parameters {other!r} and {name!r} are the same parameter: mask it once")
         size = parameters[name].numel()
         if indices[0] < 0 or indices[-1] >= size or (np.diff(indices) <= 0).any():
-            raise MaskError(f"parameter {name!r}: its mask must hold increasing positions below {size}")
+            raise MaskError(f"parameter {name!r}: its mask must contain increasing positions below {size}")
         _check_trainable(name, parameters[name])
 
 
@@ -537,21 +606,31 @@ def _check_trainable(name: str, parameter: nn.Parameter) -> None:
 
 
 def _by_parameter(model: nn.Module, vector: TaskVector) -> dict[str, Indices]:
-    """Parameter name -> the flat positions that a vector holds, parts of a fused parameter put together."""
+    """Parameter name -> the flat positions of a vector's entries; parts of a fused parameter are concatenated."""
     placed = places(model, {name: spec.form for name, spec in vector.specs.items()})
     pieces: dict[str, list[Indices]] = {}
     for name in vector:
         if name not in placed:
-            raise MaskError(f"{vector.name} holds tensor {name!r}, which the model does not have")
+            raise MaskError(f"{vector.name} contains tensor {name!r}, which the model does not have")
     for name in sorted(vector, key=lambda name: placed[name].start):
         pieces.setdefault(placed[name].parameter, []).append(vector[name].indices + placed[name].start)
     return {parameter: np.concatenate(parts) for parameter, parts in pieces.items()}
 
 
 class Origin:
-    """The checkpoint that masked parameters come from: base. tensors: tensor name -> Place, theirs only, by name.
+    """The checkpoint that masked parameters come from.
 
-    Raises BaseMismatchError for a parameter that the checkpoint does not have.
+    Attributes:
+        base: The checkpoint.
+        tensors: Tensor name -> Place, for the tensors of the masked parameters, sorted by name.
+
+    Args:
+        base: The checkpoint.
+        model: The model loaded from it.
+        parameters: Names of the masked parameters.
+
+    Raises:
+        BaseMismatchError: The checkpoint does not have a parameter, or has it in a dtype that cannot be trained.
     """
 
     def __init__(self, base: Checkpoint, model: nn.Module, parameters: Iterable[str]) -> None:
@@ -566,26 +645,39 @@ class Origin:
                 raise BaseMismatchError(f"tensor {parts[0]!r} of {base.name} is of a dtype that cannot be trained")
 
     def parts(self, parameter: str) -> list[str]:
-        """The tensors that make up a parameter, in their order there."""
+        """Names of the tensors that make up a parameter, in their order in it."""
         owned = [name for name, place in self.tensors.items() if place.parameter == parameter]
         return sorted(owned, key=lambda name: self.tensors[name].start)
 
     def values(self, parameter: str, indices: Indices) -> torch.Tensor:
-        """The base's values at flat positions of a parameter, [n], in the dtype in which it is stored."""
+        """The base's values at flat positions of a parameter.
+
+        Args:
+            parameter: Name of the parameter.
+            indices: Flat positions, int64 [n], increasing.
+
+        Returns:
+            [n], in the dtype in which the base stores them.
+        """
         found = []
         for name in self.parts(parameter):
             info, start = self.base.tensors[name], self.tensors[name].start
             low, high = np.searchsorted(indices, (start, start + info.form.size))
             held = indices[low:high] - start
-            # no more is read than the range in which the positions lie
+            # read only the range that contains the positions
             first, stop = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
             found.append(tensor_of(info.dtype, self.base.bits(name, first, stop)[held - first]))
         return torch.cat(found)
 
     def compare(self, leaf: Leaf) -> None:
-        """Raise BaseMismatchError, naming the tensor, where the weight is not the base's value at masked positions.
+        """Check that the weight has the base's values at masked positions, rounded to the model's dtype as loading
+        does.
 
-        The base is rounded to the model's dtype, as loading does.
+        Args:
+            leaf: The leaf of the weight.
+
+        Raises:
+            BaseMismatchError: A value differs. The message names the tensor.
         """
         positions = leaf.indices.cpu().numpy()
         for name in self.parts(leaf.name):
@@ -598,7 +690,7 @@ class Origin:
                 )
 
     def split(self, entries: Mapping[str, SparseTensor]) -> dict[str, SparseTensor]:
-        """Entries by parameter as entries by tensor."""
+        """Regroup entries by parameter into entries by tensor."""
         return {
             name: entries[place.parameter].slice_range(place.start, place.start + form.size).reshaped(form.shape)
             for name, place in self.tensors.items()

@@ -1,4 +1,4 @@
-"""Task vectors on a live model: put on, taken off, to the last bit."""
+"""Application of task vectors to a live model, and exact restoration of its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from .placement import Place, part_of, places, same_bits, values_of
 
 @contextmanager
 def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[None]:
-    """Within the `with` block the model, loaded from `base`, has the vector's weights; afterwards its own bits again.
+    """Apply a vector to a model within a `with` block. Afterwards the model has its own bits again.
 
-    Only the elements that the vector touches are kept aside, so that nothing dense is copied.
-    Raises BaseMismatchError, also where an element that the vector touches does not have the base's bits in the model,
-    FormatError, and TrainingError where the model lacks a parameter or would need other ones.
+    Only the elements that the vector touches are saved for restoration, so nothing dense is copied.
+
+    Args:
+        model: The model, loaded from `base`.
+        vector: The task vector.
+        base: The checkpoint of the model.
+
+    Raises:
+        BaseMismatchError: The vector does not fit the base, or an element that it touches does not have the base's bits
+            in the model.
+        FormatError: A file cannot be read.
+        TrainingError: The model lacks a parameter, or the vector adds, removes or resizes tensors.
     """
     specs = vector.specs.values()
     if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
@@ -30,7 +39,7 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
     application = Application(vector, base)
     placed = places(model, {spec.name: spec.form for spec in specs})
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    changed: set[Place] = set()  # tied weights have two names and are changed once
+    changed: set[Place] = set()  # tied weights have two names but are changed only once
     try:
         for name, spec in vector.specs.items():
             if name not in placed:
@@ -50,5 +59,5 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
             changed.add(placed[name])
         yield
     finally:
-        for flat, indices, values in reversed(kept):  # tied weights may have been set twice
+        for flat, indices, values in reversed(kept):  # in reverse: tied weights may have been set twice
             flat[indices] = values

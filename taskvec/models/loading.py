@@ -1,4 +1,4 @@
-"""Language models and their tokenizers as transformers loads them."""
+"""Loading of language models and their tokenizers with transformers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ from ..errors import TrainingError, UsageError
 from .kinds import check_loaded, loader_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # loads a second and 130 MB more, which a refused folder need not cost
+    from transformers import PreTrainedModel  # takes a second and 130 MB, which a refused folder should not cost
 
 
 def load_model(
     path: Path, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, Any]:
-    """The language model of a folder as the class that its config names, its weights in `dtype`, and its tokenizer.
+    """Load the language model of a folder, as the class that its config names, and its tokenizer.
 
-    trust_remote_code: whether Python code in the folder, or in a repository that it names, may run. Nobody is asked.
-    Raises UsageError for a folder that needs such code where it may not run, TrainingError where transformers cannot
-    load the folder, where it holds another kind of model, or where weights of the model are not in it.
+    Args:
+        path: The model folder.
+        dtype: The dtype of the weights.
+        trust_remote_code: Whether Python code in the folder, or in a repository that it names, may run. The user is not
+            asked.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        UsageError: The folder needs Python code that may not run.
+        TrainingError: transformers cannot load the folder, it contains another kind of model, or weights are missing.
     """
     config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     loader = loader_of(config, path, trust_remote_code=trust_remote_code)
@@ -37,7 +46,7 @@ def load_model(
             path,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # they are refused with the missing ones
+            ignore_mismatched_sizes=True,  # check_loaded refuses them, as it does missing weights
             output_loading_info=True,
         )
     check_loaded(model, report, path)
@@ -45,9 +54,18 @@ def load_model(
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The config and the tokenizer of a model folder: what it takes little to find that a folder cannot be used by.
+    """Load the config and the tokenizer of a model folder. This detects unusable folders quickly.
 
-    Raises as `load_model` does.
+    Args:
+        path: The model folder.
+        trust_remote_code: As in `load_model`.
+
+    Returns:
+        (config, tokenizer).
+
+    Raises:
+        UsageError: As in `load_model`.
+        TrainingError: As in `load_model`.
     """
     if not path.is_dir():
         raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
@@ -62,7 +80,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any,
 
 @contextmanager
 def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
-    """Turn whatever the config, tokenizer and code of a stranger lead to into one sentence."""
+    """Convert any error of an untrusted config, tokenizer or code into an error of one sentence."""
     try:
         yield
     except MemoryError:
@@ -78,13 +96,13 @@ def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
 
 
 def _own_code(path: Path) -> str | None:
-    """Where the code lies that a model folder asks for, and which of its files asks."""
+    """The file of Python code that a model folder needs, and the config file that names it; None if there is none."""
     for name in ("config.json", "tokenizer_config.json"):
         try:
             asked = json.loads((path / name).read_bytes())["auto_map"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        # AutoClass -> "module.Class", or of a tokenizer the slow one and the fast one; "repository--module.Class"
+        # AutoClass -> "module.Class" or "repository--module.Class"; for tokenizers a list of the slow and the fast one
         places = asked.values() if isinstance(asked, dict) else [asked]
         for place in (one for each in places for one in (each if isinstance(each, list) else [each])):
             if isinstance(place, str):

@@ -1,4 +1,4 @@
-"""Where the tensors of a checkpoint live in the model that transformers loads, and which of them may be trained."""
+"""Places of a checkpoint's tensors in the model that transformers loads, and which of them are trainable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import TrainingError
 
-# safetensors dtype -> torch dtype, for those in which weights are kept
+# safetensors dtype -> torch dtype, for the dtypes of weights
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -31,13 +31,19 @@ _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def eligible_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weight matrices of the linear layers inside the transformer blocks: parameter name -> Parameter.
+    """Weight matrices of the linear layers inside the transformer blocks: parameter name -> Parameter.
 
-    By type of module, not by name: nn.Linear; Conv1D, GPT-2's transposed linear layer; and parameters with three axes,
-    in which transformers holds the experts of a mixture, one matrix each; all of it below an nn.ModuleList, which is
-    how transformers holds repeated blocks. Embeddings, norms, biases, routers and the output head stay out, as in the
-    paper's experiments (arXiv 2406.16797, appendix B), and of a model that also takes images or sound all but the text
-    model. Raises TrainingError where a model has no such layer.
+    They are found by type of module, not by name, below an nn.ModuleList, which is how transformers stores repeated
+    blocks: nn.Linear; Conv1D, GPT-2's transposed linear layer; and parameters with three axes, in which transformers
+    stores the experts of a mixture, one matrix each. As in the paper's experiments (arXiv 2406.16797, appendix B),
+    embeddings, norms, biases, routers and the output head are excluded. For models that also take images or sound, only
+    layers of the text model are included.
+
+    Args:
+        model: The model.
+
+    Raises:
+        TrainingError: The model has no such layer.
     """
     blocks = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     routers, texts, towers = _routers(model), _text_models(model), _towers(model)
@@ -63,15 +69,15 @@ def _is_linear(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_fused(module: nn.Module, parameter: nn.Parameter) -> bool:
-    """Whether a parameter holds several matrices; torch's own modules with three axes are convolutions."""
+    """Whether a parameter contains several matrices. Torch's own modules with three axes are convolutions."""
     return parameter.dim() == 3 and min(parameter.shape[1:]) > 1 and not type(module).__module__.startswith("torch.")
 
 
 def _routers(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the modules that weigh experts against one another, or against what all tokens share.
+    """Prefixes of the modules that weight experts against one another, or against an expert that all tokens share.
 
-    They stand beside the experts, and their last linear layer has one output for each expert, or only one. Where the
-    number of outputs is another, as with experts that do nothing, transformers' class is named a router.
+    They are siblings of the experts, and their last linear layer has one output per expert, or a single output. If the
+    number of outputs differs, as with experts that do nothing, the class in transformers has "Router" in its name.
     """
     found = []
     for name, module in model.named_modules():
@@ -80,14 +86,14 @@ def _routers(model: nn.Module) -> tuple[str, ...]:
         counts = {own: count for own, child in children.items() if (count := _experts(child))}
         for own, child in children.items():
             outputs = [layer.out_features for layer in child.modules() if isinstance(layer, nn.Linear)][-1:]
-            beside = own not in counts and bool(counts) and outputs and outputs[0] in {1, *counts.values()}
-            if beside or "Router" in type(child).__name__:
+            sibling = own not in counts and bool(counts) and outputs and outputs[0] in {1, *counts.values()}
+            if sibling or "Router" in type(child).__name__:
                 found.append(f"{prefix}{own}.")
     return tuple(found)
 
 
 def _experts(module: nn.Module) -> int:
-    """How many experts a module holds: in its parameters, or as its members; 0 where it holds none."""
+    """Number of experts in a module, as slices of its parameters or as its members; 0 if there are none."""
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return len(module)
     fused = [parameter for parameter in module.parameters(recurse=False) if _is_fused(module, parameter)]
@@ -95,7 +101,7 @@ def _experts(module: nn.Module) -> int:
 
 
 def _text_models(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of what text passes through: everything, unless the config keeps that of a text model apart."""
+    """Prefixes of the modules that process text: all, unless the config has a separate config of a text model."""
     if not isinstance(model, PreTrainedModel):
         return ("",)
     config: Any = model.config
@@ -108,7 +114,7 @@ def _towers(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the encoders of images and sound."""
     if not isinstance(model, PreTrainedModel):
         return ()
-    # without such an encoder the answer is a model or an encoder of text
+    # get_encoder returns the model or a text encoder if there is no such encoder
     text = {id(model), id(model.base_model), id(model.get_encoder())}
     found = [model.get_encoder(modality=modality) for modality in ("image", "audio")]
     return _names(model, [tower for tower in found if id(tower) not in text])
@@ -121,18 +127,33 @@ def _names(model: nn.Module, wanted: list[nn.Module]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives in a model: the elements of `parameter`, flat, from `start` on."""
+    """Place of a tensor in a model: consecutive elements of a flattened parameter.
+
+    Attributes:
+        parameter: Name of the parameter.
+        start: Index of the first element.
+    """
 
     parameter: str
     start: int = 0
 
 
 def places(model: nn.Module, forms: Mapping[str, Form]) -> dict[str, Place]:
-    """Tensor name -> Place of the tensors of a checkpoint; those that the model has no parameter for are left out.
+    """Find the places of a checkpoint's tensors in a model.
 
-    A checkpoint of the bare model lacks the prefix that the head's class adds, one of the whole model has it. Where
-    transformers fuses several tensors into one parameter, as it does with experts, each is a part of that.
-    Raises TrainingError, naming the tensor, where a parameter of its name has another shape.
+    A checkpoint of the bare model lacks the prefix that the class with the head adds; a checkpoint of the whole model
+    has it. If transformers fuses several tensors into one parameter, as it does for experts, each tensor is a part of
+    it.
+
+    Args:
+        model: The model.
+        forms: Tensor name -> Form, of the checkpoint.
+
+    Returns:
+        Tensor name -> Place. Tensors for which the model has no parameter are left out.
+
+    Raises:
+        TrainingError: A parameter has another shape than its tensor. The message names the tensor.
     """
     shared = {id(parameter): name for name, parameter in model.named_parameters()}  # one name each, if tied
     owners = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
@@ -163,42 +184,48 @@ def _spellings(model: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def _parts(model: nn.Module, parameter: str, values: nn.Parameter) -> Iterator[tuple[str, Place]]:
-    """The tensors that a parameter is saved as: each element is given its number, and the numbers say where it goes."""
+    """Names and places of the tensors that a parameter is saved as, found by converting a tensor of element numbers."""
     if not isinstance(model, PreTrainedModel):
         return
     narrow = torch.int32 if values.numel() < 2**31 else torch.int64
     numbers = torch.arange(values.numel(), dtype=narrow).view(values.shape)
     for name, part in revert_weight_conversion(model, {parameter: numbers}).items():
         flat = part.reshape(-1)
-        # one that is transposed, say, lies in no one piece
+        # skip tensors that are not contiguous in the parameter, such as transposed ones
         if name != parameter and flat.numel() and bool((flat[1:] - flat[:-1] == 1).all()):
             yield name, Place(parameter, int(flat[0]))
 
 
 def part_of(model: nn.Module, place: Place, size: int) -> torch.Tensor:
-    """The tensor at a place: a flat view, [size], whose changes are the model's."""
+    """The tensor at a place: a flat view, [size], whose changes affect the model.
+
+    Args:
+        model: The model.
+        place: The place of the tensor.
+        size: Number of elements.
+    """
     module, _, own = place.parameter.rpartition(".")
     owner: torch.Tensor = getattr(model.get_submodule(module), own)
     return owner.detach().view(-1)[place.start : place.start + size]
 
 
 def values_of(dtype: DType, bits: BitArray) -> np.ndarray[tuple[int], np.dtype[Any]]:
-    """Carriers as numbers one can compute with: f32 (f64 for F64), [size], a fresh array."""
+    """Convert carriers to numbers: f32 (f64 for F64), [size], as a new array."""
     return bits.view(dtype.real).astype(dtype.compute)
 
 
 def tensor_of(dtype: DType, bits: BitArray) -> torch.Tensor:
-    """Carriers as a torch tensor of the dtype that they carry, [size], a fresh copy."""
+    """Convert carriers to a torch tensor of the dtype that they encode, [size], as a copy."""
     return torch.from_numpy(bits.view(f"i{dtype.itemsize}").copy()).view(TORCH_DTYPES[dtype.name])
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of one dtype and shape have the same bits: a NaN equals itself, and −0.0 does not equal 0."""
+    """Whether two tensors of one dtype and shape have the same bits: a NaN equals itself, −0.0 does not equal 0.0."""
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:
-    """A tensor rounded to `dtype`, as flat carriers on the CPU, [size]."""
+    """Round a tensor to `dtype` and return flat carriers on the CPU, [size]."""
     rounded = weights.detach().to(TORCH_DTYPES[dtype.name]).contiguous().cpu()
     bits: BitArray = rounded.view(_CARRIERS[dtype.itemsize]).numpy().reshape(-1).view(dtype.carrier)
     return bits

@@ -1,1 +1,1 @@
-"""Training sparse task vectors. Imports torch and transformers, so nothing imports it before it is needed."""
+"""Training of sparse task vectors. It imports torch and transformers, so it is imported only when needed."""

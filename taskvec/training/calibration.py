@@ -1,8 +1,8 @@
-"""Calibration: fine-tune all eligible weights for a while, to see which of them matter.
+"""Calibration: brief fine-tuning of all eligible weights, which gives each of them a score.
 
-Algorithm 1 of arXiv 2406.16797 ranks weights by |w_T − w|, how far T steps moved them. Two other rankings come from the
-same pass: |Σ g|, the gradients summed up (SHiRA, arXiv 2406.13175), and Σ g², their empirical Fisher information (FISH,
-arXiv 2111.09839). The base is never kept in memory: it is read from disk again, tensor by tensor.
+Algorithm 1 of arXiv 2406.16797 ranks weights by |w_T − w|, their change in T steps. Two other rankings come from the
+same pass: |Σ g|, the summed gradients (SHiRA, arXiv 2406.13175), and Σ g², the empirical Fisher information (FISH,
+arXiv 2111.09839). The base is not kept in memory: it is read from disk again, tensor by tensor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from .run import Run
 
 
 def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
-    """Fine-tune all eligible weights; return their scores, tensor name -> f32 [size], and what the phase saw.
+    """Fine-tune all eligible weights and score them.
 
-    The weights are left as they are, for `run.reset`. Scores raise DivergedError, naming the tensor, where they are not
-    numbers.
+    The model keeps the calibrated weights; call `run.reset` to restore the start.
+
+    Args:
+        run: The run.
+
+    Returns:
+        A function that returns the scores of a tensor, f32 [size], by name, and the losses of the phase. The function
+        raises DivergedError, naming the tensor, if a score is not finite.
     """
     options = run.options
     parameters = run.parameters()
@@ -68,7 +74,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
             values = weight.float() - run.started(name).to(weight).float()
             if options.low_memory and (lost := optimizer.state[parameters[place.parameter]].get("lost")) is not None:
                 values += lost.view(-1)[place.start : place.start + form.size]
-        # the loss shows a step that diverged only at the next step, and the last one has none
+        # a step that diverges shows in the loss of the next step only, so the last step is checked here
         if not bool(values.isfinite().all()):
             raise DivergedError(
                 f"tensor {name!r}: calibration ended in weights that are not numbers; try a lower `calibration_lr`"
@@ -81,7 +87,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
 
 @contextmanager
 def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Within the block the gradients of steps, or their squares, are summed up; nothing for "magnitude"."""
+    """Within the block, sum up the gradients of the steps, or their squares; nothing for "magnitude"."""
     if criterion == "magnitude":
         yield {}
         return
@@ -92,7 +98,7 @@ def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[d
     def observe(weight: torch.Tensor, name: str) -> None:
         assert weight.grad is not None
         if not accumulation.sync_gradients:
-            return  # a later backward pass of the step adds to it
+            return  # later backward passes of the step add to this gradient
         total = sums[name] = sums[name].to(weight.device)
         if criterion == "gradient":
             total.add_(weight.grad)

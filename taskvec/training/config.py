@@ -1,4 +1,4 @@
-"""Options of a run from a file: YAML, or the record that a run leaves in its `.lota` file."""
+"""Options of a run from a file: YAML, or the record that a run stores in its `.lota` file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..errors import UsageError
 from ..vectors.vector import TaskVector
 from .options import AUTO
 
-# those of which the second is what a file says where the command line gives the first, and then means nothing
+# (a, b): if the command line gives option a, option b of a file is ignored
 RIVALS = (("steps", "epochs"), ("calibration_steps", "calibration_epochs"), ("eval_data", "eval_split"))
 
 
 def _number(value: object) -> object:
     if isinstance(value, str):
-        return float(value)  # YAML takes 1e-4, without a point, for text
+        return float(value)  # YAML reads 1e-4, without a decimal point, as text
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     raise ValueError
@@ -46,7 +46,7 @@ def _texts(value: object) -> object:
     return values
 
 
-# kind -> what it is called, and what makes a value of it or raises ValueError
+# kind -> its name in messages, and a function that converts a value or raises ValueError
 _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "int": ("a whole number", _of(int)),
     "float": ("a number", _number),
@@ -59,10 +59,13 @@ _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """What a file says.
+    """Options of a file.
 
-    settings: option -> value, with underscores; what the file leaves out, or gives as null, is not there.
-    record: the record of the run, where the file is one that a run wrote.
+    Attributes:
+        path: The file.
+        settings: Option -> value, with underscores. Options that the file does not give, or gives as null, are left
+            out.
+        record: The record of the run if the file is a `.lota` file, else None.
     """
 
     path: Path
@@ -71,12 +74,17 @@ class Config:
 
     @classmethod
     def read(cls, path: Path, kinds: Mapping[str, str], apart: Collection[str] = ()) -> Config:
-        """Read a YAML file or, where its name ends so, a `.lota` file.
+        """Read a YAML file, or a `.lota` file if the name ends so.
 
-        kinds: option -> "int", "float", "rate", "bool", "str" or "list", of texts. apart: options that are given on the
-        command line only; a record that has one of them is read without it.
-        Raises UsageError, naming the file and the key, for unknown keys and values of another kind, and where there is
-        no record; the errors of `TaskVector.open`.
+        Args:
+            path: The file.
+            kinds: Option -> "int", "float", "rate", "bool", "str" or "list" (of strings).
+            apart: Options that can only be given on the command line. They are ignored in a record and refused in YAML.
+
+        Raises:
+            UsageError: A key is unknown or given twice, a value has the wrong type, or a `.lota` file contains no
+                record. The message names file and key.
+            FormatError: The `.lota` file cannot be read.
         """
         if path.suffix == ".lota":
             record = _record_of(path)
@@ -91,9 +99,13 @@ class Config:
         return cls(path, _settings(path, document, kinds, apart))
 
     def check_given(self, **given: object) -> None:
-        """Raise UsageError where the recorded run read a file that is not given now.
+        """Check that every file that the recorded run read is given again.
 
-        given: mask_from, disjoint_from, start_from, eval_data and mix, as they are on the command line.
+        Args:
+            **given: mask_from, disjoint_from, start_from, eval_data and mix, as on the command line.
+
+        Raises:
+            UsageError: One of them is missing.
         """
         if self.record is None:
             return
@@ -110,7 +122,7 @@ class Config:
                 names = [each.get("name") if isinstance(each, dict) else each for each in _listed(name)]
                 raise UsageError(
                     f"{self.path}: the run had `{option}={shown(', '.join(map(str, names)))[1:-1]}`: "
-                    "a file holds no paths, so give it again"
+                    "the record contains no paths, so give it again"
                 )
 
     def differences(
@@ -124,15 +136,27 @@ class Config:
         mix: Sequence[tuple[Path, float]],
         eval_data: Path | None,
     ) -> list[str]:
-        """In what a run now differs from the recorded one, besides its options: a sentence each.
+        """Differences between a run and the recorded one, other than options.
 
-        Files are compared by their contents, packages by their versions. Reads all of the base.
+        Files are compared by their contents, packages by their versions. Reads the whole base.
+
+        Args:
+            base: The base of the run.
+            data: Its data.
+            mask_from: As in `train`.
+            disjoint_from: As in `train`.
+            start_from: As in `train`.
+            mix: As in `train`.
+            eval_data: As in `train`.
+
+        Returns:
+            One sentence per difference; empty if there is no record.
         """
         if self.record is None:
             return []
         found = []
         if self.record.get("base") != base.fingerprint:
-            found.append(f"the base was another: {base.name} has other weights")
+            found.append(f"the base is another one: {base.name} has other weights")
         found += _other_files("data", _files(self.record, "data"), data)
         found += _other_files("`eval_data`", _files(self.record, "eval_data"), eval_data)
         shares = _listed(self.record.get("mix"))
@@ -159,7 +183,7 @@ class Config:
 def _record_of(path: Path) -> dict[str, Any]:
     record = TaskVector.open(path).provenance.get("run")
     if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
-        raise UsageError(f"{path} holds no record of a run: expected a .lota file that taskvec train wrote")
+        raise UsageError(f"{path} contains no record of a run: expected a .lota file that taskvec train wrote")
     return record
 
 
@@ -170,7 +194,7 @@ def _settings(
     for key, value in document.items():
         name = key.replace("-", "_")
         if name in apart:
-            raise UsageError(f"{path}: {shown(key)} cannot be set in a file: give `{name}` itself")
+            raise UsageError(f"{path}: {shown(key)} cannot be set in a file: give `{name}` on the command line")
         if name not in kinds:
             near = get_close_matches(name, kinds, 1)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
@@ -186,7 +210,7 @@ def _settings(
 
 
 def _listed(value: object) -> list[Any]:
-    """What a record holds one of or several."""
+    """A record's value as a list: it stores one item without a list, and none as null."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -195,7 +219,7 @@ def _get(entry: object, key: str) -> object:
 
 
 def _files(record: Mapping[str, Any], use: str, number: int | None = None) -> list[Mapping[str, Any]]:
-    """The files that a record has for a use; number: of which --mix."""
+    """Recorded files of a use; number: only those of this `mix`."""
     files: list[Mapping[str, Any]] = [file for file in _listed(record.get("data")) if _get(file, "use") == use]
     return files if number is None else [file for file in files if file.get("number") == number]
 
@@ -204,7 +228,7 @@ def _other_files(what: str, recorded: list[Mapping[str, Any]], path: Path | None
     if path is None:
         return []
     if not recorded:
-        return [f"{what} {path} is read, which the run did not have"]
+        return [f"{what} {path} is read, but was not given to the recorded run"]
     digests = [table.record.get("sha256") for table in read_tables(path)]
     if [file.get("sha256") for file in recorded] == digests:
         return []

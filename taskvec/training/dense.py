@@ -1,6 +1,6 @@
-"""The baselines that LoTA is compared with: full fine-tuning, and LoRA through peft (arXiv 2106.09685).
+"""Baselines for comparison: full fine-tuning, and LoRA through peft (arXiv 2106.09685).
 
-Both come out as task vectors, as exact as those of `pack`, so that the same commands merge, apply and compare them.
+Both result in task vectors, as exact as those of `pack`, so that the same commands merge, apply and compare them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from .run import Run
 
 
 def train_fully(run: Run, keep: RunFolder) -> Curve:
-    """Fine-tune every parameter that the checkpoint has a tensor for, of those that are not left out."""
+    """Fine-tune all parameters that have a tensor in the checkpoint, except those that options exclude.
+
+    Args:
+        run: The run.
+        keep: Folder for the state of the run.
+
+    Returns:
+        Losses, evaluations and speed.
+    """
     wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
     parameters = [parameter for name, parameter in run.model.named_parameters() if name in wanted]
     for parameter in run.model.parameters():
@@ -42,7 +50,7 @@ def train_fully(run: Run, keep: RunFolder) -> Curve:
 
 
 def check_peft() -> None:
-    """Raise UsageError where peft is missing."""
+    """Raise UsageError if peft is missing."""
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -52,7 +60,17 @@ def check_peft() -> None:
 def train_lora(run: Run, keep: RunFolder) -> Curve:
     """Train adapters on the linear layers of the blocks and merge them into the weights, in f32.
 
-    Experts that are fused into one parameter have none. Raises UsageError where peft is missing.
+    Experts that are fused into one parameter have no adapters.
+
+    Args:
+        run: The run.
+        keep: Folder for the state of the run.
+
+    Returns:
+        Losses, evaluations and speed.
+
+    Raises:
+        UsageError: peft is missing.
     """
     check_peft()
     from peft import LoraConfig, get_peft_model
@@ -65,7 +83,7 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
         target_modules=sorted(modules),
         fan_in_fan_out=transposed,
     )
-    torch.manual_seed(run.options.seed)  # of the adapters' first values
+    torch.manual_seed(run.options.seed)  # for the initial values of the adapters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses names that transformers is about to drop
         adapted = get_peft_model(run.model, config)
@@ -80,7 +98,7 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
     curve = _train(run, adapted, trained, keep, reset, dense=run.bf16)
     adapted.float()
     for name, form in run.forms.items():
-        # what was held in bf16 is to be the start again
+        # weights that were stored in bf16 get the exact values of the start again
         place = run.placed[name]
         module = place.parameter.removesuffix(".weight")
         path = f"{module}.base_layer.weight" if module in modules else place.parameter
@@ -98,12 +116,12 @@ def _train(
     *,
     dense: bool,
 ) -> Curve:
-    """Train parameters of a model; reset: gives them their first values again."""
+    """Train some parameters of a model; `reset` restores their initial values."""
     options = run.options
 
     def optimizer_of(lr: float) -> Optimizer:
         optimizer = make_optimizer(options.optimizer, parameters, lr)
-        # vectors, which are biases and norms, do not decay: so it is in transformers' Trainer
+        # biases and norms (vectors) do not decay, as in transformers' Trainer
         run.pull(optimizer, lambda weight: weight.detach() if weight.dim() > 1 else torch.zeros_like(weight))
         return optimizer
 
@@ -118,9 +136,10 @@ def _train(
 
 
 def difference(run: Run) -> TaskVector:
-    """What turns the start into the model as it is now, computed when it is read or saved.
+    """Task vector from the start to the current weights, computed when it is read or saved.
 
-    Eligible are, for full fine-tuning, all tensors that the model has and that are not left out, else those of the run.
+    For full fine-tuning, eligible are all tensors of the model that are not excluded, else the eligible tensors of the
+    run.
     """
     names = sorted(run.chosen(run.placed)) if run.options.method == "fft" else list(run.forms)
     tensors = {name: run.start.tensors[name] for name in names}
@@ -130,7 +149,7 @@ def difference(run: Run) -> TaskVector:
 
 
 class _Trained(DeltaSource):
-    """The model's weights, rounded to the dtypes of the start, minus the start."""
+    """Source of trained − start, with the trained weights rounded to the dtypes of the start."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

@@ -1,4 +1,4 @@
-"""Settings that would have no effect in a run: whoever gave one expects something of it, and is told."""
+"""Checks for settings that have no effect in a run, which are refused."""
 
 from __future__ import annotations
 
@@ -22,24 +22,30 @@ def check_effects(
     takes_mask: bool = False,
     evaluates: bool = False,
 ) -> None:
-    """Raise UsageError, naming it, for a setting without effect.
+    """Check that every setting has an effect.
 
-    given: the fields of `options` that were set, and "plot" where the losses are to be drawn; None takes the fields
-        that differ from their defaults.
-    takes_mask: whether the mask is another vector's. evaluates: whether there are examples to evaluate on.
+    Args:
+        options: The options of the run.
+        given: The fields of `options` that were set explicitly, and "plot" if the losses are to be plotted. None uses
+            the fields that differ from their defaults.
+        takes_mask: Whether the mask is taken from another vector.
+        evaluates: Whether there are examples to evaluate on.
+
+    Raises:
+        UsageError: A setting has no effect. The message names it.
     """
     if given is None:
         given = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
     lota, trains = options.method == "lota", options.steps != 0
     calibrates = lota and options.mask != "random" and not takes_mask
-    # settings, whether they have an effect, and what is said where they have none
+    # settings, whether they have an effect, and the end of the message if they have none
     rules = (
         ("rank alpha", options.method == "lora", "without `method=lora`"),
         (f"{_CALIBRATION} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
         (f"{_CALIBRATION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
         (f"{_CALIBRATION} scope", options.mask != "random", "here: a random mask needs no calibration"),
-        ("calibration_steps", options.calibration_epochs is None, "beside `calibration_epochs`"),
-        ("epochs", options.steps is None, "beside `steps`"),
+        ("calibration_steps", options.calibration_epochs is None, "together with `calibration_epochs`"),
+        ("epochs", options.steps is None, "together with `steps`"),
         ("lr", trains, "here: `steps=0` does not train; `calibration_lr` is the learning rate of calibration"),
         (_WATCHING, trains, "here: `steps=0` does not train"),
         (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and `steps=0` does not train"),
@@ -48,7 +54,11 @@ def check_effects(
             evaluates,
             "here: it needs examples to evaluate on, by `eval_split` or `eval_data`",
         ),
-        ("save_steps", options.patience is None, "beside `patience`, which keeps a checkpoint of each evaluation"),
+        (
+            "save_steps",
+            options.patience is None,
+            "together with `patience`, which saves a checkpoint at each evaluation",
+        ),
     )
     for names, effective, why in rules:
         for name in names.split():

@@ -1,4 +1,4 @@
-"""What a training that may be interrupted has finished."""
+"""Folder with the finished parts of a training run, from which the run is resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ KIND = "run"
 
 
 class RunFolder(RecordedFolder):
-    """Finished masks and vectors as `.lota` files, and the Trainer's checkpoints of the phase under way."""
+    """Finished masks and vectors as `.lota` files, numbers as JSON, and Trainer's checkpoints of the current phase."""
 
     def __init__(self, path: Path | None, record: Mapping[str, Any], *, resume: bool = True) -> None:
         super().__init__(path, KIND, record, resume=resume)
 
     def vector(self, name: str, make: Callable[[], TaskVector]) -> TaskVector:
-        """The vector of that name, made where an earlier run did not finish it."""
+        """Return a vector of the folder. If there is none yet, make and save it.
+
+        Args:
+            name: Its name in the folder.
+            make: Makes the vector.
+        """
         if self.path is None:
             return make()
         file = self.path / f"{name}.lota"
@@ -33,7 +38,12 @@ class RunFolder(RecordedFolder):
         return TaskVector.open(file)
 
     def number(self, name: str, make: Callable[[], float]) -> float:
-        """The number of that name, found where an earlier run did not find it."""
+        """Return a number of the folder. If there is none yet, make and save it.
+
+        Args:
+            name: Its name in the folder.
+            make: Makes the number.
+        """
         if self.path is None:
             return make()
         file = self.path / f"{name}.json"
@@ -45,6 +55,6 @@ class RunFolder(RecordedFolder):
         return float(json.loads(file.read_text(encoding="utf-8")))
 
     def below(self, name: str) -> Path | None:
-        """A folder in it, for what is about to begin."""
+        """Path of a subfolder, for a phase that is about to begin; None if nothing is stored."""
         path = self.begin()
         return path and path / name

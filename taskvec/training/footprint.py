@@ -1,20 +1,20 @@
-"""How much memory training takes at its peak, estimated from the model, the data and the options.
+"""Estimate of the peak memory of training, from the model, the data and the options.
 
-With P weights in the model, N of them trained, k entries, and o numbers of optimizer state a trained weight (2 for adam
-and adamw, 1 for rmsprop, 0 for sgd), in bytes:
+With P weights in the model, N of them trained, k entries, and o numbers of optimizer state per trained weight (2 for
+adam and adamw, 1 for rmsprop, 0 for sgd), in bytes:
 
-- on a CPU, the process without the model, as it is measured
-- model: 4·P, or 2·P where it is held in bf16
-- gradients: 4·N; with low memory that of one parameter
-- optimizer: 4·o·N; with low memory 2·N, and 2·N more where the model is in bf16
-- mask gradient or fisher: 4·N
-- a ticket: (12 + 4·o)·k for delta, gradient, optimizer state and position, and the bytes of k base values
+- process: on a CPU, the measured memory of the process without the model
+- model: 4·P, or 2·P if it is stored in bf16
+- gradients: 4·N; with low memory, those of one parameter
+- optimizer: 4·o·N; with low memory 2·N, and 2·N more if the model is in bf16
+- mask "gradient" or "fisher": 4·N
+- ticket: (12 + 4·o)·k for delta, gradient, optimizer state and position, and the bytes of k base values
 - adapters: (8 + 4·o) for each of their weights
 - methods without a mask: 8 for each weight whose change is written at the end
-- activations: what one short example keeps for the backward pass, scaled to the tokens of the largest batch; the logits
-  of a completion's tokens are counted by themselves, with their gradient
+- activations: what one short example stores for the backward pass, scaled to the tokens of the largest batch; the
+  logits of a completion's tokens are counted separately, with their gradient
 
-Gradients and activations are not there at the same time unless gradients are accumulated.
+Gradients and activations do not exist at the same time unless gradients are accumulated.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ from ..data.pairs import collator_of
 from ..data.rows import IGNORED, Row, pad_id
 from .run import Run
 
-STATE = {"rmsprop": 1, "adam": 2, "adamw": 2, "sgd": 0}
-WRITTEN = 8  # bytes
-_TOKENS = 61  # of the example that is measured; an odd number, which is no width of a layer
+STATE = {"rmsprop": 1, "adam": 2, "adamw": 2, "sgd": 0}  # numbers of optimizer state per trained weight
+WRITTEN = 8  # bytes per weight whose change is written
+_TOKENS = 61  # of the measured example; odd, so that it equals no width of a layer
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a forward pass keeps for the backward pass.
+    """Bytes that a forward pass stores for the backward pass.
 
-    token: for each token of a batch. logit: for each token whose logits are computed. constant: copies of weights.
-    crops: whether the model computes logits for completions only.
+    Attributes:
+        token: Per token of a batch.
+        logit: Per token whose logits are computed.
+        constant: Copies of weights.
+        crops: Whether the model computes logits for completions only.
     """
 
     token: float
@@ -50,16 +53,23 @@ class Activations:
     crops: bool
 
     def of(self, tokens: int, completions: int) -> int:
-        """Of a batch of so many tokens, of which so many are of completions."""
+        """Bytes for a batch.
+
+        Args:
+            tokens: Number of tokens in the batch.
+            completions: How many of them belong to completions.
+        """
         return round(self.token * tokens + self.logit * (completions if self.crops else tokens)) + self.constant
 
 
 def activations(run: Run, *, dense: bool) -> Activations:
-    """Measure them on the beginning of one row, on the CPU. The model is left in training mode.
+    """Measure activations on the end of the longest row, on the CPU. The model is left in training mode.
 
-    dense: whether the weights are f32 beside bf16 arithmetic.
+    Args:
+        run: The run.
+        dense: Whether weights are stored in f32 while the arithmetic may be bf16.
     """
-    row = _beginning(max(run.rows, key=lambda row: len(row["input_ids"])))
+    row = _shortened(max(run.rows, key=lambda row: len(row["input_ids"])))
     model = run.model
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0))  # type: ignore[union-attr,operator]
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -73,7 +83,7 @@ def activations(run: Run, *, dense: bool) -> Activations:
             kind = "copy" if tuple(sorted(tensor.shape)) in shapes else "token"
             kind = "logit" if vocabulary and tensor.shape[-1:] == (vocabulary,) else kind
             seen[storage.data_ptr()] = storage.nbytes(), kind
-        held.append(tensor)  # else its address could be another's afterwards
+        held.append(tensor)  # keeps its address from being reused
         return tensor
 
     held: list[torch.Tensor] = []
@@ -97,8 +107,8 @@ def activations(run: Run, *, dense: bool) -> Activations:
     return Activations(token, sums["logit"] / columns + gradient, sums["copy"], "logits_to_keep" in inputs)
 
 
-def _beginning(row: Row) -> Row:
-    """A row of at most _TOKENS tokens, in which something is learnt: its end."""
+def _shortened(row: Row) -> Row:
+    """The last _TOKENS tokens of a row, with at least one label."""
     short = {key: values[-_TOKENS:] for key, values in row.items()}
     if all(label == IGNORED for label in short["labels"]):
         short["labels"] = short["input_ids"]
@@ -123,11 +133,17 @@ def _blocks(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the phases of a run have in common, in bytes.
+    """Sizes that the phases of a run have in common.
 
-    process: what there is without a model. weights: P. width: bytes of a weight in the model. largest: weights of the
-    largest parameter that trains. batch: activations of the largest batch. wide_step: whether the optimizer works on
-    all parameters at once, and then takes as much memory again as their gradients do.
+    Attributes:
+        process: Bytes of the process without a model.
+        weights: P, number of weights of the model.
+        width: Bytes per weight in the model.
+        largest: Number of weights of the largest trained parameter.
+        batch: Bytes of the activations of the largest batch.
+        accumulates: Whether gradients are accumulated over several backward passes.
+        wide_step: Whether the optimizer works on all parameters at once, which takes as much memory again as their
+            gradients.
     """
 
     process: int
@@ -139,7 +155,12 @@ class Footprint:
     wide_step: bool
 
     def peak(self, *, kept: int, gradients: int) -> int:
-        """Of a phase that keeps so many bytes beside the model, and has gradients of so many bytes in all."""
+        """Peak memory of a phase in bytes.
+
+        Args:
+            kept: Bytes stored throughout the phase, besides the model.
+            gradients: Bytes of all gradients.
+        """
         one = 4 * self.largest
         backward = self.batch + one + (gradients if self.accumulates else 0)
         step = gradients + (gradients if self.wide_step else one)
@@ -147,6 +168,6 @@ class Footprint:
 
 
 def lora_weights(run: Run) -> int:
-    """Weights of the adapters: rank · (rows + columns) of each matrix."""
+    """Number of weights of the adapters: rank · (rows + columns) of each matrix."""
     matrices = [parameter.shape for parameter in run.parameters().values() if parameter.dim() == 2]
     return sum(run.options.rank * sum(shape) for shape in matrices)

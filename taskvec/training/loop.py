@@ -1,4 +1,4 @@
-"""One training phase: transformers' Trainer, with its checkpoints, evaluations and reports."""
+"""A training phase, run by transformers' Trainer with checkpoints, evaluations and reports."""
 
 from __future__ import annotations
 
@@ -45,14 +45,17 @@ _COMPLETE = "complete"
 
 @dataclass(frozen=True)
 class Curve:
-    """What a phase saw.
+    """Losses, evaluations and speed of a phase.
 
-    losses: one a step, nats a token. eval_losses: (step, loss) of each evaluation.
-    tokens_per_second: without padding, except in packed rows; since the phase began or was resumed, without the time of
-        evaluations.
-    kept: the step whose weights were kept: the last, or with options.patience that of the lowest evaluation.
-    eval_metrics: metric -> (step, value) of each evaluation, of those that were asked for beside the loss.
-    lr: the learning rate that the schedule begins from; None where nothing was trained.
+    Attributes:
+        losses: Loss of each step, nats per token.
+        eval_losses: (step, loss) of each evaluation.
+        tokens_per_second: Since the phase began or was resumed, without the time of evaluations. Padding is not
+            counted, except in packed rows.
+        kept: Step whose weights were kept: the last one, or with options.patience the one with the lowest evaluation
+            loss.
+        eval_metrics: Metric -> (step, value) of each evaluation, for the metrics requested besides the loss.
+        lr: Learning rate at the start of the schedule; None if nothing was trained.
     """
 
     losses: list[float]
@@ -64,34 +67,36 @@ class Curve:
 
     @property
     def final_loss(self) -> float | None:
-        """The loss of the last step that the weights kept have taken; None without steps."""
+        """Loss of the last step that led to the kept weights; None without steps."""
         return self.losses[self.kept - 1] if self.kept else None
 
     @property
     def eval_loss(self) -> float | None:
-        """The evaluated loss of the weights kept; None without evaluations."""
+        """Evaluation loss of the kept weights; None without evaluations."""
         return dict(self.eval_losses).get(self.kept)
 
     @property
     def rises(self) -> bool:
-        """Whether the mean loss of the last tenth of the steps kept is above that of the first; not below 10 steps."""
+        """Whether the mean loss of the last tenth of the kept steps is above that of the first; False if under 10
+        steps.
+        """
         tenth = self.kept // 10
         first, last = self.losses[:tenth], self.losses[self.kept - tenth : self.kept]
         return sum(last) > sum(first)
 
 
-# metric -> its value, of the model as it is
+# returns metric -> value for the current weights
 Measure = Callable[[], Mapping[str, float]]
 
 
 class _Measured(Trainer):
-    """Evaluations measure more than the loss, in the same arithmetic, and draw no random numbers of training's."""
+    """Trainer that evaluates further metrics, in the same arithmetic and without drawing training's random numbers."""
 
     measure: Measure | None
     watch: _Watch
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The metrics of Trainer, with eval_ before the names of those measured here."""
+        """Return the metrics of Trainer, and those measured here with the prefix "eval_"."""
         began = time.perf_counter()
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         if self.measure is not None:
@@ -104,14 +109,14 @@ class _Measured(Trainer):
 
 
 class _TwoPasses(Trainer):
-    """Every batch passes twice: the first time for the norm by which the gradients of the second are clipped."""
+    """Trainer that passes every batch twice: first for the gradient norm, then for the gradients clipped by it."""
 
     lean: LeanRMSprop
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The loss of the second pass, which draws the random numbers that the first drew."""
+        """Return the loss of the second pass, which draws the same random numbers as the first."""
         device = self.args.device
-        own = device.type in ("cuda", "xpu")  # others have no random numbers of their own, or none to be given back
+        own = device.type in ("cuda", "xpu")  # the others have no random state of their own, or cannot restore it
         forked = {"devices": [device.index or 0], "device_type": device.type} if own else {"devices": []}
         with self.lean.measuring(), torch.random.fork_rng(**forked):
             super().training_step(model, *args, **kwargs)
@@ -119,7 +124,9 @@ class _TwoPasses(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Passes steps and losses on; stops at a loss that is not a number, and after a step when it is told to."""
+    """Callback that reports steps and losses, stops at a loss that is not finite, and stops after the step if
+    interrupted.
+    """
 
     def __init__(self, stage: str, folder: Path | None, progress: Progress, *, evaluates: bool = False) -> None:
         self.stage = stage
@@ -157,7 +164,7 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.evaluates and state.global_step >= state.max_steps:
-            control.should_evaluate = True  # the weights that are kept have an evaluation, whatever eval_steps
+            control.should_evaluate = True  # the last weights are always evaluated, whatever eval_steps is
         if self.interrupted:
             control.should_save = self.folder is not None
             control.should_training_stop = True
@@ -168,14 +175,14 @@ class _Watch(TrainerCallback):
 
 
 def _last_checkpoint(folder: Path | None) -> Path | None:
-    """The last that was written to its end; a process may be killed while it writes one."""
+    """The last complete checkpoint; a process may be killed while it writes one."""
     found = [] if folder is None else [mark.parent for mark in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_COMPLETE}")]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 @contextmanager
 def _finishing_the_step(watch: _Watch) -> Iterator[None]:
-    """Within the block the first Ctrl-C or SIGTERM lets the step end; the second does what it always does."""
+    """Within the block, the first Ctrl-C or SIGTERM stops after the current step; a second one has its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -198,7 +205,14 @@ def _finishing_the_step(watch: _Watch) -> Iterator[None]:
 
 
 def check_report_to(name: str) -> None:
-    """Raise UsageError for what Trainer cannot report to, or not without a package that is missing."""
+    """Check that Trainer can report to an integration.
+
+    Args:
+        name: options.report_to.
+
+    Raises:
+        UsageError: The integration is unknown, or its package is missing.
+    """
     if name != "none":
         try:
             for callback in get_reporting_integration_callbacks([name]):
@@ -226,24 +240,43 @@ def fit(
     scheduler: LambdaLR | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Curve:
-    """Take optimizer steps over rows in an order drawn from `seed`.
+    """Take optimizer steps over rows, in an order drawn from `seed`.
 
-    padding: the token id to fill batches up with. autocast: compute in bf16 where the weights are f32.
-    eval_rows: evaluated every options.eval_steps and after the last step; with options.patience the best weights are
-        taken at the end. measure: called at each evaluation, for options.eval_metric.
-    folder: for checkpoints every options.save_steps; where it holds some, training goes on from the last.
-    scheduler: of the optimizer's learning rate, in place of options.schedule. callbacks: of Trainer, to be told too.
-    Raises DivergedError where a loss is not finite, TrainingError where the process was told to stop.
+    Args:
+        model: The model.
+        optimizer: The optimizer, whose learning rate is the one at the start of the schedule.
+        rows: Rows to train on.
+        options: The options of the run.
+        stage: Name of the phase, for progress and messages.
+        steps: Number of optimizer steps.
+        seed: Seed of the order of the rows.
+        padding: Token id of padding.
+        autocast: Whether to compute in bf16 with f32 weights.
+        progress: Called with the stage, the steps done, the steps in all, and a note.
+        eval_rows: Rows to evaluate on every options.eval_steps and after the last step. With options.patience, the
+            weights of the best evaluation are restored at the end.
+        measure: Called at each evaluation, for options.eval_metric.
+        folder: Folder for checkpoints every options.save_steps. Training resumes from the last checkpoint in it.
+        report_to: An integration of Trainer, or "none".
+        scheduler: Schedule of the learning rate, instead of options.schedule.
+        callbacks: Further callbacks of Trainer.
+
+    Returns:
+        Losses, evaluations and speed.
+
+    Raises:
+        DivergedError: A loss is not finite.
+        TrainingError: The process was interrupted.
     """
     if options.gradient_checkpointing:
-        # the name since transformers 5.23, and the one before
+        # the first name is that of transformers 5.23 and later
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     watch = _Watch(stage, folder, progress, evaluates=bool(eval_rows))
     device = device_of(options.device)
     every = options.eval_steps or max(1, steps // 10)
     best = bool(eval_rows) and options.patience is not None
-    save_steps = every if best else options.save_steps  # the best weights are those of a checkpoint
+    save_steps = every if best else options.save_steps  # the best weights are restored from a checkpoint
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
         arguments = TrainingArguments(
@@ -256,14 +289,14 @@ def fit(
             data_seed=seed,
             max_grad_norm=options.clip,
             logging_steps=1,
-            logging_nan_inf_filter=False,  # or a NaN loss would be logged as the mean of the losses before it
+            logging_nan_inf_filter=False,  # the filter logs a NaN loss as the mean of the losses before it
             include_num_input_tokens_seen="non_padding",
             eval_strategy="steps" if eval_rows else "no",
             eval_steps=every if eval_rows else None,
             prediction_loss_only=True,
             save_strategy="steps" if folder or best else "no",
             save_steps=save_steps,
-            save_total_limit=1,  # and the best
+            save_total_limit=1,  # the best checkpoint is kept in addition
             load_best_model_at_end=best,
             metric_for_best_model="eval_loss" if eval_rows else None,
             restore_callback_states_from_checkpoint=True,
@@ -274,15 +307,15 @@ def fit(
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        # Trainer takes the first of several accelerators, and shares each batch out among all of them
+        # Trainer takes the first accelerator and splits each batch among all of them: use options.device alone
         arguments._n_gpu = min(arguments.n_gpu, 1)
         if device.index:
             torch.accelerator.set_device_index(device.index)
             arguments.__dict__["_setup_devices"] = device
-        told: list[TrainerCallback] = [watch, *callbacks]
+        all_callbacks: list[TrainerCallback] = [watch, *callbacks]
         if best:
             assert options.patience is not None
-            told.append(EarlyStoppingCallback(options.patience))
+            all_callbacks.append(EarlyStoppingCallback(options.patience))
         lr = float(optimizer.param_groups[0]["lr"])
         scheduler = scheduler or get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
         trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else _Measured)(
@@ -292,7 +325,7 @@ def fit(
             eval_dataset=eval_rows or None,
             data_collator=collator_of(model, padding),
             optimizers=(optimizer, scheduler),
-            callbacks=told,
+            callbacks=all_callbacks,
         )
         if isinstance(trainer, _TwoPasses):
             assert isinstance(optimizer, LeanRMSprop)
@@ -304,7 +337,7 @@ def fit(
         with _finishing_the_step(watch):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if watch.interrupted:
-        resumed = "; `resume` goes on from there" if folder else ""
+        resumed = "; `resume` continues from there" if folder else ""
         raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{resumed}")
     history = trainer.state.log_history
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]

@@ -1,7 +1,7 @@
-"""Where a ticket's mask comes from, besides the largest changes of all: tensor by tensor, at random, another vector.
+"""Masks that are not the global top k: per tensor, random, or taken from another vector; and positions to exclude.
 
-And what it must leave out: LoTTO (arXiv 2406.16797, section 3) keeps the masks of a sequence of tasks disjoint.
-A mask is a dict tensor name -> flat positions, int64, increasing.
+LoTTO (arXiv 2406.16797, section 3) keeps the masks of a sequence of tasks disjoint. A mask is a dict of tensor name ->
+flat positions, int64, increasing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,17 @@ Masks = dict[str, Indices]
 
 
 def quotas(k: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """k entries shared out by the tensors' sizes: rounded down, and one more where most was cut off, the first of ties.
+    """Distribute k entries among tensors in proportion to their sizes.
 
-    They add up to k, as those of one global mask do.
+    Shares are rounded down. The remaining entries go to the tensors with the largest remainders, the first of ties, so
+    that the shares add up to k.
+
+    Args:
+        k: Number of entries.
+        sizes: Tensor name -> number of weights.
+
+    Returns:
+        Tensor name -> number of entries.
     """
     total = sum(sizes.values())
     shares = {name: k * size // total for name, size in sizes.items()}
@@ -36,7 +44,15 @@ def quotas(k: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def top_k_each(deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, int]) -> Masks:
-    """The largest magnitudes of each tensor by itself, as many as wanted. Raises MaskError, naming the tensor."""
+    """Select the largest magnitudes of each tensor separately.
+
+    Args:
+        deltas: (tensor name, f32 [size]) pairs.
+        wanted: Tensor name -> number of entries to select.
+
+    Raises:
+        MaskError: A tensor has fewer nonzero values. The message names it.
+    """
     masks = {}
     for name, delta in deltas:
         try:
@@ -55,10 +71,18 @@ def largest(
     taken: Masks,
     progress: Progress = silent,
 ) -> Masks:
-    """The k positions of largest score that are not taken, over all tensors or shared out among them.
+    """Select the k positions with the largest scores that are not taken.
 
-    scores: of a tensor, f32 [size]; asked for several times. scope: "global" or "tensor".
-    Raises MaskError where fewer than k are free and not zero.
+    Args:
+        scores: Returns the scores of a tensor, f32 [size]. Called several times per tensor.
+        forms: Tensor name -> Form of the eligible tensors.
+        k: Number of positions.
+        scope: "global" ranks all tensors together; "tensor" distributes k among them by size.
+        taken: Positions that may not be selected.
+        progress: Called with the stage, the tensors done, the tensors in all, and a note.
+
+    Raises:
+        MaskError: Fewer than k positions are free and have a nonzero score.
     """
     passes, in_all = count(), (4 if scope == "global" else 1) * len(forms)
 
@@ -67,7 +91,7 @@ def largest(
         for done, name in enumerate(forms, start):
             progress("choosing the mask", done, in_all, "")
             values = scores(name)
-            values[taken.get(name, [])] = 0  # a zero is never chosen
+            values[taken.get(name, [])] = 0  # zeros are never selected
             yield name, values
 
     if scope == "global":
@@ -80,16 +104,24 @@ def largest(
 
 
 def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int) -> Masks:
-    """k positions drawn uniformly from all that are not taken, the same for the same seed.
+    """Draw k positions uniformly from those that are not taken. The result depends only on the seed and the forms.
 
-    They are the largest of random magnitudes, so that a tensor at a time is held, however large the model.
-    Raises MaskError where fewer are free.
+    The positions are those of the largest of random magnitudes, so only one tensor is in memory at a time.
+
+    Args:
+        k: Number of positions.
+        forms: Tensor name -> Form of the eligible tensors.
+        taken: Positions that may not be selected.
+        seed: Seed of the draw.
+
+    Raises:
+        MaskError: Fewer than k positions are free.
     """
 
     def magnitudes() -> Iterator[tuple[str, FloatArray]]:
         for number, (name, form) in enumerate(forms.items()):
             drawn = 1 - np.random.default_rng((seed, number)).random(form.size, np.float32)  # (0, 1]
-            drawn[taken.get(name, [])] = 0  # a zero is never chosen
+            drawn[taken.get(name, [])] = 0  # zeros are never selected
             yield name, drawn
 
     chosen = top_k(magnitudes, k)
@@ -97,9 +129,16 @@ def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int) -> M
 
 
 def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int | None) -> Masks:
-    """The positions that a vector holds and that are not taken; of these the k of largest magnitude, or all.
+    """Use the positions of a vector that are not taken as a mask.
 
-    Raises MaskError where a tensor of the vector is not among `forms` or has another shape, or too few are left.
+    Args:
+        vector: The vector.
+        forms: Tensor name -> Form of the eligible tensors.
+        taken: Positions that may not be selected.
+        k: Number of positions of largest magnitude to select; None selects all.
+
+    Raises:
+        MaskError: A tensor of the vector is not in `forms` or has another shape, or too few positions are left.
     """
     check_forms(vector, forms)
 
@@ -111,7 +150,7 @@ def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int 
     if k is None:
         masks = {name: entries(name)[0] for name in vector}
         if not any(map(len, masks.values())):
-            raise MaskError(f"{vector.name} holds no position that is free")
+            raise MaskError(f"{vector.name} contains no position that is free")
         return masks
     try:
         chosen = top_k(lambda: ((name, entries(name)[1]) for name in vector), k)
@@ -125,9 +164,14 @@ def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int 
 
 
 def taken_by(vectors: Sequence[TaskVector], forms: Mapping[str, Form]) -> Masks:
-    """tensor name -> the positions that any of the vectors holds (LoTTO, arXiv 2406.16797, section 3).
+    """Positions that any of the vectors has an entry for (LoTTO, arXiv 2406.16797, section 3).
 
-    Raises MaskError where a tensor of a vector is not among `forms` or has another shape.
+    Args:
+        vectors: Vectors of earlier tasks.
+        forms: Tensor name -> Form of the eligible tensors.
+
+    Raises:
+        MaskError: A tensor of a vector is not in `forms` or has another shape.
     """
     taken: Masks = {}
     for vector in vectors:
@@ -139,16 +183,24 @@ def taken_by(vectors: Sequence[TaskVector], forms: Mapping[str, Form]) -> Masks:
 
 
 def check_forms(vector: TaskVector, forms: Mapping[str, Form]) -> None:
-    """Raise MaskError, naming the tensor, where the mask of a vector does not fit the eligible tensors."""
+    """Raise MaskError, naming the tensor, if a vector does not fit the eligible tensors."""
     for name, spec in vector.specs.items():
         if name not in forms:
-            raise MaskError(f"{vector.name} holds tensor {name!r}, which is not eligible here")
+            raise MaskError(f"{vector.name} contains tensor {name!r}, which is not eligible here")
         if spec.shape != forms[name].shape:
             raise MaskError(f"tensor {name!r} is {list(spec.shape)} in {vector.name}, {list(forms[name].shape)} here")
 
 
 def free_share(masks: Sequence[Masks], forms: Mapping[str, Form]) -> dict[str, float]:
-    """tensor name -> the share of its weights that none of some disjoint masks holds."""
+    """Share of each tensor's weights that none of the masks contains.
+
+    Args:
+        masks: Disjoint masks.
+        forms: Tensor name -> Form of the eligible tensors.
+
+    Returns:
+        Tensor name -> share.
+    """
     return {
         name: 1 - sum(len(mask.get(name, ())) for mask in masks) / form.size
         for name, form in forms.items()

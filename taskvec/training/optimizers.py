@@ -1,4 +1,4 @@
-"""The optimizers that a run can be asked for by name, and one for calibration in little memory."""
+"""Optimizers that options can name, and a memory-saving RMSprop for calibration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-# weight decay is Run.pull's: the optimizers' own would pull calibrated weights to zero, not to the base
+# Run.pull implements weight decay: that of the optimizers would pull calibrated weights to zero, not to the base
 _MAKERS: dict[str, Callable[..., Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "adam": torch.optim.Adam,
@@ -21,17 +21,27 @@ _MAKERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def make_optimizer(name: str, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
-    """One of options.OPTIMIZERS, with torch's own settings (RMSprop's α is the paper's 0.99), without weight decay."""
+    """Create one of options.OPTIMIZERS with torch's defaults and no weight decay. RMSprop's default α is the paper's,
+    0.99.
+    """
     return _MAKERS[name](parameters, lr=lr)
 
 
 class LeanRMSprop(Optimizer):
-    """RMSprop with clipped gradients in half the memory: no more than one gradient is alive, second moments are bf16.
+    """RMSprop with clipped gradients in half the memory: at most one gradient exists at a time, second moments are
+    bf16.
 
-    Each parameter is stepped inside the backward pass, when its gradient is there, and the gradient is freed. The norm
-    over all of them, by which they are clipped, must be known then: it is what a backward pass of the same batch under
-    `measuring` finds. What a step loses in rounding to bf16 weights is carried to the next (Kahan summation), in the
-    state `lost`.
+    Each parameter is updated inside the backward pass as soon as its gradient is computed, and the gradient is freed.
+    The norm of all gradients, needed for clipping, must be known before: a first backward pass of the same batch inside
+    `measuring` computes it. The rounding error of a step to bf16 weights is carried over to the next step (Kahan
+    summation), as `lost` in the optimizer's state.
+
+    Args:
+        parameters: The parameters to train.
+        lr: Learning rate.
+        clip: Maximum norm of the gradient.
+        alpha: α, decay of the second moments.
+        eps: ε, added to the denominator.
     """
 
     def __init__(
@@ -39,7 +49,7 @@ class LeanRMSprop(Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
         self._clip = clip
-        self._squares: list[torch.Tensor] = []  # of the parameters' norms
+        self._squares: list[torch.Tensor] = []  # squared norm of each gradient
         self._scale: torch.Tensor | float = 1.0
         self._measures = False
         (group,) = self.param_groups
@@ -47,7 +57,7 @@ class LeanRMSprop(Optimizer):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Within the block backward passes change nothing; the norm of their gradients is the next step's."""
+        """Within the block, only measure the norm of the gradients, which is used to clip the next ones."""
         self._squares.clear()
         self._measures = True
         try:
@@ -55,13 +65,13 @@ class LeanRMSprop(Optimizer):
         finally:
             self._measures = False
         norm = torch.stack(self._squares).sum().sqrt()
-        self._scale = (self._clip / (norm + 1e-6)).clamp(max=1)  # as torch's clip_grad_norm_ does
+        self._scale = (self._clip / (norm + 1e-6)).clamp(max=1)  # as in torch's clip_grad_norm_
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Nothing is left to do."""
+        """Do nothing: the backward pass has updated the parameters."""
 
     def close(self) -> None:
-        """Let go of the parameters."""
+        """Remove the hooks from the parameters."""
         for hook in self._hooks:
             hook.remove()
 

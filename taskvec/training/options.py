@@ -1,4 +1,4 @@
-"""What can be chosen about a training run, and what cannot be meant."""
+"""Options of a training run, and the checks on their values."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
 SCOPES = ("global", "tensor")
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
-# those of transformers' get_scheduler that need nothing but the number of steps
+# schedules of transformers' get_scheduler that need no other argument than the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 DTYPES = ("float32", "bfloat16")
 RELATIVES = ("base", "start")
-AUTO = "auto"  # in place of a learning rate: the run finds one
+AUTO = "auto"  # instead of a learning rate: the run finds one
 Rate = float | Literal["auto"]
-_SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and the order of the data is drawn from the next one
+_SEEDS = (1 << 32) - 1  # numpy takes 32 bits, and training draws the order of the data from seed + 1
 
 
 def _number(what: str, value: object) -> float:
@@ -52,10 +52,10 @@ def _truth(what: str, value: object) -> bool:
 
 def _texts(what: str, value: object) -> tuple[str, ...]:
     instances(what, value, str)
-    return tuple(value)  # type: ignore[arg-type]  # a sequence of strings, as has just been checked
+    return tuple(value)  # type: ignore[arg-type]  # checked above: a sequence of strings
 
 
-# by the annotation of a field
+# annotation of a field -> what checks and converts its value
 _KINDS: dict[str, Callable[[str, Any], object]] = {
     "int": whole,
     "float": _number,
@@ -68,42 +68,64 @@ _KINDS: dict[str, Callable[[str, Any], object]] = {
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train.
+    """Options of a training run.
 
-    method: "lota"; "fft", all parameters; "lora", adapters on all linear layers of the blocks, merged at the end.
-    sparsity: s, the share of eligible weights that stay at the base, in (0, 1); None takes every position that
-        `mask_from` holds, and is what the other methods need.
-    mask: "magnitude", the largest changes of calibration; "gradient", its largest summed gradients; "fisher", its
-        largest sums of squared gradients; "random", drawn from `seed` without calibration.
-    scope: the largest of all weights together, "global", or of each tensor by itself, "tensor".
-    via: another, lower sparsity: train a ticket of it first, whose largest entries are the mask.
-    include, exclude: patterns of tensor names (targets.py), which narrow down the eligible weights.
-    calibration_steps: T. calibration_epochs: passes of calibration over the data instead, 0.1 being one over a tenth.
-    low_memory: calibrate in half the memory and twice the time, by RMSprop (optimizers.py, LeanRMSprop).
-    steps: optimizer steps of training; None takes `epochs` passes over the data, a fraction of a pass rounded up to
-        whole steps; 0 leaves a mask without values.
-    lr: learning rate of training; calibration_lr: that of calibration. None takes the default for the method and the
-        optimizer (rates.py), calibration being full fine-tuning; "auto" finds one on the data (range_test.py).
-    l1: λ of the pull towards the base.
-    weight_decay: before each step weights lose lr · weight_decay of their change, or, where there is no mask, matrices
-        of themselves: as AdamW does it (arXiv 1711.05101), whatever the optimizer.
-    optimizer: one of OPTIMIZERS, for both phases; the paper's is "rmsprop".
-    rank, alpha: of LoRA.
-    batch_size: examples a backward pass; accumulate: backward passes a step. The last of a pass over the data may have
-        fewer. max_length: tokens an example.
-    turns: the assistant's turns of a conversation that train: "all", or the "last". pack: several examples in one row
-        of at most max_length tokens, without attention from one to another; batch_size then counts rows.
-    clip: largest gradient norm. schedule: one of SCHEDULES; the paper's is "constant". warmup_steps: over which the
-        rate rises from zero, in each phase. gradient_checkpointing: compute activations twice
-        instead of keeping them.
-    eval_split: share of the data held out; eval_steps: steps between evaluations, None for ten in all; the last step is
-        always followed by one. patience: evaluations without a lower loss before training stops and the best weights
-        are taken. eval_metric: what is measured at each evaluation beside the loss, "exact_match" or "rouge1" or both.
-    save_steps: steps between checkpoints. report_to: "none", "tensorboard", "wandb" or another that Trainer knows.
-    seed: of the order of the data. device: "auto" (an accelerator where there is one) or as check_device says.
-    dtype: of the arithmetic. Weights that all train are kept in f32 beside bf16 arithmetic; otherwise they are bf16.
-    trust_remote_code: whether Python code from the model folder may run.
-    relative_to: what the vector is added to where training starts from another vector: the "base", or the "start".
+    Attributes:
+        method: One of `METHODS`: "lota", a ticket on a mask (arXiv 2406.16797); "fft", full fine-tuning of all
+            parameters; "lora", adapters on all linear layers of the blocks, merged into the weights at the end (arXiv
+            2106.09685).
+        sparsity: s, the share of eligible weights that keep their base value, in (0, 1). If None, the mask has all
+            positions of `mask_from`. Must be None for the other methods.
+        mask: One of `MASKS`, which weights the mask contains: "magnitude", those with the largest changes in
+            calibration; "gradient", those with the largest sums of gradients; "fisher", those with the largest sums of
+            squared gradients; "random", weights drawn from `seed` without calibration.
+        scope: One of `SCOPES`: "global" ranks the weights of all tensors together, "tensor" those of each tensor
+            separately.
+        via: A sparsity lower than `sparsity`. A ticket of this sparsity is trained first, and its entries of largest
+            magnitude are the mask. None trains one ticket.
+        include: Patterns of tensor names. If given, only matching tensors are eligible (`training.targets`).
+        exclude: Patterns of tensor names. Matching tensors are not eligible.
+        calibration_steps: T, optimizer steps of calibration.
+        calibration_epochs: Passes of calibration over the data, used instead of `calibration_steps` if given; 0.1 is
+            one pass over a tenth of it.
+        low_memory: Calibrate with RMSprop in half the memory and twice the time (`training.optimizers.LeanRMSprop`).
+        steps: Optimizer steps of training. None trains for `epochs`; 0 stores the mask without values.
+        epochs: Passes of training over the data. A fraction of a pass is rounded up to whole steps.
+        lr: Learning rate of training. None uses the default of the method and the optimizer (`training.rates`); "auto"
+            finds one on the data (`training.range_test`).
+        calibration_lr: Learning rate of calibration. None uses the default of full fine-tuning with the optimizer;
+            "auto" finds one on the data.
+        l1: λ, strength of the penalty λ/N · Σ|w − w0| on changes from the start w0, as in LT-SFT (arXiv 2110.07560).
+        weight_decay: Decoupled weight decay as in AdamW (arXiv 1711.05101), with any optimizer: before each step,
+            weights lose lr·weight_decay times their change from the start. Methods without a mask decay the weight
+            matrices themselves instead.
+        optimizer: One of `OPTIMIZERS`, for both phases. The paper uses "rmsprop".
+        rank: Rank of the LoRA adapters.
+        alpha: α of the LoRA adapters.
+        batch_size: Examples per backward pass. The last batch of a pass over the data may have fewer.
+        accumulate: Backward passes per optimizer step. The last step of a pass over the data may have fewer.
+        max_length: Maximum number of tokens of an example, or of a row if `pack` is set.
+        turns: The assistant's turns of a conversation that the loss is computed on: "all", or the "last".
+        pack: Put several examples into one row of at most `max_length` tokens, without attention between them.
+            `batch_size` then counts rows.
+        clip: Maximum norm of the gradient.
+        schedule: One of `SCHEDULES`, of the learning rate. The paper uses "constant".
+        warmup_steps: Steps of each phase over which the learning rate rises from zero.
+        gradient_checkpointing: Compute activations again in the backward pass instead of storing them.
+        eval_split: Share of the data that is held out for evaluation, in [0, 1).
+        eval_steps: Steps between evaluations. None evaluates about ten times. The last step is always evaluated.
+        patience: Evaluations without a lower loss after which training stops. The weights of the best evaluation are
+            kept. None trains to the end and keeps the last weights.
+        eval_metric: Metrics of each evaluation besides the loss: "exact_match", "rouge1", or both.
+        save_steps: Steps between checkpoints.
+        report_to: "none", "tensorboard", "wandb" or another integration of transformers' Trainer.
+        seed: Seed of all random choices, such as the order of the data.
+        device: "auto", an accelerator if one is available, or a device that `check_device` accepts.
+        dtype: One of `DTYPES`, of the arithmetic. With "bfloat16", weights are also stored in bf16, except in phases
+            that train all weights, which store them in f32.
+        relative_to: One of `RELATIVES`: whether the vector of a run that starts from another vector is relative to the
+            "base" or to that "start".
+        trust_remote_code: Whether Python code from the model folder may run.
     """
 
     method: str = "lota"
@@ -147,22 +169,37 @@ class TrainingOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Numbers of numpy and torch become Python's own. Raises UsageError for a value of another kind."""
+        """Convert numbers of numpy and torch to Python's own.
+
+        Raises:
+            UsageError: A value has the wrong type.
+        """
         for field in fields(self):
             value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
             if value is not None or not optional:
                 object.__setattr__(self, field.name, _KINDS[kind](f"`{field.name}`", value))
 
     def steps_of(self, epochs: float, examples: int) -> int:
-        """Optimizer steps of so many passes over the data; a fraction of a step is taken as a whole one."""
+        """Number of optimizer steps of some passes over the data.
+
+        Args:
+            epochs: Passes over the data. A fraction of a step is rounded up.
+            examples: Rows of the data.
+        """
         batches = -(-examples // self.batch_size)
-        # as a decimal: 0.07 passes of 100 steps are seven steps, but 0.07 * 100 is above 7 in binary
+        # exact in decimal: 0.07 passes of 100 steps are 7 steps, but 0.07 * 100 > 7 in floating point
         return math.ceil(Fraction(str(epochs)) * -(-batches // self.accumulate))
 
     def check_warmup(self, rows: int, *, calibrates: bool, packed: bool = False) -> None:
-        """Raise UsageError where a phase on so many rows would end before the learning rate has risen to its value.
+        """Check that the warm-up of each phase ends before the phase does.
 
-        packed: whether the rows are packed. Where they are going to be, their number is not known before.
+        Args:
+            rows: Rows to train on.
+            calibrates: Whether the run calibrates.
+            packed: Whether `rows` counts packed rows. If `pack` is set and they are not packed yet, nothing is checked.
+
+        Raises:
+            UsageError: A phase has no more steps than `warmup_steps`.
         """
         if not self.warmup_steps or (self.pack and not packed):
             return
@@ -177,7 +214,11 @@ class TrainingOptions:
                 )
 
     def check(self) -> None:
-        """Raise UsageError for a setting that cannot be meant."""
+        """Check the values of all options and their combinations.
+
+        Raises:
+            UsageError: A value is out of range or unknown, or options contradict each other.
+        """
         for sparsity in (self.sparsity, self.via):
             if sparsity is not None:
                 check_sparsity(sparsity)
@@ -201,7 +242,7 @@ class TrainingOptions:
         if not 0 <= self.seed < _SEEDS:
             raise UsageError(f"`seed` must be at least 0 and below {_SEEDS}, found {said(self.seed)}")
         if not 0 <= self.eval_split < 1:
-            raise UsageError(f"`eval_split` is a share of the data, at least 0 and below 1, found {self.eval_split}")
+            raise UsageError(f"`eval_split` must be at least 0 and below 1, found {self.eval_split}")
 
     def _check_choices(self) -> None:
         choices: dict[str, Iterable[str]] = {
@@ -228,17 +269,19 @@ class TrainingOptions:
     def _check_combinations(self) -> None:
         if self.method != "lota":
             if self.sparsity is not None or self.via is not None or self.mask != MASKS[0] or self.scope != SCOPES[0]:
-                raise UsageError(f"`method={self.method}` has no mask: it takes no sparsity and no choice of weights")
+                raise UsageError(
+                    f"`method={self.method}` has no mask: it takes no `sparsity`, `via`, `mask` or `scope`"
+                )
             if self.steps == 0 or self.l1:
-                raise UsageError(f"`method={self.method}` needs steps, and pulls nothing towards the base")
+                raise UsageError(f"`method={self.method}` does not support `steps=0` or `l1`")
         if self.mask == "random" and (self.scope != "global" or self.via is not None):
             raise UsageError(
-                "a random mask is drawn from all weights together: `scope` and `via` need a calibrated one"
+                "a random mask is drawn from all weights together: `scope` and `via` need a calibrated mask"
             )
         if self.via is not None and (self.sparsity is None or self.via >= self.sparsity):
-            raise UsageError(f"the first ticket of two is the denser one: via {self.via}, sparsity {self.sparsity}")
+            raise UsageError(f"`via` must be lower than `sparsity`, found via {self.via}, sparsity {self.sparsity}")
         if self.via is not None and self.steps == 0:
-            raise UsageError("`via` takes the mask from a ticket that it trains first, and needs steps")
+            raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
         self._check_schedule()
         self._check_low_memory()
 
@@ -252,11 +295,11 @@ class TrainingOptions:
         if not self.low_memory:
             return
         if self.l1 or self.weight_decay:
-            raise UsageError("low-memory calibration pulls nothing towards the base: no `l1` and no `weight_decay`")
+            raise UsageError("`low_memory` does not support `l1` or `weight_decay`")
         if self.optimizer != "rmsprop":
-            raise UsageError(f"low-memory calibration is by rmsprop, and `optimizer` is {self.optimizer}")
+            raise UsageError(f"`low_memory` needs `optimizer=rmsprop`, found {self.optimizer}")
         if self.accumulate != 1:
             raise UsageError(
-                "low-memory calibration frees each gradient at once and cannot sum those of several backward passes: "
+                "`low_memory` frees each gradient at once and cannot sum the gradients of several backward passes: "
                 f"`accumulate` must be 1, found {self.accumulate}; choose the mask by `steps=0` first, then `mask_from`"
             )

@@ -1,4 +1,4 @@
-"""What a run would do: examples, steps, tokens, entries, memory. Nothing is trained and nothing is written."""
+"""Plan of a training run: examples, steps, tokens, entries and memory, without training or writing anything."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """name: as progress calls it. tokens: seen in all, without padding, about. memory: bytes at the peak.
+    """A phase of a planned run.
 
-    lr: the learning rate that the schedule begins from; None where the phase is there to find one, or has found it.
+    Attributes:
+        name: The stage, as passed to the progress callback.
+        steps: Number of optimizer steps.
+        tokens: Approximate number of tokens seen in all steps, without padding.
+        memory: Peak memory in bytes.
+        lr: Learning rate at the start of the schedule; None if this phase finds one, or uses one that is found before
+            it.
     """
 
     name: str
@@ -39,7 +45,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Layer:
-    """layer: the number of a transformer block. entries: k of it, None where calibration decides."""
+    """Eligible weights of a transformer block.
+
+    Attributes:
+        layer: Number of the block; None for tensors outside numbered blocks.
+        eligible: Number of eligible weights.
+        entries: Number of entries; None if calibration decides.
+    """
 
     layer: int | None
     eligible: int
@@ -50,9 +62,17 @@ class Layer:
 class Plan:
     """What a run would do.
 
-    examples, held_out: to train and to evaluate on. tokens_per_example: the mean. longest: tokens of the longest one.
-    phases: in their order. weights: of the model. eligible: N. entries: k in all, None for methods without a mask.
-    layers: of the eligible weights. device: where it would be computed, and whose memory is meant.
+    Attributes:
+        examples: Number of rows to train on.
+        held_out: Number of rows to evaluate on.
+        tokens_per_example: Mean number of tokens per row.
+        longest: Tokens of the longest row.
+        phases: The phases in their order.
+        weights: Number of weights of the model.
+        eligible: N, number of eligible weights.
+        entries: k, number of entries; None for methods without a mask.
+        layers: Eligible weights and entries per block.
+        device: Type of the device that would be used, and whose memory is estimated.
     """
 
     examples: int
@@ -79,9 +99,24 @@ def plan(
     mix: Sequence[tuple[Path, float]] = (),
     eval_data: Path | None = None,
 ) -> Plan:
-    """Load the model and the data as `train` does, and say what it would do with them. Arguments are those of `train`.
+    """Load the model and the data as `train` does, and return what a run would do.
 
-    Raises the errors of `train` for what can be known before training.
+    Args:
+        base: As in `train`.
+        data: As in `train`.
+        options: As in `train`.
+        progress: As in `train`.
+        mask_from: As in `train`.
+        disjoint_from: As in `train`.
+        start_from: As in `train`.
+        mix: As in `train`.
+        eval_data: As in `train`.
+
+    Returns:
+        Examples, steps, tokens, entries and memory.
+
+    Raises:
+        TaskvecError: The errors of `train` that are known before training.
     """
     request = Request(base, data, options, mask_from, disjoint_from, start_from, mix, eval_data)
     request.check()
@@ -118,7 +153,7 @@ def plan(
 
 
 def _by_tensor(run: Run, taken: Masks, mask_from: TaskVector | None, k: int | None) -> Mapping[str, int] | None:
-    """k of each tensor; None where calibration, or a ticket that is trained first, decides."""
+    """Number of entries per tensor; None if calibration, or a ticket that is trained first, decides."""
     options = run.options
     if mask_from is not None:
         return {name: len(mask) for name, mask in mask_of(mask_from, run.forms, taken, k).items()}
@@ -204,7 +239,7 @@ def _footprint(run: Run, *, dense: bool) -> Footprint:
     batch = activations(run, dense=dense).of(size * longest, size * min(completion, longest))
     held = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
     on_cpu = device_of(options.device).type == "cpu"
-    # the weights have just been read, so what is resident beside them is the program and the data
+    # the weights have just been read: the rest of the resident memory is the program and the data
     process = max(0, (resident() or 0) - held) if on_cpu else 0
     trained = run.model.parameters() if options.method == "fft" else run.parameters().values()
     return Footprint(

@@ -1,4 +1,4 @@
-"""An example as a model is going to see it."""
+"""Preview of an example as the model receives it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from .options import TrainingOptions
 
 @dataclass(frozen=True)
 class Preview:
-    """One example, formatted.
+    """One formatted example.
 
-    where: its row of data. parts: (text, whether the loss is on it), in order, with special tokens as text. Of an
-    encoder, which sees mask tokens there, it is the text to fill in. tokens, trained: how many in all, and with a loss.
+    Attributes:
+        where: The row of data it comes from.
+        parts: (text, whether the loss is computed on it), in order, with special tokens as text. For an encoder, which
+            receives mask tokens there, the text that it fills in.
+        tokens: Number of tokens.
+        trained: Number of tokens with a loss.
     """
 
     where: str
@@ -32,7 +36,18 @@ class Preview:
 
 
 def preview(example: Example, tokenizer: Any, limit: int, *, masked: bool = False, turns: str = "all") -> Preview:
-    """An example as `encode` in rows.py makes a row of it; limit: the most tokens. Raises DataError as that does."""
+    """Format an example in the way that `data.rows.encode` encodes it.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+        limit: Maximum number of tokens.
+        masked: As in `encode`.
+        turns: As in `encode`.
+
+    Raises:
+        DataError: As in `encode`.
+    """
     row = encode(example, tokenizer, limit, masked=masked, turns=turns)
     pairs = list(zip(row["input_ids"], row["labels"], strict=True))
     parts = []
@@ -43,7 +58,16 @@ def preview(example: Example, tokenizer: Any, limit: int, *, masked: bool = Fals
 
 
 def preview_pair(example: Example, tokenizer: Any, limit: int) -> Preview:
-    """The same for an encoder-decoder: what the encoder reads, and what the decoder learns to say."""
+    """Format an example for an encoder-decoder: the input of the encoder, and the text that the decoder learns.
+
+    Args:
+        example: The example.
+        tokenizer: The tokenizer.
+        limit: Maximum number of tokens of each part.
+
+    Raises:
+        DataError: The example cannot be encoded for an encoder-decoder.
+    """
     row = encode_pair(example, tokenizer, limit)
     source, target = row["input_ids"], row["labels"]
     parts = [(_text(tokenizer, source), False), (_text(tokenizer, target), True)]
@@ -56,9 +80,15 @@ def _text(tokenizer: Any, ids: list[int]) -> str:
 
 
 def preview_first(folder: Path, data: Path, options: TrainingOptions) -> Preview:
-    """The first example of `data` as the model of a folder would train on it; the model itself is not loaded.
+    """Format the first example of `data` for the model of a folder, without loading the model.
 
-    Raises the errors of `read_examples`, `load_tokenizer` and `preview`.
+    Args:
+        folder: The model folder.
+        data: A file, a folder of files or a Hub id.
+        options: The options of the run.
+
+    Raises:
+        TaskvecError: The errors of `read_examples`, `load_tokenizer` and `preview`.
     """
     example = read_examples(data)[0]
     config, tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)

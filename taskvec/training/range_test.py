@@ -1,8 +1,8 @@
-"""A learning rate found on the data by a range test (arXiv 1506.01186, section 3.3).
+"""Learning rate range test (arXiv 1506.01186, section 3.3).
 
-The rate begins far below the default and rises by the same factor at each step. After each step the loss on
-some fixed examples of the training data is evaluated: it falls, and rises again where the steps are too large. The rate
-found is a fixed part of the one at the lowest loss.
+The learning rate starts far below the default and is multiplied by the same factor at each step. After each step, the
+loss on some fixed training examples is evaluated. It falls at first, and rises once the steps are too large. The
+learning rate found is a fixed fraction of the one with the lowest loss.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .optimizers import LeanRMSprop
 from .run import Run
 
 STAGE = "finding a learning rate"
-STEPS = 64  # at most: the test ends where the loss has risen
-_FACTOR = 10 ** (1 / 8)  # from step to step
-_BELOW = 100  # times lower than the default is the first rate
-_EXAMPLES = 16  # that are evaluated
-_RISEN = 1.05  # times the first loss ends the test
-PART = 0.1  # of the rate at the lowest loss
+STEPS = 64  # maximum: the test ends when the loss has risen
+_FACTOR = 10 ** (1 / 8)  # ratio of the rates of successive steps
+_BELOW = 100  # default rate / first rate
+_EXAMPLES = 16  # number of evaluated examples
+_RISEN = 1.05  # the test ends above this multiple of the first loss
+PART = 0.1  # rate found / rate with the lowest loss
 
 
 class _Stop(TrainerCallback):
-    """Keeps the evaluated losses, one a step, and stops where they have risen."""
+    """Callback that stores the evaluation loss of each step, and stops training once it has risen."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -56,19 +56,19 @@ class _Stop(TrainerCallback):
 def find_rate(
     run: Run, model: nn.Module, optimizer_of: Callable[[float], Optimizer], default: float, *, dense: bool
 ) -> float:
-    """Train `model` at rising rates and return the learning rate found.
+    """Train `model` at increasing learning rates and return the learning rate found.
 
-    The model is left as it is then, for the caller to reset.
+    The model keeps the weights of the last step; the caller restores the start.
 
     Args:
-        run: Whose data and options are taken.
-        model: The run's model, or what holds it.
-        optimizer_of: Makes the optimizer for a learning rate.
-        default: A hundred times the first rate.
-        dense: Whether the weights are f32 beside bf16 arithmetic.
+        run: The run whose data and options are used.
+        model: The run's model, or a module that contains it.
+        optimizer_of: Creates the optimizer for a learning rate.
+        default: The default learning rate, a hundred times the first one.
+        dense: Whether weights are stored in f32 while the arithmetic may be bf16.
 
     Raises:
-        TrainingError: The loss falls at no rate of the range, or at all of them.
+        TrainingError: The loss falls at all learning rates of the range, or at none.
     """
     lowest = default / _BELOW
     optimizer = optimizer_of(lowest)
@@ -92,7 +92,7 @@ def find_rate(
             callbacks=[stop],
         )
     except DivergedError:
-        pass  # the losses before it say enough
+        pass  # the losses up to here are sufficient
     finally:
         if isinstance(optimizer, LeanRMSprop):
             optimizer.close()
@@ -108,7 +108,7 @@ def find_rate(
 
 
 def _parts(run: Run) -> tuple[list[Row], list[Row]]:
-    """Rows to watch, drawn by the seed, and those to train on: the others, or all where there are too few."""
+    """Rows to evaluate, drawn by the seed, and rows to train on: the others, or all if there are too few."""
     order = np.random.default_rng(run.options.seed).permutation(len(run.rows)).tolist()
     watched = order[:_EXAMPLES]
     others = order[_EXAMPLES:] if len(order) >= 2 * _EXAMPLES else order

@@ -1,4 +1,4 @@
-"""The learning rates of a run: those that are taken where none is given."""
+"""Default learning rates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from .options import TrainingOptions
 
-# By the optimizer, then by what trains: all weights (full fine-tuning and calibration), adapters, or a mask. Each is
-# the best of a grid on a validation part of the training data (benchmarks/rates.py; docs/training.md has the table).
+# Optimizer -> method -> learning rate; calibration uses that of "fft". Each is the best of a grid on a validation part
+# of the training data (benchmarks/rates.py; docs/training.md has the table).
 _DEFAULTS = {
     "rmsprop": {"fft": 3e-5, "lora": 1e-4, "lota": 1e-4},
     "adam": {"fft": 3e-5, "lora": 1e-4, "lota": 1e-4},
@@ -17,15 +17,15 @@ _DEFAULTS = {
 
 
 def default_rate(method: str, optimizer: str) -> float:
-    """The learning rate of one of options.METHODS by one of options.OPTIMIZERS, where none is given."""
+    """Default learning rate of a method (options.METHODS) with an optimizer (options.OPTIMIZERS)."""
     return _DEFAULTS[optimizer][method]
 
 
 def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOptions:
-    """The options with a learning rate for each phase that the run has, and none for a phase that it has not.
+    """Fill in the default learning rates of the phases that the run has.
 
     Args:
-        options: The options as they were given.
+        options: The options as given.
         calibrates: Whether the run calibrates.
     """
     lr, calibration_lr = options.lr, options.calibration_lr

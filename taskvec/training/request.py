@@ -1,4 +1,4 @@
-"""What a training run is asked for: base, data, options and earlier vectors, checked and completed before it starts."""
+"""Request for a training run: base, data, options and earlier vectors, checked and completed before the run starts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """A training run.
+    """Inputs of a training run.
 
     Attributes:
         base: The checkpoint of a model folder.
@@ -39,8 +39,8 @@ class Request:
         options: How to train.
         mask_from: Take the mask from this vector, without calibration: all its positions if options.sparsity is None,
             else the k of largest magnitude.
-        disjoint_from: Vectors of earlier tasks, whose positions stay out of the mask (LoTTO); k remains what it is.
-        start_from: Begin at base + this vector; options.relative_to says what the result is added to.
+        disjoint_from: Vectors of earlier tasks, whose positions stay out of the mask (LoTTO). They do not change k.
+        start_from: Start at base + this vector. options.relative_to says what the result is relative to.
         mix: Further data, and the share of the examples to draw from each.
         eval_data: Data to evaluate on.
     """
@@ -56,7 +56,7 @@ class Request:
 
     @property
     def calibrates(self) -> bool:
-        """Whether the run has a phase that chooses the mask."""
+        """Whether the run has a calibration phase that chooses the mask."""
         return self.options.method == "lota" and self.mask_from is None and self.options.mask != "random"
 
     @property
@@ -66,62 +66,66 @@ class Request:
 
     @property
     def sources(self) -> list[Path]:
-        """The data that it reads, as it was named."""
+        """Paths and Hub ids of all data that the run reads, as given."""
         return [self.data, *([] if self.eval_data is None else [self.eval_data]), *(path for path, _ in self.mix)]
 
     @property
     def vectors(self) -> list[TaskVector]:
-        """The vectors that it reads."""
+        """All vectors that the run reads."""
         found = (self.mask_from, self.start_from, *self.disjoint_from)
         return [vector for vector in found if vector is not None]
 
     def check(self, folder: Path | None = None) -> None:
-        """Check what can be checked before data is read.
+        """Check everything that can be checked before data is read.
 
         Args:
-            folder: Where the run will keep its work.
+            folder: The folder that the run stores its state in.
 
         Raises:
-            UsageError: Options and arguments contradict each other or have no effect, or `folder` holds an input.
+            UsageError: Options and arguments contradict each other or have no effect, or `folder` contains an input.
             BaseMismatchError: `start_from` adds, removes or resizes tensors.
         """
         options = self.options
         options.check()
         if options.method != "lota" and (self.mask_from is not None or self.disjoint_from):
-            raise UsageError(
-                f"`method={options.method}` has no mask that could be taken from, or kept off, another vector"
-            )
+            raise UsageError(f"`method={options.method}` has no mask: it takes no `mask_from` and no `disjoint_from`")
         if self.mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):
-            raise UsageError("a mask taken from another vector is neither random nor calibrated")
+            raise UsageError(
+                "`mask_from` takes the mask from another vector: it cannot be combined with `mask`, `scope` or `via`"
+            )
         if options.method == "lota" and self.mask_from is None and options.sparsity is None:
-            raise UsageError("a sparsity is needed where no mask is taken from another vector")
+            raise UsageError("`sparsity` is required unless `mask_from` is given")
         if options.relative_to != "base" and self.start_from is None:
             raise UsageError("`relative_to=start` needs `start_from`")
         if self.start_from is not None:
             _check_forms(self.start_from)
         if self.eval_data is not None and options.eval_split:
-            raise UsageError("`eval_data` and `eval_split` are one or the other")
+            raise UsageError("`eval_data` and `eval_split` cannot be used together")
         if self.eval_data is not None and options.steps == 0:
             raise UsageError("`eval_data` has no effect here: `steps=0` does not train")
         check_effects(options, takes_mask=self.mask_from is not None, evaluates=self.evaluates)
-        chosen(self.base.tensors, options.include, options.exclude)  # a mistyped pattern, before a model is loaded
+        # reports a mistyped pattern before a model is loaded
+        chosen(self.base.tensors, options.include, options.exclude)
         if folder is not None:
             files = [file for source in self.sources for file in check_examples(source)]
             check_apart(folder, [*files, *inputs_of(self.base, *self.vectors)])
 
     def with_defaults(self) -> Request:
-        """The same with a learning rate for each of its phases."""
+        """The same request with a learning rate for each of its phases."""
         return replace(self, options=with_defaults(self.options, calibrates=self.calibrates))
 
     def prepare(self) -> Corpus:
-        """Read the data, and refuse what can be refused before the model is loaded.
+        """Read the data, and check everything that can be checked before the model is loaded.
 
-        torch, and then transformers' models, take seconds and memory, so what needs neither comes first.
+        Importing torch and transformers' models takes seconds and memory, so the checks that need neither come first.
+
+        Returns:
+            The training and evaluation examples.
 
         Raises:
             DataError: A row of the data cannot be understood.
             UsageError: A package, a device or a file is missing.
-            TrainingError: The base is no model that can be trained.
+            TrainingError: The base is not a model that can be trained.
         """
         options = self.options
         corpus = read_corpus(
@@ -144,9 +148,9 @@ class Request:
         """Load the model at its start.
 
         Args:
-            corpus: What `prepare` read.
-            progress: Called with the stage, steps done, steps in all, and a note.
-            dense: Whether all weights are going to train, and so to be held in f32 whatever the arithmetic.
+            corpus: What `prepare` returned.
+            progress: Called with the stage, the steps done, the steps in all, and a note.
+            dense: Whether all weights train, and are therefore stored in f32 whatever options.dtype is.
         """
         from .run import Run
 
@@ -157,7 +161,11 @@ class Request:
         return run
 
     def record(self, corpus: Corpus) -> dict[str, Any]:
-        """What makes this run the one it is, as JSON: it is compared before a run goes on, and stored in the file."""
+        """Identity of this run as JSON: compared before a run is resumed, and stored in the `.lota` file.
+
+        Args:
+            corpus: What `prepare` returned.
+        """
         options = {name: value for name, value in asdict(self.options).items() if name not in {"device", "report_to"}}
         return {
             "base": self.base.fingerprint,
@@ -172,7 +180,7 @@ class Request:
 
 
 def _check_forms(start: TaskVector) -> None:
-    """Raise BaseMismatchError for what the model in the base's folder has no room for."""
+    """Raise BaseMismatchError if the vector adds, removes or resizes tensors: the base's model has no room for them."""
     reformed = [name for name, spec in start.specs.items() if spec.origin != spec.form]
     for name in (*reformed, *start.header.removed):
         raise BaseMismatchError(f"{start.name} changes the form of tensor {name!r}: unpack it and train from there")

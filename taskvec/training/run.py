@@ -1,4 +1,4 @@
-"""What all methods share: a model at its start, its tensors by name, the data as rows, and phases of training."""
+"""State that all methods share: a model at its start, its tensors by name, the data as rows, and training phases."""
 
 from __future__ import annotations
 
@@ -33,13 +33,24 @@ from .targets import chosen as chosen_tensors
 
 
 class Run:
-    """A model that trains.
+    """A model that is being trained, and its data.
 
-    start: the checkpoint whose weights it begins with. model, tokenizer: transformers'.
-    placed: tensor name -> Place, of all tensors that the model has. layers: tensor name -> Form of those of the linear
-        layers. forms: the eligible ones, which are those that options.include and options.exclude leave of them, in the
-        order of the names on disk, in which ties are broken.
-    rows, eval_rows: the data as tokens. counts, eval_counts: what became of it.
+    Attributes:
+        start: The checkpoint with the initial weights.
+        options: The options of the run.
+        progress: Called with the stage, the steps done, the steps in all, and a note.
+        bf16: Whether the arithmetic is in bf16.
+        model: The model, as transformers loads it.
+        tokenizer: Its tokenizer.
+        rows: The training data as tokens.
+        counts: Counts of the training examples.
+        held_out: The evaluation examples.
+        eval_rows: The evaluation data as tokens.
+        eval_counts: Counts of the evaluation examples.
+        placed: Tensor name -> Place, for all tensors that the model has.
+        layers: Tensor name -> Form, for the tensors of the linear layers.
+        forms: Tensor name -> Form, for the eligible tensors: those of `layers` that options.include and options.exclude
+            leave. In the order of the names on disk, which decides ties.
     """
 
     def __init__(
@@ -52,11 +63,21 @@ class Run:
         *,
         dense: bool,
     ) -> None:
-        """changed: the tensors in which `start` differs from the checkpoint in its folder.
+        """Load the model and turn the data into rows.
 
-        dense: whether all weights are going to train, and so to be held in f32 whatever the arithmetic: most updates
-        are too small for bf16 weights.
-        Raises TrainingError where the model does not fit its own folder, DataError where nothing can be learnt.
+        Args:
+            start: The checkpoint with the initial weights.
+            changed: Names of the tensors in which `start` differs from the checkpoint in its folder.
+            corpus: The examples.
+            options: The options of the run.
+            progress: Called with the stage, the steps done, the steps in all, and a note.
+            dense: Whether all weights train, and are therefore stored in f32 whatever options.dtype is: most updates
+                are too small for bf16 weights.
+
+        Raises:
+            TrainingError: The model does not fit its own folder.
+            DataError: An example has nothing to learn.
+            UsageError: Evaluation metrics are requested of a masked language model.
         """
         self.start = start
         self.options = options
@@ -70,7 +91,7 @@ class Run:
             raise UsageError(f"{start.name} is a masked language model and gives no answers: leave `eval_metric` out")
         limit = length_limit(self.model.config, options.max_length, first_position(self.model))
         self.rows, self.counts = rows_of(self.model, corpus.train, self.tokenizer, limit, options.turns)
-        # as `taskvec eval` does: the loss on the last turn
+        # only the loss on the last turn, as in `taskvec eval`
         self.held_out = corpus.held_out
         self.eval_rows, self.eval_counts = rows_of(self.model, corpus.held_out, self.tokenizer, limit, "last")
         check_reading(self.model, self.rows[0])
@@ -87,9 +108,13 @@ class Run:
         progress("loading", 1, 1, "")
 
     def chosen(self, names: Collection[str]) -> list[str]:
-        """Those of some tensors that options.include and options.exclude leave.
+        """Filter tensor names by options.include and options.exclude.
 
-        Raises UsageError for a pattern that matches nothing, and where a parameter would train in part.
+        Args:
+            names: Tensor names.
+
+        Raises:
+            UsageError: A pattern matches nothing, or only a part of a parameter would be trained.
         """
         found = chosen_tensors(names, self.options.include, self.options.exclude)
         owners = {self.placed[name].parameter: name for name in found}
@@ -103,7 +128,11 @@ class Run:
         return found
 
     def taken(self, earlier: Sequence[TaskVector]) -> Masks:
-        """The positions of earlier vectors in the eligible tensors. Raises MaskError for one of another model."""
+        """Positions of earlier vectors in the eligible tensors.
+
+        Raises:
+            MaskError: A vector belongs to another model.
+        """
         return {name: held for name, held in taken_by(earlier, self.layers).items() if name in self.forms}
 
     def _layers(self) -> dict[str, Form]:
@@ -121,7 +150,7 @@ class Run:
         return {name: self.start.tensors[name].form for name in names}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameter name -> Parameter that holds eligible tensors."""
+        """Parameter name -> Parameter, for the parameters that contain eligible tensors."""
         wanted = {self.placed[name].parameter for name in self.forms}
         return {name: parameter for name, parameter in self.model.named_parameters() if name in wanted}
 
@@ -131,15 +160,15 @@ class Run:
         return sum(form.size for form in self.forms.values())
 
     def weight(self, name: str) -> torch.Tensor:
-        """A tensor as it is in the model now, flat, [size], sharing its memory."""
+        """Current values of a tensor in the model: a flat view, [size]."""
         return part_of(self.model, self.placed[name], self.start.tensors[name].form.size)
 
     def started(self, name: str) -> torch.Tensor:
-        """A tensor as it is at the start, from disk: [size], in its own dtype."""
+        """Initial values of a tensor, read from disk: [size], in the dtype of the checkpoint."""
         return tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
 
     def moved(self, parameter: str) -> torch.Tensor:
-        """By how much a parameter differs from the start, in its shape and dtype."""
+        """Difference of a parameter from its initial values, in its shape and dtype."""
         change = self.model.get_parameter(parameter).detach().clone()
         for name in self.forms:
             if self.placed[name].parameter == parameter:
@@ -151,32 +180,34 @@ class Run:
         self.weight(name).copy_(self.started(name))
 
     def reset(self) -> None:
-        """Give the eligible weights the start's values: no second copy of the model is kept for that."""
+        """Restore the initial values of the eligible weights from disk, so that no second copy of the model is kept in
+        memory.
+        """
         self.restore(self.forms)
 
     def restore(self, names: Iterable[str]) -> None:
-        """Give some tensors the start's values."""
+        """Restore the initial values of some tensors."""
         for name in names:
             self._set(name)
 
     def steps_of(self, epochs: float) -> int:
-        """Optimizer steps of so many passes over the data, at least one."""
+        """Number of optimizer steps of some passes over the data, at least one."""
         return self.options.steps_of(epochs, len(self.rows))
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of training."""
+        """Number of optimizer steps of training."""
         return self.steps_of(self.options.epochs) if self.options.steps is None else self.options.steps
 
     @property
     def calibration_steps(self) -> int:
-        """Optimizer steps of calibration."""
+        """Number of optimizer steps of calibration."""
         epochs = self.options.calibration_epochs
         return self.options.calibration_steps if epochs is None else self.steps_of(epochs)
 
     @property
     def tokens_a_step(self) -> float:
-        """The mean over a pass, whose last batch and step may be smaller."""
+        """Mean number of tokens per step in a pass over the data, whose last batch and step may be smaller."""
         batches = math.ceil(len(self.rows) / self.options.batch_size)
         return self.counts.tokens / math.ceil(batches / self.options.accumulate)
 
@@ -190,9 +221,18 @@ class Run:
         calibrates: bool = False,
         folder: Path | None = None,
     ) -> Curve:
-        """Train `model`, which is this run's or holds it; dense: its weights are f32 beside bf16 arithmetic.
+        """Run a training phase.
 
-        folder: where the main phase keeps checkpoints; calibration has none, and no evaluations or reports.
+        Args:
+            model: This run's model, or a module that contains it.
+            optimizer: The optimizer of the parameters to train.
+            steps: Number of optimizer steps.
+            dense: Whether weights are stored in f32 while the arithmetic may be bf16.
+            calibrates: Whether this is calibration, which has no checkpoints, evaluations or reports.
+            folder: Folder for checkpoints of the main phase.
+
+        Returns:
+            Losses, evaluations and speed of the phase.
         """
         options = self.options
         return fit(
@@ -202,7 +242,7 @@ class Run:
             options,
             stage=CALIBRATING if calibrates else TRAINING,
             steps=steps,
-            # another order of the data than calibration saw
+            # a different order of the data than in calibration
             seed=options.seed + (not calibrates),
             padding=pad_id(self.tokenizer),
             autocast=self.bf16 and dense,
@@ -214,9 +254,9 @@ class Run:
         )
 
     def _measure(self) -> dict[str, float]:
-        """options.eval_metric, of the model as it is."""
+        """Values of options.eval_metric for the current weights."""
         found = evaluate(
-            self.model,  # type: ignore[arg-type]  # transformers', of which Run needs only what torch's has
+            self.model,  # type: ignore[arg-type]  # a model of transformers
             self.tokenizer,
             self.held_out,
             self.options.eval_metric,
@@ -227,11 +267,14 @@ class Run:
         return {name: metric.value for name, metric in found.metrics.items()}
 
     def pull(self, optimizer: Optimizer, moved: Callable[[nn.Parameter], torch.Tensor]) -> None:
-        """Pull weights back before each step, by options.l1 and options.weight_decay.
+        """Pull weights back towards the start before each step, with options.l1 and options.weight_decay.
 
-        l1 adds the gradient of λ/N·Σ|w − w0|, as LT-SFT does (arXiv 2110.07560); weight decay takes lr·decay of w − w0
-        away beside the gradient, as AdamW does (arXiv 1711.05101).
-        moved: of a parameter of the optimizer, by how much it has moved, in its shape.
+        l1 adds the gradient of λ/N·Σ|w − w0|, as in LT-SFT (arXiv 2110.07560). Weight decay subtracts lr·decay·(w − w0)
+        from the weights, separately from the gradient, as in AdamW (arXiv 1711.05101).
+
+        Args:
+            optimizer: The optimizer to register the hook on.
+            moved: Returns w − w0 of a parameter of the optimizer, in its shape.
         """
         strength, decay = self.options.l1 / self.eligible, self.options.weight_decay
         if not (strength or decay):
@@ -251,9 +294,17 @@ class Run:
         optimizer.register_step_pre_hook(back)
 
     def check(self, deltas: dict[str, SparseTensor]) -> int:
-        """Prove that start + deltas gives the trained weights; return how many entries change the bits of theirs.
+        """Verify that start + deltas gives the trained weights bit for bit.
 
-        deltas: tensor name -> flat entries. Raises TrainingError, DivergedError.
+        Args:
+            deltas: Tensor name -> flat entries.
+
+        Returns:
+            The number of entries that change the bits of their weight.
+
+        Raises:
+            TrainingError: The sum differs from the trained weights.
+            DivergedError: A delta is not finite.
         """
         survived = 0
         for done, (name, form) in enumerate(self.forms.items()):

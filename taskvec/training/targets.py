@@ -1,4 +1,4 @@
-"""Tensors chosen by patterns of their names."""
+"""Selection of tensors by patterns of their names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from ..errors import UsageError
 
 
 def chosen(names: Collection[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """The names that one of `include` matches, or all where there are none, and none of `exclude`, in their order.
+    """Select the names that match one of `include`, or all if it is empty, and none of `exclude`.
 
-    Patterns are those of fnmatch: `*` stands for anything, dots included, and a pattern matches a whole name.
-    Raises UsageError for a pattern that matches nothing, and where no name is left.
+    Patterns are those of fnmatch: `*` matches any characters, dots included. A pattern must match the whole name.
+
+    Args:
+        names: Tensor names.
+        include: Patterns of names to select.
+        exclude: Patterns of names to leave out.
+
+    Returns:
+        The selected names, in their order.
+
+    Raises:
+        UsageError: A pattern matches nothing, or no name is left.
     """
     included = _matching("include", names, include) if include else list(names)
     excluded = set(_matching("exclude", included, exclude))
@@ -25,7 +35,7 @@ def chosen(names: Collection[str], include: Sequence[str], exclude: Sequence[str
 
 
 def _matching(option: str, names: Collection[str], patterns: Sequence[str]) -> list[str]:
-    """The names that a pattern matches, in their order."""
+    """The names that match a pattern, in their order."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(
@@ -35,7 +45,7 @@ def _matching(option: str, names: Collection[str], patterns: Sequence[str]) -> l
 
 
 def _near(pattern: str, names: Collection[str]) -> str:
-    """What may have been meant."""
+    """The end of a message: a suggestion for a pattern that matches nothing."""
     text = pattern.strip("*")
     inside = [name for name in names if text and text in name]
     if inside:

@@ -1,10 +1,11 @@
-"""A lottery ticket: calibrate, mask, reset, train what the mask holds.
+"""Training of a lottery ticket: calibrate, choose a mask, reset, train the masked weights.
 
 arXiv 2406.16797, Algorithm 1:
+
 1. Calibrate: fine-tune all eligible weights for T steps.
-2. Mask: the k = round((1 − s)·N) largest |tuned − base| over all N eligible weights together (or as masking.py says).
+2. Mask: the k = round((1 − s)·N) largest |tuned − base| of all N eligible weights (or another mask of masking.py).
 3. Reset to the base.
-4. Sparse fine-tuning: train the masked weights only.
+4. Sparse fine-tuning: train only the masked weights.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ from .run import Run
 
 @dataclass(frozen=True)
 class Ticket:
-    """vector: relative to the run's start, k entries. calibration_losses: none where no calibration was needed.
+    """A trained ticket.
 
-    calibration_lr: its learning rate; None without calibration.
-
-    survived: entries that change the bits of their weight; the others are rounded away in the dtype of the start.
-    unreached: the share of eligible weights in tensors that calibration left as they were; None without calibration.
+    Attributes:
+        vector: The task vector relative to the run's start, with k entries.
+        calibration_losses: Loss of each calibration step; empty without calibration.
+        calibration_lr: Learning rate of calibration; None without calibration.
+        curve: Losses, evaluations and speed of training.
+        survived: Number of entries that change the bits of their weight. The others are rounded away in the dtype of
+            the start.
+        unreached: Share of eligible weights in tensors that calibration did not change; None without calibration.
     """
 
     vector: TaskVector
@@ -57,9 +62,15 @@ class Ticket:
 def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector | None) -> Ticket:
     """Train a ticket.
 
-    keep: where the mask and checkpoints stay if the run is interrupted. taken: positions that must stay out of the
-    mask. mask_from: take the mask from this vector, without calibration.
-    Raises MaskError, TrainingError.
+    Args:
+        run: The run.
+        keep: Folder that stores the mask and checkpoints, so that an interrupted run can be resumed.
+        taken: Positions that stay out of the mask.
+        mask_from: Take the mask from this vector, without calibration.
+
+    Raises:
+        MaskError: Fewer weights are free, or have changed, than the mask needs.
+        TrainingError: Training was interrupted or diverged.
     """
     options = run.options
     k = entries_wanted(options, run.eligible, taken)
@@ -117,7 +128,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     lr = keep.number("lr", find) if options.lr == AUTO else options.lr
     assert lr is not None
     sparse = sparse_finetune(run.model, chosen, run.start)
-    chosen = None  # the leaves hold their positions in half the memory
+    chosen = None  # frees the positions: the leaves store them in half the memory
     with sparse as tickets:
         optimizer = optimizer_of(tickets.parameters(), float(lr))
         curve = run.phase(tickets, optimizer, steps=run.steps, dense=False, folder=keep.below("checkpoints"))
@@ -128,7 +139,16 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
 
 def entries_wanted(options: TrainingOptions, eligible: int, taken: Masks) -> int | None:
-    """k; None where another vector's mask is taken whole. Raises MaskError where fewer weights are free."""
+    """Number of entries of the mask, k; None if the whole mask of another vector is used.
+
+    Args:
+        options: The options of the run.
+        eligible: N, number of eligible weights.
+        taken: Positions that stay out of the mask.
+
+    Raises:
+        MaskError: Fewer than k weights are free.
+    """
     k = None if options.sparsity is None else entries_for(options.sparsity, eligible)
     free = eligible - sum(map(len, taken.values()))
     if free < (k or 1):

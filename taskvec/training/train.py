@@ -1,4 +1,4 @@
-"""Training a task vector: from a base, data and options to a vector and what is to be said about it."""
+"""Training of a task vector from a base, data and options."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came out of a training run.
+    """Result of a training run.
 
     Attributes:
         vector: The task vector, in memory.
-        calibration_losses: One per step of calibration; none if the mask needed no calibration.
-        calibration_lr: The learning rate of calibration; None without calibration. That of training is the curve's.
-        curve: Losses and evaluations of training, and its speed.
-        free: Tensor name -> the share of its weights that neither this mask nor an earlier one holds; empty without
-            masks.
-        free_share: The same of all eligible weights; None without masks.
-        entries: Of the mask, or of the whole vector if there is none.
-        survived: Entries that change the bits of their weight; the others are rounded away in the base's dtype.
-        rows: What became of the examples to train on.
-        eval_rows: What became of those held out.
-        unreached: The share of eligible weights in tensors that calibration gave no gradient; None without
-            calibration.
+        calibration_losses: Loss of each calibration step; empty if the mask needed no calibration.
+        calibration_lr: Learning rate of calibration; None without calibration. That of training is `curve.lr`.
+        curve: Losses, evaluations and speed of training.
+        free: Tensor name -> the share of its weights that neither this mask nor an earlier one contains; empty for
+            methods without a mask.
+        free_share: The same share of all eligible weights; None for methods without a mask.
+        entries: Number of entries of the mask, or of the vector for methods without a mask.
+        survived: Number of entries that change the bits of their weight. The others are rounded away in the base's
+            dtype.
+        rows: Counts of the training examples.
+        eval_rows: Counts of the evaluation examples.
+        unreached: Share of eligible weights in tensors that got no gradient in calibration; None without calibration.
     """
 
     vector: TaskVector
@@ -74,9 +74,34 @@ def train(
 ) -> TrainingResult:
     """Train a task vector: `taskvec.train` with opened models and vectors.
 
-    A ticket has exactly k entries, relative to where it starts. Every other weight of the trained model has the bits of
-    the start at the end, and applying the vector gives the trained weights to the last bit: both are checked tensor by
-    tensor.
+    A ticket has exactly k entries, relative to where it starts. All other weights of the trained model have the bits of
+    the start, and applying the vector gives the trained weights bit for bit. Both are checked tensor by tensor.
+
+    Args:
+        base: The checkpoint of a model folder.
+        data: A file, a folder of files or a Hub id (`data.sources`).
+        options: How to train.
+        progress: Called with the stage, the steps done, the steps in all, and a note.
+        mask_from: Take the mask from this vector instead of calibrating.
+        disjoint_from: Vectors of earlier tasks whose positions stay out of the mask (LoTTO).
+        start_from: Start at base + this vector.
+        mix: Further data, and the share of the examples to draw from each.
+        eval_data: Data to evaluate on.
+        folder: Stores what is needed to resume the run after an interruption.
+        resume: Whether to resume a run in `folder`. False removes it and starts again.
+
+    Returns:
+        The vector, the losses and counts.
+
+    Raises:
+        UsageError: Options contradict each other or have no effect; a file or package is missing.
+        DataError: A row of the data cannot be understood.
+        MaskError: A mask does not fit the model, or fewer weights are free than it needs.
+        TrainingError: The model cannot be trained, or training was interrupted.
+        DivergedError: The loss or the weights are not finite.
+        ResumeError: `folder` contains another run, or is in use.
+        BaseMismatchError: A vector does not fit the base.
+        FormatError: A file cannot be read.
     """
     request = Request(base, data, options, mask_from, disjoint_from, start_from, mix, eval_data)
     request.check(folder)
@@ -101,7 +126,7 @@ def _train(request: Request, progress: Progress, folder: Path | None, *, resume:
 
 
 def _denser(request: Request, keep: RunFolder, progress: Progress) -> TaskVector:
-    """The ticket that is trained first, whose largest entries are the mask (arXiv 2406.16797, 99 %*)."""
+    """Train the denser ticket whose largest entries are the mask (arXiv 2406.16797, 99 %*)."""
     start = "base" if request.start_from is None else "start"
     options = replace(request.options, sparsity=request.options.via, via=None, relative_to=start)
 
@@ -112,14 +137,14 @@ def _denser(request: Request, keep: RunFolder, progress: Progress) -> TaskVector
 
 
 def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | None) -> TrainingResult:
-    """Train what a mask holds; denser: the ticket whose largest entries the mask is."""
+    """Train a ticket; its mask is the largest entries of `denser` if given."""
     from .ticket import train_ticket
 
     taken = run.taken(request.disjoint_from)
     ticket = train_ticket(run, keep, taken, request.mask_from or denser)
     masks = {name: ticket.vector[name].indices for name in ticket.vector}
     entries = sum(map(len, masks.values()))
-    # of the calibration that chose the mask
+    # the record of the calibration that chose the mask
     found: dict[str, Any] = {"unreached": ticket.unreached, "calibration_lr": ticket.calibration_lr}
     if denser is not None:
         found = {name: denser.provenance[name] for name in found}
@@ -138,7 +163,7 @@ def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | No
 
 
 def _dense(run: Run, keep: RunFolder) -> TrainingResult:
-    """Train by one of the methods without a mask."""
+    """Train with a method that has no mask."""
     from .dense import difference, train_fully, train_lora
 
     curve = train_fully(run, keep) if run.options.method == "fft" else train_lora(run, keep)
@@ -148,7 +173,7 @@ def _dense(run: Run, keep: RunFolder) -> TrainingResult:
 
 
 def _provenance(request: Request, result: TrainingResult) -> dict[str, Any]:
-    """What the file says of the run besides its record."""
+    """Provenance of the vector, besides the record of the run."""
     options, curve = request.options, result.curve
     return {
         "method": options.method,

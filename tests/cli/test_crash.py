@@ -180,7 +180,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     else:
         assert process.returncode == 1
         step = re.fullmatch(
-            r"taskvec: stopped after step (\d+) of 150 of training; --resume goes on from there", said.splitlines()[-1]
+            r"taskvec: stopped after step (\d+) of 150 of training; --resume continues from there",
+            said.splitlines()[-1],
         )
         assert step, said
         assert (folder / "checkpoints" / f"checkpoint-{step[1]}" / "complete").exists()

@@ -52,7 +52,7 @@ def test_values_have_the_types_of_the_options(tmp_path: Path) -> None:
         ("mask: 3", "mask must be text, found 3"),
         ("mix: [a, 3]", "mix must be a list of texts, found ['a', 3]"),
         ("low-memory: true\nlow_memory: true", "'low_memory' is given twice, with a hyphen and with an underscore"),
-        ("force: true", "'force' cannot be set in a file: give `force` itself"),
+        ("force: true", "'force' cannot be set in a file: give `force` on the command line"),
         ("- steps", "expected a mapping of options, such as lr: 0.001, found ['steps']"),
         ("steps: &a 3", "line 1: anchors and aliases are not supported"),
         ("steps: 3\nsteps: 4", "is given twice"),
@@ -69,7 +69,7 @@ def test_what_cannot_be_meant_is_refused_by_file_and_key(text: str, message: str
 def test_a_file_that_is_missing_or_of_no_run_is_refused(vector: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"c\.yaml: no such file"):
         Config.read(tmp_path / "c.yaml", KINDS)
-    with pytest.raises(UsageError, match=r"tuned\.lota holds no record of a run"):
+    with pytest.raises(UsageError, match=r"tuned\.lota contains no record of a run"):
         Config.read(vector, KINDS)
 
 
@@ -91,7 +91,7 @@ def test_what_a_file_must_not_say_is_refused_before_anything_is_read(tmp_path: P
     for key in ("force", "resume", "json", "trust-remote-code", "config"):
         config = written(tmp_path / "c.yaml", f"{key}: true\n")
         said = refused(2, "train", "nowhere", "nowhere.jsonl", "-o", tmp_path / "x.lota", "--config", config)
-        assert said == f"taskvec: {config}: '{key}' cannot be set in a file: give --{key} itself\n"
+        assert said == f"taskvec: {config}: '{key}' cannot be set in a file: give --{key} on the command line\n"
     config = written(tmp_path / "c.yaml", "context: 1\n")
     assert "unknown key 'context'" in refused(2, "train", "x", "x", "-o", tmp_path / "x.lota", "--config", config)
 
@@ -117,7 +117,9 @@ def test_a_record_of_files_that_are_not_given_again_is_refused(llama: Path, data
     files = ["--mask-from", mask, "--eval-data", data]
     ok("train", llama, data, *RECIPE[2:], *files, "-o", first)  # without calibration steps
     said = refused(2, "train", llama, data, "--config", first, "-o", output, "--device", "cpu")
-    assert said == (f"taskvec: {first}: the run had --mask-from mask.lota: a file holds no paths, so give it again\n")
+    assert said == (
+        f"taskvec: {first}: the run had --mask-from mask.lota: the record contains no paths, so give it again\n"
+    )
     said = refused(2, "train", llama, data, "--config", first, "-o", output, "--mask-from", mask)
     assert f"the run had --eval-data {data.name}: " in said
     assert not output.exists()
@@ -149,7 +151,7 @@ def test_what_differs_from_the_recorded_run_is_said(llama: Path, data: Path, tmp
     assert done.returncode == 0, done.stderr
     begins = f"taskvec: warning: not the run of {first}: "
     assert [line.removeprefix(begins)[:20] for line in done.stderr.splitlines()] == [
-        "the base was another",
+        "the base is another one"[:20],
         f"data was {data.name} with"[:20],
     ]
 
@@ -179,7 +181,7 @@ def test_versions_shares_and_vectors_are_compared(llama: Path, data: Path, vecto
     assert missing == "no-such-package was 1, here it is None"
     given |= {"mix": [(data, 0.3)], "disjoint_from": [], "eval_data": data}
     assert config.differences(base, data, **given) == [  # type: ignore[arg-type]
-        f"`eval_data` {data} is read, which the run did not have",
+        f"`eval_data` {data} is read, but was not given to the recorded run",
         f"the share of {data} was 0.2, here it is 0.3",
         "`disjoint_from` was another vector, or in another order",
     ]

@@ -152,7 +152,7 @@ def test_the_mask_of_a_vector_is_its_free_positions_or_the_largest_of_them(
     taken = taken_by(earlier, FORMS)
     free = held_by(vector) - as_sets(taken)
     if not free:
-        with pytest.raises(MaskError, match=r"v\.lota holds no position that is free"):
+        with pytest.raises(MaskError, match=r"v\.lota contains no position that is free"):
             mask_of(vector, FORMS, taken, None)
     else:
         assert as_sets(mask_of(vector, FORMS, taken, None)) == free
@@ -169,7 +169,7 @@ def test_the_mask_of_a_vector_is_its_free_positions_or_the_largest_of_them(
 def test_a_mask_that_does_not_fit_is_refused() -> None:
     other = {**FORMS, "d": Form(F32, (1,)), "b": Form(F32, (6,))}
     for use in (lambda v: mask_of(v, FORMS, {}, None), lambda v: taken_by([v], FORMS)):
-        with pytest.raises(MaskError, match=r"v\.lota holds tensor 'd', which is not eligible here"):
+        with pytest.raises(MaskError, match=r"v\.lota contains tensor 'd', which is not eligible here"):
             use(vector_of({"d": {0: 1}}, other))
         with pytest.raises(MaskError, match=r"tensor 'b' is \[6\] in v\.lota, \[5\] here"):
             use(vector_of({"b": {0: 1}}, other))

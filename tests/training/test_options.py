@@ -114,8 +114,8 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
         ({"calibration_lr": 1e-3}, {"method": "fft"}, "`calibration_lr` has no effect here: `method=fft` has no mask"),
         ({"calibration_lr": 1e-3}, {"mask": "random"}, "here: a random mask needs no calibration"),
         ({"low_memory": True}, {"mask": "random"}, "here: a random mask needs no calibration"),
-        ({"calibration_steps": 5}, {"calibration_epochs": 1}, "beside `calibration_epochs`"),
-        ({"epochs": 5}, {"steps": 5}, "beside `steps`"),
+        ({"calibration_steps": 5}, {"calibration_epochs": 1}, "together with `calibration_epochs`"),
+        ({"epochs": 5}, {"steps": 5}, "together with `steps`"),
         ({"eval_split": 0.1}, {"steps": 0}, "here: `steps=0` does not train"),
         ({"save_steps": 5}, {"steps": 0}, "here: `steps=0` does not train"),
         ({"report_to": "tensorboard"}, {"steps": 0}, "here: `steps=0` does not train"),
@@ -125,7 +125,7 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
         ({"l1": 1.0}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and `steps=0` does not train"),
         ({"eval_steps": 5}, {}, "it needs examples to evaluate on"),
         ({"patience": 5}, {}, "it needs examples to evaluate on"),
-        ({"save_steps": 5}, {"patience": 5, "eval_split": 0.1}, "beside `patience`"),
+        ({"save_steps": 5}, {"patience": 5, "eval_split": 0.1}, "together with `patience`"),
     ],
 )
 def test_a_setting_without_effect_is_refused(setting: dict[str, Any], more: dict[str, Any], why: str) -> None:
@@ -150,7 +150,7 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
     asked = ["train", str(llama), str(ten), "-o", str(tmp_path / "x.lota")]
     for more, why in (
         (["--rank", "64"], "`rank` has no effect without `method=lora`"),
-        (["--steps", "5", "--epochs", "3"], "`epochs` has no effect beside `steps`"),
+        (["--steps", "5", "--epochs", "3"], "`epochs` has no effect together with `steps`"),
         (["--steps", "0", "--mask", "random", "--plot", str(tmp_path / "x.png")], "`plot` has no effect here"),
         (["--steps", "0", "--eval-data", str(ten)], "`eval_data` has no effect here"),
         (["--warmup-steps", "5"], "`warmup_steps` needs `schedule=constant_with_warmup`"),
@@ -180,10 +180,10 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
     [
         ({"schedule": "constant_with_warmup"}, "`schedule=constant_with_warmup` needs `warmup_steps`"),
         ({"warmup_steps": 3}, "`warmup_steps` needs `schedule=constant_with_warmup`, linear or cosine"),
-        ({"via": 0.5, "steps": 0}, "needs steps"),
+        ({"via": 0.5, "steps": 0}, "cannot be used with `steps=0`"),
         ({"low_memory": True, "accumulate": 2}, "`accumulate` must be 1, found 2"),
-        ({"low_memory": True, "optimizer": "adam"}, "low-memory calibration is by rmsprop, and `optimizer` is adam"),
-        ({"low_memory": True, "weight_decay": 0.1}, "no `l1` and no `weight_decay`"),
+        ({"low_memory": True, "optimizer": "adam"}, "`low_memory` needs `optimizer=rmsprop`, found adam"),
+        ({"low_memory": True, "weight_decay": 0.1}, "`low_memory` does not support `l1` or `weight_decay`"),
         ({"weight_decay": -1}, "`weight_decay` must not be negative"),
         ({"include": "*"}, "`include` must be a list of strs, found"),
         ({"exclude": (1,)}, "`exclude`, number 1, must be a str, found 1"),

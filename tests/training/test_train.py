@@ -131,25 +131,25 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
     base = ModelFolder(llama)
     vector = train(base, data, QUICK).vector
     for options, message in (
-        (replace(QUICK, mask="best"), "mask is one of magnitude, gradient"),
-        (replace(QUICK, scope="layer"), "scope is one of global, tensor"),
-        (replace(QUICK, optimizer="lion"), "optimizer is one of rmsprop, adam, adamw, sgd"),
+        (replace(QUICK, mask="best"), "`mask` is one of magnitude, gradient"),
+        (replace(QUICK, scope="layer"), "`scope` is one of global, tensor"),
+        (replace(QUICK, optimizer="lion"), "`optimizer` is one of rmsprop, adam, adamw, sgd"),
         (replace(QUICK, mask="random", scope="tensor"), "a random mask is drawn from all weights together"),
-        (replace(QUICK, via=0.95), "the first ticket of two is the denser one"),
-        (replace(QUICK, method="fft"), "--method fft has no mask"),
-        (replace(QUICK, method="lora", sparsity=None, l1=1.0), "pulls nothing"),
-        (replace(QUICK, relative_to="start"), "needs --start-from"),
+        (replace(QUICK, via=0.95), "`via` must be lower than `sparsity`"),
+        (replace(QUICK, method="fft"), "`method=fft` has no mask"),
+        (replace(QUICK, method="lora", sparsity=None, l1=1.0), "does not support `steps=0` or `l1`"),
+        (replace(QUICK, relative_to="start"), "needs `start_from`"),
         (replace(QUICK, patience=1), "needs examples to evaluate on"),
-        (replace(QUICK, low_memory=True, l1=1.0), "low-memory"),
-        (replace(QUICK, sparsity=None), "a sparsity is needed"),
+        (replace(QUICK, low_memory=True, l1=1.0), "`low_memory` does not support"),
+        (replace(QUICK, sparsity=None), "`sparsity` is required unless `mask_from` is given"),
     ):
         with pytest.raises(UsageError, match=message):
             train(base, data, options)
     for options in (replace(QUICK, mask="random"), replace(QUICK, scope="tensor"), replace(QUICK, via=0.5)):
-        with pytest.raises(UsageError, match="taken from another vector is neither"):
+        with pytest.raises(UsageError, match="cannot be combined with `mask`, `scope` or `via`"):
             train(base, data, options, mask_from=vector)
     dense = replace(QUICK, method="fft", sparsity=None)
-    with pytest.raises(UsageError, match="no mask that could be taken from, or kept off"):
+    with pytest.raises(UsageError, match="it takes no `mask_from` and no `disjoint_from`"):
         train(base, data, dense, disjoint_from=[vector])
 
 
@@ -316,14 +316,14 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
         ({"sparsity": 1.0}, "sparsity"),
         ({"steps": -1}, "steps"),
         ({"lr": float("nan")}, "lr"),
-        ({"batch_size": -1}, "batch-size"),
+        ({"batch_size": -1}, "`batch_size` must be greater than zero"),
         ({"device": "toaster"}, "device"),
         ({"schedule": "zigzag"}, "schedule"),
         ({"method": "magic"}, "method"),
-        ({"turns": "some"}, "turns is one of all, last"),
-        ({"pack": "yes"}, "pack must be True or False"),
+        ({"turns": "some"}, "`turns` is one of all, last"),
+        ({"pack": "yes"}, "`pack` must be True or False"),
         ({"dtype": "float8"}, "dtype"),
-        ({"eval_split": 1.0}, "eval-split"),
+        ({"eval_split": 1.0}, "`eval_split` must be at least 0"),
         ({"via": 1.5}, "sparsity"),
         ({"report_to": "nowhere"}, "`report_to=nowhere`"),
     ],
