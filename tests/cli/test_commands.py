@@ -60,7 +60,7 @@ def test_pack_and_unpack_give_the_tuned_model_back(
     with safe_open(file, "np") as opened:
         assert opened.metadata()["taskvec"]
     assert "all intact" in ok("verify", file)
-    assert f"all intact, and applies to {base} as promised" in ok("verify", file, "--base", base)
+    assert f"all intact, and applies to {base} as expected" in ok("verify", file, "--base", base)
 
 
 def test_what_unpack_writes_loads_and_computes(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
@@ -133,7 +133,13 @@ def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> N
     out, picture = tmp_path / "x.lota", tmp_path / "losses.png"
     evaluated = ("--eval-data", data, "--eval-steps", "1", "--eval-metric", "rouge1")
     said = ok("train", llama, data, "-o", out, *QUICK, *evaluated, "--plot", picture)
-    for line in ("first loss: ", "final loss: ", "tokens a second: ", "lowest evaluated loss: ", "highest rouge1: 0."):
+    for line in (
+        "first loss: ",
+        "final loss: ",
+        "tokens per second: ",
+        "lowest evaluated loss: ",
+        "highest rouge1: 0.",
+    ):
         assert f"\n{line}" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "\nentries that change their weight: " in said
@@ -165,7 +171,7 @@ def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path:
     assert "needs examples to evaluate on" in refused(2, *train, "--patience", "1")
     assert "--report-to nowhere" in refused(2, *train, "--report-to", "nowhere")
     (tmp_path / "x.lota.run").mkdir()
-    assert "--resume goes on with it" in refused(2, *train)
+    assert "--resume continues it" in refused(2, *train)
     ok(*train, "--force")
     assert [path.name for path in tmp_path.iterdir()] == ["x.lota"]
 
@@ -291,8 +297,8 @@ def test_eval_says_what_a_vector_changes_besides_weights(llama: Path, tuned: Pat
     ok("pack", llama, tmp_path / "chatty", "-o", tmp_path / "x.lota")
     done = inside("eval", llama, "--with", tmp_path / "x.lota", "--data", data)
     assert done.stderr == (
-        "taskvec: warning: x.lota also changes chat_template.jinja: only its weights are applied here; "
-        "unpack it for the rest\n"
+        "taskvec: warning: x.lota also changes chat_template.jinja: eval applies only its weights; "
+        "unpack applies all of it\n"
     )
     assert done.stdout == ok("eval", tuned, "--data", data)
 
@@ -396,7 +402,7 @@ def test_unpack_says_why_the_result_is_another(states: tuple[Path, Path], tmp_pa
     (base / "vocab.txt").write_bytes(b"other")
     unpack = ("unpack", tmp_path / "x.lota", "--base", base, "-o", tmp_path / "out", "--force")
     why = "vocab.txt is not as in the vector's base"
-    assert ok(*unpack).endswith(f"not the tuned checkpoint byte for byte: {why}\n")
+    assert ok(*unpack).endswith(f"not identical to the tuned checkpoint: {why}\n")
     (base / "vocab.txt").unlink()
     report = json.loads(ok(*unpack, "--json"))
     assert (report["exact"], report["differences"]) == (False, ["vocab.txt is not in the base"])
@@ -594,7 +600,7 @@ def test_help_documents_every_command_and_option() -> None:
     assert set(root.commands) == set(COMMANDS)
     for name, command in root.commands.items():
         said = ok(name, "--help")
-        assert command.help
+        assert command.help.splitlines()[-1].startswith(f"Example: taskvec {name} ")
         for parameter in command.params:
             assert all(option in said for option in parameter.opts if option.startswith("--")), (name, parameter.name)
     assert ok("--version").startswith("taskvec ")

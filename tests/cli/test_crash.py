@@ -187,7 +187,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     assert not output.exists()
     again = subprocess.run([*TASKVEC, *train, "-o", str(output)], check=False, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "x.lota.run holds an unfinished run: --resume goes on with it, --force starts anew" in again.stderr
+    assert "x.lota.run contains an unfinished run: --resume continues it, --force starts over" in again.stderr
 
     run(*train, "-o", output, "--resume")
     assert output.read_bytes() == (tmp_path / "whole.lota").read_bytes()
@@ -219,7 +219,7 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
     assert 0 < len(finished) < 160
     again = subprocess.run([*TASKVEC, *merge, "-o", str(output)], check=False, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "model.part holds an unfinished merge: --resume goes on with it, --force starts anew" in again.stderr
+    assert "model.part contains an unfinished merge: --resume continues it, --force starts over" in again.stderr
     other = [*TASKVEC, *merge, "--weights", "1,2", "-o", str(output), "--resume"]
     refused = subprocess.run(other, check=False, capture_output=True, text=True)
     assert refused.returncode == 1

@@ -95,7 +95,7 @@ def test_an_unfinished_training_stays_where_the_command_is_refused(work: Path) -
 
 def test_force_starts_a_merge_anew(work: Path) -> None:
     unfinished("merge", work / "m.part")
-    assert "--resume goes on with it, --force starts anew" in refused(2, *MERGE)
+    assert "--resume continues it, --force starts over" in refused(2, *MERGE)
     ok(*MERGE, "--force")
     assert not (work / "m.part").exists()
     ok(*MERGE[:-3], "whole", *MERGE[-2:])

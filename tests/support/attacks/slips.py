@@ -138,8 +138,8 @@ MISTAKEN = {
     "a device as data": ("train base /dev/zero -o x.lota", "/dev/zero is not a regular file; expected JSON lines"),
     "a FIFO to mix in": ("train base rows.jsonl --mix pipe:0.1 -o x.lota", "pipe is not a regular file"),
     "a mix without a share": ("train base rows.jsonl --mix rows.jsonl -o x.lota", "takes DATA:SHARE"),
-    "a vector beside a recipe": ("merge a.lota --recipe recipe.yml -o x", "VECTORS has no place beside it"),
-    "weights beside a recipe": ("merge --recipe recipe.yml --weights 1 -o x", "--weights has no place beside it"),
+    "a vector beside a recipe": ("merge a.lota --recipe recipe.yml -o x", "VECTORS cannot be used with --recipe"),
+    "weights beside a recipe": ("merge --recipe recipe.yml --weights 1 -o x", "--weights cannot be used with --recipe"),
     "nothing to merge": ("merge -o x.lota", "nothing to merge: give .lota files, or --recipe"),
     "a codec": ("pack base tuned --codec zip -o x.lota", "codec is one of auto, fast, paper64, plain, found 'zip'"),
     "a codec of a merge": ("merge a.lota --codec zip -o x.lota", "codec is one of auto, fast, paper64, plain"),
@@ -155,9 +155,12 @@ MISTAKEN = {
 NUMBERS = {
     "two bytes a shard": (
         "merge a.lota --base base --shard-size 2 -o x",
-        "--shard-size is a size such as 500MB or 2GB",
+        "--shard-size must be a size with a unit, such as 500MB or 2GB",
     ),
-    "two bytes a model": ("unpack a.lota --base base --max-size 2 -o x", "--max-size is a size such as 500MB or 2GB"),
+    "two bytes a model": (
+        "unpack a.lota --base base --max-size 2 -o x",
+        "--max-size must be a size with a unit, such as 500MB or 2GB",
+    ),
     "abc for weights": ("merge a.lota b.lota --weights abc -o x.lota", "--weights takes numbers .* found 'abc'"),
     "nothing for weights": ("merge a.lota b.lota --weights '' -o x.lota", "--weights takes numbers .* found ''"),
     "nan for a weight": ("merge a.lota b.lota --weights 1,nan -o x.lota", "weight of b.lota: .* found nan"),
