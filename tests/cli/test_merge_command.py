@@ -1,4 +1,4 @@
-"""`taskvec merge`, end to end, on a small real architecture."""
+"""End-to-end tests of `taskvec merge` on a small model of a real architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskvec_formats import ModelFolder
 
 @pytest.fixture(scope="module")
 def second(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another fine-tune of `llama`, packed."""
+    """A `.lota` file of another fine-tune of `llama`."""
     folder = tmp_path_factory.mktemp("second")
     tuned = perturb(llama, folder / "tuned", dtype="float32", seed=2)
     diff(ModelFolder(llama), ModelFolder(tuned)).save(folder / "second.lota")

@@ -1,4 +1,4 @@
-"""Work that was not finished is gone on with, or removed, where it is ours and everything else was checked."""
+"""Unfinished work is continued or removed only if taskvec wrote it and all other checks passed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.inputs import existing, into, make_inputs, snapshot
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all kinds of inputs, in which commands run."""
+    """The working directory, which contains all kinds of inputs."""
     monkeypatch.chdir(tmp_path)
     return make_inputs(tmp_path)
 
