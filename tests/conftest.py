@@ -1,4 +1,4 @@
-"""Shared fixtures: small real models, made on the fly once a run."""
+"""Shared fixtures: small models of real architectures, created once per test run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# the same examples on every machine, however slow it is: a red run can be repeated
+# the same examples on every machine, regardless of its speed, so that a failure can be reproduced
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
 
-# the models are so small that torch's threads would only wait for one another
+# for such small models, more threads make torch slower
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# nothing here may wait for a network
+# tests do not use the network
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
@@ -64,7 +64,7 @@ def vector(llama: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four lines, one of each form and one more."""
+    """Training data of four rows, in the forms prompt/completion, messages and text."""
     from support.models import write_rows
 
     return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl")

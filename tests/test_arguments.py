@@ -1,4 +1,4 @@
-"""Arguments that cannot be meant end in one sentence that names them, whatever their type."""
+"""Invalid arguments of the public functions, of any type: the error is one sentence that names the argument."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from taskvec_formats import ModelFolder
 
 
 class Case(NamedTuple):
-    """What the calls are made with."""
+    """Valid arguments for the calls."""
 
     base: Checkpoint
     tuned: Checkpoint
@@ -62,7 +62,7 @@ STRANGE: list[Any] = [
 
 
 def could_be_written(value: Any) -> bool:
-    """Whether a value is a name in the working folder, where tests leave nothing."""
+    """Whether a value is a valid path in the working directory, where tests must not write."""
     return (isinstance(value, str) and value == "x") or isinstance(value, Path)
 
 
@@ -125,7 +125,7 @@ def test_no_argument_ends_in_an_error_from_the_depths(call: str, case: Case) -> 
 
 
 def outcome(call: str, case: Case, value: Any) -> str:
-    """What a call is refused with; nothing where it is not."""
+    """Return the error message of a call, or an empty text if it succeeds."""
     try:
         CALLS[call](case, value)
     except (TaskvecError, FormatError, TypeError) as error:

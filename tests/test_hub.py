@@ -1,4 +1,4 @@
-"""What a user types is opened or named."""
+"""Opening a checkpoint by the reference that a user gives: a path or a Hub id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go one way, and the everyday commands start without torch."""
+"""Imports go in one direction, and commands that do not train or evaluate start without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAVY = {"torch", "transformers", "accelerate", "matplotlib"}
 
 
 def modules(package: str) -> dict[str, Path]:
-    """Dotted name -> file."""
+    """Return the modules of a package: dotted name -> file."""
     folder = PACKAGES[package]
     return {
         ".".join((package, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -31,7 +31,13 @@ def modules(package: str) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, *, known: set[str]) -> set[str]:
-    """Dotted names of what a file imports, wherever in it, relative names resolved against `known` modules."""
+    """Return the dotted names of all modules that a file imports, at any level of the code.
+
+    Args:
+        name: The dotted name of the file's module.
+        path: The file.
+        known: The modules of its package, to tell modules from other names in `from package import name`.
+    """
     found = set()
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -42,7 +48,7 @@ def imports(name: str, path: Path, *, known: set[str]) -> set[str]:
             if node.level:
                 parent = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parent, *([base] if base else [])])
-            # `from package import module` is an import of the module, not of the package's names
+            # `from package import module` imports the module, not a name that the package defines
             found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
     return found
 
@@ -68,7 +74,7 @@ def test_there_is_no_circle_inside_a_package(package: str) -> None:
         pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
 
 
-# the folders of the library from the lowest to the highest; those in one row do not import one another
+# the folders of the library, lowest first; folders in the same row do not import each other
 FLOORS = (
     {""},
     {"reporting"},
@@ -93,7 +99,7 @@ def test_folders_import_only_those_below_them() -> None:
     assert {folder(name) for name in known} == floors.keys()
     for name, path in known.items():
         if name in {"taskvec", "taskvec.api"}:
-            continue  # the public names, from everywhere
+            continue  # the public interface imports from all folders
         for other in imports(name, path, known=set(known)) & known.keys():
             here, there = folder(name), folder(other)
             assert here == there or floors[there] < floors[here], f"{name} imports {other}"
@@ -122,7 +128,7 @@ def test_every_module_says_what_it_is() -> None:
 def test_everyday_commands_load_no_framework(
     arguments: list[str], llama: Path, tuned: Path, vector: Path, tmp_path: Path
 ) -> None:
-    assert all(find_spec(name) for name in HEAVY), "what must not be loaded should be there to be loaded"
+    assert all(find_spec(name) for name in HEAVY), "this test needs the frameworks to be installed"
     filled = [a.format(f32=llama, tuned=tuned, vector=vector, tmp=tmp_path) for a in arguments]
     program = (
         "import sys; from taskvec_cli.main import main\n"

@@ -1,4 +1,4 @@
-"""Layer and module are read out of the names that common architectures use."""
+"""Layer and module of a tensor, parsed from its name, for the names of common architectures."""
 
 from __future__ import annotations
 

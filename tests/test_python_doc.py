@@ -1,4 +1,4 @@
-"""The programs of docs/python.md run as they are printed, one after another, with nothing but public names."""
+"""The programs in docs/python.md run unchanged, one after another, and use only public names."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The command line of taskvec: it parses, calls one library function, and renders the answer."""
+"""The command line of taskvec. Each command parses its arguments, calls the library and prints a report."""

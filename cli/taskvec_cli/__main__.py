@@ -1,4 +1,4 @@
-"""`python -m taskvec_cli`."""
+"""Entry point of `python -m taskvec_cli`."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""`--config`: options of a command from a file, below those on the command line."""
+"""The option `--config`: options of a command from a file. Options on the command line take precedence."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ if TYPE_CHECKING:
     from taskvec.training.config import Config
     from taskvec_formats import Checkpoint
 
-# what a command is told each time; trust_remote_code lets code run, which no file of a stranger may ask for
-_APART = {"config", "resume", "force", "json", "as_json", "dry_run", "trust_remote_code"}
+# only accepted on the command line; an untrusted file must not be able to set trust_remote_code, which runs code
+_COMMAND_LINE_ONLY = {"config", "resume", "force", "json", "as_json", "dry_run", "trust_remote_code"}
 
 
 class Rate:
-    """What the type hints of commands call a learning rate: a number, or "auto"."""
+    """The type of a learning rate in the type hints of commands: a number or "auto"."""
 
 
-RATE = "FLOAT|auto"  # in the help
+RATE = "FLOAT|auto"  # how the help shows that type
 
 
 def rate_of(text: str) -> Any:
-    """The learning rate that a text says. Raises typer.BadParameter."""
+    """Parse a learning rate.
+
+    Args:
+        text: A number or "auto".
+
+    Returns:
+        The number as a float, or "auto".
+
+    Raises:
+        typer.BadParameter: If the text is neither.
+    """
     try:
         return text if text == "auto" else float(text)
     except ValueError:
@@ -33,7 +43,7 @@ def rate_of(text: str) -> Any:
 
 
 def _kind(hint: Any) -> str:
-    """What a file may say of a parameter, by its type: text where that is a path."""
+    """Return the kind of value that a file may give for a parameter with this type hint; paths are given as text."""
     kinds = [hint] if get_origin(hint) is list else [each for each in get_args(hint) or (hint,) if each is not NoneType]
     if get_origin(kinds[0]) is list:
         return "list"
@@ -41,13 +51,16 @@ def _kind(hint: Any) -> str:
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:
+    """Read the file of `--config` and make its options the defaults of the command."""
     if path is not None and not context.resilient_parsing:
         from taskvec.training.config import Config
 
         assert context.command.callback is not None
         hints = get_type_hints(unwrap(context.command.callback))
-        kinds = {name: _kind(hint) for name, hint in hints.items() if name not in {"context", "return", *_APART}}
-        context.obj = Config.read(path, kinds, _APART)
+        kinds = {
+            name: _kind(hint) for name, hint in hints.items() if name not in {"context", "return", *_COMMAND_LINE_ONLY}
+        }
+        context.obj = Config.read(path, kinds, _COMMAND_LINE_ONLY)
         context.default_map = dict(context.obj.settings)
     return path
 
@@ -57,7 +70,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="Options from a YAML file, or those of the run that wrote a .lota file; options given here win.",
+        help="Read options from a YAML file, or from a .lota file written by taskvec train. "
+        "Options on the command line take precedence.",
         show_default=False,
         callback=_read,
         is_eager=True,
@@ -66,9 +80,15 @@ ConfigFile = Annotated[
 
 
 def settle(context: typer.Context, given: dict[str, Any]) -> set[str]:
-    """Set what the file says back to its default where the command line gives an option that replaces it.
+    """Reset options of the file that are replaced by another option on the command line, such as `steps` by `epochs`.
 
-    Returns the names of what was set: on the command line, if only to the default, or by the file to something else.
+    Args:
+        context: The context of the command.
+        given: Parameter name -> value; changed in place.
+
+    Returns:
+        The names of the parameters that were set: on the command line to any value, even the default, or by the file
+        to a value other than the default.
     """
     from taskvec.training.config import RIVALS
 
@@ -88,10 +108,16 @@ def settle(context: typer.Context, given: dict[str, Any]) -> set[str]:
 
 
 def compare(context: typer.Context, base: Checkpoint, data: Path, request: dict[str, Any]) -> None:
-    """Warn where a run is not the one whose record --config names.
+    """Print a warning for each difference between a run and the recorded run that `--config` names.
 
-    request: the arguments of `taskvec.training.train.train` by which it reads files.
-    Raises UsageError where the recorded run read a file that this one does not.
+    Args:
+        context: The context of the command.
+        base: The base of the run.
+        data: Its training data.
+        request: The arguments of `taskvec.training.train.train` that name further files to read.
+
+    Raises:
+        UsageError: If the recorded run read a file that this run does not read.
     """
     config: Config | None = context.obj
     if config is None:
@@ -101,6 +127,5 @@ def compare(context: typer.Context, base: Checkpoint, data: Path, request: dict[
 
     config.check_given(**request)
     for difference in config.differences(base, data, **request):
-        render.say(
-            f"taskvec: warning: not the run of {config.path}: {with_flags(difference, context.params)}", err=True
-        )
+        sentence = with_flags(difference, context.params)
+        render.say(f"taskvec: warning: this run differs from that of {config.path}: {sentence}", err=True)

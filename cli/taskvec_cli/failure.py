@@ -1,4 +1,4 @@
-"""From an exception to one sentence and an exit code."""
+"""Error messages and exit codes for exceptions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ _OPTION = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 
 def with_flags(text: str, names: Collection[str]) -> str:
-    """A sentence of the library, in which options stand as `name` or `name=value`, for the command line: --name value.
+    """Rewrite the options in a message of the library as flags of the command line.
 
     Args:
-        text: The sentence. Names of other things in backticks stay as they are.
-        names: Those of the options, with underscores.
+        text: The message. Options are written as `name` or `name=value`, in backticks. Other names in backticks are
+            left unchanged.
+        names: The names of the options, with underscores.
+
+    Returns:
+        The message with --name or --name value in place of each option.
     """
 
     def flag(found: re.Match[str]) -> str:
@@ -33,7 +37,16 @@ def with_flags(text: str, names: Collection[str]) -> str:
 
 
 def explain(error: Exception, names: Collection[str]) -> tuple[str, int]:
-    """What to tell the user, and how to exit. An error of neither package is a bug, and says how to see it whole."""
+    """Return the message and the exit code for an exception.
+
+    Args:
+        error: Any exception. One that neither the packages nor the system raise on purpose is reported as unexpected,
+            together with how to see its traceback.
+        names: The names of the options, with underscores.
+
+    Returns:
+        The message, one sentence, and the exit code: 2 for usage errors, 1 for failures.
+    """
     if isinstance(error, OutputExistsError):
         return f"{error}; --force replaces it", USAGE
     if isinstance(error, UsageError):
@@ -45,4 +58,4 @@ def explain(error: Exception, names: Collection[str]) -> tuple[str, int]:
         return printable(named), FAILURE
     if isinstance(error, MemoryError):
         return "out of memory", FAILURE
-    return printable(f"unexpected {type(error).__name__}: {error} (TASKVEC_DEBUG=1 shows where)"), FAILURE
+    return printable(f"unexpected {type(error).__name__}: {error} (set TASKVEC_DEBUG=1 to see the traceback)"), FAILURE

@@ -1,6 +1,6 @@
-"""The `taskvec` command. Library modules are imported inside the commands: `--help` stays quick."""
+"""The command `taskvec`. Library modules are imported inside the commands, so that `--help` is fast."""
 
-# annotations are evaluated where they stand: as strings each would be evaluated twice while commands are set up
+# no `from __future__ import annotations`: typer would evaluate each annotation twice, which takes time at start-up
 import gc
 import os
 import sys
@@ -19,10 +19,10 @@ from .train import train
 
 
 class _Commands(TyperGroup):
-    """Draws its help with rich alone: typer's own loads a Markdown parser, which takes longer than all the rest."""
+    """The group of all commands. It renders its help with rich, since typer would load a slow Markdown parser."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help."""
+        """Print the help of `taskvec`: its options and a table of the commands."""
         from rich.console import Console
         from rich.panel import Panel
         from rich.table import Table
@@ -33,8 +33,8 @@ class _Commands(TyperGroup):
         console.print(f"\n Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]...\n\n {self.help}\n", markup=False)
         for title, rows in (("Options", options), ("Commands", commands)):
             table = Table.grid(padding=(0, 2))
-            for name, said in rows:
-                table.add_row(f"[bold cyan]{name}[/]", said)
+            for name, text in rows:
+                table.add_row(f"[bold cyan]{name}[/]", text)
             console.print(Panel(table, title=title, title_align="left", border_style="dim"))
 
 
@@ -48,10 +48,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODEL = "Model folder, .safetensors file or Hub id."
-Base = Annotated[str, typer.Argument(metavar="BASE", help=_MODEL, show_default=False)]
-Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=_MODEL, show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+_MODEL = "a model folder, a .safetensors file or a Hub id."
+Base = Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {_MODEL}", show_default=False)]
+Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=f"The tuned model: {_MODEL}", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -66,9 +66,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def _keep_memory() -> None:
-    """Let the C library keep freed memory: blocks come and go, and each time new pages would have to be zeroed.
+    """Tune the C library's allocator and Python's garbage collector for large blocks and many small objects.
 
-    Cycles of Python objects are looked for seldom, too: each time all objects of a long list of tensors are visited.
+    The C library keeps freed memory, since the system would have to zero new pages for each block. The garbage
+    collector runs rarely, since each run visits every object of a long list of tensors.
     """
     gc.set_threshold(200_000, 50, 1000)
     if sys.platform == "linux":
@@ -83,7 +84,7 @@ def _keep_memory() -> None:
 app.command(short_help="Train a sparse task vector.")(train)
 
 
-@app.command(short_help="Store what fine-tuning changed, exactly.")
+@app.command(short_help="Store a fine-tune as a task vector.")
 def pack(
     base: Base,
     tuned: Tuned,
@@ -91,22 +92,34 @@ def pack(
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="Keep only the top 1 − S of all weights that could change, by magnitude.", show_default=False
+            help="Share of the eligible weights without an entry, e.g. 0.9; only the largest changes are kept.",
+            show_default=False,
         ),
     ] = None,
     kind: Annotated[
-        str, typer.Option(help="vector: deltas, standalone, to be merged. patch: new bits relative to BASE, smaller.")
+        str,
+        typer.Option(
+            help="vector: deltas, which can be merged. patch: new bits, smaller, but not mergeable and "
+            "readable only with BASE."
+        ),
     ] = "vector",
     codec: Annotated[
         str,
         typer.Option(
-            help="auto: the smallest. fast: the quickest to write. paper64: 64 bits an entry. plain: uncompressed."
+            help="Compression: auto (smallest file), fast (fastest to write), paper64 (64 bits per entry) or "
+            "plain (none)."
         ),
     ] = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Store what fine-tuning changed: all of it, exact to the last bit, or with --sparsity its largest part."""
+    """Store the difference between a tuned model and its base as a task vector.
+
+    All changes are stored, exact to the last bit.
+    With --sparsity, only the largest changes are kept.
+
+    Example: taskvec pack base/ tuned/ -o tuned.lota
+    """
     from taskvec import diff, open_checkpoint
     from taskvec.destination import check_file
     from taskvec.vectors.diff import check_kind
@@ -125,19 +138,24 @@ def pack(
     render.report_file(output, as_json)
 
 
-@app.command(short_help="Write the complete model folder.")
+@app.command(short_help="Apply a task vector and write the model folder.")
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
-    base: Annotated[str, typer.Option("--base", help="The base it was taken from.", show_default=False)],
+    base: Annotated[str, typer.Option("--base", help=f"The base of the vector: {_MODEL}", show_default=False)],
     output: ModelFolder,
     max_size: Annotated[
         str | None,
-        typer.Option(help="Largest model to write, e.g. 20GB.", show_default="four times BASE and 268 MB"),
+        typer.Option(help="Maximum size of the model, e.g. 20GB.", show_default="4 × the size of the base + 268 MB"),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the complete model folder: the base with the vector applied, checked to the last bit."""
+    """Apply a task vector to its base and write the complete model folder.
+
+    The folder is read back and checked before it is moved into place.
+
+    Example: taskvec unpack tuned.lota --base base/ -o model/
+    """
     from taskvec import TaskVector, apply, open_checkpoint
 
     from . import render
@@ -147,8 +165,8 @@ def unpack(
     with progress_bars() as progress:
         applied = apply(opened, checkpoint, output, force=force, max_bytes=most, progress=progress)
     if as_json:
-        said = {"exact": applied.exact, "differences": applied.differences, "not_carried": applied.left_out}
-        render.report_folder(output, as_json, **said)
+        facts = {"exact": applied.exact, "differences": applied.differences, "not_carried": applied.left_out}
+        render.report_folder(output, as_json, **facts)
         return
     render.report_folder(output, as_json)
     if applied.left_out:
@@ -157,32 +175,37 @@ def unpack(
         render.say(render.exactness(applied))
 
 
-app.command(short_help="Merge vectors of one base.")(merge)
+app.command(short_help="Merge task vectors of one base.")(merge)
 
 
-@app.command(short_help="Add, scale, negate and chain vectors.")
+@app.command(short_help="Add, scale, negate and compose task vectors.")
 def arith(
     expression: Annotated[
         str,
         typer.Argument(
             metavar="EXPRESSION",
-            help='Names of .lota files, numbers, + - * / >> and parentheses: "0.5*a.lota + (b.lota - c.lota)".',
+            help="Names of .lota files and numbers, combined with + - * / >> and parentheses.",
             show_default=False,
         ),
     ],
     output: LotaFile,
     base: Annotated[
         str | None,
-        typer.Option("--base", help="For >>: what its first vector starts from; then it is exact.", show_default=False),
+        typer.Option(
+            "--base", help="The base of the first vector of a >> b; the result is then exact.", show_default=False
+        ),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Add, scale, negate and chain vectors; a >> b is what a does and then what b does to the result.
+    """Add, scale, negate and compose task vectors.
 
-    File names hold + - / >> too: such an operator needs white space on both sides.
-    A name that holds white space, parentheses or * stands in quotation marks.
-    An expression that begins with a minus stands in parentheses, "(-a.lota)", or behind --.
+    The composition a >> b applies a, then b to the result.
+    Put white space around + - / and >>, which are also allowed in file names.
+    Quote names that contain white space, parentheses or *.
+    Put an expression that begins with a minus in parentheses or after --.
+
+    Example: taskvec arith "0.5*a.lota + (b.lota - c.lota)" -o d.lota
     """
     from taskvec import open_checkpoint
     from taskvec.algebra.expression import Expression
@@ -193,7 +216,7 @@ def arith(
 
     parsed = Expression(expression)
     if base is not None and not parsed.composes:
-        raise UsageError("--base is for >>, which the expression does not hold")
+        raise UsageError("--base is for >>, which the expression does not contain")
     checkpoint = open_checkpoint(base) if base is not None else None
     check_file(output, force=force, inputs=checkpoint.inputs if checkpoint else ())
     with progress_bars() as progress:
@@ -201,17 +224,20 @@ def arith(
     render.report_file(output, as_json)
 
 
-@app.command(short_help="Keep the largest entries of a vector.")
+@app.command(short_help="Keep the largest entries of a task vector.")
 def shrink(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     output: LotaFile,
     sparsity: Annotated[
-        float, typer.Option(help="Share of eligible weights without an entry, e.g. 0.99.", show_default=False)
+        float, typer.Option(help="Share of the eligible weights without an entry, e.g. 0.99.", show_default=False)
     ],
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a smaller vector: the entries of largest magnitude, as many as --sparsity leaves."""
+    """Keep the entries of largest magnitude of a task vector.
+
+    Example: taskvec shrink sql.lota -o small.lota --sparsity 0.99
+    """
     from taskvec import TaskVector
     from taskvec.destination import check_file
 
@@ -224,7 +250,7 @@ def shrink(
     render.report_file(output, as_json)
 
 
-@app.command(short_help="Show what is in a file, and how masks overlap.")
+@app.command(short_help="Describe .lota files and compare their masks.")
 def inspect(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
@@ -232,11 +258,16 @@ def inspect(
     as_json: Json = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw a blocks × modules heat map: .png, .svg or .pdf.", show_default=False, **FILE),
+        typer.Option(
+            help="Draw a heat map (blocks × modules) to this file: .png, .svg or .pdf.", show_default=False, **FILE
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a picture that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
 ) -> None:
-    """Show what is in a file; of several files also how their masks overlap."""
+    """Describe .lota files and, if there are several, the overlap of their masks.
+
+    Example: taskvec inspect sql.lota maths.lota --plot overlap.png
+    """
     from taskvec import TaskVector, overlap
     from taskvec.vectors.source import inputs_of
 
@@ -271,15 +302,20 @@ def inspect(
         render.say(f"picture: {plot}")
 
 
-@app.command(short_help="Check every checksum and decode every entry.")
+@app.command(short_help="Check the integrity of a .lota file.")
 def verify(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[
-        str | None, typer.Option("--base", help="Also apply it to this base, in memory.", show_default=False)
+        str | None, typer.Option("--base", help=f"Also apply it to this base: {_MODEL}", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every checksum and decode every entry; with --base also that the result is the one promised."""
+    """Check every checksum of a .lota file and decode every entry.
+
+    With --base, the vector is also applied in memory and the result is checked.
+
+    Example: taskvec verify tuned.lota --base base/
+    """
     from taskvec import TaskVector
     from taskvec import verify as verify_vector
 
@@ -291,46 +327,66 @@ def verify(
     if as_json:
         render.print_json({"path": str(vector), "ok": True, "base_checked": base is not None})
     else:
-        against = f", and applies to {base} as promised" if base is not None else ""
+        against = f", and applies to {base} as expected" if base is not None else ""
         render.say(f"{vector}: {len(opened)} tensors, all intact{against}")
 
 
-@app.command("eval", short_help="Score a model on held-out data.")
+@app.command("eval", short_help="Evaluate a model on held-out data.")
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder or Hub id.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.", show_default=False)],
     data: Annotated[Path, typer.Option(help=DATA, show_default=False)],
     vectors: Annotated[
         list[Path] | None,
-        typer.Option("--with", help="A .lota file to apply; several, once a file, are merged.", show_default=False),
+        typer.Option(
+            "--with",
+            help="A .lota file to apply to MODEL; may be repeated, several vectors are merged.",
+            show_default=False,
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="loss, exact_match or rouge1; once a metric.", show_default="loss"),
+        typer.Option(help="loss, exact_match or rouge1; may be repeated.", show_default="loss"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 32,
-    max_length: Annotated[int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="Examples per batch.")] = 32,
+    max_length: Annotated[
+        int, typer.Option(help="Maximum number of tokens per example; a longer prompt loses its beginning.")
+    ] = 1024,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Where an answer is cut off.", show_default="the longest completion + 8, at most half of --max-length"
+            help="Maximum number of tokens per answer.",
+            show_default="the longest completion + 8, at most half of --max-length",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Take only the first examples.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto (an accelerator where there is one), cpu, cuda:1, …")] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many examples, from the beginning.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (an accelerator if available), or a name such as cpu, cuda or cuda:1.")
+    ] = "auto",
     answers: Annotated[
         Path | None,
-        typer.Option(help="Write prompt, completion and answer as JSON lines.", show_default=False, **FILE),
+        typer.Option(
+            help="Write prompts, completions and answers to this file, as JSON lines.", show_default=False, **FILE
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
-            "--trust-remote-code", help="Run Python code from the model folder, where the model has code of its own."
+            "--trust-remote-code",
+            help="Allow Python code from the model folder to run, for models that have such code.",
         ),
     ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Score MODEL, with the vectors of --with on it, on held-out data: loss, exact match, ROUGE-1."""
+    """Evaluate a model on held-out data: loss, exact match and ROUGE-1.
+
+    Vectors given by --with are applied in memory.
+    Several vectors are merged first.
+
+    Example: taskvec eval base/ --with sql.lota --data test.jsonl --metric loss
+    """
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
     from taskvec.data.examples import check_examples, read_examples
@@ -354,13 +410,13 @@ def evaluate(
     if answers is not None:
         check_file(answers, force=force, inputs=[*files, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
-        # torch takes seconds and memory: only once all that can be refused without it has been
+        # importing torch takes seconds, so every check that does not need it comes first
         from taskvec.evaluation.evaluate import evaluate_checkpoint, write_answers
 
-        worn = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
+        vector = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
         evaluation = evaluate_checkpoint(
             checkpoint,
-            worn,
+            vector,
             examples,
             metrics,
             device=device,
@@ -372,24 +428,30 @@ def evaluate(
         )
     if answers is not None:
         write_answers(answers, examples, evaluation.answers, force=force)
-    merged = worn.provenance if worn is not None and len(opened) > 1 else None
+    merged = vector.provenance if vector is not None and len(opened) > 1 else None
     summary = render.evaluation_summary(model, vectors or (), merged, data, evaluation)
     if as_json:
         render.print_json(summary)
     else:
         render.print_evaluation(summary)
-    if worn is not None and (warning := render.evaluation_warning(worn)):
+    if vector is not None and (warning := render.evaluation_warning(vector)):
         render.say(f"taskvec: warning: {warning}", err=True)
     if warning := render.truncation_warning(summary):
         render.say(f"taskvec: warning: {warning}", err=True)
 
 
-@app.command(short_help="Do all of it on a real model.")
+@app.command(short_help="Run the whole workflow on a real model.")
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to keep everything.")] = Path("taskvec-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.")] = Path("taskvec-demo"),
     as_json: Json = False,
 ) -> None:
-    """Do all of it on a real model: train two tickets, merge them, compare, and ask the merged model."""
+    """Run the whole workflow on a real model.
+
+    Two tickets are trained, merged and compared.
+    The merged model then answers questions of both tasks.
+
+    Example: taskvec demo taskvec-demo/
+    """
     from taskvec.demo.run import run
 
     from . import render
@@ -404,17 +466,22 @@ def demo(
 
 @cache
 def option_names() -> frozenset[str]:
-    """The names of all options that a command has, with underscores."""
+    """Return the names of the options of all commands, with underscores and without leading hyphens."""
     commands = typer.main.get_group(app).commands.values()
-    spelt = (flag for command in commands for each in command.params for flag in each.opts)
-    return frozenset(flag.lstrip("-").replace("-", "_") for flag in spelt)
+    flags = (flag for command in commands for each in command.params for flag in each.opts)
+    return frozenset(flag.lstrip("-").replace("-", "_") for flag in flags)
 
 
 def main() -> None:
-    """Run the command; errors become one sentence on standard error and an exit code: 2 for usage, 1 for failures."""
+    """Run the command line.
+
+    An error is printed to standard error as one sentence. The exit code is 2 for usage errors and 1 for failures. With
+    TASKVEC_DEBUG=1 the exception is raised instead.
+    """
     streams.repair()
     debugs = bool(os.environ.get("TASKVEC_DEBUG"))
-    # this process runs one command, and every thread in it is known; a traceback does not leave its process
+    # forking is safe here: the process runs one command, and all its threads are known;
+    # when debugging, one process is used, since tracebacks of worker processes are lost
     os.environ.setdefault("TASKVEC_PROCESSES", "0" if debugs else "1")
     try:
         app()

@@ -1,4 +1,4 @@
-"""`taskvec merge`: a command with many options, in panels."""
+"""The command `taskvec merge`. Its options are grouped in panels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from taskvec import Checkpoint
     from taskvec.merging.recipe import Recipe
 
-_METHOD = "Options of methods"
+_METHOD = "Method options"
 _FOLDER = "Model folder (--base)"
 _OPTIONS = "method weights lam density dialect elect normalize rescale gamma seed on_overlap".split()
 
@@ -21,88 +21,111 @@ _OPTIONS = "method weights lam density dialect elect normalize rescale gamma see
 def merge(
     vectors: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="VECTORS", help="One or more .lota files of one base.", show_default=False),
+        typer.Argument(metavar="VECTORS", help="One or more .lota files with the same base.", show_default=False),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
-            help="What to write.",
+            help="The .lota file to write; with --base, the model folder.",
             metavar="PATH",
-            show_default="merged.lota; a model folder: merged/",
+            show_default="merged.lota; for a model folder merged/",
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, breadcrumbs or "
-            "breadcrumbs_ties.",
+            help="Merge method: auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, "
+            "breadcrumbs or breadcrumbs_ties.",
             show_default="auto",
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="One factor a vector, e.g. 1,0.5.", show_default="1 each")] = None,
-    lam: Annotated[float | None, typer.Option("--lambda", help="A factor of the whole.", show_default="1")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One factor per vector, separated by commas, e.g. 1,0.5.", show_default="1 each")
+    ] = None,
+    lam: Annotated[
+        float | None, typer.Option("--lambda", help="Factor that scales the merged vector.", show_default="1")
+    ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="A merge file of mergekit's, which says all but the output.", show_default=False),
+        typer.Option(
+            help="A configuration file of mergekit, which names the models, the method and its options.",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Write a model folder: this base, merged.", show_default=False)
+        str | None,
+        typer.Option(
+            "--base",
+            help="Write a model folder: the merged vector applied to this base, a model folder, .safetensors file or "
+            "Hub id.",
+            show_default=False,
+        ),
     ] = None,
     density: Annotated[
         str | None,
         typer.Option(
-            help="Share of its eligible weights that a vector keeps: one number, or one a vector.",
-            show_default="1 for ties; needed by others",
+            help="Share of its eligible weights that each vector keeps: one number, or one per vector, separated by "
+            "commas.",
+            show_default="1 for ties; required by other methods that prune",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     dialect: Annotated[
         str | None,
         typer.Option(
-            help="Whose numbers: reference, those of the papers; mergekit; peft.",
+            help="Which implementation to match: reference (the papers), mergekit or peft.",
             show_default="reference",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     elect: Annotated[
         str | None,
-        typer.Option(help="Elect signs by mass or by frequency.", show_default="mass", rich_help_panel=_METHOD),
+        typer.Option(
+            help="How to elect signs: by total magnitude (mass) or by number of vectors (frequency).",
+            show_default="mass",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="Divide: by the number of vectors that agree, or by weights.",
-            show_default="as the method does",
+            help="Whether to divide each sum: by the number of vectors that agree (ties methods) or by the sum of the "
+            "weights (other methods).",
+            show_default="depends on the method",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     rescale: Annotated[
         str | None,
         typer.Option(
-            help="What is left grows by 1/density, or until the norm is what it was: none, density or norm.",
-            show_default="as the method does",
+            help="How to scale the entries that remain: none, density (divide by the density) or norm (restore the "
+            "L1 norm of the tensor).",
+            show_default="depends on method and dialect",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     gamma: Annotated[
         float | None,
         typer.Option(
-            help="Share of the largest changes that breadcrumbs leave out.",
+            help="Share of the largest changes that the breadcrumbs methods leave out.",
             show_default="0.01",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of what is dropped at random.", show_default="0", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Seed of the random choice of entries in the dare methods.", show_default="0", rich_help_panel=_METHOD
+        ),
     ] = None,
     on_overlap: Annotated[
         str | None,
         typer.Option(
-            help="Where disjoint masks meet after all: error, sum, mean, larger or first.",
+            help="What the method disjoint does if masks share a position: error, sum, mean, larger (the larger "
+            "magnitude) or first (the first vector).",
             show_default="error",
             rich_help_panel=_METHOD,
         ),
@@ -111,7 +134,7 @@ def merge(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Any option of the method, also of one from another package; may be repeated.",
+            help="Any option of the method, including methods of other packages; may be repeated.",
             show_default=False,
             rich_help_panel=_METHOD,
         ),
@@ -119,27 +142,37 @@ def merge(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Round tensors to float32, bfloat16 or float16.",
-            show_default="the base's",
+            help="Dtype of the tensors: float32, bfloat16 or float16.",
+            show_default="the dtypes of the base",
             rich_help_panel=_FOLDER,
         ),
     ] = None,
     shard_size: Annotated[
         str | None,
         typer.Option(
-            help="Most bytes of a shard, e.g. 2GB.", show_default="the base's shards", rich_help_panel=_FOLDER
+            help="Maximum size of a shard, e.g. 2GB.", show_default="the shards of the base", rich_help_panel=_FOLDER
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a merge that was interrupted.", rich_help_panel=_FOLDER)
+        bool, typer.Option("--resume", help="Continue an interrupted merge.", rich_help_panel=_FOLDER)
     ] = False,
     codec: Annotated[
-        str, typer.Option(help="Of a .lota file. auto: the smallest. fast: the quickest to write. paper64, plain.")
+        str,
+        typer.Option(
+            help="Compression of a .lota file: auto (smallest file), fast (fastest to write), paper64 (64 bits per "
+            "entry) or plain (none)."
+        ),
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Merge vectors of one base. auto adds disjoint masks up; where masks meet it elects signs (TIES, no trimming)."""
+    """Merge task vectors of one base into a .lota file or a model folder.
+
+    The method auto adds vectors whose masks are disjoint.
+    If masks overlap, it elects signs (TIES without trimming).
+
+    Example: taskvec merge sql.lota maths.lota -o both.lota --weights 1,0.5
+    """
     given = dict(locals())
     from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
@@ -191,7 +224,7 @@ def merge(
             )
         else:
             if checkpoint is not None:
-                Application(merged, checkpoint, progress)  # the base of the recipe must be that of its files
+                Application(merged, checkpoint, progress)  # checks that the vectors fit the base of the recipe
             notes = [*check_tokenizers(parents), *(asked.notes_on_file() if asked else [])]
             merged.save(destination, progress, codec, force=force)
     made = merged.provenance
@@ -204,7 +237,7 @@ def merge(
 
 
 def _options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
-    """What --option says: name -> value of options of the method."""
+    """Parse the values of `--option`: option name -> value, checked against the options of the method."""
     from taskvec.errors import UsageError
     from taskvec.merging.registry import AUTO, method_of
 
@@ -229,18 +262,19 @@ def _options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(given: dict[str, Any]) -> "Recipe":
+    """Read the recipe; refuse arguments that it replaces."""
     from taskvec.errors import UsageError
     from taskvec.merging.recipe import Recipe
 
     for name in ("vectors", "base", "option", *_OPTIONS):
         if given[name] not in (None, []):
             shown = {"lam": "--lambda", "vectors": "VECTORS"}.get(name, f"--{name.replace('_', '-')}")
-            raise UsageError(f"the recipe says what to merge and how: {shown} has no place beside it")
+            raise UsageError(f"{shown} cannot be used with --recipe: the recipe names the models and all options")
     return Recipe.read(given["recipe"])
 
 
 def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None", *, to_folder: bool) -> Path:
-    """Refuse what cannot be written, before any work is done."""
+    """Check the output before any work is done, and return its path."""
     from taskvec.applying.apply import WORK
     from taskvec.destination import check_apart, check_file, check_folder
     from taskvec.errors import UsageError
@@ -249,7 +283,7 @@ def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None",
     if not to_folder:
         for name in ("dtype", "shard_size", "resume"):
             if given[name]:
-                raise UsageError(f"--{name.replace('_', '-')} is for a model folder: --base says of which model")
+                raise UsageError(f"--{name.replace('_', '-')} is for a model folder, not for a .lota file")
         return check_file(output, force=given["force"], inputs=read)
     if given["codec"] != "auto":
         raise UsageError("--codec is for a .lota file, not for a model folder")
@@ -262,10 +296,12 @@ def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None",
 
 
 def _part_of(output: Path) -> Path:
+    """Return the folder for unfinished work on a model folder."""
     return output.with_name(f"{output.name}.part")
 
 
 def _numbers(name: str, text: str) -> list[float]:
+    """Parse numbers separated by commas, the value of an option."""
     from taskvec.errors import UsageError
 
     try:

@@ -1,4 +1,4 @@
-"""What the commands that write share: names and sizes of outputs, and the work that one before left unfinished."""
+"""Options and checks that several commands share: output paths, sizes, and unfinished work."""
 
 import re
 from pathlib import Path
@@ -10,27 +10,39 @@ _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([kKMGT])(i?)B?")
 
 
 def file_name(text: str) -> Path:
-    """A file to write, from the text that was typed: as a path it would lose the slash of a folder."""
+    """Parse the name of an output file.
+
+    A Path drops a trailing slash, so the check is made on the text.
+
+    Raises:
+        UsageError: If the text is empty or ends with a slash.
+    """
     from taskvec.errors import UsageError
 
     if not text or text.endswith("/"):
-        raise UsageError(f"the output is a file, which needs a name, found {text!r}")
+        raise UsageError(f"the output is a file: expected a file name, found {text!r}")
     return Path(text)
 
 
 def folder_name(text: str) -> Path:
-    """A folder to write, from the text that was typed: as a path no text would be the current folder."""
+    """Parse the name of an output folder.
+
+    The Path of an empty text is the current folder, so the check is made on the text.
+
+    Raises:
+        UsageError: If the text is empty.
+    """
     from taskvec.errors import UsageError
 
     if not text:
-        raise UsageError(f"the output is a folder, which needs a name, found {text!r}")
+        raise UsageError(f"the output is a folder: expected a folder name, found {text!r}")
     return Path(text)
 
 
-# the options of a file that is going to be written
+# keyword arguments of typer.Option for an output file
 FILE: dict[str, Any] = {"parser": file_name, "metavar": "PATH"}
-# what a command that reads examples takes
-DATA = "JSON lines, JSON, CSV or Parquet; a folder of such files; or a Hub id, org/name:split."
+# help text of arguments and options that name examples
+DATA = "A file of JSON lines, JSON, CSV or Parquet, a folder of such files, or a Hub id such as org/name:split."
 LotaFile = Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False, **FILE)]
 ModelFolder = Annotated[
     Path,
@@ -41,23 +53,42 @@ ModelFolder = Annotated[
 
 
 def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> None:
-    """Refuse, before any work, a folder of unfinished work that is in use, or of which it is not said what to do.
+    """Check, before any work begins, that a folder of unfinished work may be used.
 
-    Raises ResumeError, also for a folder that holds something else, and UsageError.
+    Args:
+        folder: The folder in which the command keeps its unfinished work; it need not exist.
+        kind: The kind of work, "run" or "merge".
+        resume: Whether the command continues unfinished work.
+        force: Whether it discards unfinished work.
+
+    Raises:
+        ResumeError: If the folder is in use, or contains anything other than work of this kind.
+        UsageError: If there is unfinished work and neither `resume` nor `force` is set.
     """
     from taskvec.errors import UsageError
     from taskvec.resume import holds_work
 
     if holds_work(folder, kind) and not resume and not force:
-        raise UsageError(f"{folder} holds an unfinished {kind}: --resume goes on with it, --force starts anew")
+        raise UsageError(f"{folder} contains an unfinished {kind}: --resume continues it, --force starts over")
 
 
 def parse_size(option: str, text: str) -> int:
-    """Bytes from 500MB or 2GB, powers of ten, or 500MiB, powers of two, as transformers reads them."""
+    """Parse a size such as 500MB or 2GB (powers of ten) or 500MiB (powers of two), as transformers does.
+
+    Args:
+        option: The option that gives the size, for the error message.
+        text: A number with a unit.
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        UsageError: If the text is no such size.
+    """
     from taskvec.errors import UsageError
 
     found = _SIZE.fullmatch(text.strip())
     if not found:
-        raise UsageError(f"{option} is a size such as 500MB or 2GB, found {text!r:.80}: a number needs a unit")
+        raise UsageError(f"{option} must be a size with a unit, such as 500MB or 2GB, found {text!r:.80}")
     thousand = 1024 if found[3] else 1000
     return int(float(found[1]) * thousand ** (1 + "KMGT".index(found[2].upper())))

@@ -1,4 +1,4 @@
-"""Progress of a command on standard error."""
+"""Progress bars of commands, on standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """`taskvec.reporting.bars.progress_bars`, imported when it is needed: `--help` does without the library."""
+    """Show progress while the block runs.
+
+    This is `taskvec.reporting.bars.progress_bars`, imported on use, so that `--help` does not load the library.
+
+    Yields:
+        The progress callback.
+    """
     from taskvec.reporting import bars
 
     with bars.progress_bars() as progress:

@@ -1,4 +1,8 @@
-"""Answers as text: sizes, tables, JSON."""
+"""Reports of commands, as text and as JSON.
+
+Functions named `*_summary` return the content of a JSON report. Functions named `print_*` and `*_lines` give the same
+report as text.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,13 @@ if TYPE_CHECKING:
     from taskvec.training.preview import Preview
     from taskvec.training.train import TrainingResult
 
-_LINE, _CELL = 4000, 200  # the most characters of a line and of a cell of a table
-_RISEN = 1.2  # times the first loss of calibration, one batch, is more than noise
-_ROWS = 200  # the most rows of a table
+_LINE, _CELL = 4000, 200  # maximum number of characters in a line, and in a cell of a table
+_RISEN = 1.2  # a calibration loss above this multiple of the first one, that of a single batch, is more than noise
+_ROWS = 200  # maximum number of rows in a table
 
 
 def size(count: float) -> str:
-    """Bytes for people: 1.2 MB (powers of ten, as disks are sold)."""
+    """Format a number of bytes with a decimal unit, such as 1.2 MB (10^6 bytes)."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -42,17 +46,30 @@ def size(count: float) -> str:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line, made safe for a terminal: much of what is reported comes from files."""
+    """Print one line, with control characters escaped, since names and texts may come from untrusted files.
+
+    Args:
+        line: The line; it is cut to 4,000 characters.
+        err: Whether to print to standard error.
+    """
     typer.echo(printable(line, _LINE), err=err)
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document to standard output."""
     typer.echo(json_text(document))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table; columns after the first are aligned to the right. In a pipe it is as wide as it needs to be."""
+    """Print a table to standard output.
+
+    Off a terminal it is as wide as its content. At most 200 rows are printed.
+
+    Args:
+        columns: The headers. The first column is aligned to the left, the others to the right.
+        rows: The cells of each row.
+        title: A title above the table.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -63,7 +80,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows[:_ROWS]:
-        # as Text, since rich takes a string for markup
+        # rich would parse a string as markup
         table.add_row(*(Text(printable(cell, _CELL)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -72,11 +89,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
     if len(rows) > _ROWS:
-        say(f"  and {len(rows) - _ROWS:,} more; --json prints all")
+        say(f"  and {len(rows) - _ROWS:,} more rows; --json prints all of them")
 
 
 def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
-    """What `inspect --json` says of one file."""
+    """Return what `inspect --json` prints for one file.
+
+    Args:
+        path: The path of the file, as it was given.
+        vector: The opened file.
+        file_size: Its size in bytes.
+    """
     summary = vector.summary()
     entries = summary["entries"]
     size = {"bytes": file_size, "bits_per_entry": 8 * file_size / entries if entries else None}
@@ -84,7 +107,13 @@ def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any
 
 
 def report_file(output: Path, as_json: bool, **more: object) -> None:
-    """Say what a file that was just written holds, and `more`."""
+    """Print the report on a `.lota` file that was just written.
+
+    Args:
+        output: The file.
+        as_json: Whether to print JSON.
+        more: Further facts for the report, in this order.
+    """
     from taskvec import TaskVector
 
     summary = file_summary(str(output), TaskVector.open(output), output.stat().st_size)
@@ -102,7 +131,13 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
 
 
 def report_folder(output: Path, as_json: bool, **more: object) -> None:
-    """The same of a model folder."""
+    """Print the report on a model folder that was just written.
+
+    Args:
+        output: The folder.
+        as_json: Whether to print JSON.
+        more: Further facts for the report, in this order.
+    """
     written = ModelFolder(output)
     total = sum(shard.path.stat().st_size for shard in written.shards)
     if as_json:
@@ -114,27 +149,33 @@ def report_folder(output: Path, as_json: bool, **more: object) -> None:
 
 
 def print_more(more: dict[str, object]) -> None:
-    """One line a fact."""
+    """Print one line per fact; underscores in its key become spaces."""
     for key, value in more.items():
         shown = f"{value:.3f}" if isinstance(value, float) else value
         say(f"{key.replace('_', ' ')}: {shown}")
 
 
 def plan_summary(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
-    """What `train --dry-run --json` says. folders: that are there while the run lasts, or with --report-to."""
+    """Return what `train --dry-run --json` prints.
+
+    Args:
+        plan: The plan of the run.
+        files: The files that the run would write.
+        folders: The folders that it would use: OUTPUT.run during the run, and that of `--report-to`, if any.
+    """
     return {**asdict(plan), "files": list(files), "folders": list(folders)}
 
 
 def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None:
-    """The same for people."""
+    """Print a plan as text. The arguments are those of `plan_summary`."""
     held_out = f", {plan.held_out:,} held out" if plan.held_out else ""
     say(f"examples: {plan.examples:,}{held_out}")
-    say(f"tokens of an example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
+    say(f"tokens per example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
     for phase in plan.phases:
         rate = "" if phase.lr is None else f" at a learning rate of {phase.lr:g}"
         say(
-            f"{phase.name}: {phase.steps:,} steps{rate}, about {phase.tokens / phase.steps:,.0f} tokens a step and "
-            f"{phase.tokens:,} in all, peak memory about {size(phase.memory)} ({plan.device})"
+            f"{phase.name}: {phase.steps:,} steps{rate}, about {phase.tokens / phase.steps:,.0f} tokens per step and "
+            f"{phase.tokens:,} in total, peak memory about {size(phase.memory)} ({plan.device})"
         )
     say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
     if plan.entries is not None:
@@ -150,14 +191,14 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     ]
     print_table(columns, [row[: len(columns)] for row in rows])
     if plan.entries is not None and any(layer.entries is None for layer in plan.layers):
-        say("entries of a layer: known once the mask is chosen")
-    say(f"would be written: {', '.join(files)}")
-    say(f"folders meanwhile: {', '.join(folders)}")
-    say("nothing was trained or written")
+        say("entries per layer: known once the mask is chosen")
+    say(f"output files: {', '.join(files)}")
+    say(f"working folders: {', '.join(folders)}")
+    say("dry run: nothing was trained or written")
 
 
 def training_summary(trained: TrainingResult) -> dict[str, Any]:
-    """What `train --json` says beside the file's summary."""
+    """Return what `train --json` prints in addition to the summary of the file."""
     curve = trained.curve
     return {
         "first_loss": curve.losses[0] if curve.losses else None,
@@ -186,7 +227,16 @@ def training_summary(trained: TrainingResult) -> dict[str, Any]:
 
 
 def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]:
-    """The same for people; in a row: after earlier tasks, whose masks were left out."""
+    """Return the report of a training run as text.
+
+    Args:
+        summary: What `training_summary` returned.
+        in_a_row: Whether the masks of earlier tasks were excluded. The report then says how many weights are left for
+            later tasks.
+
+    Returns:
+        Label, with underscores, -> value, for `print_more`.
+    """
     survived, free = summary["survived"], summary["free"]
     lines: dict[str, Any] = {}
     if summary["calibration_lr"] is not None:
@@ -197,7 +247,7 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
         if summary["eval_rows"]:
             lines["examples_held_out"] = _rows_line(summary["eval_rows"])
         lines |= {key: summary[key] for key in ("first_loss", "final_loss")}
-        lines["tokens_a_second"] = f"{summary['tokens_per_second']:,.0f}"
+        lines["tokens_per_second"] = f"{summary['tokens_per_second']:,.0f}"
     if summary["kept_step"] < summary["steps"]:
         lines["weights_kept"] = f"those after step {summary['kept_step']} of {summary['steps']}"
     if summary["eval_losses"]:
@@ -218,7 +268,7 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
 
 
 def _rows_line(rows: dict[str, Any]) -> str:
-    """What became of examples as rows of tokens."""
+    """Describe the rows of tokens that the examples were turned into."""
     packed = "" if rows["packed"] is None else f" in {rows['packed']:,} packed rows"
     cut = f", {rows['truncated']:,} cut to {rows['limit']:,} tokens" if rows["truncated"] else ""
     return (
@@ -228,18 +278,22 @@ def _rows_line(rows: dict[str, Any]) -> str:
 
 
 def preview_lines(preview: Preview) -> list[str]:
-    """An example, a line for each part that trains or does not, as JSON text, so that line breaks are seen."""
+    """Return an example as lines of text (`train --show-example`).
+
+    The first line gives the source of the example and its length. Each further line is one part of the example, which
+    is either trained on or context. Its text is a JSON string, so that line breaks are visible.
+    """
     return [
-        f"{preview.where}: {preview.tokens:,} tokens, {preview.trained:,} of them train",
+        f"{preview.where}: {preview.tokens:,} tokens, {preview.trained:,} of them trained on",
         *(
-            f"{'trains: ' if trains else 'context:'} {json.dumps(text, ensure_ascii=False)}"
+            f"{'trained:' if trains else 'context:'} {json.dumps(text, ensure_ascii=False)}"
             for text, trains in preview.parts
         ),
     ]
 
 
 def training_warnings(summary: dict[str, Any]) -> list[str]:
-    """Where training did not lead to what it is for."""
+    """Return a warning for each sign that training did not work as intended, given what `training_summary` returned."""
     trained, survived = summary["trained"], summary["survived"]
     found = []
     losses = summary["calibration_losses"]
@@ -257,7 +311,7 @@ def training_warnings(summary: dict[str, Any]) -> list[str]:
         )
     if share := summary["unreached"]:
         found.append(
-            f"{share:.1%} of the eligible weights lie in tensors that got no gradient from the data during calibration"
+            f"{share:.1%} of the eligible weights are in tensors that got no gradient from the data during calibration"
         )
     return found
 
@@ -265,7 +319,15 @@ def training_warnings(summary: dict[str, Any]) -> list[str]:
 def evaluation_summary(
     model: str, vectors: Sequence[Path], merged: dict[str, Any] | None, data: Path, evaluation: Evaluation
 ) -> dict[str, Any]:
-    """What `eval --json` prints. merged: the provenance of the merge, where there was one."""
+    """Return what `eval --json` prints.
+
+    Args:
+        model: The model, as it was given.
+        vectors: The `.lota` files that were applied to it.
+        merged: The provenance of their merge, or None if there are fewer than two.
+        data: The data, as it was given.
+        evaluation: The result.
+    """
     return {
         "model": model,
         "with": [str(path) for path in vectors],
@@ -280,7 +342,7 @@ def evaluation_summary(
 
 
 def print_evaluation(summary: dict[str, Any]) -> None:
-    """The same for people: a line a metric."""
+    """Print an evaluation as text, one line per metric."""
     if summary["method"]:
         say(f"merged by {summary['method']}: {summary['reason']}")
     count = summary["examples"]
@@ -291,7 +353,7 @@ def print_evaluation(summary: dict[str, Any]) -> None:
 
 
 def truncation_warning(summary: dict[str, Any]) -> str | None:
-    """Where examples lost tokens before they were scored."""
+    """Return a warning if examples or prompts were truncated before they were scored; otherwise None."""
     rows, prompts = summary["rows"], summary["cut_prompts"]
     if rows and rows["truncated"]:
         return (
@@ -299,21 +361,26 @@ def truncation_warning(summary: dict[str, Any]) -> str | None:
             f"the longest has {rows['longest']:,}"
         )
     if prompts:
-        return f"{prompts:,} of {summary['examples']:,} prompts lost their beginning so that an answer has room"
+        return f"{prompts:,} of {summary['examples']:,} prompts lost their beginning to leave room for the answer"
     return None
 
 
 def evaluation_warning(vector: TaskVector) -> str | None:
-    """Where the tuned folder has more that a model or tokenizer reads than weights."""
+    """Return a warning if the vector also changes files that a model or tokenizer reads; otherwise None."""
     changed = [file.name for file in vector.header.files or () if file.blob and file.name != INDEX]
     read = [name for name in changed if name.endswith((".json", ".jinja", ".model", ".txt"))]
     if not read:
         return None
-    return f"{vector.name} also changes {', '.join(read)}: only its weights are applied here; unpack it for the rest"
+    return f"{vector.name} also changes {', '.join(read)}: eval applies only its weights; unpack applies all of it"
 
 
 def overlap_summary(labels: Sequence[str], pair: Overlap) -> dict[str, Any]:
-    """What `inspect --json` says of one pair."""
+    """Return what `inspect --json` prints for one pair of vectors.
+
+    Args:
+        labels: The names of all vectors.
+        pair: The overlap of two of them.
+    """
     return {
         "a": labels[pair.a],
         "b": labels[pair.b],
@@ -327,7 +394,7 @@ def overlap_summary(labels: Sequence[str], pair: Overlap) -> dict[str, Any]:
 
 
 def demo_summary(demo: Demo) -> dict[str, Any]:
-    """What `demo --json` prints."""
+    """Return what `demo --json` prints."""
     return {
         "folder": str(demo.folder),
         "scores": {model: {task: asdict(score) for task, score in row.items()} for model, row in demo.scores.items()},
@@ -345,28 +412,28 @@ def _form(form: dict[str, Any]) -> str:
 
 
 def exactness(applied: Applied) -> str:
-    """Whether the result is the tuned checkpoint, and if not, why."""
+    """Return the sentence that says whether the result equals the tuned checkpoint, and if not, why."""
     if applied.exact and applied.left_out:
-        return "the tuned checkpoint's weights and side files, byte for byte, but for what is not carried"
+        return "identical to the tuned checkpoint, byte for byte, except for what is not carried"
     if applied.exact:
-        return "the tuned checkpoint, byte for byte"
-    return f"not the tuned checkpoint byte for byte: {'; '.join(applied.differences)}"
+        return "identical to the tuned checkpoint, byte for byte"
+    return f"not identical to the tuned checkpoint: {'; '.join(applied.differences)}"
 
 
 def not_carried(left_out: Sequence[str]) -> str:
-    """What of a folder is not in the result."""
+    """Return the line that lists the content of the tuned folder that the vector does not carry."""
     return f"not carried: {', '.join(printable(each, _CELL) for each in left_out)}"
 
 
 def print_file(summary: dict[str, Any]) -> None:
-    """One file: a line of totals, where it comes from, and a table by module."""
+    """Print what `file_summary` returned: totals, origin, other contents, and a table with one row per module."""
     from taskvec.names import layer_and_module
 
     bits = summary["bits_per_entry"]
     say(
         f"{summary['path']}: {summary['kind']}, {summary['entries']:,} entries of {summary['eligible']:,} "
         f"eligible weights (density {summary['density']:.2%}), {size(summary['bytes'])}"
-        + (f", {bits:.1f} bits an entry" if bits else "")
+        + (f", {bits:.1f} bits per entry" if bits else "")
     )
     for role in ("base", "tuned"):
         if summary[role]:
@@ -409,7 +476,7 @@ def print_file(summary: dict[str, Any]) -> None:
 
 
 def print_overlap(rows: Sequence[dict[str, Any]]) -> None:
-    """The table of pairs."""
+    """Print a table of overlaps with one row per pair, from what `overlap_summary` returned."""
     print_table(
         ("pair", "intersection", "Jaccard", "by chance", "sign conflicts", "cosine"),
         [
@@ -428,7 +495,7 @@ def print_overlap(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_demo(demo: Demo) -> None:
-    """The demo's closing table, the overlap, the picture and the merged model's answers."""
+    """Print the scores of the demo, the overlap of the masks, the paths of its outputs, and sample answers."""
     tasks = list(demo.scores["base"])
     dense = demo.sizes["dense checkpoint"]
     rows = []

@@ -1,4 +1,4 @@
-"""Standard input, output and error, of which a daemon or a shell may have closed any, or filled what is behind them."""
+"""Standard streams that are closed, or whose device is full, as under a daemon or in some shells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _was_closed: set[int] = set()
 
 
 class _Output(FileIO):
-    """Standard output, whose errors say that it is."""
+    """Standard output. Its errors name it in place of a file."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -22,7 +22,7 @@ class _Output(FileIO):
 
 
 class _Errors(FileIO):
-    """Standard error, of which what it cannot take is lost: there is nowhere else to say it."""
+    """Standard error. Output that cannot be written is discarded, since there is no other place to report it."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -32,18 +32,18 @@ class _Errors(FileIO):
 
 
 def repair() -> None:
-    """Put /dev/null in the place of what is closed, so that no file that is opened later gets its number.
+    """Open /dev/null for each closed standard stream, so that no file opened later gets its descriptor number.
 
-    What is written to a standard output that was closed fails, as it does elsewhere: nobody would read the report.
+    Writing to a standard output that was closed still fails, as in other programs, since the report would be lost.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         if not _is_open(number):
-            os.open(os.devnull, mode)  # takes the lowest number that is free
+            os.open(os.devnull, mode)  # gets the lowest free number
             os.set_inheritable(number, True)
             _was_closed.add(number)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    # where they were replaced somebody listens in this process
+    # a stream that was replaced is captured within this process and is left alone
     if sys.stdout is sys.__stdout__:
         sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout, line_buffering=os.isatty(1))
     if sys.stderr is sys.__stderr__:
@@ -60,18 +60,18 @@ def _is_open(number: int) -> bool:
 
 def _text(file: FileIO, like: TextIO | None, *, line_buffering: bool) -> TextIOWrapper:
     encoding = "utf-8" if like is None else like.encoding
-    # a name that the encoding lacks is no reason to fail
+    # file names may contain characters that the encoding cannot represent
     return TextIOWrapper(BufferedWriter(file), encoding, "backslashreplace", line_buffering=line_buffering)
 
 
 def need_no_reader() -> None:
-    """Go on where standard output was closed: what the command is for lies in a file, and there is nobody to tell."""
+    """Discard the report if standard output was closed. For commands whose result is a file, this is no failure."""
     if 1 in _was_closed:
         _forget()
 
 
 def settle() -> None:
-    """Give up what standard output did not take: at the exit Python would complain once more."""
+    """Discard what cannot be written to standard output; otherwise Python reports the error again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -79,8 +79,8 @@ def settle() -> None:
 
 
 def _forget() -> None:
-    """Let standard output end in /dev/null, with what it still holds."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+    """Redirect standard output to /dev/null, together with what it still buffers."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`taskvec train`: a command with many options, in panels."""
+"""The command `taskvec train`. Its options are grouped in panels."""
 
 import os
 from pathlib import Path
@@ -15,54 +15,63 @@ if TYPE_CHECKING:
     from taskvec.training.train import TrainingResult
     from taskvec_formats import Checkpoint
 
-_MASK = "Which weights (--method lota)"
-_TENSORS = "Which tensors"
-_LENGTH = "How long, how fast"
-_EARLIER = "After other tasks"
-_WATCH = "Watching, stopping, going on"
-_MEMORY = "Memory and arithmetic"
+_MASK = "Mask (--method lota)"
+_TENSORS = "Tensors"
+_LENGTH = "Optimization"
+_EARLIER = "Sequences of tasks"
+_WATCH = "Evaluation, checkpoints and reports"
+_MEMORY = "Memory, dtype and device"
 
 
 def train(
     context: typer.Context,
     base: Annotated[
-        str, typer.Argument(metavar="BASE", help="Model folder, .safetensors file or Hub id.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="BASE", help="The base model: a model folder, a .safetensors file or a Hub id.", show_default=False
+        ),
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
     output: LotaFile,
     config: ConfigFile = None,
     method: Annotated[
-        str, typer.Option(help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged at the end.")
+        str,
+        typer.Option(
+            help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged into the weights at the end."
+        ),
     ] = "lota",
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="Share of eligible weights that stay at the base.",
-            show_default="0.9; all of --mask-from",
+            help="Share of the eligible weights that keep the value of the base.",
+            show_default="0.9; with --mask-from its whole mask",
             rich_help_panel=_MASK,
         ),
     ] = None,
     mask: Annotated[
         str,
         typer.Option(
-            help="The largest of calibration by change, magnitude, or by gradient or fisher information; or random.",
+            help="How calibration ranks the weights: by their change (magnitude), summed gradients (gradient) or "
+            "summed squared gradients (fisher). random: draw positions, without calibration.",
             rich_help_panel=_MASK,
         ),
     ] = "magnitude",
     scope: Annotated[
         str,
         typer.Option(
-            help="The largest of all weights together, global, or of each tensor by itself, tensor.",
+            help="global: rank the weights of all tensors together. tensor: rank those of each tensor separately.",
             rich_help_panel=_MASK,
         ),
     ] = "global",
     calibration_steps: Annotated[
-        int, typer.Option(help="Steps of full fine-tuning that choose the mask.", rich_help_panel=_MASK)
+        int, typer.Option(help="Steps of the full fine-tuning that chooses the mask.", rich_help_panel=_MASK)
     ] = 20,
     calibration_epochs: Annotated[
         float | None,
         typer.Option(
-            help="Passes over the data instead; 0.1 is one over a tenth.", show_default=False, rich_help_panel=_MASK
+            help="Passes of calibration over the data, instead of --calibration-steps; 0.1 is a tenth of the data.",
+            show_default=False,
+            rich_help_panel=_MASK,
         ),
     ] = None,
     calibration_lr: Annotated[
@@ -70,7 +79,7 @@ def train(
         typer.Option(
             metavar=RATE,
             parser=rate_of,
-            help="Learning rate of calibration, or auto.",
+            help="Learning rate of calibration; auto searches for one on the data.",
             show_default="that of --method fft",
             rich_help_panel=_MASK,
         ),
@@ -78,7 +87,7 @@ def train(
     via: Annotated[
         float | None,
         typer.Option(
-            help="Train a ticket of this lower sparsity first; its largest entries are the mask.",
+            help="Train a ticket of this lower sparsity first, and use its largest entries as the mask.",
             show_default=False,
             rich_help_panel=_MASK,
         ),
@@ -86,7 +95,7 @@ def train(
     mask_from: Annotated[
         Path | None,
         typer.Option(
-            help="Take the mask from this .lota file, with --sparsity its largest part.",
+            help="Use the mask of this .lota file; with --sparsity, only its largest entries.",
             show_default=False,
             rich_help_panel=_MASK,
         ),
@@ -95,7 +104,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Train only tensors of such names, such as '*.mlp.*'; once a pattern.",
+            help="Train only tensors whose names match, such as '*.mlp.*'; may be repeated.",
             show_default=False,
             rich_help_panel=_TENSORS,
         ),
@@ -104,16 +113,19 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Train no tensors of such names; once a pattern.",
+            help="Do not train tensors whose names match; may be repeated.",
             show_default=False,
             rich_help_panel=_TENSORS,
         ),
     ] = None,
-    l1: Annotated[float, typer.Option("--l1", help="Pull towards the base: λ.", rich_help_panel=_MASK)] = 0.0,
+    l1: Annotated[
+        float,
+        typer.Option("--l1", help="Factor λ of the L1 penalty on changes of the weights.", rich_help_panel=_MASK),
+    ] = 0.0,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Optimizer steps, instead of --epochs; 0 writes the mask, without values.",
+            help="Optimizer steps, instead of --epochs; 0 writes only the mask, without values.",
             show_default=False,
             rich_help_panel=_LENGTH,
         ),
@@ -125,61 +137,81 @@ def train(
             "--lr",
             metavar=RATE,
             parser=rate_of,
-            help="Learning rate of training; auto finds one on the data.",
-            show_default="by method and optimizer",
+            help="Learning rate of training; auto searches for one on the data.",
+            show_default="depends on method and optimizer",
             rich_help_panel=_LENGTH,
         ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd.", rich_help_panel=_LENGTH)] = "rmsprop",
     weight_decay: Annotated[
-        float, typer.Option(help="Decoupled, as AdamW's; of a ticket, towards the base.", rich_help_panel=_LENGTH)
+        float,
+        typer.Option(
+            help="Decoupled weight decay, as in AdamW. The weights of a ticket decay to the base.",
+            rich_help_panel=_LENGTH,
+        ),
     ] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Examples a backward pass.", rich_help_panel=_LENGTH)] = 8,
-    accumulate: Annotated[int, typer.Option(help="Backward passes a step.", rich_help_panel=_LENGTH)] = 1,
+    batch_size: Annotated[
+        int, typer.Option(help="Examples per backward pass; with --pack, rows.", rich_help_panel=_LENGTH)
+    ] = 8,
+    accumulate: Annotated[int, typer.Option(help="Backward passes per step.", rich_help_panel=_LENGTH)] = 1,
     schedule: Annotated[
-        str, typer.Option(help="constant, constant_with_warmup, linear or cosine.", rich_help_panel=_LENGTH)
+        str,
+        typer.Option(
+            help="Learning rate schedule: constant, constant_with_warmup, linear or cosine.", rich_help_panel=_LENGTH
+        ),
     ] = "constant",
     warmup_steps: Annotated[
         int,
         typer.Option(
-            help="Steps over which the learning rate rises from zero; not with constant.", rich_help_panel=_LENGTH
+            help="Steps over which the learning rate rises from zero; not with --schedule constant.",
+            rich_help_panel=_LENGTH,
         ),
     ] = 0,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=_LENGTH)] = 1.0,
+    clip: Annotated[float, typer.Option(help="Maximum norm of the gradient.", rich_help_panel=_LENGTH)] = 1.0,
     max_length: Annotated[
-        int, typer.Option(help="Tokens an example; a longer prompt loses its beginning.", rich_help_panel=_LENGTH)
+        int,
+        typer.Option(
+            help="Maximum number of tokens per example; a longer prompt loses its beginning.", rich_help_panel=_LENGTH
+        ),
     ] = 1024,
     turns: Annotated[
         str,
-        typer.Option(help="The assistant's turns of a conversation that train: all or last.", rich_help_panel=_LENGTH),
+        typer.Option(
+            help="Which turns of the assistant in a conversation are trained on: all or last.", rich_help_panel=_LENGTH
+        ),
     ] = "all",
     pack: Annotated[
         bool,
         typer.Option(
             "--pack",
-            help="Put several examples in one row of --max-length tokens, without attention from one to another.",
+            help="Put several examples into one row of --max-length tokens, without attention between them.",
             rich_help_panel=_LENGTH,
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=_LENGTH)] = 0,
-    rank: Annotated[int, typer.Option(help="Rank of LoRA.", rich_help_panel=_LENGTH)] = 64,
-    alpha: Annotated[int, typer.Option(help="Scale of LoRA.", rich_help_panel=_LENGTH)] = 16,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order of the data and of random masks.", rich_help_panel=_LENGTH)
+    ] = 0,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.", rich_help_panel=_LENGTH)] = 64,
+    alpha: Annotated[int, typer.Option(help="Scale of the LoRA adapters.", rich_help_panel=_LENGTH)] = 16,
     disjoint_from: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A .lota file whose positions stay out of the mask; once a file.",
+            help="Exclude the positions of this .lota file from the mask; may be repeated.",
             show_default=False,
             rich_help_panel=_EARLIER,
         ),
     ] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option(help="Begin at BASE with this .lota file on it.", show_default=False, rich_help_panel=_EARLIER),
+        typer.Option(
+            help="Start training from BASE with this .lota file applied.", show_default=False, rich_help_panel=_EARLIER
+        ),
     ] = None,
     relative_to: Annotated[
         str,
         typer.Option(
-            help="With --start-from: the result is added to BASE, base, or to where it began, start.",
+            help="With --start-from, what the new vector applies to: BASE (base), or BASE with that file applied "
+            "(start).",
             rich_help_panel=_EARLIER,
         ),
     ] = "base",
@@ -187,28 +219,35 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="DATA:SHARE",
-            help="Draw this share of the examples from another file; once a file.",
+            help="Draw this share of the examples from other data, e.g. other.jsonl:0.1; may be repeated.",
             show_default=False,
             rich_help_panel=_EARLIER,
         ),
     ] = None,
     eval_data: Annotated[
         Path | None,
-        typer.Option(help="Examples to evaluate the loss on.", show_default=False, rich_help_panel=_WATCH),
+        typer.Option(
+            help="Examples to evaluate on during training, in one of the formats of DATA.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
     ] = None,
     eval_split: Annotated[
-        float, typer.Option(help="Or the share of DATA to hold out for that.", rich_help_panel=_WATCH)
+        float,
+        typer.Option(help="Share of DATA to hold out for evaluation, instead of --eval-data.", rich_help_panel=_WATCH),
     ] = 0.0,
     eval_steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps between evaluations; the last step has one.", show_default="ten in all", rich_help_panel=_WATCH
+            help="Steps between evaluations; the last step is always followed by one.",
+            show_default="ten evaluations in total",
+            rich_help_panel=_WATCH,
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after so many evaluations without a lower loss, and take the best weights.",
+            help="Stop after this many evaluations without a lower loss, and keep the best weights.",
             show_default=False,
             rich_help_panel=_WATCH,
         ),
@@ -216,69 +255,88 @@ def train(
     eval_metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="exact_match or rouge1, at each evaluation beside the loss; once a metric.",
+            help="Metric to evaluate in addition to the loss: exact_match or rouge1; may be repeated.",
             show_default=False,
             rich_help_panel=_WATCH,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was interrupted.", rich_help_panel=_WATCH)
+        bool, typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=_WATCH)
     ] = False,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
     show_example: Annotated[
         bool,
         typer.Option(
             "--show-example",
-            help="First print the first example, formatted, and which part of it trains.",
+            help="Print the first example as the model sees it, and which parts of it are trained on.",
             rich_help_panel=_WATCH,
         ),
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw the losses: .png, .svg or .pdf.", show_default=False, rich_help_panel=_WATCH, **FILE),
+        typer.Option(
+            help="Draw the losses to this file: .png, .svg or .pdf.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+            **FILE,
+        ),
     ] = None,
     report_to: Annotated[
-        str, typer.Option(help="tensorboard (into runs/), wandb or what else Trainer knows.", rich_help_panel=_WATCH)
+        str,
+        typer.Option(
+            help="Where to log metrics: none, tensorboard (in runs/), wandb or another integration of transformers' "
+            "Trainer.",
+            rich_help_panel=_WATCH,
+        ),
     ] = "none",
     low_memory: Annotated[
         bool,
         typer.Option(
-            "--low-memory", help="Calibrate in half the memory and twice the time, by RMSprop.", rich_help_panel=_MEMORY
+            "--low-memory",
+            help="Calibrate in half the memory and twice the time; needs --optimizer rmsprop.",
+            rich_help_panel=_MEMORY,
         ),
     ] = False,
     gradient_checkpointing: Annotated[
         bool,
         typer.Option(
             "--gradient-checkpointing",
-            help="Compute activations twice instead of keeping them.",
+            help="Recompute activations in the backward pass instead of storing them.",
             rich_help_panel=_MEMORY,
         ),
     ] = False,
     dtype: Annotated[
-        str, typer.Option(help="Of the arithmetic: float32 or bfloat16.", rich_help_panel=_MEMORY)
+        str, typer.Option(help="Dtype of the computation: float32 or bfloat16.", rich_help_panel=_MEMORY)
     ] = "float32",
     device: Annotated[
         str,
         typer.Option(
-            help="auto (an accelerator where there is one), cpu, cuda, cuda:1, mps, xpu, …", rich_help_panel=_MEMORY
+            help="auto (an accelerator if available), or a name such as cpu, cuda, cuda:1, mps or xpu.",
+            rich_help_panel=_MEMORY,
         ),
     ] = "auto",
     trust_remote_code: Annotated[
         bool,
         typer.Option(
-            "--trust-remote-code", help="Run Python code from the model folder, where the model has code of its own."
+            "--trust-remote-code",
+            help="Allow Python code from the model folder to run, for models that have such code.",
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what would be done, how much of it and in how much memory, and stop."),
+        typer.Option("--dry-run", help="Print the steps, entries and estimated memory of the run, and stop."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an output that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Train a sparse task vector on DATA: calibrate, keep the largest changes as a mask, reset, train only those.
+    """Train a sparse task vector on DATA, by Lottery Ticket Adaptation (LoTA).
 
-    Until it is done, OUTPUT.run holds what --resume needs to go on after an interruption.
+    Calibration fine-tunes all eligible weights for a few steps.
+    The weights that change most form the mask; all weights are reset.
+    Then only the weights in the mask are trained.
+    OUTPUT.run contains the state of the run until it ends; --resume needs it.
+
+    Example: taskvec train base/ train.jsonl -o task.lota --sparsity 0.9
     """
     given = dict(locals())
     options = _options(given, settle(context, given))
@@ -342,7 +400,7 @@ def train(
 
 
 def _options(given: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
-    """The options that are meant by the parameters of the command, of which some were set."""
+    """Return the checked training options for the parameters of the command; `was_set` names those that were set."""
     from dataclasses import fields
 
     from taskvec.training.effects import check_effects
@@ -360,11 +418,12 @@ def _options(given: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
 
 
 def _preview(checkpoint: "Checkpoint", data: Path, options: "TrainingOptions") -> None:
+    """Print the first example to standard error."""
     from taskvec.training.preview import preview_first
 
     from . import render
 
-    # standard output is the report's
+    # standard output is reserved for the report
     for line in render.preview_lines(preview_first(checkpoint.path, data, options)):
         render.say(line, err=True)
 
@@ -379,6 +438,7 @@ def _plan(
     plot: Path | None,
     as_json: bool,
 ) -> None:
+    """Print the plan of a run (`--dry-run`)."""
     from . import render
 
     with progress_bars() as progress:
@@ -394,6 +454,7 @@ def _plan(
 
 
 def _report(trained: "TrainingResult", output: Path, *, as_json: bool, in_a_row: bool) -> None:
+    """Print the report of a run to standard output and its warnings to standard error."""
     from . import render
 
     summary = render.training_summary(trained)
@@ -403,6 +464,7 @@ def _report(trained: "TrainingResult", output: Path, *, as_json: bool, in_a_row:
 
 
 def _draw(trained: "TrainingResult", label: str, plot: Path, *, force: bool) -> None:
+    """Draw the losses of a run (`--plot`)."""
     from taskvec.analysis.plots import plot_losses
 
     curve = trained.curve
@@ -418,6 +480,7 @@ def _draw(trained: "TrainingResult", label: str, plot: Path, *, force: bool) -> 
 
 
 def _mixed(text: str) -> tuple[Path, float]:
+    """Parse DATA:SHARE, the value of `--mix`."""
     from taskvec.errors import UsageError
 
     path, _, share = text.rpartition(":")

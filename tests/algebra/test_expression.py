@@ -356,7 +356,7 @@ def test_bad_requests_leave_nothing(tasks: Path) -> None:
         (2, "the expression is empty", ""),
         (2, "there is no file 'x'", f"{a} - x"),
         (2, "takes two vectors, found a vector and a number", f"{a} >> 2"),
-        (2, "--base is for >>, which the expression does not hold", f"{a}*2", "--base", tasks / "base"),
+        (2, "--base is for >>, which the expression does not contain", f"{a}*2", "--base", tasks / "base"),
         # before a model is looked for, which might have to be downloaded
         (2, "this parenthesis is never closed", f"({a} >> {a}", "--base", tasks / "absent"),
         (2, "no such file or folder", f"{a} >> {a}", "--base", tasks / "absent"),

@@ -1,4 +1,4 @@
-"""The attacks of tests/support/attacks/ in this process, but for heavy ones; `make attack` tries and measures all."""
+"""The attacks of tests/support/attacks/, except heavy ones, in this process. `make attack` runs and measures all."""
 
 from __future__ import annotations
 

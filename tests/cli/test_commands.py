@@ -1,4 +1,4 @@
-"""The command line, end to end, on small real architectures."""
+"""End-to-end tests of the command line on small models of real architectures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK = ("--calibration-steps", "2", *UNCALIBRATED)
 
 
 def same_model(a: Path, b: Path) -> None:
-    """Every tensor of `a` equals that of `b`, byte for byte."""
+    """Assert that every tensor of `a` equals that of `b`, byte for byte."""
     left, right = ModelFolder(a), ModelFolder(b)
     assert list(left.tensors) == list(right.tensors)
     for name, info in left.tensors.items():
@@ -50,7 +50,7 @@ def test_pack_and_unpack_give_the_tuned_model_back(
     base = make_llama(tmp_path / "base", dtype=dtype, shard_size=shards[0])
     tuned = perturb(base, tmp_path / "tuned", dtype=dtype, shard_size=shards[1])
     assert (len(ModelFolder(base).shards) > 1) is (shards[0] is not None)
-    assert "lm_head.weight" not in ModelFolder(base).tensors, "the embeddings are tied and appear once"
+    assert "lm_head.weight" not in ModelFolder(base).tensors, "tied embeddings are stored once"
 
     file = tmp_path / "x.lota"
     ok("pack", base, tuned, "-o", file, "--kind", kind, run=taskvec)
@@ -60,7 +60,7 @@ def test_pack_and_unpack_give_the_tuned_model_back(
     with safe_open(file, "np") as opened:
         assert opened.metadata()["taskvec"]
     assert "all intact" in ok("verify", file)
-    assert f"all intact, and applies to {base} as promised" in ok("verify", file, "--base", base)
+    assert f"all intact, and applies to {base} as expected" in ok("verify", file, "--base", base)
 
 
 def test_what_unpack_writes_loads_and_computes(llama: Path, tuned: Path, vector: Path, tmp_path: Path) -> None:
@@ -133,7 +133,13 @@ def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> N
     out, picture = tmp_path / "x.lota", tmp_path / "losses.png"
     evaluated = ("--eval-data", data, "--eval-steps", "1", "--eval-metric", "rouge1")
     said = ok("train", llama, data, "-o", out, *QUICK, *evaluated, "--plot", picture)
-    for line in ("first loss: ", "final loss: ", "tokens a second: ", "lowest evaluated loss: ", "highest rouge1: 0."):
+    for line in (
+        "first loss: ",
+        "final loss: ",
+        "tokens per second: ",
+        "lowest evaluated loss: ",
+        "highest rouge1: 0.",
+    ):
         assert f"\n{line}" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "\nentries that change their weight: " in said
@@ -165,7 +171,7 @@ def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path:
     assert "needs examples to evaluate on" in refused(2, *train, "--patience", "1")
     assert "--report-to nowhere" in refused(2, *train, "--report-to", "nowhere")
     (tmp_path / "x.lota.run").mkdir()
-    assert "--resume goes on with it" in refused(2, *train)
+    assert "--resume continues it" in refused(2, *train)
     ok(*train, "--force")
     assert [path.name for path in tmp_path.iterdir()] == ["x.lota"]
 
@@ -233,7 +239,7 @@ def test_eval_scores_a_model_with_vectors_as_it_scores_the_result(
 
 
 def test_eval_writes_answers(llama: Path, data: Path, tmp_path: Path) -> None:
-    """A model that knows them all: exact match and ROUGE-1 are 1."""
+    """The model has learned all examples, so exact match and ROUGE-1 are 1."""
     answers, three = tmp_path / "answers.jsonl", write_rows(tmp_path / "three.jsonl", ROWS[:3])
     slow = ("--calibration-steps", "2", "--steps", "60", "--lr", "1e-2", "--sparsity", "0.5", *UNCALIBRATED[2:4])
     ok("train", llama, three, "-o", tmp_path / "x.lota", *slow, "--device", "cpu")
@@ -255,7 +261,7 @@ def test_eval_writes_answers(llama: Path, data: Path, tmp_path: Path) -> None:
 
 def test_eval_refuses_what_it_cannot_do(llama: Path, gpt2: Path, vector: Path, data: Path, tmp_path: Path) -> None:
     other, absent = make_llama(tmp_path / "other", seed=7), tmp_path / "absent"
-    # before any model is looked for, which might have to be downloaded
+    # options are checked before the model is opened, which might have to be downloaded
     asked = ("eval", absent, "--data", data)
     assert "metric is one of loss, exact_match, rouge1, found 'bleu'" in refused(2, *asked, "--metric", "bleu")
     for option in ("--batch-size", "--max-length", "--max-new-tokens", "--limit"):
@@ -291,8 +297,8 @@ def test_eval_says_what_a_vector_changes_besides_weights(llama: Path, tuned: Pat
     ok("pack", llama, tmp_path / "chatty", "-o", tmp_path / "x.lota")
     done = inside("eval", llama, "--with", tmp_path / "x.lota", "--data", data)
     assert done.stderr == (
-        "taskvec: warning: x.lota also changes chat_template.jinja: only its weights are applied here; "
-        "unpack it for the rest\n"
+        "taskvec: warning: x.lota also changes chat_template.jinja: eval applies only its weights; "
+        "unpack applies all of it\n"
     )
     assert done.stdout == ok("eval", tuned, "--data", data)
 
@@ -328,7 +334,7 @@ def test_weights_scale_vectors(llama: Path, vector: Path, tmp_path: Path) -> Non
 
 @pytest.fixture
 def states(tmp_path: Path) -> tuple[Path, Path]:
-    """A base and a fine-tune that also changes the vocabulary, a dtype and a side file."""
+    """A base and a fine-tune that also resizes the vocabulary, removes a tensor and changes a side file."""
     rng = np.random.default_rng(0)
     embeddings, weights = rng.normal(size=(9, 4)), rng.normal(size=(30, 20))
     base = {"embed": tensor("F32", embeddings), "w": tensor("BF16", weights), "old": tensor("I64", [1])}
@@ -396,7 +402,7 @@ def test_unpack_says_why_the_result_is_another(states: tuple[Path, Path], tmp_pa
     (base / "vocab.txt").write_bytes(b"other")
     unpack = ("unpack", tmp_path / "x.lota", "--base", base, "-o", tmp_path / "out", "--force")
     why = "vocab.txt is not as in the vector's base"
-    assert ok(*unpack).endswith(f"not the tuned checkpoint byte for byte: {why}\n")
+    assert ok(*unpack).endswith(f"not identical to the tuned checkpoint: {why}\n")
     (base / "vocab.txt").unlink()
     report = json.loads(ok(*unpack, "--json"))
     assert (report["exact"], report["differences"]) == (False, ["vocab.txt is not in the base"])
@@ -459,7 +465,7 @@ def test_a_kind_or_codec_that_is_not_known_is_refused(llama: Path, tuned: Path, 
 def test_options_are_refused_before_any_model_is_looked_for(
     options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    """It might have to be downloaded."""
+    """The model might have to be downloaded."""
     absent = tmp_path / "absent"
     assert message in refused(2, "pack", absent, absent, "-o", tmp_path / "x.lota", *options)
     assert not list(tmp_path.iterdir())
@@ -571,7 +577,7 @@ def test_a_damaged_file_is_named(vector: Path, tmp_path: Path) -> None:
 def test_a_killed_unpack_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     base = make_llama(tmp_path / "base", shard_size="5KB")
     ok("pack", base, perturb(base, tmp_path / "tuned", dtype="float32"), "-o", tmp_path / "x.lota")
-    # stopped at its first write into the hidden folder, then killed: no clean-up can run
+    # killed while it writes into the hidden folder, so that no clean-up can run
     program = (
         "import os, signal, sys\n"
         "from taskvec import apply\n"
@@ -594,7 +600,7 @@ def test_help_documents_every_command_and_option() -> None:
     assert set(root.commands) == set(COMMANDS)
     for name, command in root.commands.items():
         said = ok(name, "--help")
-        assert command.help
+        assert command.help.splitlines()[-1].startswith(f"Example: taskvec {name} ")
         for parameter in command.params:
             assert all(option in said for option in parameter.opts if option.startswith("--")), (name, parameter.name)
     assert ok("--version").startswith("taskvec ")

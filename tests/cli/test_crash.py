@@ -1,4 +1,4 @@
-"""Killed at any moment or out of space, a command leaves what was there, or nothing, or all of it."""
+"""Commands that are killed or run out of disk space: they leave the old output, no output, or the complete new one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from taskvec import diff
 from taskvec_formats import LotaReader, ModelFolder
 
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
-# answers Ctrl-C also where the tests run in the background, which ignores it
+# processes started in the background ignore SIGINT; this program handles it even if the tests run there
 FOREGROUND = [*TASKVEC[:2], f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {TASKVEC[2]}"]
-KILLS = 4  # of each command, with and without an output to replace
+KILLS = 4  # per command, with and without an output to replace
 
 
 class Case(NamedTuple):
-    """A command but for its output, what it writes when left alone, and the outputs before and after."""
+    """A command and its outputs.
+
+    Attributes:
+        command: The arguments, except for the path of the output.
+        old: An output of an earlier command.
+        new: The output that the command writes if nothing interrupts it.
+    """
 
     command: list[str]
     old: Path
@@ -36,7 +42,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    """A few megabytes in several tensors and shards; two fine-tunes, so that an old output differs from the new."""
+    """Models of a few megabytes in several tensors and shards, with two fine-tunes: an old and a new output."""
     folder = tmp_path_factory.mktemp("crash")
     rng = np.random.default_rng(0)
     weights = {f"layers.{i}.weight": rng.normal(size=(500, 400)) * 0.02 for i in range(8)}
@@ -56,17 +62,17 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 
 def run(*arguments: object) -> None:
-    """A run that nothing disturbs."""
+    """Run a command to its end."""
     subprocess.run([*TASKVEC, *map(str, arguments)], check=True, capture_output=True)
 
 
 def content(path: Path) -> object:
-    """All of a file or of a folder."""
+    """Return the content of a file or folder, comparable with ==."""
     return package(path) if path.is_dir() else path.read_bytes()
 
 
 def put(old: Path, path: Path) -> None:
-    """A copy of an earlier output."""
+    """Copy an earlier output to a path."""
     if old.is_dir():
         shutil.copytree(old, path)
     else:
@@ -95,16 +101,16 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
             put(case.old, out)
         command = [*TASKVEC, *case.command, str(out), *(["--force"] if force else [])]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            # one moment in each part of the run's own length, so that the moments do not gather
+            # one random moment in each part of the duration, so that the moments are spread out
             time.sleep(length * (kill + dice.random()) / KILLS)
             process.kill()
-            assert process.communicate()[1] == b"", "it ended by itself, and not well"
+            assert process.communicate()[1] == b"", "the command failed before it was killed"
         if out.exists():
             assert content(out) in ((old, new) if force else (new,))
         else:
-            # elsewhere a folder cannot be replaced in one step, and the old one stands aside for a moment
+            # other systems cannot replace a folder in one step: the old one is moved away first
             assert not force or sys.platform != "linux"
-    # what a killed run leaves behind is in nobody's way
+    # the remains of a killed run do not disturb later runs
     run(*case.command, out, "--force")
     assert content(out) == new
 
@@ -123,7 +129,7 @@ FULL = "limit = {limit}; " + (
 def test_a_write_that_fails_is_said_and_leaves_nothing(
     name: str, share: float, force: bool, cases: dict[str, Case], tmp_path: Path
 ) -> None:
-    """A limit on the size of a file stands in for the disk."""
+    """A limit on the file size takes the place of a full disk."""
     case, out = cases[name], tmp_path / "out"
     if force:
         put(case.old, out)
@@ -140,7 +146,7 @@ def test_a_write_that_fails_is_said_and_leaves_nothing(
 @pytest.mark.parametrize("share", [0.1, 0.9])
 @pytest.mark.parametrize("name", ["pack", "unpack"])
 def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict[str, Case], tmp_path: Path) -> None:
-    """A file system of its own, smaller than the output; seen from inside, as it goes with the process."""
+    """The output goes to a file system smaller than itself, mounted in a namespace that ends with the process."""
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     mount = 'mount -t tmpfs -o size="$1" tmpfs "$2"'
     if (
@@ -155,7 +161,7 @@ def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict
     arguments = [str(size), str(tmp_path), *TASKVEC, *case.command, str(tmp_path / "out")]
     done = subprocess.run([*inside, script, "sh", *arguments], capture_output=True, text=True, check=False)
     assert done.stdout == "code 1\n"
-    # a folder is measured before it is written
+    # the size of a folder is checked before it is written
     said = {"pack": ": No space left on device", "unpack": r" takes [\d,]+ bytes, and [\d,]+ are free in .*"}[name]
     assert re.fullmatch(re.escape(f"taskvec: {tmp_path / 'out'}") + said + "\n", done.stderr)
 
@@ -188,7 +194,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     assert not output.exists()
     again = subprocess.run([*TASKVEC, *train, "-o", str(output)], check=False, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "x.lota.run holds an unfinished run: --resume goes on with it, --force starts anew" in again.stderr
+    assert "x.lota.run contains an unfinished run: --resume continues it, --force starts over" in again.stderr
 
     run(*train, "-o", output, "--resume")
     assert output.read_bytes() == (tmp_path / "whole.lota").read_bytes()
@@ -197,7 +203,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals, tmp_path: Path) -> None:
-    # a tensor a shard, and many of them, so that there is something in between; each is synced
+    # many shards of one tensor each, so that the merge can be stopped between two of them; each shard is synced
     dice, names = np.random.default_rng(0), ["base", "a", "b"]
     for name in names:
         weights = {f"layers.{i}.weight": tensor("F32", dice.normal(size=(20, 20))) for i in range(160)}
@@ -212,7 +218,7 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
     output, part = tmp_path / "model", tmp_path / "model.part"
     with subprocess.Popen([*FOREGROUND, *merge, "-o", str(output)], stdout=subprocess.DEVNULL) as process:
         while not list(part.glob("model-*.safetensors")):
-            assert process.poll() is None, "it ended before it could be stopped"
+            assert process.poll() is None, "the command ended before it was stopped"
         process.send_signal(how)
         assert process.wait() != 0
     assert not output.exists()
@@ -220,14 +226,14 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
     assert 0 < len(finished) < 160
     again = subprocess.run([*TASKVEC, *merge, "-o", str(output)], check=False, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "model.part holds an unfinished merge: --resume goes on with it, --force starts anew" in again.stderr
+    assert "model.part contains an unfinished merge: --resume continues it, --force starts over" in again.stderr
     other = [*TASKVEC, *merge, "--weights", "1,2", "-o", str(output), "--resume"]
     refused = subprocess.run(other, check=False, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "model.part holds another run: its weights was [1.0, 1.0], here it is [1.0, 2.0]" in refused.stderr
 
     run(*merge, "-o", output, "--resume")
-    # the card names the model
+    # the model card contains the name of the folder
     (output / "README.md").write_text((output / "README.md").read_text().replace("# model\n", "# whole\n"))
     assert package(output) == package(tmp_path / "whole")
     assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished

@@ -1,4 +1,4 @@
-"""The demo's data, and the demo itself on a base of a few thousand weights."""
+"""The data of the demo, and the demo itself on a base of a few thousand weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_demo_runs_and_reuses_what_is_there(llama: Path, tmp_path: Path) -> 
     assert run(folder) == first
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
-    # a ticket that is gone is trained again, and what was made from it is made anew
+    # a missing ticket is trained again, and the files that depend on it are written again
     (folder / "sql.lota").unlink()
     assert run(folder).scores == first.scores
     assert (folder / "merged.lota").stat().st_mtime_ns > kept[folder / "merged.lota"]

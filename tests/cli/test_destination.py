@@ -1,4 +1,4 @@
-"""The guard in front of every output: nothing that is read is replaced, and nothing else without being asked for."""
+"""Checks of output paths: inputs are never replaced, and other existing files only with `--force`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from taskvec_formats import ModelFolder
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all kinds of inputs, in which commands run."""
+    """The working directory, which contains all kinds of inputs."""
     monkeypatch.chdir(tmp_path)
     return make_inputs(tmp_path)
 
@@ -34,7 +34,7 @@ INPUT = "is an input"
 
 
 def vectors(work: Path) -> dict[str, TaskVector]:
-    """Vectors that read a.lota, base or tuned in every way that there is."""
+    """Return vectors that read a.lota, base or tuned in every possible way."""
     base, tuned, a = ModelFolder(work / "base"), ModelFolder(work / "tuned"), TaskVector.open(work / "a.lota")
     sparsified = diff(base, tuned, sparsity=0.9)
     return {
@@ -164,15 +164,15 @@ def test_inspect_has_force(work: Path) -> None:
     assert (work / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-# what cannot be an output, whatever is forced: how it is made, and a piece of the sentence for a file and for a folder
 def _socket(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # the name of a socket is short
+    os.chdir(path.parent)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(path.name)
     os.chdir(here)
 
 
+# what cannot be an output, even with --force -> how it is made, and a part of the error message
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "FIFO": (os.mkfifo, "out is a FIFO"),
     "socket": (_socket, "out is a socket"),
@@ -189,7 +189,7 @@ def test_what_is_no_plain_file_is_never_replaced(
     make: Callable[[Path], object], sentence: str, force: list[str], work: Path
 ) -> None:
     make(work / "out")
-    before = os.lstat(work / "out")[:7]  # all but times: reading a link changes one
+    before = os.lstat(work / "out")[:7]  # without times, since reading a link changes one
     for command in COMMANDS:
         assert sentence in refused(2, *command.format("out").split(), *force)
     assert os.lstat(work / "out")[:7] == before
@@ -197,7 +197,7 @@ def test_what_is_no_plain_file_is_never_replaced(
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/full"])
 def test_a_device_is_no_output(path: str, work: Path) -> None:
-    # from Python: were it replaced, the machine would suffer, so only the check itself is called
+    # only the check is called, since a failure of the command would replace a device of the machine
     for check in (check_file, check_folder):
         with pytest.raises(UsageError, match=rf"^{path} is a device"):
             check(path, force=True)
@@ -249,7 +249,7 @@ def test_a_file_does_not_end_with_a_slash(work: Path) -> None:
     assert package(work / "new") == package(work / "tuned")
 
 
-# what may lie in a folder that is replaced, and what may not
+# contents of a folder that is to be replaced -> how they are made, and a part of the error message; None if allowed
 HELD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "a model": (lambda folder: None, None),
     "other files": (into("optimizer.pt"), None),
@@ -326,7 +326,7 @@ def test_every_link_on_the_way_to_an_input_is_part_of_it(tmp_path: Path) -> None
 
 
 def racing(path: Path) -> Callable[[str, int, int, str], None]:
-    """Progress that lets another output appear at the end of the work."""
+    """Return a progress callback that creates another output at the end of the work."""
 
     def progress(stage: str, done: int, total: int, note: str) -> None:
         if done and done == total - 1 and not path.exists():
@@ -349,7 +349,7 @@ def test_what_appears_in_the_meantime_is_not_replaced(work: Path) -> None:
         apply(a, base, folder, progress=racing(folder))
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
     assert not list(work.glob(".*"))
-    # with force it is
+    # with force it is replaced
     file.unlink()
     a.save(file, racing(file), force=True)
     assert file.read_bytes() == (work / "a.lota").read_bytes()

@@ -1,4 +1,4 @@
-"""`taskvec merge`, end to end, on a small real architecture."""
+"""End-to-end tests of `taskvec merge` on a small model of a real architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskvec_formats import ModelFolder
 
 @pytest.fixture(scope="module")
 def second(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another fine-tune of `llama`, packed."""
+    """A `.lota` file of another fine-tune of `llama`."""
     folder = tmp_path_factory.mktemp("second")
     tuned = perturb(llama, folder / "tuned", dtype="float32", seed=2)
     diff(ModelFolder(llama), ModelFolder(tuned)).save(folder / "second.lota")
@@ -110,8 +110,8 @@ def test_a_recipe_says_all_but_the_output(llama: Path, vector: Path, second: Pat
     ok("merge", "--recipe", recipe, "-o", tmp_path / "n.lota")
     for option in (["--method", "ties"], ["--weights", "1,2"], ["--base", llama], ["--density", "0.5"]):
         message = refused(2, "merge", "--recipe", recipe, *option, "-o", tmp_path / "x.lota")
-        assert f"the recipe says what to merge and how: {option[0]} has no place beside it" in message
-    assert "VECTORS has no place beside it" in refused(2, "merge", vector, "--recipe", recipe)
+        assert f"{option[0]} cannot be used with --recipe: the recipe names the models and all options" in message
+    assert "VECTORS cannot be used with --recipe" in refused(2, "merge", vector, "--recipe", recipe)
     recipe.write_text(f"merge_method: ties\nspeed: 3\ndtype: float16\n{models}")
     said = ok("merge", "--recipe", recipe, "-o", tmp_path / "o.lota")
     assert "note: the key speed has no effect" in said
@@ -125,7 +125,7 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
     folder = ("merge", vector, "--base", llama, *out)
     assert "--codec is for a .lota file" in refused(2, *folder, "--codec", "fast")
     assert "dtype is one of float32, bfloat16, float16, found 'int4'" in refused(2, *folder, "--dtype", "int4")
-    assert "--shard-size is a size such as 500MB or 2GB, found 'big': a number needs a unit" in refused(
+    assert "--shard-size must be a size with a unit, such as 500MB or 2GB, found 'big'" in refused(
         2, *folder, "--shard-size", "big"
     )
     assert "--density takes numbers separated by commas" in refused(2, *folder, "--density", "all")
@@ -136,7 +136,7 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
 @pytest.mark.parametrize("size", ["2", "2B", "1000", "5b", "-1MB", "1e9", "GB", "1,5GB", "9" * 5000 + "GB"])
 def test_a_shard_size_needs_a_unit(size: str, llama: Path, vector: Path, tmp_path: Path) -> None:
     message = refused(2, "merge", vector, "--base", llama, "-o", tmp_path / "m", f"--shard-size={size}")
-    assert "--shard-size is a size such as 500MB or 2GB, found '" in message
+    assert "--shard-size must be a size with a unit, such as 500MB or 2GB, found '" in message
     assert len(message) < 250
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""What is said of work while it is done: lines off a terminal, which come without a report and for long work only."""
+"""Progress reports: bars on a terminal, and lines at intervals elsewhere, for long work only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Stream(io.StringIO):
-    """Standard error of a program whose lines are waited for."""
+    """A standard error that sets an event once it has received a number of lines."""
 
     def __init__(self, lines: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def test_a_line_says_the_stage_its_steps_the_note_and_the_time_left() -> None:
     report = Report(clock)
     assert report.line().startswith("[0:00:00] working, ")
     clock.now += 10
-    report.show("training", 40, 600)  # a run that goes on after an interruption
+    report.show("training", 40, 600)  # a run that continues after an interruption
     assert report.line().startswith("[0:00:10] training 40/600, ")
     clock.now += 60
     report.show("training", 60, 600, "loss 2.113, 1,234 tokens/s")
@@ -133,7 +133,7 @@ def test_bars_show_the_same_figures_on_a_terminal(monkeypatch: pytest.MonkeyPatc
     shown = bytearray()
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # how the end of a terminal reads on Linux
+        with contextlib.suppress(OSError):  # on Linux, reading at the end of a terminal raises
             while chunk := os.read(parent, 1 << 16):
                 shown.extend(chunk)
 

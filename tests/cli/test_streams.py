@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full: a command does what it is for, and says what it could not do."""
+"""Commands whose standard streams are closed or full: output files are written, and failures are reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shell(command: str, unbuffered: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-    """A command line for a shell, which can close descriptors."""
+    """Run a command line in a shell, which can close file descriptors."""
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered, **more}
     return subprocess.run(
         ["bash", "-c", command.replace("taskvec ", f"{TASKVEC} ", 1)],
@@ -108,7 +108,7 @@ def test_a_report_that_cannot_be_written_is_a_failure(
 
 @buffering
 def test_whoever_stops_reading_hears_nothing_more(unbuffered: str, work: Path) -> None:
-    """As of other tools; the reader is gone before anything is written."""
+    """The pipe is closed before anything is written; other tools are silent in this case, too."""
     for command in ("taskvec inspect a.lota a.lota", "taskvec --help"):
         read, write = os.pipe()
         os.close(read)
@@ -122,7 +122,7 @@ def test_whoever_stops_reading_hears_nothing_more(unbuffered: str, work: Path) -
 
 
 def test_no_file_that_is_opened_gets_the_number_of_standard_error(work: Path) -> None:
-    """Else what a library says would be written into it."""
+    """Otherwise messages of libraries would be written into that file."""
     program = (
         "import os, sys; from taskvec_cli import streams; streams.repair(); opened = os.open('new', os.O_CREAT)\n"
         "os.write(2, b'said'); print(opened > 2, sys.stdin.read() == '', file=open('seen', 'w'))"

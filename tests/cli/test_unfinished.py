@@ -1,4 +1,4 @@
-"""Work that was not finished is gone on with, or removed, where it is ours and everything else was checked."""
+"""Unfinished work is continued or removed only if taskvec wrote it and all other checks passed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.inputs import existing, into, make_inputs, snapshot
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with all kinds of inputs, in which commands run."""
+    """The working directory, which contains all kinds of inputs."""
     monkeypatch.chdir(tmp_path)
     return make_inputs(tmp_path)
 
@@ -95,7 +95,7 @@ def test_an_unfinished_training_stays_where_the_command_is_refused(work: Path) -
 
 def test_force_starts_a_merge_anew(work: Path) -> None:
     unfinished("merge", work / "m.part")
-    assert "--resume goes on with it, --force starts anew" in refused(2, *MERGE)
+    assert "--resume continues it, --force starts over" in refused(2, *MERGE)
     ok(*MERGE, "--force")
     assert not (work / "m.part").exists()
     ok(*MERGE[:-3], "whole", *MERGE[-2:])

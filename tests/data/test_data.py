@@ -714,8 +714,8 @@ def test_the_command_shows_an_example_and_counts_rows(gpt2: Path, tmp_path: Path
     ran = CliRunner().invoke(app, [*map(str, arguments), "--pack", "--show-example", "--json"])
     assert ran.exit_code == 0, ran.output
     said = ran.stderr.splitlines()
-    assert f"{data / 'a.json'}, row 1: 8 tokens, 5 of them train" in ran.stderr
-    assert 'trains:  "two three"' in said
+    assert f"{data / 'a.json'}, row 1: 8 tokens, 5 of them trained on" in ran.stderr
+    assert 'trained: "two three"' in said
     report = json.loads(ran.stdout)
     assert report["rows"] == {
         "rows": 2,
@@ -734,7 +734,7 @@ def test_the_command_shows_an_example_and_counts_rows(gpt2: Path, tmp_path: Path
     assert "warning: 1 of 2 examples were cut to 64 tokens; the longest has 82" in scored.stderr
     answered = [*map(str, ["eval", gpt2, "--data", data, "--device", "cpu"]), "--metric", "exact_match"]
     scored = CliRunner().invoke(app, [*answered, "--max-new-tokens", "2"])
-    assert "warning: 1 of 2 prompts lost their beginning so that an answer has room" in scored.stderr
+    assert "warning: 1 of 2 prompts lost their beginning to leave room for the answer" in scored.stderr
 
 
 def test_an_output_that_is_one_of_the_files_of_a_folder_is_refused(llama: Path, tmp_path: Path) -> None:

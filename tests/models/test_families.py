@@ -366,7 +366,7 @@ def test_eligible_weights_that_the_data_never_reaches_are_said(questions: Path, 
     assert json.loads(done.stdout)["unreached"] == pytest.approx(0.5)
     assert done.stderr.count("\n") == 1
     assert done.stderr == (
-        "taskvec: warning: 50.0% of the eligible weights lie in tensors that got no gradient from the data during "
+        "taskvec: warning: 50.0% of the eligible weights are in tensors that got no gradient from the data during "
         "calibration\n"
     )
     whole = make_llama(tmp_path / "llama")

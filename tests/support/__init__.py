@@ -1,1 +1,1 @@
-"""What tests share: small models and files, naive oracles, attacks, and runs of the command line."""
+"""Helpers of the tests: small models and files, naive reference implementations, attacks, and runs of commands."""

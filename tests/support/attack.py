@@ -1,7 +1,8 @@
-"""Try every attack of attacks/: `make attack`, or `python -m support.attack [WORD ...]` for those with such names.
+"""Runs all attacks of attacks/: `make attack`, or `python -m support.attack [WORD ...]` for those with matching names.
 
-Each runs in a process of its own. Printed are exit code, seconds, megabytes of the largest process, and the sentence;
-the exit code is 1 where one did not end as it must (tests/support/attacks/__init__.py).
+Each attack runs in its own process. For each one, the exit code, seconds, megabytes of the largest process and the
+message are printed. The program exits with 1 if an attack does not end as required
+(tests/support/attacks/__init__.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from support.inputs import snapshot
 
 
 def tried(attack: Attack) -> tuple[str, bool]:
-    """Make and run one; return how it ended, in lines, and whether that is wrong."""
+    """Prepare and run an attack; return the lines to print, and whether it ended wrongly."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments = attack.make(folder)
@@ -41,7 +42,7 @@ def main() -> None:
         for attack, (lines, is_wrong) in zip(chosen, pool.map(tried, chosen), strict=True):
             print(lines, flush=True)
             wrong += [attack.name] * is_wrong
-    print(f"{len(chosen)} attacks, {len(wrong)} that did not end as they must{': ' if wrong else ''}{'; '.join(wrong)}")
+    print(f"{len(chosen)} attacks, {len(wrong)} failed{': ' if wrong else ''}{'; '.join(wrong)}")
     sys.exit(bool(wrong))
 
 

@@ -1,4 +1,4 @@
-"""Small checkpoints and task vectors made by hand, without a framework."""
+"""Builders of small checkpoints and task vectors, without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ BASE = Identity("base", "ba5e" * 16)
 
 
 class Tensor(NamedTuple):
-    """A dense tensor: bits are its carriers, [size]."""
+    """A dense tensor.
+
+    Attributes:
+        dtype: Its dtype.
+        shape: Its shape.
+        bits: Its elements as unsigned integers, [size].
+    """
 
     dtype: DType
     shape: tuple[int, ...]
@@ -28,7 +34,7 @@ class Tensor(NamedTuple):
 
 
 def tensor(dtype: str, values: Any) -> Tensor:
-    """A tensor from values: rounded to a floating dtype, converted to an integer one."""
+    """Build a tensor from values, which are rounded to a floating-point dtype or converted to an integer dtype."""
     array = np.asarray(values)
     kind = DTYPES[dtype]
     target = kind.real if kind.additive else kind.carrier
@@ -36,7 +42,7 @@ def tensor(dtype: str, values: Any) -> Tensor:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
-    """A safetensors file; unlike the library's numpy writer it knows every dtype."""
+    """Write a safetensors file. Unlike the numpy writer of safetensors, this supports every dtype."""
     layout = {name: (t.dtype.name, t.shape, t.bits.nbytes) for name, t in tensors.items()}
     path.write_bytes(encode_header(layout, metadata or {}) + b"".join(t.bits.tobytes() for t in tensors.values()))
     return path
@@ -45,7 +51,14 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, s
 def write_checkpoint(
     folder: Path, tensors: Mapping[str, Tensor], shards: int = 1, files: Mapping[str, bytes] | None = None
 ) -> Checkpoint:
-    """A model folder, its tensors dealt out to shards, with an index where there are several, and side files."""
+    """Write a model folder.
+
+    Args:
+        folder: The folder, which must not exist.
+        tensors: Tensor name -> tensor. They are distributed to the shards in turn.
+        shards: The number of shards; with more than one, an index is written.
+        files: Side files: name -> content.
+    """
     folder.mkdir()
     for name, content in (files or {}).items():
         (folder / name).write_bytes(content)
@@ -61,7 +74,7 @@ def write_checkpoint(
 
 
 def contents(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    """Every tensor of a checkpoint with its bits in hex, comparable with ==."""
+    """Return every tensor of a checkpoint, with its bits in hexadecimal, comparable with ==."""
     return {
         name: (info.dtype.name, info.shape, checkpoint.bits(name).tobytes().hex())
         for name, info in checkpoint.tensors.items()
@@ -69,16 +82,16 @@ def contents(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], st
 
 
 def package(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256 of everything in a model folder."""
+    """Return the SHA-256 of every file in a model folder, by file name."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def vector_of(deltas: Mapping[str, SparseTensor], base: Identity = BASE, name: str = "vector") -> TaskVector:
-    """A vector of f32 tensors held in memory."""
+    """Build a vector of f32 tensors in memory."""
     specs = {tensor: TensorSpec.like(tensor, Form(DTYPES["F32"], delta.shape)) for tensor, delta in deltas.items()}
     return TaskVector(Header("vector", base, None, tensors=()), specs.values(), Memory(deltas, specs), name=name)
 
 
 def sparse(shape: tuple[int, ...], entries: Mapping[int, float]) -> SparseTensor:
-    """A sparse f32 tensor from position -> value, positions increasing."""
+    """Build a sparse f32 tensor from position -> value, with increasing positions."""
     return SparseTensor(shape, np.array(list(entries), np.int64), np.array(list(entries.values()), np.float32))

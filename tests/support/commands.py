@@ -1,4 +1,4 @@
-"""Runs of the command line, in this process or in one of their own."""
+"""Functions that run the command line, in this process or in a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskvec_cli.main import main
 
 
 def taskvec(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a user does."""
+    """Run a command in a new process, as a user does."""
     return subprocess.run(
         [sys.executable, "-c", "from taskvec_cli.main import main; main()", *map(str, arguments)],
         capture_output=True,
@@ -26,11 +26,11 @@ def taskvec(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
 
 
 def inside(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which has loaded everything already."""
+    """Run a command in this process, which is faster, since all modules are loaded already."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["taskvec", *map(str, arguments)])
-        # a plain terminal: help must not depend on the colours and width of the machine that runs this
+        # a fixed terminal, so that help does not depend on the colours and width of the current one
         patch.setenv("NO_COLOR", "1")
         patch.setenv("COLUMNS", "100")
         if cwd is not None:
@@ -44,7 +44,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def ok(*arguments: object, cwd: Path | None = None, run: Run = inside) -> str:
-    """Run a command that must succeed, in silence on standard error; return what it printed."""
+    """Run a command that must succeed and print nothing to standard error; return its standard output."""
     done = run(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -52,7 +52,7 @@ def ok(*arguments: object, cwd: Path | None = None, run: Run = inside) -> str:
 
 
 def refused(code: int, *arguments: object, run: Run = inside) -> str:
-    """Run a command that must fail with one sentence; return it."""
+    """Run a command that must fail with this exit code and an error message of one line; return the message."""
     done = run(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stdout == ""

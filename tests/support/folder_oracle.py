@@ -1,4 +1,4 @@
-"""What a recipe makes of whole models, dense, tensor by tensor, from mergekit's documentation: slow and obvious."""
+"""A naive implementation of mergekit's recipes on whole dense models, after mergekit's documentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def depth(name: str, layers: int) -> float:
-    """Layer i of n lies at i / (n - 1), the only one at 1; what is in no layer lies at 0."""
+    """Return the relative depth of a tensor: i / (n − 1) in layer i of n, 1 in an only layer, 0 outside all layers."""
     found = re.search(r"layers\.(\d+)\.", name)
     if not found:
         return 0.0
@@ -26,7 +26,7 @@ def depth(name: str, layers: int) -> float:
 
 
 def number(setting: Any, name: str, at: float) -> float | None:
-    """The number that a setting gives to a tensor; None where no rule fits."""
+    """Return the number that a setting gives for a tensor at a depth, or None if no rule matches."""
     if isinstance(setting, list) and isinstance(setting[0], dict):
         for rule in setting:
             if rule.get("filter") is None or rule["filter"] in name:
@@ -40,7 +40,7 @@ def number(setting: Any, name: str, at: float) -> float | None:
 
 
 def values(each: Tensor, dtype: str | None = None) -> np.ndarray:
-    """The f32 values of a tensor, rounded to a dtype first."""
+    """Return the f32 values of a tensor, rounded to a dtype first if one is given."""
     own = each.bits.view(each.dtype.real).astype(np.float32)
     if dtype is None:
         return own
@@ -49,12 +49,12 @@ def values(each: Tensor, dtype: str | None = None) -> np.ndarray:
 
 
 def fused(total: float, value: float, weight: float) -> float:
-    """total + value * weight, rounded once to f32."""
+    """Return total + value * weight, rounded once to f32."""
     return float(np.float32(float(Fraction(total) + Fraction(value) * Fraction(weight))))
 
 
 class Oracle:
-    """A case, tensor by tensor."""
+    """Computes the expected result of a case, tensor by tensor."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -71,7 +71,7 @@ class Oracle:
         return default
 
     def tensor(self, name: str) -> Tensor:
-        """The merged tensor, as it is written."""
+        """Return a merged tensor in the dtype in which it is written."""
         document, linear = self.case.document, self.case.method == "linear"
         models = list(self.models)
         if linear and self.base and self.base not in dict(models):
@@ -103,7 +103,7 @@ class Oracle:
         return np.array(found, np.float32)
 
     def moved(self, name: str) -> np.ndarray:
-        """The base and the merged deltas, in f32."""
+        """Return the base plus the merged deltas of a tensor, in f32."""
         method = {"task_arithmetic": "linear"}.get(self.case.method, self.case.method)
         options: dict[str, Any] = {"dialect": "mergekit"}
         options |= {key: self.shared[key] for key in ("normalize", "gamma") if key in self.shared}

@@ -1,14 +1,14 @@
 """Structured fuzzing of the `.lota` reader: `make fuzz`, or `python -m support.fuzz [CASES [SEED]]`.
 
-Every case damages one of the golden files, in one of three depths:
+Each case damages one of the golden files at one of three depths:
 
-bytes   the file as it is: flips, overwritten, cut, doubled and moved ranges. Digests guard it, so that whatever can
-        still be read must be what was written.
-header  the description or the index as JSON: values replaced, removed, repeated; all digests made right again.
-blocks  the stored streams, digests made right again, so that the codecs see the damage.
+bytes   The bytes of the file: bits are flipped, ranges are overwritten, removed, inserted and copied. The digests are
+        left unchanged, so a file that can still be read must give the original content.
+header  The description or the index, as JSON: values are replaced, removed and repeated. The digests are recomputed.
+blocks  The stored streams. The digests are recomputed, so that the codecs read the damaged bytes.
 
-A case may end in a FormatError, or in an answer, which for `bytes` must be the right one; nothing else, within
-SECONDS, and the whole run within MEGABYTES.
+A case must end within SECONDS, either with a FormatError or with a content, which for `bytes` must be the original
+one. The memory of the whole run must not grow by more than MEGABYTES.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from taskvec_formats.forms import take_for
 VALID = GOLDEN / "valid"
 SECONDS = 20
 MEGABYTES = 512
-_BASE_ELEMENTS = 1 << 16  # a mutated shape has no base; small ones get one of zeros
+_BASE_ELEMENTS = 1 << 16  # the base does not fit a mutated shape; below this size, zeros take its place
 _NUMBERS = [0, 1, -1, 7, 255, 1 << 22, 1 << 31, 1 << 47, 1 << 64, 0.5]
 _JUNK = [None, True, *_NUMBERS, "", "x", "gaps", "steps", "0" * 16, [], [0], {}]
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A golden file in parts, and what it holds."""
+    """A golden file, its parts, and its content as returned by `read`."""
 
     path: Path
     data: bytes
@@ -57,11 +57,11 @@ class Seed:
 
 
 class HangError(Exception):
-    """A case took longer than SECONDS."""
+    """Raised if a case takes longer than SECONDS."""
 
 
 def seeds() -> list[Seed]:
-    """All golden files. Those of several blocks are left out: their tensors are large."""
+    """Return the golden files, without those that have tensors of several blocks, since these are large."""
     found = []
     for path in sorted(VALID.glob("*.lota")):
         file = SafetensorsFile(path)
@@ -74,7 +74,12 @@ def seeds() -> list[Seed]:
 
 
 def read(path: Path, seed: Path) -> Any:
-    """Everything in a file, comparable."""
+    """Read everything in a file, comparable with ==.
+
+    Args:
+        path: The file.
+        seed: The golden file from which it was made; its base is stored next to it.
+    """
     reader = LotaReader(path)
     reader.verify()
     beside = seed.with_suffix(".base.safetensors")
@@ -98,7 +103,7 @@ def read(path: Path, seed: Path) -> Any:
 
 
 def assemble(description: dict[str, Any], index: Any, blocks: bytes, dice: random.Random) -> bytes:
-    """A file of these parts with all digests right, as far as they can be."""
+    """Build a file from these parts with correct digests, except that of the index in a tenth of the cases."""
     text = json.dumps(index, separators=(",", ":")).encode()
     stored = pack_blob(text) if dice.random() < 0.2 else text
     description = copy.deepcopy(description)
@@ -114,7 +119,7 @@ def assemble(description: dict[str, Any], index: Any, blocks: bytes, dice: rando
 
 
 def damage_bytes(data: bytes, dice: random.Random) -> bytes:
-    """A few random edits."""
+    """Make a few random edits."""
     edited = bytearray(data)
     for _ in range(dice.choice((1, 1, 1, 2, 5))):
         at, length = dice.randrange(len(edited) + 1), dice.choice((1, 1, 2, 8, 40))
@@ -136,7 +141,7 @@ def damage_bytes(data: bytes, dice: random.Random) -> bytes:
 
 
 def damage_json(document: Any, dice: random.Random) -> None:
-    """Replace, remove, repeat or nudge one value somewhere inside, in place."""
+    """Replace, remove, repeat or modify one value at a random place of a document, in place."""
     places = list(_places(document))
     if not places:
         return
@@ -158,6 +163,7 @@ def damage_json(document: Any, dice: random.Random) -> None:
 
 
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place in a document: a list or dict, and an index or key of it."""
     if not isinstance(document, (dict, list)):
         return
     for key, value in list(document.items() if isinstance(document, dict) else enumerate(document)):
@@ -166,7 +172,7 @@ def _places(document: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def damage_blocks(seed: Seed, dice: random.Random) -> bytes:
-    """One stored block damaged, its length and digest made right again."""
+    """Damage one stored block, and correct its length and its digest."""
     index, data = copy.deepcopy(seed.index), seed.blocks
     stored, offset = [], 0
     for tensor in index["tensors"]:
@@ -198,7 +204,7 @@ def damage_blocks(seed: Seed, dice: random.Random) -> bytes:
 
 @contextmanager
 def watchdog() -> Iterator[None]:
-    """Raise HangError in a case that does not end."""
+    """Raise HangError if the block takes longer than SECONDS."""
 
     def ring(*_: object) -> None:
         raise HangError
@@ -213,7 +219,19 @@ def watchdog() -> Iterator[None]:
 
 
 def run(cases: int, seed: int, folder: Path) -> Counter[str]:
-    """Run that many cases; how many of each outcome. Raises AssertionError, with what reproduces it, for a bad one."""
+    """Run cases and count their outcomes.
+
+    Args:
+        cases: The number of cases.
+        seed: The seed of all random choices.
+        folder: A folder for the damaged file.
+
+    Returns:
+        Outcome -> number of cases: "read", or the name of an exception class.
+
+    Raises:
+        AssertionError: If a case ends in any other way. The message says how to reproduce it.
+    """
     dice = random.Random(seed)
     golden = seeds()
     outcomes: Counter[str] = Counter()

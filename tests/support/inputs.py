@@ -1,4 +1,4 @@
-"""Folders full of inputs, for tests of what a command does to them."""
+"""Folders with all kinds of inputs, and snapshots of folders, for tests that commands do not change their inputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RECIPE = "merge_method: task_arithmetic\nbase_model: {folder}/base\nmodels: [{{m
 
 
 def make_inputs(folder: Path) -> Path:
-    """Fill a folder with all kinds of inputs."""
+    """Fill a folder with all kinds of inputs, and return it."""
     base = write_checkpoint(folder / "base", TENSORS, 2, FILES)
     tuned = write_checkpoint(folder / "tuned", MOVED, 2, FILES)
     diff(base, tuned).save(folder / "a.lota")
     diff(base, tuned, sparsity=0.9).save(folder / "b.lota")
     (folder / "recipe.yml").write_text(RECIPE.format(folder=folder))
     write_rows(folder / "rows.jsonl")
-    # a base whose weights lie elsewhere, as in the Hub's cache
+    # a base whose weights are links to another folder, as in the cache of the Hub
     (folder / "blobs").mkdir()
     write_shard(folder / "blobs" / "x.safetensors", TENSORS)
     (folder / "linked").mkdir()
@@ -34,17 +34,17 @@ def make_inputs(folder: Path) -> Path:
     (folder / "linked" / "model.safetensors").symlink_to(folder / "blobs" / "x.safetensors")
     (folder / "linked.lota").symlink_to("a.lota")
     (folder / "way").symlink_to("base")
-    # a model folder with one of the vectors in it
+    # a model folder that contains a vector
     write_checkpoint(folder / "dir", TENSORS, 1, FILES)
     (folder / "dir" / "v.lota").write_bytes((folder / "a.lota").read_bytes())
     return folder
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str]:
-    """Everything in a folder: the bytes of files, where links lead to, and that a folder is one."""
+    """Return everything in a folder, by relative path: the bytes of files, the targets of links, and other types."""
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
-        what: bytes | str = f"mode {path.lstat().st_mode}"  # a FIFO would wait for a writer
+        what: bytes | str = f"mode {path.lstat().st_mode}"  # of a FIFO, since reading one waits for a writer
         if path.is_symlink():
             what = os.readlink(path)
         elif path.is_dir():
@@ -56,6 +56,8 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 
 
 def into(name: str, content: bytes = b"1") -> Callable[[Path], object]:
+    """Return a function that writes a file of this name into a folder."""
+
     def put(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -64,5 +66,5 @@ def into(name: str, content: bytes = b"1") -> Callable[[Path], object]:
 
 
 def existing(path: Path) -> None:
-    """A file that is somebody's."""
+    """Create a file that taskvec did not write."""
     path.write_bytes(b"mine")

@@ -1,4 +1,4 @@
-"""`.lota` files from two small checkpoints, and bad ones that are in order but for one defect."""
+"""`.lota` files made from two small checkpoints, and invalid files with exactly one defect each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ Codecs = tuple[str, str] | None
 
 
 class Dense(NamedTuple):
-    """A dense tensor: bits are its carriers, [size]."""
+    """A dense tensor.
+
+    Attributes:
+        form: Its dtype and shape.
+        bits: Its elements as unsigned integers, [size].
+    """
 
     form: Form
     bits: BitArray
@@ -48,13 +53,13 @@ Tensors = Mapping[str, Dense]
 
 
 def dense(dtype: str, bits: Any, shape: tuple[int, ...] | None = None) -> Dense:
-    """A tensor from bit patterns, of their own shape where none is given."""
+    """Build a tensor from bit patterns; the default shape is theirs."""
     array = np.asarray(bits, DTYPES[dtype].carrier)
     return Dense(Form(DTYPES[dtype], array.shape if shape is None else shape), array.reshape(-1))
 
 
 def reals(dtype: str, values: Any, shape: tuple[int, ...] | None = None) -> Dense:
-    """A tensor from real numbers, rounded."""
+    """Build a tensor from real numbers, which are rounded to its dtype."""
     with np.errstate(all="ignore"):
         array = np.asarray(values, np.float64).astype(DTYPES[dtype].real)
     return dense(dtype, np.atleast_1d(array).view(DTYPES[dtype].carrier), array.shape if shape is None else shape)
@@ -72,14 +77,14 @@ def identity(name: str, tensors: Tensors) -> Identity:
 
 
 def base_bits(spec: TensorSpec, base: Tensors) -> BitArray:
-    """What a tensor is measured from."""
+    """Return the bits that a tensor is compared with: those of the base in its form, or zeros for an added tensor."""
     if spec.origin is None:
         return np.zeros(spec.size, spec.dtype.carrier)
     return take_for(base[spec.name].bits, spec.origin, spec.form)
 
 
 def change_of(kind: str, dtype: DType, base: BitArray, tuned: BitArray) -> Change:
-    """What turns one array into the other, for a vector or for a patch."""
+    """Compute the change from one array to another, for a file of this kind."""
     changed = np.flatnonzero(base != tuned)
     delta, replacements = difference(dtype, base[changed], tuned[changed])
     if kind == "patch":
@@ -92,7 +97,7 @@ def _entries(size: int, places: Any, values: Mapping[int, Any], dtype: Any) -> S
 
 
 def applied(dtype: DType, base: BitArray, change: Change) -> BitArray:
-    """The naive result: a sum for each delta, then the replacements."""
+    """Apply a change naively: add each delta, then set the replacements."""
     tuned = base.copy()
     for position, delta in zip(change.delta.indices.tolist(), change.delta.values.tolist(), strict=True):
         tuned[position] = rounded(dtype, value(dtype, int(base[position])) + delta)
@@ -101,7 +106,17 @@ def applied(dtype: DType, base: BitArray, change: Change) -> BitArray:
 
 
 def encode_with(codecs: Codecs, form: Form, change: Change, base: BitArray | None) -> tuple[Block | None, bytes]:
-    """The entries of one block by the named codecs of positions and values, whatever they cost; None: the writer's."""
+    """Encode the entries of one block.
+
+    Args:
+        codecs: The codecs of positions and values, or None for those that the writer chooses.
+        form: The dtype and shape of the tensor.
+        change: The entries of the block.
+        base: The bits of the base in the block, or None.
+
+    Returns:
+        The block for the index, or None if it has no entries, and its bytes.
+    """
     if codecs is None:
         return encode_block(form, change, base)
     frame = Frame(change.delta.size // form.cols, form.cols, form.dtype, base)
@@ -125,7 +140,16 @@ def encode_with(codecs: Codecs, form: Form, change: Change, base: BitArray | Non
 def blocks_of(
     kind: str, spec: TensorSpec, change: Change, base: BitArray | None, codecs: Codecs = None
 ) -> list[tuple[Block | None, bytes]]:
-    """The blocks of a whole tensor; base: None where it is not at hand, and what is touched not known."""
+    """Encode all blocks of a tensor.
+
+    Args:
+        kind: The kind of the file.
+        spec: The tensor.
+        change: Its entries.
+        base: The bits of the base, or None if they are not available; the digests of the touched elements are then
+            left out.
+        codecs: The codecs of positions and values, or None for those that the writer chooses.
+    """
     blocks = []
     for start, stop in spec.form.blocks():
         part = Change(change.delta.slice_range(start, stop), change.replacements.slice_range(start, stop))
@@ -150,7 +174,21 @@ def write_pair(
     files: list[SideFile] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Path:
-    """What turns one checkpoint into the other; codecs: of all tensors, or by name."""
+    """Write a file with the change from one checkpoint to another.
+
+    Args:
+        path: The file.
+        kind: Its kind, "vector" or "patch".
+        base: The tensors of the base.
+        tuned: The tensors of the tuned checkpoint.
+        codecs: The codecs of all tensors, or tensor name -> codecs; None for those that the writer chooses.
+        shards: Shard name -> header, or None to store none.
+        files: The side files, or None to store none.
+        provenance: The provenance.
+
+    Returns:
+        The path.
+    """
     header = Header(
         kind,
         identity("base", base),
@@ -183,7 +221,12 @@ def side_file(name: str, content: bytes, *, stored: bool = True) -> SideFile:
 
 
 def read(path: Path, base: Path | None = None) -> Document:
-    """What a file says, as JSON: each value as the hexadecimal digits of its little-endian bytes."""
+    """Read a file into a JSON document. Values are given as the hexadecimal digits of their little-endian bytes.
+
+    Args:
+        path: The file.
+        base: A checkpoint file with the base, for a patch that needs it.
+    """
     reader = LotaReader(path)
     tensors = {}
     file = SafetensorsFile(base) if base else None
@@ -222,11 +265,16 @@ def _to_json(tensor: SparseTensor) -> Document:
 
 @dataclass
 class Parts:
-    """A `.lota` file taken apart, to be altered and put together again: digests and lengths are then made right.
+    """The parts of a `.lota` file, which can be changed and saved again. Saving recomputes digests and lengths.
 
-    description, index: the JSON objects, or bytes to be stored instead. blocks: bytes.
-    claims: fields of the description's `index` that are to be kept as they are here. stored: the index as stored.
-    names, dtypes: of the two tensors.
+    Attributes:
+        description: The description as a JSON object, or the text to store instead.
+        index: The index as a JSON object, or the bytes to store instead.
+        blocks: The bytes of the blocks.
+        claims: Fields of `index` in the description that are saved with these values instead of the correct ones.
+        stored: The index as stored, in place of `index`.
+        names: The names of the two tensors.
+        dtypes: The dtypes of the two tensors.
     """
 
     description: Any
@@ -247,7 +295,7 @@ class Parts:
         return cls(description, json.loads(index), bytes(file.bytes(BLOCKS)))
 
     def sign(self) -> None:
-        """Give every block the digest of the bytes that are stored for it."""
+        """Set the digest of every block to that of its stored bytes."""
         offset = 0
         for tensor in self.index["tensors"]:
             for block in filter(None, tensor["blocks"]):
@@ -256,7 +304,7 @@ class Parts:
                 offset += length
 
     def streams(self, name: str) -> list[bytes]:
-        """The streams of the first block of a tensor: positions and values of the deltas, then of the replacements."""
+        """Return the streams of a tensor's first block: positions and values of the deltas, then the replacements."""
         place, entries = self._find(name)
         found = []
         for part in entries:
@@ -266,7 +314,7 @@ class Parts:
         return found
 
     def set_streams(self, name: str, streams: list[bytes]) -> None:
-        """Replace them; lengths and digest follow."""
+        """Replace the streams of a tensor's first block, and update their lengths and the digests."""
         place, entries = self._find(name)
         old = sum(map(len, self.streams(name)))
         self.blocks = self.blocks[:place] + b"".join(streams) + self.blocks[place + old :]
@@ -327,7 +375,7 @@ PATCH_TUNED: Tensors = {
 
 
 def write_good(path: Path, kind: str) -> Path:
-    """A file of each kind, small and without a defect."""
+    """Write a small valid file of a kind."""
     if kind == "patch":
         return write_pair(path, "patch", PATCH_BASE, PATCH_TUNED, {"h": ("exponents", "steps")})
     return write_pair(
@@ -347,7 +395,15 @@ Edit = Callable[[Parts], Any]
 
 @dataclass(frozen=True)
 class Defect:
-    """One way to be bad, and the error that it must give. raw: of the bytes of a file, in place of its parts."""
+    """A defect of a file, and the error that reading it must raise.
+
+    Attributes:
+        error: The class of the error.
+        message: A regular expression for its message.
+        edit: Introduces the defect into the parts of a valid file.
+        kind: The kind of the file.
+        raw: Introduces the defect into the bytes of a valid file, in place of `edit`.
+    """
 
     error: type[FormatError]
     message: str
@@ -379,7 +435,7 @@ def in_tensor(**fields: Any) -> Edit:
 
 
 def in_block(place: int, value: Any, name: str = "w") -> Edit:
-    """digest, before, after, delta, replacements."""
+    """Set a field of a block: digest, before, after, delta or replacements."""
 
     def edit(parts: Parts) -> None:
         parts.tensor(name)["blocks"][0][place] = value
@@ -388,7 +444,7 @@ def in_block(place: int, value: Any, name: str = "w") -> Edit:
 
 
 def in_delta(place: int, value: Any, name: str = "w") -> Edit:
-    """count, positions' codec and length, values' codec and length."""
+    """Set a field of the deltas: their count, the codec and length of positions, or the codec and length of values."""
 
     def edit(parts: Parts) -> None:
         parts.tensor(name)["blocks"][0][3][place] = value
@@ -404,7 +460,7 @@ def in_replacements(place: int, value: Any, name: str = "w") -> Edit:
 
 
 def in_file(place: int, value: Any, at: int = 1, key: str = "files") -> Edit:
-    """name, sha256, blob."""
+    """Set a field of a side file: name, sha256 or blob."""
 
     def edit(parts: Parts) -> None:
         parts.index[key][at][place] = value
@@ -413,7 +469,7 @@ def in_file(place: int, value: Any, at: int = 1, key: str = "files") -> Edit:
 
 
 def in_blob(place: int, value: Any) -> Edit:
-    """length, size, digest."""
+    """Set a field of the blob of a side file: length, size or digest."""
 
     def edit(parts: Parts) -> None:
         parts.index["files"][1][2][place] = value
@@ -422,7 +478,7 @@ def in_blob(place: int, value: Any) -> Edit:
 
 
 def with_field(**fields: Any) -> Edit:
-    """Set attributes of the parts themselves."""
+    """Set attributes of the parts."""
 
     def edit(parts: Parts) -> None:
         for key, content in fields.items():
@@ -454,7 +510,7 @@ def description_text(old: str, new: str) -> Edit:
 
 
 def without(key: str, *path: str) -> Edit:
-    """Take a key out of the description or, with a path that begins with `index`, out of the index."""
+    """Remove a key from the description, or from the index if the path begins with `index`."""
 
     def edit(parts: Parts) -> None:
         place = parts.index if path[:1] == ("index",) else parts.description
@@ -470,12 +526,12 @@ def swapped(key: str) -> Edit:
 
 
 def null_block(parts: Parts) -> None:
-    """A block that holds nothing and is not null."""
+    """Make a block without entries that is not null."""
     parts.index["tensors"][1]["blocks"][0][3:] = [None, None]
 
 
 def many_entries(parts: Parts) -> None:
-    """Entries that take no bytes, more than a reader takes the time for."""
+    """Declare more entries than a reader accepts, without any bytes."""
     tensor = parts.tensor("p")
     row = 1 << 22
     tensor["blocks"] += [["0" * 32, None, None, [row, "gaps", 0, "packed", 0], None]] * 17
@@ -483,31 +539,35 @@ def many_entries(parts: Parts) -> None:
 
 
 def frame_claiming(size: int, content: bytes = b"") -> bytes:
-    """A zstd frame that claims a size (RFC 8878): magic; 8-byte size, one segment; it; a last raw block."""
+    """Build a zstd frame that declares a size (RFC 8878).
+
+    It consists of the magic number, a frame header with an 8-byte size and a single segment, the size, and one raw
+    block.
+    """
     block = (len(content) << 3 | 1).to_bytes(3, "little")
     return b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little") + block + content
 
 
 def bomb(parts: Parts) -> None:
-    """A true frame that expands more than a reader allows."""
+    """Store a valid frame that expands by a larger factor than a reader allows."""
     size = 1 << 26
     parts.stored = zstandard.ZstdCompressor(level=19).compress(b" " * size)
     parts.claims = {"size": size}
 
 
 def deep(parts: Parts) -> None:
-    """More brackets than a parser can hold on its stack."""
+    """Nest more lists than a recursive parser can handle."""
     parts.stored = zstandard.compress(b"[" * 200_000)
     parts.claims = {"size": 200_000}
 
 
 def lying_frame(size: int, claim: int | None = None) -> Edit:
-    """An index of an empty frame that claims `size` bytes, where the description says `claim`."""
+    """Store an empty frame that declares `size` bytes as the index; the description declares `claim` bytes."""
     return with_field(stored=frame_claiming(size), claims={"size": size if claim is None else claim})
 
 
 def resigned_blob(parts: Parts, content: bytes, size: int) -> None:
-    """Other bytes behind the blocks for the stored side file, which comes last."""
+    """Store other bytes, with a correct digest, for the last blob, that of a side file."""
     blob = parts.index["files"][1][2]
     parts.blocks = parts.blocks[: -blob[0]] + content
     blob[:] = [len(content), size, stored_digest(content)]
@@ -518,7 +578,7 @@ def altered_blob(parts: Parts) -> None:
 
 
 def _gaps(first: int, second: int, _length: int) -> bytes:
-    """Positions of two entries, then of the rest, as gaps."""
+    """Encode the positions of two entries, `first` and `first + second + 1`, as gaps."""
     frame = Frame(1, 1000, DTYPES["F32"])
     data = POSITION_CODECS["gaps"].encode(np.array([first, first + second + 1]), frame)
     assert data is not None
@@ -531,14 +591,14 @@ def _swap_parts(parts: Parts, name: str) -> None:
 
 
 def _move_length(parts: Parts) -> None:
-    """Lengths whose sum is right."""
+    """Make two lengths wrong, but not their sum."""
     delta = parts.tensor("p")["blocks"][0][3]
     delta[2] += 4
     delta[4] -= 4
 
 
 def _unstore_shard(parts: Parts) -> None:
-    """A shard's header that is not stored: nothing else has it."""
+    """Remove the stored header of a shard."""
     blob = parts.index["shards"][0][2]
     files = sum(file[2][0] for file in parts.index["files"] if file[2])
     parts.blocks = parts.blocks[: -files - blob[0]] + parts.blocks[-files:]
@@ -546,7 +606,7 @@ def _unstore_shard(parts: Parts) -> None:
 
 
 def _with_tensor(data: bytes) -> bytes:
-    """One tensor more, empty."""
+    """Add an empty tensor to a safetensors file."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     end = len(data) - 8 - length
@@ -843,7 +903,7 @@ DEFECTS: dict[str, Defect] = {
     "codec-needs-a-base": Defect(StreamError, "tensor 'p'.*only with the base", in_delta(1, "exponents", "p")),
     "steps-in-a-vector": Defect(StreamError, "tensor 'p'.*only with the base", in_delta(3, "steps", "p")),
 }
-# a name must not lead out of its folder
+# a name must not point outside its folder
 DEFECTS |= {
     f"{key[:-1]}-name-{number}": Defect(
         HeaderError, f"{key}: .* is not the name of a file", in_file(0, name, 1 if key == "files" else 0, key)
@@ -853,7 +913,7 @@ DEFECTS |= {
         ("", ".", "..", "a/b", "/etc/passwd", "../a", "..\\a", "a\0b", "a\nb", "\x1b[2J", "x" * 256), 1
     )
 }
-# a side file must not be what a program takes for the weights, or for the way to them
+# a side file must not have a name under which programs look for weights or an index of weights
 DEFECTS |= {
     f"files-name-of-weights-{number}": Defect(
         HeaderError, f"files: {name!r} is the name of a file of weights", in_file(0, name)

@@ -1,4 +1,4 @@
-"""Every merge method over one tensor of each vector, dense, position by position, in f32: slow and obvious."""
+"""Naive implementations of all merge methods, for one tensor per vector, position by position, in f32."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MASK = 2**64 - 1
 
 
 def f32(number: float) -> float:
-    """Rounded to f32."""
+    """Round a number to f32."""
     with np.errstate(all="ignore"):
         return float(np.float32(number))
 
 
 def largest(held: Held, k: int) -> set[int]:
-    """The positions of the k largest magnitudes that are not zero; ties to the first."""
+    """Return the positions of the k largest nonzero magnitudes; of equal ones, the first."""
     ranked = sorted((-abs(value), position) for position, value in held.items() if value != 0)
     return {position for _, position in ranked[:k]}
 
@@ -49,7 +49,7 @@ def outliers(held: Held, density: float, size: int, gamma: float) -> Held:
 
 
 def stays(seed: int, number: int, name: str, position: int, density: float) -> bool:
-    """SplitMix64 at a position, in Python's integers."""
+    """Whether DARE keeps a position: SplitMix64 of the position, in Python integers, compared with the density."""
     key = int.from_bytes(hashlib.sha256(f"{seed} {number} {name}".encode()).digest()[:8], "little")
     z = (key + (position + 1) * 0x9E3779B97F4A7C15) & MASK
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & MASK
@@ -76,7 +76,16 @@ def rescaled(before: Held, after: Held, density: float, how: str) -> Held:
 def pruned(
     method: str, number: int, tensor: SparseTensor, name: str, density: float, options: dict[str, Any]
 ) -> SparseTensor:
-    """What a method keeps of one tensor."""
+    """Return the entries of one tensor that a method keeps, rescaled.
+
+    Args:
+        method: The name of the method.
+        number: The index of the vector in the merge.
+        tensor: The tensor.
+        name: Its name.
+        density: The share of its elements to keep.
+        options: Further options of the method.
+    """
     held, size, dialect = entries(tensor), tensor.size, options.get("dialect", "reference")
     rescale = options.get("rescale")
     if method in ("ties", "magnitude_prune"):
@@ -95,7 +104,7 @@ def pruned(
 def combined(
     method: str, tensors: Sequence[SparseTensor], weights: Sequence[float], options: dict[str, Any]
 ) -> Held | None:
-    """The merged entries; None where the method refuses."""
+    """Return the merged entries of one tensor, or None if the method refuses to merge."""
     held = [entries(tensor) for tensor in tensors]
     factors = [f32(weight) for weight in weights]
     positions = sorted(set().union(*held))

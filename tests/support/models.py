@@ -1,4 +1,4 @@
-"""Small real architectures as model folders, and small data for them."""
+"""Small models of real architectures, as model folders, and small data for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = [
 
 
 def make_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
-    """Words to ids; everything else is <unk>."""
+    """Build a tokenizer that maps WORDS to ids and all other words to <unk>."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
@@ -56,7 +56,7 @@ def _save(
 
 
 def make_llama(folder: Path, *, dtype: str = "float32", shard_size: str | None = None, seed: int = 0) -> Path:
-    """Two blocks of width 32, tied embeddings."""
+    """Write a Llama with two blocks of width 32 and tied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(WORDS),
@@ -74,7 +74,7 @@ def make_llama(folder: Path, *, dtype: str = "float32", shard_size: str | None =
 
 
 def make_mixtral(folder: Path, *, dtype: str = "float32") -> Path:
-    """Two blocks of width 16 with four experts each."""
+    """Write a Mixtral with two blocks of width 16 and four experts per block."""
     torch.manual_seed(0)
     config = MixtralConfig(
         vocab_size=len(WORDS),
@@ -92,7 +92,7 @@ def make_mixtral(folder: Path, *, dtype: str = "float32") -> Path:
 
 
 def make_bert(folder: Path, *, dtype: str = "float32") -> Path:
-    """An encoder: two blocks of width 16, the head's weights tied to the embeddings."""
+    """Write a BERT with two blocks of width 16; the weights of its head are tied to the embeddings."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS),
@@ -110,12 +110,12 @@ def make_bert(folder: Path, *, dtype: str = "float32") -> Path:
 
 
 def make_architecture(name: str, folder: Path, *, dtype: str) -> Path:
-    """One of llama, mixtral and bert."""
+    """Write a model of the architecture llama, mixtral or bert."""
     return {"llama": make_llama, "mixtral": make_mixtral, "bert": make_bert}[name](folder, dtype=dtype)
 
 
 def make_gpt2(folder: Path) -> Path:
-    """Two blocks of width 32; the tensors on disk lack the prefix `transformer.`, as in the original release."""
+    """Write a GPT-2 with two blocks of width 32; its tensors lack the prefix `transformer.`, as in the original."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1)
     config.eos_token_id, config.pad_token_id = 2, 0
@@ -125,14 +125,14 @@ def make_gpt2(folder: Path) -> Path:
     config_file = folder / "config.json"
     whole = config_file.read_bytes()
     bare.save_pretrained(folder)
-    config_file.write_bytes(whole)  # it names the class with the head
+    config_file.write_bytes(whole)  # the config of the model with the head
     return folder
 
 
 def perturb(
     source: Path, target: Path, *, dtype: str, shard_size: str | None = None, scale: float = 1e-2, seed: int = 1
 ) -> Path:
-    """A full fine-tune of `source`: every parameter moved by noise of its own size, saved through transformers."""
+    """Write a full fine-tune of `source`: normal noise of standard deviation `scale` is added to every parameter."""
     torch.manual_seed(seed)
     (architecture,) = AutoConfig.from_pretrained(source).architectures
     model = getattr(transformers, architecture).from_pretrained(source, dtype=getattr(torch, dtype))
@@ -143,6 +143,6 @@ def perturb(
 
 
 def write_rows(path: Path, rows: list[dict[str, object]] | None = None) -> Path:
-    """Data as JSON lines."""
+    """Write rows, by default ROWS, as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows or ROWS), encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Naive answers to compare with, and inputs to compare on: dense loops and full sorts, slow and obvious on purpose."""
+"""Naive implementations to compare with, by dense loops and full sorts, and Hypothesis strategies for their inputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ F32_VALUES = nps.from_dtype(np.dtype(np.float32), allow_nan=False, allow_infinit
 
 
 def shapes() -> Strategy:
-    """Small shapes, scalars and empty tensors included."""
+    """Small shapes, including those of scalars and empty tensors."""
     return nps.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 
 
 def bit_patterns(dtype: DType) -> Strategy:
-    """Carriers as integers: any, and often what goes wrong: ±0, the smallest subnormals, ±inf, NaN."""
+    """Bit patterns as integers; special values are frequent: ±0, the smallest subnormals, ±inf and NaN."""
     sign = 1 << 8 * dtype.itemsize - 1
     corners = {0, 1, sign, sign + 1, sign - 1, 2 * sign - 1}
     if dtype.additive:
@@ -34,7 +34,7 @@ def bit_patterns(dtype: DType) -> Strategy:
 
 
 def carriers(dtype: DType, size: int) -> Strategy:
-    """Arrays of carriers, [size]."""
+    """Arrays of bit patterns, [size]."""
     return nps.arrays(dtype.carrier, size, elements=bit_patterns(dtype))
 
 
@@ -42,37 +42,46 @@ def carriers(dtype: DType, size: int) -> Strategy:
 def sparse_tensors(
     draw: st.DrawFn, values: Strategy = F32_VALUES, dtype: Any = np.float32, shape: Strategy | None = None
 ) -> SparseTensor:
-    """A tensor of any small shape with entries at any subset of its positions."""
+    """Sparse tensors of any small shape with entries at any subset of their positions."""
     drawn = draw(shapes() if shape is None else shape)
     indices = np.flatnonzero(draw(nps.arrays(np.bool_, math.prod(drawn))))
     return SparseTensor(drawn, indices, draw(nps.arrays(dtype, len(indices), elements=values)))
 
 
 def exact(tensor: SparseTensor) -> tuple[Any, ...]:
-    """All that a sparse tensor is, comparable with == down to the bits of its values."""
+    """Return everything in a sparse tensor, comparable with ==, including the bits of its values."""
     return tensor.shape, tensor.indices.tolist(), tensor.values.dtype.str, tensor.values.tobytes().hex()
 
 
 def entries(tensor: SparseTensor) -> dict[int, float]:
-    """Position -> value."""
+    """Return position -> value."""
     return dict(zip(tensor.indices.tolist(), tensor.values.tolist(), strict=True))
 
 
 def value(dtype: DType, bits: int) -> float:
-    """The real number behind a bit pattern."""
-    with np.errstate(all="ignore"):  # NaN that signal
+    """Return the real number that a bit pattern represents."""
+    with np.errstate(all="ignore"):  # signalling NaNs
         return float(np.array([bits], dtype.carrier).view(dtype.real).astype(np.float64)[0])
 
 
 def rounded(dtype: DType, number: float) -> int:
-    """The bit pattern of a number rounded to f32, then to `dtype`; F64 keeps it as it is."""
+    """Return the bit pattern of a number, rounded to f32 and then to `dtype`; for F64 it is not rounded."""
     with np.errstate(all="ignore"):
         wide = np.array([number]).astype(dtype.compute)
         return int(wide.astype(dtype.real).view(dtype.carrier)[0])
 
 
 def difference(dtype: DType, base: BitArray, tuned: BitArray) -> tuple[dict[int, float], dict[int, int]]:
-    """(position -> f32 delta, position -> tuned bits where rounding base + delta does not give them)."""
+    """Compute the difference between two tensors.
+
+    Args:
+        dtype: The dtype of both tensors.
+        base: The bits of the base, [size].
+        tuned: The bits of the tuned tensor, [size].
+
+    Returns:
+        Position -> f32 delta, and position -> tuned bits if rounding base + delta does not give these bits.
+    """
     deltas: dict[int, float] = {}
     replacements: dict[int, int] = {}
     for position, (before, after) in enumerate(zip(base.tolist(), tuned.tolist(), strict=True)):
@@ -91,13 +100,13 @@ def difference(dtype: DType, base: BitArray, tuned: BitArray) -> tuple[dict[int,
 
 
 def changed(base: BitArray, tuned: BitArray) -> dict[int, int]:
-    """Position -> tuned bits, wherever they differ."""
+    """Return position -> tuned bits for all positions whose bits differ."""
     pairs = zip(base.tolist(), tuned.tolist(), strict=True)
     return {position: after for position, (before, after) in enumerate(pairs) if before != after}
 
 
 def applied(dtype: DType, base: BitArray, deltas: dict[int, float], replacements: dict[int, int]) -> list[int]:
-    """Bit patterns of base + deltas, rounded, then of the replacements; every other element as it was."""
+    """Return the bit patterns of the base with deltas added and rounded, then replacements set."""
     bits = base.tolist()
     for position, delta in deltas.items():
         bits[position] = rounded(dtype, value(dtype, bits[position]) + delta)
@@ -107,7 +116,7 @@ def applied(dtype: DType, base: BitArray, deltas: dict[int, float], replacements
 
 
 def taken(values: Any, shape: tuple[int, ...]) -> Any:
-    """A dense tensor cut or filled up with zeros to another shape of the same rank."""
+    """Return a dense tensor cropped or zero-padded to another shape of the same rank."""
     result = np.zeros(shape, values.dtype)
     for place in np.ndindex(*(min(pair) for pair in zip(values.shape, shape, strict=True))):
         result[place] = values[place]
@@ -115,7 +124,15 @@ def taken(values: Any, shape: tuple[int, ...]) -> Any:
 
 
 def top_k(deltas: Sequence[tuple[str, Any]], k: int) -> dict[str, list[int]]:
-    """Tensor name -> positions of its share of the k largest magnitudes; ties to the earlier tensor and position."""
+    """Select the k largest magnitudes of all tensors; of equal ones, those of the first tensor and position.
+
+    Args:
+        deltas: Pairs of a tensor name and its values, [size].
+        k: The number of entries to select.
+
+    Returns:
+        Tensor name -> selected positions, increasing.
+    """
     ranked = sorted(
         (-abs(float(number)), tensor, position)
         for tensor, (_, delta) in enumerate(deltas)

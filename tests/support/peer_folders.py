@@ -1,10 +1,11 @@
-"""Whole model folders: random recipes through mergekit and through `taskvec merge`, compared tensor by tensor.
+"""Conformance of whole model folders: random recipes, merged by mergekit and by `taskvec merge`.
 
 Usage: python -m support.peer_folders RECIPES SEED
 
-mergekit is run twice. First as it is, but for DARE's draw, which every program makes in its own way: it is handed
-taskvec's. Then in taskvec's order as well: sums in the order of the models, norms in f64, and of entries that tie in
-magnitude those at the first positions, for which torch promises no order.
+The results are compared tensor by tensor. mergekit is run twice. In the first run only the random choices of DARE are
+replaced by those of taskvec, since every program draws in its own way. In the second run the order of computation is
+that of taskvec, too: sums in the order of the models, norms in f64, and of entries with equal magnitude those at the
+first positions are taken, for which torch guarantees no order.
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ FILTERS = ("mlp", "self_attn", "norm", ".0.", "embed")
 class Case:
     """A recipe and the models that it names.
 
-    states: model -> its tensors by name. shards: model -> number of its shards. packed: models that taskvec is given as
-    `.lota` files.
+    Attributes:
+        document: The recipe.
+        layers: The number of layers of the models.
+        states: Model -> tensor name -> tensor.
+        shards: Model -> number of shards.
+        packed: The models that are given to taskvec as `.lota` files.
     """
 
     document: dict[str, Any]
@@ -60,14 +65,14 @@ class Case:
 
     @property
     def merged(self) -> int:
-        """How many vectors, or whole models, are added up."""
+        """The number of vectors, or of whole models, that are added."""
         models = [each["model"] for each in self.document["models"]]
         if self.method != "linear":
             return len([model for model in models if model != "base"])
         return len(models) + ("base_model" in self.document and "base" not in models)
 
     def inner(self, name: str) -> str:
-        """The dtype in which mergekit computes a tensor."""
+        """Return the dtype in which mergekit computes a tensor."""
         used = {each["model"] for each in self.document["models"]} | {self.document.get("base_model", "base")}
         if self.document.get("base_model") is None:
             used.discard("base")
@@ -76,7 +81,7 @@ class Case:
         return "F32" if self.method == "linear" else own
 
     def write(self, folder: Path) -> None:
-        """Model folders below a folder, merge.yaml for mergekit and ours.yaml for taskvec, whose paths are absolute."""
+        """Write the model folders, merge.yaml for mergekit, and ours.yaml for taskvec; their paths are absolute."""
         for name, state in self.states.items():
             config = {**CONFIG, "num_hidden_layers": self.layers, "tie_word_embeddings": "lm_head.weight" not in state}
             write_checkpoint(folder / name, state, self.shards[name], {"config.json": json.dumps(config).encode()})
@@ -103,7 +108,7 @@ CONFIG = {
 
 
 def shapes_of(layers: int, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors of a small Llama."""
+    """Return the tensors of a small Llama: name -> shape."""
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (WORDS, WIDTH), "model.norm.weight": (WIDTH,)}
     for i in range(layers):
         block = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}
@@ -114,7 +119,7 @@ def shapes_of(layers: int, *, tied: bool) -> dict[str, tuple[int, ...]]:
 
 
 def draw(dice: np.random.Generator, method: str) -> Case:
-    """A random recipe and its models: gradients, filters, fine-tunes of a part of the layers, dtypes, shards."""
+    """Draw a random recipe and its models, with gradients, filters, partial fine-tunes, several dtypes and shards."""
     layers, count = int(dice.integers(1, 6)), int(dice.integers(2, 6))
     shapes = shapes_of(layers, tied=bool(dice.integers(2)))
     names = ["base", *(f"model{i}" for i in range(count))]
@@ -139,7 +144,7 @@ def draw(dice: np.random.Generator, method: str) -> Case:
 
 
 def draw_document(dice: np.random.Generator, method: str, models: list[str]) -> dict[str, Any]:
-    """A random recipe that names these models and "base"."""
+    """Draw a random recipe that names these models and "base"."""
     document: dict[str, Any] = {"merge_method": method, "models": []}
     for model in models:
         parameters: dict[str, Any] = {"weight": _setting(dice, [1.0, 0.5, 0.3, 2.0, 0.7], required=True)}
@@ -167,7 +172,7 @@ def draw_document(dice: np.random.Generator, method: str, models: list[str]) -> 
 
 
 def draw_shared(dice: np.random.Generator, method: str) -> dict[str, Any]:
-    """Random parameters of all models, for a method that merges deltas."""
+    """Draw random parameters for all models, for a method that merges deltas."""
     shared: dict[str, Any] = {}
     if dice.random() < 0.4:
         shared["normalize"] = bool(dice.integers(2))
@@ -183,7 +188,7 @@ def draw_shared(dice: np.random.Generator, method: str) -> dict[str, Any]:
 
 
 def _setting(dice: np.random.Generator, numbers: list[float], *, required: bool = False) -> Any:
-    """A number, a gradient, or rules that end with one for all tensors where every tensor needs a number."""
+    """Draw a number, a gradient or a list of rules. If required, the last rule applies to all tensors."""
 
     def number() -> float:
         return float(dice.choice(numbers))
@@ -204,7 +209,7 @@ def _setting(dice: np.random.Generator, numbers: list[float], *, required: bool 
 
 
 def by_taskvec(folder: Path, out: Path) -> Checkpoint:
-    """What the command makes of ours.yaml."""
+    """Merge ours.yaml with `taskvec merge`."""
     from taskvec_cli.main import app
 
     with redirect_stdout(StringIO()):
@@ -213,7 +218,7 @@ def by_taskvec(folder: Path, out: Path) -> Checkpoint:
 
 
 def by_mergekit(folder: Path, out: Path) -> Checkpoint:
-    """What `mergekit-yaml` makes of it."""
+    """Merge merge.yaml with mergekit, as `mergekit-yaml` does."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -226,7 +231,7 @@ def by_mergekit(folder: Path, out: Path) -> Checkpoint:
 
 @contextmanager
 def drawn() -> Iterator[None]:
-    """Within the block mergekit's DARE drops what taskvec drops."""
+    """Within the block, the DARE of mergekit drops the same entries as taskvec."""
     from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge as Method
 
     merge_group, bernoulli = Method.merge_group, torch.bernoulli
@@ -257,7 +262,7 @@ def drawn() -> Iterator[None]:
 
 @contextmanager
 def in_order() -> Iterator[None]:
-    """Within the block torch adds in order, norms in f64, and sorts equals by position, the first the largest."""
+    """Within the block, torch adds in order, computes norms in f64, and ranks equal values by position."""
     argsort, sort = torch.argsort, torch.sort
 
     def sum_in_order(values: torch.Tensor, dim: int | None = None, **more: Any) -> torch.Tensor:
@@ -288,15 +293,20 @@ def in_order() -> Iterator[None]:
 
 
 def values_of(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    """A tensor as f64 values."""
+    """Return the values of a tensor in f64."""
     dtype = checkpoint.tensors[name].dtype
     return checkpoint.bits(name).view(dtype.real).astype(np.float64)
 
 
 def ulps(one: Checkpoint, other: Checkpoint, name: str, inner: str) -> float:
-    """How far two tensors are apart, in units in the last place of their largest value.
+    """Return the largest difference between two tensors, in units in the last place (ULP) of their largest value.
 
-    The units are those of their dtype or, where that is coarser, of the dtype in which one of them was computed.
+    Args:
+        one: A checkpoint.
+        other: Another checkpoint.
+        name: The name of the tensor.
+        inner: The dtype in which one of the tensors was computed. It gives the unit if it is coarser than the dtype of
+            the tensors.
     """
     a, b = values_of(one, name), values_of(other, name)
     mantissa = min(dtype.mantissa or 0 for dtype in (one.tensors[name].dtype, KNOWN[inner]))
@@ -305,14 +315,21 @@ def ulps(one: Checkpoint, other: Checkpoint, name: str, inner: str) -> float:
 
 
 def equal(one: Checkpoint, other: Checkpoint, name: str) -> bool:
-    """Whether two tensors have one dtype and equal numbers: zeros of either sign are equal."""
+    """Whether two tensors have the same dtype, shape and values; zeros of either sign are equal."""
     return one.tensors[name].form == other.tensors[name].form and np.array_equal(
         values_of(one, name), values_of(other, name), equal_nan=True
     )
 
 
 def compare(case: Case, folder: Path, report: Callable[[str, str, bool, bool, float], None]) -> None:
-    """Run both programs on a case, and report each tensor: name, mergekit's dtype, equal, equal in order, ULP."""
+    """Run both programs on a case and report each tensor.
+
+    Args:
+        case: The case.
+        folder: An empty folder for its models and results.
+        report: Called with the name of the tensor, the dtype in which mergekit computes it, whether both results are
+            equal, whether they are equal if mergekit computes in the order of taskvec, and the difference in ULP.
+    """
     case.write(folder)
     ours = by_taskvec(folder, folder / "ours")
     with drawn():
@@ -329,7 +346,7 @@ def compare(case: Case, folder: Path, report: Callable[[str, str, bool, bool, fl
 
 
 def main(count: int, seed: int) -> None:
-    """Draw recipes, ask both, and count."""
+    """Draw recipes, run both programs, and print how many tensors agree."""
     dice = np.random.default_rng(seed)
     rows: dict[tuple[str, str, str], list[tuple[int, bool, bool, float]]] = {}
     wrong = []

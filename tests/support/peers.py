@@ -1,13 +1,12 @@
-"""What mergekit's and peft's own functions make of random vectors, beside what taskvec makes of them.
+"""Conformance of merge methods: random vectors, merged by the functions of mergekit and peft and by taskvec.
 
-Usage: python -m support.peers CASES SEED           compare with what is installed, and print how many cases agree
-       python -m support.peers CASES SEED --freeze  write the peers' answers to tests/golden/merging.json
+Usage: python -m support.peers CASES SEED           compare with the installed versions, and print how many cases agree
+       python -m support.peers CASES SEED --freeze  also write the results of the peers to tests/golden/merging.json
 
-torch adds up to four numbers in their order, more of them in an order that depends on the shape of the tensor, and so
-comes to another sum in f32; taskvec adds in their order, and norms in f64. So each case is computed twice by the peer:
-as it is, where differences are counted in units in the last place (ULP) of what is added up, and with taskvec's sums.
-Which entries DARE drops is drawn at random by every program in its own way: the peers are handed taskvec's draw, and do
-the rest.
+torch adds up to four numbers in order, and more numbers in an order that depends on the shape of the tensor, which
+gives other sums in f32. taskvec always adds in order, and computes norms in f64. Each case is therefore computed twice
+by the peer: unchanged, with differences counted in units in the last place (ULP) of the terms, and with the sums of
+taskvec. Every program draws the entries that DARE drops in its own way, so the peers are given the draw of taskvec.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from taskvec import merge
 from taskvec_formats import SparseTensor
 
 FROZEN = GOLDEN / "merging.json"
-# method -> option -> what it may be; density and weights are drawn for all that have them
+# method -> option -> possible values; density and weights are drawn for all methods that have them
 MERGEKIT: dict[str, dict[str, list[Any]]] = {
     "linear": {},
     "average": {},
@@ -53,7 +52,17 @@ PRUNED = {"ties", "magnitude_prune", "dare_linear", "dare_ties", "breadcrumbs", 
 
 @dataclass(frozen=True)
 class Case:
-    """A merge of one tensor. vectors: dense f32 values, as hex. result: the peer's, with sums in order, as hex."""
+    """A merge of one tensor.
+
+    Attributes:
+        peer: "mergekit" or "peft".
+        method: The merge method.
+        options: Its options.
+        weights: One weight per vector.
+        densities: One density per vector, or None if the method has none.
+        vectors: Dense f32 values, as hexadecimal text.
+        result: The result of the peer with sums in order, as hexadecimal text.
+    """
 
     peer: str
     method: str
@@ -67,7 +76,7 @@ class Case:
         return [from_hex(each) for each in self.vectors]
 
     def ours(self) -> np.ndarray:
-        """What taskvec makes of it, dense."""
+        """Return the result of taskvec, dense, f32 [size]."""
         options = dict(self.options)
         if self.method in PRUNED - {"magnitude_prune"}:
             options["dialect"] = self.peer
@@ -83,13 +92,13 @@ def from_hex(text: str) -> np.ndarray:
 
 
 def sparse_of(dense: np.ndarray) -> SparseTensor:
-    """Its entries that are not zero."""
+    """Return the nonzero entries of a dense tensor."""
     indices = np.flatnonzero(dense)
     return SparseTensor(dense.shape, indices, dense[indices])
 
 
 def ulps(case: Case, theirs: np.ndarray) -> float:
-    """How far the answers are apart, in units in the last place of what was added up: of the sum of magnitudes."""
+    """Return the largest difference between the results, in units in the last place of the sum of magnitudes."""
     magnitudes = [np.abs(dense).tobytes().hex() for dense in case.dense()]
     largest = np.abs(answer(replace(case, vectors=magnitudes, weights=[abs(weight) for weight in case.weights])))
     unit = np.spacing(np.maximum(largest, np.abs(theirs)))
@@ -97,7 +106,7 @@ def ulps(case: Case, theirs: np.ndarray) -> float:
 
 
 def draw(dice: np.random.Generator, peer: str) -> Case:
-    """A random case: supports that meet, that do not, dense ones and empty ones; weights of either sign."""
+    """Draw a random case: overlapping, disjoint, dense or empty masks, and weights of either sign."""
     methods = MERGEKIT if peer == "mergekit" else PEFT
     method = str(dice.choice(list(methods)))
     size, count = int(dice.integers(1, 33)), int(dice.integers(2, 9))
@@ -109,7 +118,7 @@ def draw(dice: np.random.Generator, peer: str) -> Case:
         values[np.arange(count)[:, None] != dice.integers(0, count, size)] = 0
     elif support == "empty":
         values[0] = 0
-    if dice.random() < 0.3:  # masses that cancel
+    if dice.random() < 0.3:  # values that cancel
         values[1] = -values[0]
     weights = dice.choice([1.0, 0.5, 0.3, 2.0, -1.0, -0.7, 0.0], size=count).tolist()
     if method == "average" or count > IN_ORDER:
@@ -123,7 +132,7 @@ def draw(dice: np.random.Generator, peer: str) -> Case:
 
 @contextmanager
 def drawn(case: Case) -> Iterator[None]:
-    """Within the block torch.bernoulli gives taskvec's draw, vector by vector."""
+    """Within the block, torch.bernoulli returns the draw of taskvec, vector by vector."""
     seed, densities = case.options.get("seed", 0), case.densities or []
     masks = iter(
         [
@@ -177,13 +186,13 @@ def by_peft(case: Case) -> np.ndarray:
 
 
 def answer(case: Case) -> np.ndarray:
-    """The peer's."""
+    """Return the result of the peer."""
     with drawn(case) if case.method.startswith("dare") else nothing():
         return by_mergekit(case) if case.peer == "mergekit" else by_peft(case)
 
 
 def in_order(tensor: torch.Tensor, dim: int | None = None) -> torch.Tensor:
-    """The sum over the first axis, number by number; or of all, in f64."""
+    """Sum over the first axis in order, or over all elements in f64."""
     if tensor.dtype == torch.bool:
         return TORCH_SUM(tensor, dim)
     if dim is None:
@@ -198,7 +207,7 @@ TORCH_SUM = torch.Tensor.sum
 
 
 def answer_in_order(case: Case) -> np.ndarray:
-    """The peer's, but for the order of its sums."""
+    """Return the result of the peer with sums computed in order."""
     torch.Tensor.sum = in_order  # type: ignore[assignment,method-assign]
     try:
         return answer(case)
@@ -212,7 +221,7 @@ def nothing() -> Iterator[None]:
 
 
 def main(count: int, seed: int, *, freeze: bool) -> None:
-    """Draw cases, ask both, and count."""
+    """Draw cases, run both programs, and print how many cases agree."""
     dice = np.random.default_rng(seed)
     torch.use_deterministic_algorithms(True)
     rows: dict[tuple[str, str, str], list[tuple[float, bool]]] = {}

@@ -149,7 +149,7 @@ def test_what_differs_from_the_recorded_run_is_said(llama: Path, data: Path, tmp
     other, base = write_rows(tmp_path / "other.jsonl", ROWS[:2]), make_llama(tmp_path / "base", seed=1)
     done = inside("train", base, other, "--config", first, "--device", "cpu", "-o", output)
     assert done.returncode == 0, done.stderr
-    begins = f"taskvec: warning: not the run of {first}: "
+    begins = f"taskvec: warning: this run differs from that of {first}: "
     assert [line.removeprefix(begins)[:20] for line in done.stderr.splitlines()] == [
         "the base is another one"[:20],
         f"data was {data.name} with"[:20],

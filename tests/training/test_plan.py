@@ -181,9 +181,9 @@ def test_dry_run_prints_a_plan_and_writes_nothing(llama: Path, data: Path, tmp_p
         "\ncalibrating: 20 steps at a learning rate of ",
         "\ntraining: 3 steps at a learning rate of ",
         "\nentries: 1,536\n",
-        "\nentries of a layer: known once the mask is chosen\n",
-        f"\nwould be written: {tmp_path / 'x.lota'}, {tmp_path / 'x.png'}\n",
-        f"\nfolders meanwhile: {tmp_path / 'x.lota.run'}\n",
+        "\nentries per layer: known once the mask is chosen\n",
+        f"\noutput files: {tmp_path / 'x.lota'}, {tmp_path / 'x.png'}\n",
+        f"\nworking folders: {tmp_path / 'x.lota.run'}\n",
     ):
         assert line in said
     report = json.loads(ok(*arguments, "--scope", "tensor", "--json"))

@@ -37,7 +37,7 @@ def test_what_is_not_carried_is_said_and_remembered(folders: Path) -> None:
     assert f"not carried: {left_out}\n" in ok("inspect", path)
     said = ok("unpack", path, "--base", folders / "base", "-o", out)
     assert f"not carried: {left_out}\n" in said
-    assert "the tuned checkpoint's weights and side files, byte for byte, but for what is not carried\n" in said
+    assert "identical to the tuned checkpoint, byte for byte, except for what is not carried\n" in said
     assert package(out).keys() == {"config.json", "model.safetensors", "run.sh"}
 
 

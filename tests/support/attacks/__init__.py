@@ -1,8 +1,8 @@
-"""Crafted files, slips of the hand and foreign recipes, each with the way in which a command must end.
+"""Attacks: crafted files, mistyped commands and untrusted recipes, each with the required outcome of a command.
 
-An attack makes what it needs in an empty folder and says which command is to be run there. It must end within SECONDS
-and MEGABYTES, with the exit code given, in one printable sentence where it fails; whatever lay in the folder must be
-untouched, and nothing may be left behind.
+An attack prepares an empty folder and names the command to run in it. The command must end within SECONDS and
+MEGABYTES and with the given exit code. If it fails, it must print one printable sentence. The files in the folder must
+be unchanged, and no other files may be left.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from subprocess import PIPE
 from support.inputs import snapshot
 
 SECONDS, MEGABYTES = 5.0, 512.0
-LONGEST = 1100  # characters of the sentence
+LONGEST = 1100  # maximum number of characters in an error message
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What is tried, and how it must end.
+    """A command on prepared files, and how it must end.
 
     Attributes:
-        name: A few words.
-        make: Fills an empty folder, which is the working directory; returns the arguments of `taskvec`.
-        says: What must be found in the sentence, or for exit code 0 in the report; a regular expression.
-        code: The exit code. With 0 the command may write what its arguments name.
-        stdin: What is typed.
-        is_heavy: Whether it takes more than a moment, and so is left out of `make test`.
+        name: A short description.
+        make: Fills an empty folder, the working directory of the command; returns the arguments of `taskvec`.
+        says: A regular expression that the error message must match, or for exit code 0 the report.
+        code: The exit code. With 0 the command may write the outputs that its arguments name.
+        stdin: The standard input.
+        is_heavy: Whether it takes long, and is left out of `make test`.
     """
 
     name: str
@@ -47,7 +47,15 @@ class Attack:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. seconds: of processors, on which other programs have little effect. megabytes: at most."""
+    """How a command ended.
+
+    Attributes:
+        code: The exit code.
+        stdout: The standard output.
+        stderr: The standard error.
+        seconds: The CPU time, which depends little on other programs.
+        megabytes: The peak memory (10^6 bytes).
+    """
 
     code: int
     stdout: str
@@ -57,7 +65,7 @@ class Outcome:
 
 
 def run(arguments: Sequence[object], folder: Path, stdin: str = "") -> Outcome:
-    """Run `taskvec` in a folder, in a process of its own, for at most a minute."""
+    """Run `taskvec` in a folder, in a new process, for at most a minute."""
     command = [sys.executable, "-m", "taskvec_cli", *map(str, arguments)]
     with subprocess.Popen(command, cwd=folder, text=True, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
         peak = _Peak(process.pid)
@@ -70,9 +78,9 @@ def run(arguments: Sequence[object], folder: Path, stdin: str = "") -> Outcome:
 
 
 class _Peak(threading.Thread):
-    """Asks the system for the time and the most memory of a process until it ends.
+    """Polls the system for the CPU time and the peak memory of a process until it ends.
 
-    What wait4 would tell counts the memory of the process that started it.
+    wait4 is not used, since its figure includes the memory of the process that started it.
     """
 
     def __init__(self, process: int) -> None:
@@ -89,14 +97,21 @@ class _Peak(threading.Thread):
             except OSError:
                 return
             self.seconds = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-            if found is None:  # it has ended and was not waited for
+            if found is None:  # it has ended, but has not been waited for
                 return
             self.megabytes = max(self.megabytes, int(found[1]) * 1024 / 1e6)
             time.sleep(0.004)
 
 
 def problems(attack: Attack, outcome: Outcome, before: dict[str, bytes | str], folder: Path) -> list[str]:
-    """What is not as it must be."""
+    """Return a description of each way in which an outcome is not as required.
+
+    Args:
+        attack: The attack.
+        outcome: How its command ended.
+        before: The snapshot of the folder before the command.
+        folder: The folder.
+    """
     found = []
     sentence, _, more = outcome.stderr.partition("\n")
     if outcome.code != attack.code:
@@ -105,7 +120,7 @@ def problems(attack: Attack, outcome: Outcome, before: dict[str, bytes | str], f
         if not sentence.startswith("taskvec: ") or more:
             found.append(f"not one sentence: {outcome.stderr[:300]!r}")
         if "unexpected" in sentence or "Traceback" in outcome.stderr:
-            found.append("an error that nobody foresaw")
+            found.append("an unexpected error")
         if len(sentence) > LONGEST:
             found.append(f"a sentence of {len(sentence)} characters")
         if outcome.stdout:
@@ -124,7 +139,7 @@ def problems(attack: Attack, outcome: Outcome, before: dict[str, bytes | str], f
 
 
 def costs(outcome: Outcome) -> list[str]:
-    """Where it takes too much."""
+    """Return a description of each limit that an outcome exceeds."""
     found = []
     if outcome.seconds > SECONDS:
         found.append(f"{outcome.seconds:.1f} s, at most {SECONDS:.0f} are allowed")

@@ -1,4 +1,4 @@
-"""Small files that take much memory or time where nobody bounds what they declare."""
+"""Attacks by small files that would take much memory or time if a reader did not limit what they declare."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .files import crafted, described, models, on_base, side_file
 
 
 def raw_index(index: bytes, command: Sequence[object], folder: Path) -> Sequence[object]:
-    """A file whose index is these bytes."""
+    """Write a file whose index consists of these bytes."""
     models(folder)
     diff(ModelFolder(folder / "base"), ModelFolder(folder / "tuned")).save(folder / "x.lota")
     parts = Parts.of(folder / "x.lota")
@@ -46,7 +46,7 @@ def tensor_json(name: int, blocks: bytes = b"", shape: bytes = b"0") -> bytes:
     )
 
 
-MOST = 3_500_000  # commas, colons and brackets that are parsed
+MOST = 3_500_000  # maximum number of commas, colons and opening brackets in an index that is parsed
 BLOCK = b'["%b",null,null,[1,"plain",0,"plain",0],null]' % (b"0" * 32)
 INDEX_BOMBS: dict[str, tuple[Callable[[], bytes], str, int]] = {
     "64 MB of lists": (lambda: index_of(listed(b"[]", 22_000_000)), "commas, colons and opening brackets", 1),
@@ -120,7 +120,7 @@ COSTS = [
 
 
 def full(rows: int, columns: int, command: Sequence[object], folder: Path) -> Sequence[object]:
-    """Two vectors that change every element of a tensor alike, in hardly any bytes."""
+    """Write two small files that each change every element of a large tensor by the same value."""
     models(folder)
     diff(ModelFolder(folder / "base"), ModelFolder(folder / "tuned")).save(folder / "x.lota")
     parts = Parts.of(folder / "x.lota")

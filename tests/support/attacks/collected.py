@@ -1,4 +1,4 @@
-"""Every attack."""
+"""The list of all attacks."""
 
 from . import Attack, bombs, files, recipes, slips
 

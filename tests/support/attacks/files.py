@@ -1,4 +1,4 @@
-"""Vectors and checkpoints as a stranger might have made them."""
+"""Attacks by crafted vectors and checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def models(folder: Path, shards: int = 1) -> tuple[Checkpoint, Checkpoint]:
 
 
 def crafted(command: Sequence[object], edit: Edit, folder: Path, shards: int = 1) -> Sequence[object]:
-    """A packed vector, altered, its digests made right again; the tuned folder is not there."""
+    """Write a vector, edit it and correct its digests; the tuned folder is removed."""
     base, tuned = models(folder, shards)
     diff(base, tuned).save(folder / "x.lota")
     parts = Parts.of(folder / "x.lota")
@@ -48,7 +48,7 @@ def crafted(command: Sequence[object], edit: Edit, folder: Path, shards: int = 1
 
 
 def on_base(name: str, edit: Edit, says: str, shards: int = 1, code: int = 1) -> list[Attack]:
-    """A vector on its base: verified and unpacked, with the same end."""
+    """Return attacks that verify and unpack an edited vector on its base, with the same outcome."""
     commands = {
         "verify": ("verify", "x.lota", "--base", "base"),
         "unpack": ("unpack", "x.lota", "--base", "base", "-o", "out"),
@@ -60,14 +60,14 @@ def on_base(name: str, edit: Edit, says: str, shards: int = 1, code: int = 1) ->
 
 
 def blob(parts: Parts, content: bytes) -> list[Any]:
-    """Append stored bytes behind the blocks."""
+    """Append a blob to the blocks, and return its entry for the index."""
     stored = pack_blob(content)
     parts.blocks += stored
     return [len(stored), len(content), stored_digest(stored)]
 
 
 def side_file(name: str, content: bytes) -> Edit:
-    """One side file more, the last by its name."""
+    """Add a side file, at the place that its name determines."""
 
     def edit(parts: Parts) -> None:
         assert name not in {file[0] for file in parts.index["files"]}
@@ -84,7 +84,7 @@ def side_file(name: str, content: bytes) -> Edit:
 
 
 def configured(config: dict[str, Any]) -> Edit:
-    """Another config.json."""
+    """Replace config.json."""
 
     def edit(parts: Parts) -> None:
         (own,) = (file for file in parts.index["files"] if file[0] == "config.json")
@@ -103,7 +103,7 @@ def with_config(folder: Path) -> Sequence[object]:
 
 
 def shard(name: str, header: bytes) -> Edit:
-    """The only shard's header, in place of the base's."""
+    """Store a header as that of the only shard, in place of the header of the base."""
 
     def edit(parts: Parts) -> None:
         files, kept = parts.index["files"], parts.blocks
@@ -124,7 +124,7 @@ OWN = {"w": ("F32", (2, 3), 24), "x": ("F32", (2,), 8)}
 
 
 def renamed(name: str) -> Edit:
-    """A tensor that is called otherwise: added, since the base lacks it."""
+    """Rename a tensor; it is then one that the base lacks."""
 
     def edit(parts: Parts) -> None:
         parts.index["tensors"][-1].update(name=name, origin=None, base=None)
@@ -141,7 +141,7 @@ def named_base(name: str) -> Edit:
 
 
 def added(shape: list[int], dtype: str = "BF16") -> Edit:
-    """A tensor of zeros that the base lacks, with a header that holds it."""
+    """Add a tensor of zeros that the base lacks, and a shard header that contains it."""
     size = int(np.prod([float(n) for n in shape])) * 2
 
     def edit(parts: Parts) -> None:
@@ -229,7 +229,7 @@ ESCAPES = "\x1b[2J\x1b]0;owned\x07\r\nok\u202e"
 
 
 def shown(name: str, edit: Edit, says: str, code: int = 0) -> list[Attack]:
-    """What reaches the terminal of whoever looks at a file."""
+    """Return attacks that print an edited file to the terminal."""
     commands = {
         "inspect": ("inspect", "x.lota"),
         "compare": ("inspect", "x.lota", "x.lota"),

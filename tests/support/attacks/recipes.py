@@ -1,4 +1,4 @@
-"""Merge files as a stranger might have written them, each through `taskvec merge --recipe`."""
+"""Attacks by untrusted recipes, through `taskvec merge --recipe`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskvec.documents import DEEPEST, LARGEST
 from . import Attack
 
 LAUGHS = "\n".join(["a: &a0 [x, x, x, x, x, x, x, x, x]", *(f"b{i}: &a{i + 1} [{f'*a{i}, ' * 9}]" for i in range(9))])
-# document -> a part of what is said
+# document -> a part of the error message
 ODD = {
     LAUGHS: "anchors and aliases are not supported",
     "a: &a [*a]": "line 1: anchors and aliases are not supported",
@@ -52,7 +52,7 @@ COMMAND = ("merge", "--recipe", "r.yml", "-o", "out")
 MODELS = "models: [{model: a.lota}]\n"
 TIES = f"merge_method: ties\nbase_model: base\n{MODELS}"
 HUGE = "1" + "0" * 400
-# the value of a parameter -> what is said of it, behind the file, the model and the name
+# value of a parameter -> the error message, after the file, the model and the name of the parameter
 VALUES = {
     HUGE: "expected a finite number, found a number of about 400 digits",
     f"-{HUGE}": "expected a finite number, found a number of about 400 digits",
@@ -169,7 +169,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 def written(document: str, folder: Path) -> Sequence[object]:
-    """The recipe beside inputs, and beside what is none."""
+    """Write a recipe into a folder with valid inputs and with files that are no inputs."""
     make_inputs(folder)
     (folder / "r.yml").write_text(document, encoding="utf-8")
     for name in ("empty", "folder.lota"):
@@ -181,14 +181,14 @@ def written(document: str, folder: Path) -> Sequence[object]:
 
 
 def placed(make: Callable[[Path], object], folder: Path) -> Sequence[object]:
-    """Something else in the place of a recipe."""
+    """Create something else in place of the recipe."""
     make_inputs(folder)
     make(folder / "r.yml")
     return COMMAND
 
 
 def tabled(what: str, table: dict[str, str], code: int) -> list[Attack]:
-    """Documents, and a regular expression of what is said of each."""
+    """Return attacks from documents and a regular expression for the message of each."""
     return [
         Attack(f"{what} {number}, {document[-40:]!a}", partial(written, document), says, code)
         for number, (document, says) in enumerate(table.items(), 1)

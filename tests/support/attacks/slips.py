@@ -1,4 +1,4 @@
-"""Slips of the hand: what is typed by mistake destroys nothing, and is answered by one sentence."""
+"""Mistyped commands, which must not destroy any file and must be answered by one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import Attack
 
 INPUT = "is an input"
 HOLDS = "holds the input"
-# name -> what is typed, and what is said
+# name -> command line, and a part of the error message
 ONTO_INPUTS: dict[str, tuple[str, str]] = {
     "pack, shard of base": ("pack base tuned -o base/model-00001-of-00002.safetensors --force", INPUT),
     "pack, shard of tuned": ("pack base tuned -o tuned/model-00002-of-00002.safetensors --force", INPUT),
@@ -138,8 +138,8 @@ MISTAKEN = {
     "a device as data": ("train base /dev/zero -o x.lota", "/dev/zero is not a regular file; expected JSON lines"),
     "a FIFO to mix in": ("train base rows.jsonl --mix pipe:0.1 -o x.lota", "pipe is not a regular file"),
     "a mix without a share": ("train base rows.jsonl --mix rows.jsonl -o x.lota", "takes DATA:SHARE"),
-    "a vector beside a recipe": ("merge a.lota --recipe recipe.yml -o x", "VECTORS has no place beside it"),
-    "weights beside a recipe": ("merge --recipe recipe.yml --weights 1 -o x", "--weights has no place beside it"),
+    "a vector beside a recipe": ("merge a.lota --recipe recipe.yml -o x", "VECTORS cannot be used with --recipe"),
+    "weights beside a recipe": ("merge --recipe recipe.yml --weights 1 -o x", "--weights cannot be used with --recipe"),
     "nothing to merge": ("merge -o x.lota", "nothing to merge: give .lota files, or --recipe"),
     "a codec": ("pack base tuned --codec zip -o x.lota", "codec is one of auto, fast, paper64, plain, found 'zip'"),
     "a codec of a merge": ("merge a.lota --codec zip -o x.lota", "codec is one of auto, fast, paper64, plain"),
@@ -155,9 +155,12 @@ MISTAKEN = {
 NUMBERS = {
     "two bytes a shard": (
         "merge a.lota --base base --shard-size 2 -o x",
-        "--shard-size is a size such as 500MB or 2GB",
+        "--shard-size must be a size with a unit, such as 500MB or 2GB",
     ),
-    "two bytes a model": ("unpack a.lota --base base --max-size 2 -o x", "--max-size is a size such as 500MB or 2GB"),
+    "two bytes a model": (
+        "unpack a.lota --base base --max-size 2 -o x",
+        "--max-size must be a size with a unit, such as 500MB or 2GB",
+    ),
     "abc for weights": ("merge a.lota b.lota --weights abc -o x.lota", "--weights takes numbers .* found 'abc'"),
     "nothing for weights": ("merge a.lota b.lota --weights '' -o x.lota", "--weights takes numbers .* found ''"),
     "nan for a weight": ("merge a.lota b.lota --weights 1,nan -o x.lota", "weight of b.lota: .* found nan"),
@@ -238,7 +241,7 @@ COMMANDS_ON_DAMAGE = {
 
 
 def prepared(typed: str, folder: Path) -> Sequence[object]:
-    """All kinds of inputs, and what is there by chance."""
+    """Create all kinds of inputs and unrelated files; return the arguments of the command line."""
     make_inputs(folder)
     base, tuned = open_checkpoint(folder / "base"), open_checkpoint(folder / "tuned")
     other = write_checkpoint(folder / "other", {f"another.{name}": each for name, each in TENSORS.items()}, 1, FILES)
@@ -263,7 +266,7 @@ def tabled(what: str, table: dict[str, tuple[str, str]], code: int = 2) -> list[
 
 
 def beside(name: str, put: Callable[[Path], object], typed: str, folder: Path) -> Sequence[object]:
-    """Somebody's folder where a command keeps its unfinished work."""
+    """Create a folder where the command keeps its unfinished work, then prepare the command as usual."""
     put(folder / name)
     return prepared(typed, folder)
 
@@ -304,7 +307,7 @@ def damaged(damage: Callable[[bytes], bytes], typed: str, folder: Path) -> Seque
 
 
 def flipped(place: int) -> Callable[[bytes], bytes]:
-    """One bit, at a byte counted from the end."""
+    """Return a function that flips one bit of a byte counted from the end."""
     return lambda content: content[:-place] + bytes([content[-place] ^ 1]) + content[len(content) - place + 1 :]
 
 
@@ -320,7 +323,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 def with_code(verb: str, folder: Path) -> Sequence[object]:
-    """A model whose own code leaves a mark when it runs."""
+    """Write a model with its own Python code, which creates a file if it runs."""
     from support.models import make_llama, write_rows
 
     model = make_llama(folder / "own")
@@ -375,7 +378,7 @@ ATTACKS = [
         Attack(f"{name}: {command}", partial(damaged, damage, typed), says)
         for name, damage in DAMAGE.items()
         for command, (typed, says) in COMMANDS_ON_DAMAGE.items()
-        if (name, command) != ("a bit of the last block", "inspect")  # which reads no block
+        if (name, command) != ("a bit of the last block", "inspect")  # inspect reads no block
     ),
     *(Attack(f"data: {name}", partial(line, content), says) for name, (content, says) in LINES.items()),
     *(
