@@ -51,8 +51,8 @@ app = typer.Typer(
 _MODEL = "a model folder, a .safetensors file or a Hub id."
 Base = Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {_MODEL}", show_default=False)]
 Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=f"The tuned model: {_MODEL}", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -262,7 +262,7 @@ def inspect(
             help="Draw a heat map (blocks × modules) to this file: .png, .svg or .pdf.", show_default=False, **FILE
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing picture.")] = False,
 ) -> None:
     """Describe .lota files and, if there are several, the overlap of their masks.
 
@@ -374,6 +374,7 @@ def evaluate(
         bool,
         typer.Option(
             "--trust-remote-code",
+            metavar="",
             help="Allow Python code from the model folder to run, for models that have such code.",
         ),
     ] = False,

@@ -92,6 +92,7 @@ def merge(
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
+            metavar="",
             help="Whether to divide each sum: by the number of vectors that agree (ties methods) or by the sum of the "
             "weights (other methods).",
             show_default="depends on the method",
@@ -154,7 +155,7 @@ def merge(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted merge.", rich_help_panel=_FOLDER)
+        bool, typer.Option("--resume", metavar="", help="Continue an interrupted merge.", rich_help_panel=_FOLDER)
     ] = False,
     codec: Annotated[
         str,
@@ -163,8 +164,8 @@ def merge(
             "entry) or plain (none)."
         ),
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
 ) -> None:
     """Merge task vectors of one base into a .lota file or a model folder.
 

@@ -184,6 +184,7 @@ def train(
         bool,
         typer.Option(
             "--pack",
+            metavar="",
             help="Put several examples into one row of --max-length tokens, without attention between them.",
             rich_help_panel=_LENGTH,
         ),
@@ -261,13 +262,14 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=_WATCH)
+        bool, typer.Option("--resume", metavar="", help="Continue an interrupted run.", rich_help_panel=_WATCH)
     ] = False,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
     show_example: Annotated[
         bool,
         typer.Option(
             "--show-example",
+            metavar="",
             help="Print the first example as the model sees it, and which parts of it are trained on.",
             rich_help_panel=_WATCH,
         ),
@@ -293,6 +295,7 @@ def train(
         bool,
         typer.Option(
             "--low-memory",
+            metavar="",
             help="Calibrate in half the memory and twice the time; needs --optimizer rmsprop.",
             rich_help_panel=_MEMORY,
         ),
@@ -301,6 +304,7 @@ def train(
         bool,
         typer.Option(
             "--gradient-checkpointing",
+            metavar="",
             help="Recompute activations in the backward pass instead of storing them.",
             rich_help_panel=_MEMORY,
         ),
@@ -319,15 +323,18 @@ def train(
         bool,
         typer.Option(
             "--trust-remote-code",
+            metavar="",
             help="Allow Python code from the model folder to run, for models that have such code.",
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the steps, entries and estimated memory of the run, and stop."),
+        typer.Option(
+            "--dry-run", metavar="", help="Print the steps, entries and estimated memory of the run, and stop."
+        ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train a sparse task vector on DATA, by Lottery Ticket Adaptation (LoTA).
 
