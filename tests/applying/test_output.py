@@ -628,7 +628,7 @@ def test_the_folder_of_another_merge_is_refused_by_name(other: dict[str, Any], m
     with pytest.raises(StopError):
         go(merging, progress=stopping(9))
     before = shards_of(merging / "out.part")
-    with pytest.raises(ResumeError, match=rf"out\.part holds another run: {message}$"):
+    with pytest.raises(ResumeError, match=rf"out\.part belongs to another run: {message}$"):
         go(merging, **other)
     assert shards_of(merging / "out.part") == before
     # another card is not: it is written at the end
@@ -641,7 +641,7 @@ def test_another_base_is_refused_although_the_vectors_fit(merging: Path) -> None
     with pytest.raises(StopError):
         go(merging, progress=stopping(9))
     base = write_checkpoint(merging / "other", {**MODEL, "bytes": tensor("U8", [9, 9, 9])}, 2, FILES)
-    with pytest.raises(ResumeError, match=r"holds another run: its base was \w+, here it is \w+$"):
+    with pytest.raises(ResumeError, match=r"belongs to another run: its base was \w+, here it is \w+$"):
         apply(the_merge(merging), base, merging / "out", output=GOES, work=merging / "out.part", record=RECORD)
 
 
@@ -666,7 +666,7 @@ def test_files_without_a_record_are_no_shards_of_ours(merging: Path) -> None:
     work.mkdir()
     shard = next((merging / "whole").glob("*.safetensors"))
     (work / shard.name).write_bytes(shard.read_bytes())
-    with pytest.raises(ResumeError, match=r"out\.part holds files, but no record of the run that they belong to"):
+    with pytest.raises(ResumeError, match=r"out\.part contains files, but no record of the run that they belong to"):
         go(merging)
     assert (work / shard.name).exists()
     (work / shard.name).unlink()

@@ -552,7 +552,7 @@ def test_force_never_replaces_a_folder_that_is_no_model(llama: Path, vector: Pat
     precious = tmp_path / "home" / "letter.txt"
     precious.parent.mkdir()
     precious.write_text("dear")
-    assert "holds no model" in refused(2, "unpack", vector, "--base", llama, "-o", precious.parent, "--force")
+    assert "contains no model" in refused(2, "unpack", vector, "--base", llama, "-o", precious.parent, "--force")
     assert "is an input" in refused(2, "unpack", vector, "--base", llama, "-o", llama, "--force")
     assert "is a folder" in refused(2, "merge", vector, "-o", precious.parent, "--force")
     assert "is a file" in refused(2, "unpack", vector, "--base", llama, "-o", precious, "--force")

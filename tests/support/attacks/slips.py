@@ -16,7 +16,7 @@ from taskvec import diff, open_checkpoint
 from . import Attack
 
 INPUT = "is an input"
-HOLDS = "holds the input"
+HOLDS = "contains the input"
 # name -> what is typed, and what is said
 ONTO_INPUTS: dict[str, tuple[str, str]] = {
     "pack, shard of base": ("pack base tuned -o base/model-00001-of-00002.safetensors --force", INPUT),
@@ -78,13 +78,13 @@ NO_OUTPUTS = {
     "a folder": ("pack base tuned -o dir --force", "dir is a folder; the output is a file"),
     "a folder, by a link": ("arith 2*a.lota -o way --force", "way is a folder; the output is a file"),
     "a folder for a picture": ("inspect a.lota --plot dir --force", "dir"),
-    "a link to nothing": ("pack base tuned -o dangling --force", "dangling is a link to gone, which is not there"),
+    "a link to nothing": ("pack base tuned -o dangling --force", "dangling is a link to gone, which does not exist"),
     "a link to nothing, for a folder": ("merge a.lota --base base -o dangling --force", "is a link to gone"),
     "a slash": ("merge a.lota b.lota -o zdir/ --force", "zdir/ is a folder; the output is a file"),
     "a slash, arith": ("arith 2*a.lota -o zdir/", "the output is a file"),
     "a slash, pack": ("pack base tuned -o zdir/", "the output is a file"),
-    "a folder that is no model": ("unpack a.lota --base base -o letters --force", "holds no model"),
-    "a model with more in it": ("merge a.lota --base base -o trained --force", "holds the folder 'checkpoint-5'"),
+    "a folder that is no model": ("unpack a.lota --base base -o letters --force", "contains no model"),
+    "a model with more in it": ("merge a.lota --base base -o trained --force", "contains the folder 'checkpoint-5'"),
     "below a file": ("pack base tuned -o a.lota/x", "is not a folder"),
     "a name that is too long": (f"pack base tuned -o {'x' * 300}", "is too long"),
     "one file for two outputs": ("train base rows.jsonl -o x.png --plot x.png", "named for two outputs"),
@@ -275,7 +275,7 @@ UNFINISHED = [
     for name, put in {"somebody's": into("letter.txt"), "ours": into("run.json", b'{"kind": "merge"}')}.items()
     for what, part, typed, says, code in (
         ("unfinished merge, base mistyped", "m.part", f"{MERGE} bse", "bse: no such file or folder", 2),
-        ("unfinished merge, vector mistyped", "m.part", f"{MERGE} base c.lta", "c.lta|m.part holds files", 1),
+        ("unfinished merge, vector mistyped", "m.part", f"{MERGE} base c.lta", "c.lta|m.part contains files", 1),
         ("unfinished merge, wrong base", "m.part", f"{MERGE} other", ".", 1),
         ("unfinished training, base mistyped", "x.lota.run", TRAIN.replace("base", "bse"), "bse: no such file", 2),
         ("unfinished training, mask mistyped", "x.lota.run", f"{TRAIN} --mask-from c.lta", "c.lta", 1),
@@ -287,12 +287,12 @@ UNFINISHED = [
     Attack(
         "a folder of somebody's as unfinished merge",
         partial(beside, "m.part", into("letter.txt"), f"{MERGE} base"),
-        "m.part holds files, but no record",
+        "m.part contains files, but no record",
     ),
     Attack(
         "a folder of somebody's as unfinished training",
         partial(beside, "x.lota.run", into("letter.txt"), TRAIN),
-        "x.lota.run holds files, but no record",
+        "x.lota.run contains files, but no record",
     ),
 ]
 
