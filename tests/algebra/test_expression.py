@@ -174,7 +174,7 @@ def test_a_file_is_opened_once_and_none_before_the_whole_is_understood() -> None
         ("a / (1 - 1)", "character 3 of the expression: cannot divide by zero"),
         ("1 / 0*a", "character 3 of the expression: cannot divide by zero"),
         ("1e999*a", "the factor of a must be a finite number, found inf"),
-        ("a / 1e999", "a can be divided by finite numbers other than zero, found inf"),
+        ("a / 1e999", "a can only be divided by a finite non-zero number, found inf"),
     ],
 )
 def test_what_is_no_expression_is_refused(text: str, message: str) -> None:
