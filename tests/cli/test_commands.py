@@ -395,7 +395,7 @@ def test_unpack_says_why_the_result_is_another(states: tuple[Path, Path], tmp_pa
     ok("pack", base, tuned, "-o", tmp_path / "x.lota")
     (base / "vocab.txt").write_bytes(b"other")
     unpack = ("unpack", tmp_path / "x.lota", "--base", base, "-o", tmp_path / "out", "--force")
-    why = "vocab.txt is not as in the vector's base"
+    why = "vocab.txt differs from the vector's base"
     assert ok(*unpack).endswith(f"not the tuned checkpoint byte for byte: {why}\n")
     (base / "vocab.txt").unlink()
     report = json.loads(ok(*unpack, "--json"))

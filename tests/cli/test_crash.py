@@ -156,7 +156,7 @@ def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict
     done = subprocess.run([*inside, script, "sh", *arguments], capture_output=True, text=True, check=False)
     assert done.stdout == "code 1\n"
     # a folder is measured before it is written
-    said = {"pack": ": No space left on device", "unpack": r" takes [\d,]+ bytes, and [\d,]+ are free in .*"}[name]
+    said = {"pack": ": No space left on device", "unpack": r" needs [\d,]+ bytes, but only [\d,]+ are free in .*"}[name]
     assert re.fullmatch(re.escape(f"taskvec: {tmp_path / 'out'}") + said + "\n", done.stderr)
 
 
