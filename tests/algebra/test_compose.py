@@ -245,7 +245,7 @@ def test_a_patch_needs_the_base(tmp_path: Path) -> None:
         (tmp_path / named).mkdir()
         _, (first, second) = chain(tmp_path / named, [MODEL, FIRST, LAST], kinds)
         with pytest.raises(
-            UsageError, match=f"^{named} is a patch, which can be read beside its base only: give the base"
+            UsageError, match=f"^{named} is a patch, which can only be read with its base: give the base"
         ):
             compose(first, second)
 
@@ -280,7 +280,7 @@ def test_where_b_is_not_known_the_base_is_needed(tmp_path: Path) -> None:
     apply(sparse_one, base, tmp_path / "b")
     second = diff(ModelFolder(tmp_path / "b"), write_checkpoint(tmp_path / "c", {"w": LAST["w"]}))
     for first in (sparse_one, sparse_one + 0 * sparse_one):
-        with pytest.raises(UsageError, match="does not know the checkpoint that it leads to, so that c might"):
+        with pytest.raises(UsageError, match="does not record the checkpoint that it leads to, so c may"):
             compose(first, second)
         leads_to_c(tmp_path, compose(first, second, base), base)
 
@@ -371,7 +371,7 @@ def test_unless_the_bits_are_known_anyway(tmp_path: Path) -> None:
 def test_files_that_contradict_one_another_are_refused() -> None:
     first, second = known({0: 1}, "first"), known({1: 1}, "second")
     second.specs["w"] = TensorSpec.like("w", Form(DTYPES["F32"], (2, 2)))
-    with pytest.raises(BaseMismatchError, match=r"^tensor 'w' should be F32 \[2, 2\] where second starts, but first"):
+    with pytest.raises(BaseMismatchError, match=r"^tensor 'w' should be F32 \[2, 2\] in the base of second, but it is"):
         compose(first, second)
 
 

@@ -161,7 +161,7 @@ def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path:
     assert "no such file" in refused(2, *train, "--eval-data", tmp_path / "absent.jsonl")
     assert "method is one of lota, fft, lora" in refused(2, *train, "--method", "magic")
     assert "--method fft has no mask" in refused(2, *train, "--method", "fft", "--sparsity", "0.5")
-    assert "a picture is one of" in refused(2, *train, "--plot", tmp_path / "x.bmp")
+    assert "a picture must be one of" in refused(2, *train, "--plot", tmp_path / "x.bmp")
     assert "needs examples to evaluate on" in refused(2, *train, "--patience", "1")
     assert "--report-to nowhere" in refused(2, *train, "--report-to", "nowhere")
     (tmp_path / "x.lota.run").mkdir()
@@ -485,7 +485,7 @@ def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, 
     assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
     assert "absent.lota" in refused(1, "inspect", tmp_path / "absent.lota")
     assert "not a .lota file" in refused(1, "inspect", llama / "model.safetensors")
-    assert "a picture is one of" in refused(2, "inspect", vector, "--plot", tmp_path / "p.txt")
+    assert "a picture must be one of" in refused(2, "inspect", vector, "--plot", tmp_path / "p.txt")
     assert not out.exists()
 
 

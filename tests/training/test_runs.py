@@ -545,7 +545,7 @@ def test_losses_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "e.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert "held out" not in (tmp_path / "c.svg").read_text(encoding="utf-8")
-    with pytest.raises(UsageError, match="a picture is one of"):
+    with pytest.raises(UsageError, match="a picture must be one of"):
         plot_losses("x", [], [2.0], [], tmp_path / "c.bmp")
 
 
