@@ -46,8 +46,8 @@ class Plan:
     @cached_property
     def size(self) -> int:
         """The number of bytes of all files."""
-        beside = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
-        return sum(map(self.output.length, self.shards.values())) + sum(beside)
+        sizes = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
+        return sum(map(self.output.length, self.shards.values())) + sum(sizes)
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def diff(
         check_same_model(base, tuned)
     elif not base.tensors.keys() & tuned.tensors.keys():
         raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
-    beside = carried.carried(tuned)
+    stored = carried.carried(tuned)
     before = base.digests(lambda done, total: progress("hashing base", done, total, ""))
     after = tuned.digests(lambda done, total: progress("hashing tuned", done, total, ""))
     specs = [_spec(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
@@ -112,12 +112,12 @@ def diff(
         provenance={"made_by": "pack"},
     )
     layers = counted(base.tensors) if kind == "vector" else {}
-    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, beside.files)
+    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, stored.files)
     if sparsity is None:
-        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(beside.left_out))
+        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(stored.left_out))
         return TaskVector(header, specs, source, tuned.name, base)
 
-    left_out = [*beside.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
+    left_out = [*stored.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
     left_out += [name for name in carried.changed_files(base, tuned) if name != INDEX]
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)

@@ -21,7 +21,7 @@ from ..arguments import said
 from ..errors import UsageError
 
 ANCESTORS = 64
-BYTES = 1 << 16  # of the JSON of all ancestors
+BYTES = 1 << 16  # the largest size of the JSON of all ancestors
 NAME = 160
 # the limits of a stored provenance: a reader refuses a description of 2^22 bytes
 _STORED_BYTES = (1 << 22) - (1 << 14)

@@ -230,13 +230,13 @@ class TaskVector(Mapping[str, SparseTensor]):
             span = spec.form.block(number)
             base = base_bits(spec) if base_bits else None
             change = self._source.change(spec.name, *span, base)
-            beside = None if base is None else base[slice(*span)]
+            base_block = None if base is None else base[slice(*span)]
             try:
-                block, data = encode_block(spec.form, change, beside if self.kind == "patch" else None, codec)
+                block, data = encode_block(spec.form, change, base_block if self.kind == "patch" else None, codec)
             except StreamError as error:
                 raise StreamError(f"{self.name}: tensor {spec.name!r}: {error}") from None
             if block:
-                before, after = self._digests(spec, number, change, beside)
+                before, after = self._digests(spec, number, change, base_block)
                 block = replace(block, before=before, after=after)
             return block, data
 
