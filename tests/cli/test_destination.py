@@ -311,7 +311,7 @@ def test_two_outputs_of_one_command_are_two(tmp_path: Path) -> None:
     check_distinct(tmp_path / "a", None, tmp_path / "b", None)
     (tmp_path / "link").symlink_to("a")
     for other in (tmp_path / "a", tmp_path / "x" / ".." / "a", tmp_path / "link"):
-        with pytest.raises(UsageError, match="named for two outputs"):
+        with pytest.raises(UsageError, match="given for two outputs"):
             check_distinct(tmp_path / "a", other)
 
 

@@ -190,7 +190,9 @@ def test_merges_of_merges_are_computed_up_to_a_depth_and_refused_beyond(make: Ma
     assert vector.depth == DEPTH
     vector["w"]
     vector.save(tmp_path / "x.lota")
-    with pytest.raises(UsageError, match=rf"at most {DEPTH} are possible: save one of those in between and open it$"):
+    with pytest.raises(
+        UsageError, match=rf"at most {DEPTH} are possible: save one of the intermediate vectors and open it$"
+    ):
         make(vector, other)
     assert make(TaskVector.open(tmp_path / "x.lota"), other).depth <= 2
 
