@@ -1,8 +1,8 @@
 """taskvec: train, store, merge and apply sparse task vectors (Lottery Ticket Adaptation, arXiv 2406.16797).
 
-The names in `__all__`, the errors in `taskvec.errors` and what `taskvec.merging` exports are the public interface. All
-else may change without notice. Importing this package does not load torch or transformers; the functions that need
-them do when they are called.
+The names in `__all__`, the errors in `taskvec.errors` and the names that `taskvec.merging` exports are the public
+interface. Everything else may change without notice. Importing this package does not load torch or transformers; the
+functions that need them import them when they are called.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TrainingOptions":  # the import takes a tenth of a second, which most commands need not spend
+    if name == "TrainingOptions":  # imported on demand: it takes a tenth of a second, and most commands do not need it
         from .training.options import TrainingOptions
 
         return TrainingOptions

@@ -1,7 +1,7 @@
-"""The functions that `taskvec` exports.
+"""The public functions of `taskvec`.
 
-They take the path of a model folder or its Hub id wherever they need a checkpoint, the path of a `.lota` file wherever
-they need a task vector, and `progress=True` to draw progress bars. The work is done by the packages below.
+A checkpoint is given as the path of a model folder or a Hub id, a task vector as the path of a `.lota` file.
+`progress=True` shows progress bars. The functions delegate to the subpackages.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class MergedModel:
     Attributes:
         path: The folder.
         vector: The merged vector.
-        notes: What the parents differ in, what has no effect, and what of the base's folder is not in the result, one
-            sentence each.
+        notes: One sentence for each difference between the parents, each option without effect, and each part of the
+            base's folder that is missing from the result.
     """
 
     path: Path
@@ -70,24 +70,28 @@ def diff(
     kind: str = "vector",
     progress: bool | Progress = False,
 ) -> TaskVector:
-    """The task vector tuned − base, computed when it is read or saved.
+    """Return the task vector tuned − base, computed when it is read or saved.
 
     Args:
         base: The model before fine-tuning: a model folder, a `.safetensors` file, a Hub id, or an open checkpoint.
-        tuned: The model after it.
+        tuned: The model after fine-tuning.
         sparsity: None keeps every change, so that applying the vector gives `tuned` back byte for byte. A number s in
-            (0, 1) keeps the k = round((1 − s)·N) changes of largest magnitude, N being the number of weights in the
-            tensors that fine-tuning changed; ties go to the first.
-        kind: "vector", deltas that can be merged; or "patch", the new bits relative to the base, which are smaller.
-        progress: True draws progress bars; a callable is told of every step.
+            (0, 1) keeps the k = round((1 − s)·N) changes of largest magnitude, where N is the number of weights in the
+            tensors that fine-tuning changed. Ties go to the first position.
+        kind: "vector" for deltas, which can be merged; "patch" for the new bits relative to the base, which are
+            smaller.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+
+    Returns:
+        The vector or patch.
 
     Raises:
-        UsageError: A path does not exist, the sparsity is outside (0, 1), or a patch is to be sparse.
+        UsageError: A path does not exist, the sparsity is outside (0, 1), or a sparsity is given for a patch.
         DiffError: The checkpoints have no tensor in common, or cannot be two states of one model.
         FormatError: A checkpoint cannot be read.
     """
-    with bars.shown(progress) as told:
-        return _diff.diff(_checkpoint("base", base), _checkpoint("tuned", tuned), sparsity, told, kind)
+    with bars.shown(progress) as report:
+        return _diff.diff(_checkpoint("base", base), _checkpoint("tuned", tuned), sparsity, report, kind)
 
 
 def apply(
@@ -103,31 +107,37 @@ def apply(
 ) -> _apply.Applied:
     """Write the model folder base + vector.
 
-    The folder appears under its name when it is complete, and is read again before. A vector that `diff` made without a
-    sparsity gives the tuned model back byte for byte, its tokenizer and other files included.
+    The finished folder is read again before it appears under its name. A vector that `diff` made without a sparsity
+    gives the tuned model back byte for byte, including its tokenizer and other files.
 
     Args:
         vector: A task vector or a patch, or the path of a `.lota` file.
-        base: The model that it was taken from, or one with the same values wherever the vector changes it.
+        base: The model that the vector was taken from, or one with the same values wherever the vector changes it.
         out: The folder to write.
-        dtype: "float32", "bfloat16" or "float16" rounds every floating-point tensor to it. None keeps their dtypes.
+        dtype: "float32", "bfloat16" or "float16" rounds every floating-point tensor to that dtype. None keeps the
+            dtypes.
         shard_size: The largest size of a shard in bytes. None keeps the shards.
-        force: Whether a model folder of that name is replaced.
-        max_bytes: The largest result that is written. None allows four times the base and 2^28 bytes.
-        progress: True draws progress bars; a callable is told of every step.
+        force: Whether to replace an existing model folder of that name.
+        max_bytes: The largest result to write, in bytes. None allows four times the base and 2^28 bytes.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+
+    Returns:
+        Whether the result is exactly the tuned model, and the reasons if it is not.
 
     Raises:
         OutputExistsError: `out` exists and `force` is False.
-        AlreadyAppliedError: The base has the tuned values already.
+        AlreadyAppliedError: The base already has the tuned values.
         BaseMismatchError: The vector was taken from another base.
         SizeError: The result is too large, or does not fit on the disk.
         DTypeError: A value does not fit `dtype`.
-        UsageError, FormatError, ResultError: As their names say.
+        ResultError: The finished folder is not what was planned.
+        UsageError: An argument is invalid, or `out` cannot be written.
+        FormatError: A file cannot be read.
     """
-    with bars.shown(progress) as told:
+    with bars.shown(progress) as report:
         opened, checkpoint, path = _vector("vector", vector), _checkpoint("base", base), _path("out", out)
         output = Output(shard_size, dtype)
-        return _apply.apply(opened, checkpoint, path, told, output, force=force, max_bytes=max_bytes)
+        return _apply.apply(opened, checkpoint, path, report, output, force=force, max_bytes=max_bytes)
 
 
 def merge(
@@ -141,32 +151,36 @@ def merge(
     progress: bool | Progress = False,
     **options: Any,
 ) -> TaskVector:
-    """Merge task vectors of one base into one, computed when it is read or saved.
+    """Merge task vectors of one base into one vector, computed when it is read or saved.
 
     Args:
         vectors: Vectors or paths of `.lota` files, in the order in which they are added.
         method: A name in `taskvec.merging.METHODS`, or "auto": "disjoint" if no two masks share a position, else
             "ties".
-        weights: One factor per vector: a number, a list of numbers over the layers, or rules by tensor name. 1 each if
-            left out.
+        weights: One factor per vector: a number, a list of numbers over the layers, or rules by tensor name. None gives
+            every vector the weight 1.
         density: The share of its eligible weights that a vector keeps, for methods that trim or drop: one number, or
             one setting per vector.
         lam: λ, a factor of the result.
-        base: The base, which lists over the layers are then read against, and which vectors of wider dtypes need.
-        progress: True draws progress bars; a callable is told of every step.
+        base: The base model. It is needed for vectors of wider dtypes, and gives the number of layers for lists over
+            the layers.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
         **options: Options of the method (docs/merging.md).
 
+    Returns:
+        The merged vector.
+
     Raises:
-        UsageError: There is no such method, or it does not take such an option.
+        UsageError: The method does not exist, or does not take an option that was given.
         BaseMismatchError: The vectors have different bases.
-        KindError: One of them is a patch.
-        MergeError: Their changes cannot be added.
+        KindError: One of the vectors is a patch.
+        MergeError: The changes of the vectors cannot be added.
         FormatError: A file cannot be read.
     """
-    with bars.shown(progress) as told:
+    with bars.shown(progress) as report:
         opened = _vectors(vectors)
         checkpoint = None if base is None else _checkpoint("base", base)
-        return _merging.merge(opened, method, weights, told, density=density, lam=lam, base=checkpoint, **options)
+        return _merging.merge(opened, method, weights, report, density=density, lam=lam, base=checkpoint, **options)
 
 
 def write_model(
@@ -186,8 +200,9 @@ def write_model(
 ) -> MergedModel:
     """Merge task vectors and write the merged model as a folder, with a model card.
 
-    The tokenizers of the vectors are compared first. A file that all of them changed alike is written in place of the
-    base's. `out`.part keeps finished shards if the process is killed, and the same call goes on with them.
+    The tokenizers of the vectors are compared first. If all vectors changed a file in the same way, the changed file is
+    written instead of the base's. If the process is killed, `out`.part keeps the finished shards, and the same call
+    continues with the missing ones.
 
     Args:
         vectors: Vectors or paths of `.lota` files, in the order in which they are added.
@@ -199,25 +214,28 @@ def write_model(
         lam: As in `merge`.
         dtype: As in `apply`.
         shard_size: As in `apply`.
-        force: Whether a model folder of that name is replaced.
-        progress: True draws progress bars; a callable is told of every step.
+        force: Whether to replace an existing model folder of that name.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
         **options: Options of the method.
+
+    Returns:
+        The folder, the merged vector and notes on the merge.
 
     Raises:
         MergeError: The tokenizers of the vectors differ, or their changes cannot be added.
-        ResumeError: `out`.part is in use, or that of another merge.
+        ResumeError: `out`.part is in use, or belongs to another merge.
         UsageError, BaseMismatchError, KindError, SizeError, DTypeError, ResultError, FormatError: As in `merge` and
             `apply`.
     """
-    with bars.shown(progress) as told:
+    with bars.shown(progress) as report:
         opened, checkpoint, path = _vectors(vectors), _checkpoint("base", base), _path("out", out)
-        merged = _merging.merge(opened, method, weights, told, density=density, lam=lam, base=checkpoint, **options)
+        merged = _merging.merge(opened, method, weights, report, density=density, lam=lam, base=checkpoint, **options)
         notes = _write_model(
             merged,
             opened,
             checkpoint,
             path,
-            told,
+            report,
             output=Output(shard_size, dtype),
             force=force,
             work=path.with_name(f"{path.name}.part"),
@@ -228,22 +246,25 @@ def write_model(
 def compose(
     first: VectorLike, second: VectorLike, base: ModelLike | None = None, *, progress: bool | Progress = False
 ) -> TaskVector:
-    """One vector that does what `first` does and then what `second` does to the result.
+    """Return one vector that has the effect of applying `first` and then `second`.
 
     Args:
-        first: From A to B.
-        second: From B to C.
-        base: A. With it the result is exact to the bit; without it each of the two must be a vector, and their deltas
-            are added.
-        progress: True draws progress bars; a callable is told of every step.
+        first: The vector from checkpoint A to checkpoint B.
+        second: The vector from checkpoint B to checkpoint C.
+        base: Checkpoint A. If given, the result is exact to the bit. If not, both arguments must be vectors, not
+            patches, and their deltas are added.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+
+    Returns:
+        The vector from A to C.
 
     Raises:
-        BaseMismatchError: The second does not start where the first leads.
+        BaseMismatchError: `second` does not start from the checkpoint that `first` leads to.
         KindError, MergeError, UsageError, FormatError: As in `merge`.
     """
-    with bars.shown(progress) as told:
+    with bars.shown(progress) as report:
         checkpoint = None if base is None else _checkpoint("base", base)
-        return _compose.compose(_vector("first", first), _vector("second", second), checkpoint, told)
+        return _compose.compose(_vector("first", first), _vector("second", second), checkpoint, report)
 
 
 def overlap(vectors: Sequence[VectorLike], *, progress: bool | Progress = False) -> list[_overlap.Overlap]:
@@ -251,15 +272,18 @@ def overlap(vectors: Sequence[VectorLike], *, progress: bool | Progress = False)
 
     Args:
         vectors: Vectors or paths of `.lota` files.
-        progress: True draws progress bars; a callable is told of every step.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+
+    Returns:
+        One comparison per pair, in the order (0, 1), (0, 2), …, (1, 2), ….
 
     Raises:
-        KindError: One of them is a patch, which has no mask.
-        BaseMismatchError: A tensor has another shape in another vector.
+        KindError: One of the vectors is a patch, which has no mask.
+        BaseMismatchError: A tensor has different shapes in two vectors.
         UsageError, FormatError: A file cannot be read.
     """
-    with bars.shown(progress) as told:
-        return _overlap.overlap(_vectors(vectors), told)
+    with bars.shown(progress) as report:
+        return _overlap.overlap(_vectors(vectors), report)
 
 
 def verify(vector: VectorLike, base: ModelLike | None = None, *, progress: bool | Progress = False) -> None:
@@ -267,23 +291,23 @@ def verify(vector: VectorLike, base: ModelLike | None = None, *, progress: bool 
 
     Args:
         vector: The path of a `.lota` file, or a vector that was opened from one.
-        base: Also apply the vector to this model, in memory, and compare the result with its digests.
-        progress: True draws progress bars; a callable is told of every step.
+        base: If given, also apply the vector to this model in memory and compare the result with the stored digests.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
 
     Raises:
         FormatError: The file is damaged; the message names the part.
-        BaseMismatchError: The base is another model.
-        AlreadyAppliedError: It has the tuned values already.
+        BaseMismatchError: The vector was taken from another base.
+        AlreadyAppliedError: The base already has the tuned values.
         UsageError: The vector does not come from a file.
     """
-    with bars.shown(progress) as told:
+    with bars.shown(progress) as report:
         opened = _vector("vector", vector)
         if not isinstance(opened.source, Stored):
             raise UsageError(f"{opened.name} does not come from a file: there is nothing to verify")
-        opened.source.reader.verify(lambda done, total: told("decoding", done, total, ""))
+        opened.source.reader.verify(lambda done, total: report("decoding", done, total, ""))
         check_stored_layout(opened)
         if base is not None:
-            _apply.check_result(opened, _checkpoint("base", base), told)
+            _apply.check_result(opened, _checkpoint("base", base), report)
 
 
 def train(
@@ -301,32 +325,33 @@ def train(
     progress: bool | Progress = False,
     **settings: Any,
 ) -> TrainingResult:
-    """Train a sparse task vector (LoTA, arXiv 2406.16797, Algorithm 1), or one by full fine-tuning or LoRA.
+    """Train a sparse task vector (LoTA, arXiv 2406.16797, Algorithm 1), or a vector by full fine-tuning or LoRA.
 
     Args:
         base: The model folder or Hub id to start from.
         data: A file, a folder of files, or a Hub id of training data (docs/training.md).
-        options: How to train.
-        mask_from: Take the mask from this vector instead of calibrating.
-        disjoint_from: Vectors whose positions stay out of the mask (LoTTO).
-        start_from: Begin at base + this vector.
-        mix: Further data and the share of the examples to draw from each.
+        options: The training options. None uses the defaults.
+        mask_from: A vector whose mask is used, instead of calibrating a new one.
+        disjoint_from: Vectors whose positions are excluded from the mask (LoTTO).
+        start_from: A vector; training begins at base + this vector.
+        mix: Further data, each with the share of the examples to draw from it.
         eval_data: Data to evaluate the loss on during training.
-        folder: Keeps what is needed to go on after an interruption; the same call goes on.
-        resume: False removes what is in `folder` and starts anew.
-        progress: True draws progress bars; a callable is told of every step.
-        **settings: Fields of `TrainingOptions`, in place of those in `options`.
+        folder: A folder for checkpoints. After an interruption, the same call continues from it.
+        resume: False removes the content of `folder` and starts again.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+        **settings: Fields of `TrainingOptions`; they override those in `options`.
 
     Returns:
-        The vector, to be saved, and the losses.
+        The vector, not saved yet, and the losses.
 
     Raises:
         UsageError: Options contradict each other, or have no effect.
         DataError: A row of the data cannot be understood.
         MaskError: Fewer weights are free than the mask needs.
         TrainingError: The model cannot be trained, or training diverged.
-        ResumeError: `folder` holds another run, or is in use.
-        BaseMismatchError, FormatError: A vector does not fit the base; a file cannot be read.
+        ResumeError: `folder` belongs to another run, or is in use.
+        BaseMismatchError: A vector does not fit the base.
+        FormatError: A file cannot be read.
     """
     from .training.options import TrainingOptions
     from .training.train import train as train_vector
@@ -334,12 +359,12 @@ def train(
     if unknown := settings.keys() - TrainingOptions.__dataclass_fields__.keys():
         raise UsageError(f"TrainingOptions has no field {min(unknown)!r}")
     chosen = replace(options or _own_defaults(TrainingOptions, settings, mask_from), **settings)
-    with bars.shown(progress) as told:
+    with bars.shown(progress) as report:
         return train_vector(
             _checkpoint("base", base),
             _path("data", data),
             chosen,
-            told,
+            report,
             mask_from=None if mask_from is None else _vector("mask_from", mask_from),
             disjoint_from=_vectors(disjoint_from, "disjoint_from"),
             start_from=None if start_from is None else _vector("start_from", start_from),
@@ -369,16 +394,19 @@ def evaluate(
     Args:
         model: A model folder or a Hub id.
         data: As in `train`.
-        vectors: Vectors to apply in memory; several are merged with the method "auto".
+        vectors: Vectors to apply in memory. Several vectors are merged with the method "auto".
         metrics: Any of "loss", "exact_match" and "rouge1".
-        batch_size: Examples at a time.
-        max_length: Tokens of an example; a longer prompt loses its beginning.
-        max_new_tokens: Tokens of a generated answer. None takes those of the longest completion and 8 more, at most
-            half of `max_length`.
-        limit: Take only the first examples.
-        device: "auto", which takes an accelerator if there is one, or a name such as "cpu" or "cuda:1".
+        batch_size: Examples per batch.
+        max_length: The largest number of tokens of an example. Longer prompts are cut at the beginning.
+        max_new_tokens: The largest number of tokens of a generated answer. None uses the length of the longest
+            completion plus 8, at most half of `max_length`.
+        limit: The number of examples to use, from the first. None uses all.
+        device: "auto", which uses an accelerator if there is one, or a name such as "cpu" or "cuda:1".
         trust_remote_code: Whether Python code from the model folder may run.
-        progress: True draws progress bars; a callable is told of every step.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+
+    Returns:
+        The metrics with their standard errors.
 
     Raises:
         UsageError, DataError, TrainingError, BaseMismatchError, FormatError: As in `train`.
@@ -395,8 +423,8 @@ def evaluate(
     examples = read_examples(_path("data", data))[:limit]
     from .evaluation.evaluate import evaluate_checkpoint
 
-    with bars.shown(progress) as told:
-        one = _merging.merge(opened, progress=told) if len(opened) > 1 else next(iter(opened), None)
+    with bars.shown(progress) as report:
+        one = _merging.merge(opened, progress=report) if len(opened) > 1 else next(iter(opened), None)
         return evaluate_checkpoint(
             checkpoint,
             one,
@@ -407,20 +435,20 @@ def evaluate(
             max_length=max_length,
             max_new_tokens=max_new_tokens,
             trust_remote_code=trust_remote_code,
-            progress=told,
+            progress=report,
         )
 
 
 @contextmanager
 def applied(model: torch.nn.Module, vector: VectorLike, base: ModelLike) -> Iterator[None]:
-    """Within the `with` block a model in memory has the vector's weights; afterwards its own bits again.
+    """Apply a vector to a model in memory for the duration of a `with` block, then restore the model bit by bit.
 
-    Only the elements that the vector changes are copied. Blocks may be nested if the vectors change other elements.
+    Only the elements that the vector changes are copied. Blocks may be nested if the vectors change different elements.
 
     Args:
         model: A torch module that was loaded from `base`.
         vector: A task vector or a patch, or the path of a `.lota` file.
-        base: The model folder, which the vector is checked against.
+        base: The model folder that the vector is checked against.
 
     Raises:
         BaseMismatchError: The vector was taken from another base, or an element that it changes does not have the
@@ -438,23 +466,23 @@ def applied(model: torch.nn.Module, vector: VectorLike, base: ModelLike) -> Iter
 def sparse_finetune(
     model: torch.nn.Module, mask: Mapping[str, Any] | VectorLike, base: ModelLike | None = None
 ) -> Iterator[SparseModel]:
-    """Within the `with` block only the masked weights of `model` train, in any PyTorch training loop.
+    """Train only the masked weights of `model` within a `with` block, in any PyTorch training loop.
 
     Args:
         model: A torch module. It keeps its trained weights after the block.
         mask: Parameter name -> flat positions, int64 [n], increasing; or a vector or the path of a `.lota` file, whose
             positions are the mask.
-        base: The checkpoint that the model was loaded from. `tickets.vector()` needs it.
+        base: The checkpoint that the model was loaded from. It is required for `tickets.vector()`.
 
     Yields:
-        A module that computes what `model` does and whose parameters are the deltas, f32 [n]. An optimizer over
+        A module that computes what `model` computes and whose parameters are the deltas, f32 [n]. An optimizer over
         `tickets.parameters()` trains the model in place.
 
     Raises:
         MaskError: A mask does not fit the model.
         BaseMismatchError: The model does not have the base's values at masked positions.
-        TrainingError: A parameter is sharded or cannot be trained; on leaving the block, nothing was trained.
-        UsageError: The model is in such a block already; inside the block, an optimizer would train the model's own
+        TrainingError: A parameter is sharded or cannot be trained; or nothing was trained when the block ends.
+        UsageError: The model is already in such a block; or, inside the block, an optimizer would train the model's own
             parameters.
     """
     from .models.leaves import sparse_finetune as finetune
@@ -465,7 +493,7 @@ def sparse_finetune(
 
 
 def _own_defaults(kind: type[TrainingOptions], settings: Mapping[str, Any], mask_from: object) -> TrainingOptions:
-    """Default options, without a sparsity if nothing is left to choose."""
+    """Return default options, without a sparsity if no mask is chosen."""
     masked = settings.get("method", "lota") == "lota" and mask_from is None
     return kind() if masked else kind(sparsity=None)
 
@@ -475,8 +503,8 @@ def _path(what: str, value: object) -> Path:
         raise UsageError(f"{what} must be a path, found {shown(value)}")
     try:
         if b"\0" in os.fsencode(value):
-            raise ValueError("it holds a zero byte")
-    except ValueError as error:  # which UnicodeEncodeError is
+            raise ValueError("it contains a zero byte")
+    except ValueError as error:  # includes UnicodeEncodeError
         raise UsageError(f"{what} cannot be a path ({error}), found {shown(value)}") from None
     return Path(os.fsdecode(value))
 

@@ -1,6 +1,6 @@
-"""What a caller gives: values of the types that are meant, and numbers of whatever kind as Python's own.
+"""Checks and conversions of arguments that callers pass.
 
-Numbers may be those of numpy and torch, fractions and decimals.
+Numbers may come from numpy or torch, or be fractions or decimals; they are converted to Python's own types.
 """
 
 from __future__ import annotations
@@ -18,23 +18,39 @@ from .errors import UsageError
 
 
 def real(what: str, value: object) -> float:
-    """The value as a float; what is too large for one is infinite, what has no value is NaN.
+    """Convert a real number to a float.
 
-    Raises UsageError for anything but a real number. what: how to call it there.
+    Args:
+        what: The name of the argument, for the error message.
+        value: The value to convert.
+
+    Returns:
+        The float. A number too large for a float becomes infinite; a signalling NaN becomes NaN.
+
+    Raises:
+        UsageError: The value is not a real number.
     """
     if isinstance(value, SupportsFloat) and not isinstance(value, np.complexfloating):
         try:
             return float(value)
         except OverflowError:
             return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # only numbers overflow
-        except (TypeError, ValueError, RuntimeError):  # several values, none, or a signalling NaN
+        except (TypeError, ValueError, RuntimeError):  # an array of several or no elements, or a signalling NaN
             if str(value) == "sNaN":
                 return math.nan
     raise UsageError(f"{what} must be a number, found {said(value)}")
 
 
 def whole(what: str, value: object) -> int:
-    """The value as an int. Raises UsageError for anything but a whole number, 3.0 included."""
+    """Convert a whole number to an int.
+
+    Args:
+        what: The name of the argument, for the error message.
+        value: The value to convert. Floats are refused, including 3.0.
+
+    Raises:
+        UsageError: The value is not a whole number.
+    """
     try:
         return int(operator.index(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
@@ -42,19 +58,46 @@ def whole(what: str, value: object) -> int:
 
 
 def one_of(what: str, value: object, choices: Collection[str]) -> None:
-    """Raise UsageError for anything but one of these strings."""
+    """Check that a value is one of several strings.
+
+    Args:
+        what: The name of the argument, for the error message.
+        value: The value to check.
+        choices: The allowed strings.
+
+    Raises:
+        UsageError: The value is not one of `choices`.
+    """
     if not isinstance(value, str) or value not in choices:
         raise UsageError(f"{what} is one of {', '.join(choices)}, found {said(value)}")
 
 
 def instance(what: str, value: object, kind: type) -> None:
-    """Raise UsageError for anything but an instance of a type."""
+    """Check that a value is an instance of a type.
+
+    Args:
+        what: The name of the argument, for the error message.
+        value: The value to check.
+        kind: The expected type.
+
+    Raises:
+        UsageError: The value is not an instance of `kind`.
+    """
     if not isinstance(value, kind):
         raise UsageError(f"{what} must be a {kind.__name__}, found {said(value)}")
 
 
 def instances(what: str, values: object, kind: type) -> None:
-    """Raise UsageError for anything but a sequence of instances of a type."""
+    """Check that a value is a sequence of instances of a type.
+
+    Args:
+        what: The name of the argument, for the error message.
+        values: The value to check.
+        kind: The expected type of the elements.
+
+    Raises:
+        UsageError: The value is not a sequence, or an element is not an instance of `kind`.
+    """
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise UsageError(f"{what} must be a list of {kind.__name__}s, found {said(values)}")
     for number, value in enumerate(values, 1):
@@ -62,7 +105,12 @@ def instances(what: str, values: object, kind: type) -> None:
 
 
 def said(value: object, most: int = 60) -> str:
-    """A value in an error: its representation, no longer than `most` characters."""
+    """Return the repr of a value for an error message.
+
+    Args:
+        value: The value to show.
+        most: The largest number of characters; a longer repr is cut.
+    """
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
     text = repr(value)
@@ -70,8 +118,8 @@ def said(value: object, most: int = 60) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a message: its repr as a part of one line."""
+    """Return the repr of a value as a single printable line, for an error message."""
     try:
         return printable(said(value, 80))
-    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting without end
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or very deep nesting
         return f"a {type(value).__name__}"

@@ -1,8 +1,8 @@
-"""The guard in front of every output, for Python and the command line alike.
+"""Checks of output paths, used by every function and command that writes something.
 
-All is checked before any work: whether something is there already, whether it may be replaced, whether the output could
-be written at all, and that it is not one of the inputs. The last step of writing does not replace what has appeared
-since (`taskvec_formats.atomic`); `appearing` says so.
+All checks run before any work: whether the output exists, whether it may be replaced, whether it can be written at all,
+and whether it is one of the inputs. The last step of writing does not replace an output that was created in the
+meantime (`taskvec_formats.atomic`); `appearing` turns that into an error of this package.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from taskvec_formats.atomic import SPARE
 from .errors import OutputExistsError, UsageError
 
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-# where links lead to what a process has open, so that replacing them would take it away from all others
+# links in these folders lead to open files of processes; replacing them would affect other processes
 _SYSTEM = (Path("/dev"), Path("/proc"))
-_MOST_LINKS = 40  # Linux follows no more
+_MOST_LINKS = 40  # the limit of Linux
 
 
 def check_file(path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
-    """Refuse an output file that cannot be written, or that would replace what it must not; return its path.
+    """Check that an output file can be written and does not replace anything it must not replace.
 
     Args:
-        path: The file; a text that ends with a slash names a folder.
-        force: Whether a file that exists is to be replaced.
-        inputs: The files and folders that are read. None of them is replaced, whatever `force` is.
+        path: The file. A string that ends with a slash names a folder.
+        force: Whether an existing file may be replaced.
+        inputs: The files and folders that are read. They are never replaced, even with `force`.
+
+    Returns:
+        The path.
 
     Raises:
-        OutputExistsError: The file exists and `force` is not given.
-        UsageError: The output is a folder, a device, a FIFO, a socket or a link to nothing; it is an input; its name
-            is too long; nothing can be written to its folder.
+        OutputExistsError: The file exists and `force` is False.
+        UsageError: The output is a folder, a device, a FIFO, a socket or a dangling link; it is an input; its name is
+            too long; or its folder is not writable.
     """
     text, path = os.fspath(path), _named(path)
     if text.endswith(os.sep) or os.path.isdir(path):
@@ -49,16 +52,21 @@ def check_file(path: str | Path, *, force: bool = False, inputs: Iterable[Path] 
 
 
 def check_folder(path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
-    """The same for a model folder. Only a folder that holds a model, and nothing but plain files, is ever replaced.
+    """Check that a model folder can be written and does not replace anything it must not replace.
+
+    Only a folder that contains a model, and nothing but regular files, may be replaced.
 
     Args:
-        path: The folder; an empty one may be there.
-        force: Whether a model folder that exists is to be replaced.
-        inputs: As in `check_file`; none of them may lie in the folder either.
+        path: The folder. It may exist if it is empty.
+        force: Whether an existing model folder may be replaced.
+        inputs: As in `check_file`. In addition, none of them may be inside the folder.
+
+    Returns:
+        The path.
 
     Raises:
-        OutputExistsError: The folder holds a model and `force` is not given.
-        UsageError: The output is a file, or a folder that holds something else than a model; or as in `check_file`.
+        OutputExistsError: The folder contains a model and `force` is False.
+        UsageError: The output is a file, or a folder that contains something other than a model; or as in `check_file`.
     """
     path = _named(path)
     _check_plain(path)
@@ -78,15 +86,19 @@ def check_folder(path: str | Path, *, force: bool = False, inputs: Iterable[Path
 
 
 def check_apart(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output that is one of the inputs or a folder that holds one; links are followed.
+    """Check that an output is neither an input nor a folder that contains one. Links are followed.
+
+    Args:
+        path: The output.
+        inputs: The files and folders that are read.
 
     Raises:
-        UsageError: It is, or does.
+        UsageError: The output is an input or contains one.
     """
     try:
         own = os.stat(path)
     except OSError:
-        return  # nothing there
+        return  # it does not exist
 
     def is_own(place: Path) -> bool:
         try:
@@ -98,31 +110,37 @@ def check_apart(path: Path, inputs: Iterable[Path]) -> None:
     for source in dict.fromkeys(inputs):
         if is_own(source):
             led = "" if os.path.abspath(source) == os.path.abspath(path) else f" ({source})"
-            raise UsageError(f"{path} is an input{led}: the output needs a place of its own")
+            raise UsageError(f"{path} is an input{led}: choose another output path")
         for folder in _folders(source):
             if folder not in seen and is_own(folder):
-                raise UsageError(f"{path} holds the input {source}: the output needs a place of its own")
+                raise UsageError(f"{path} contains the input {source}: choose another output path")
             seen.add(folder)
 
 
 def check_distinct(*outputs: Path | None) -> None:
-    """Refuse two outputs of one command that are one path.
+    """Check that the outputs of one command have different paths.
+
+    Args:
+        *outputs: The paths; None is skipped.
 
     Raises:
-        UsageError: They are.
+        UsageError: Two paths are the same.
     """
     known: dict[Path, Path] = {}
     for path in outputs:
         if path is not None and known.setdefault(path.resolve(), path) is not path:
-            raise UsageError(f"{path} is named for two outputs: each needs a place of its own")
+            raise UsageError(f"{path} is given for two outputs: choose two different paths")
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[None]:
-    """Say that another has written an output while this one was made.
+    """Report an output that was created by someone else while this one was written.
+
+    Args:
+        path: The output.
 
     Raises:
-        OutputExistsError: In place of the FileExistsError of that output.
+        OutputExistsError: Replaces the FileExistsError for `path`.
     """
     try:
         yield
@@ -135,45 +153,45 @@ def appearing(path: Path) -> Iterator[None]:
 def _named(path: str | Path) -> Path:
     text = os.fspath(path)
     if not text:
-        raise UsageError("the output has no name")
+        raise UsageError("the output path is empty")
     if "\0" in text:
-        raise UsageError(f"{text!r} is no name of a file: it holds a zero byte")
+        raise UsageError(f"{text!r} is not a valid file name: it contains a zero byte")
     return Path(path)
 
 
 def _check_plain(path: Path) -> None:
-    """Refuse what is there and neither a file nor a folder."""
+    """Refuse an existing path that is neither a file nor a folder."""
     for link in _links(path):
         if any(folder in link.parents for folder in _SYSTEM):
-            raise UsageError(f"{path} is a device; the output needs a name of its own")
+            raise UsageError(f"{path} is a device; choose another output path")
     try:
         mode = os.stat(path).st_mode
     except OSError:
         if os.path.islink(path):
-            raise UsageError(f"{path} is a link to {os.readlink(path)}, which is not there") from None
+            raise UsageError(f"{path} is a link to {os.readlink(path)}, which does not exist") from None
         return
     if (kind := _KINDS.get(stat.S_IFMT(mode))) is not None:
-        raise UsageError(f"{path} is {kind}; the output needs a name of its own")
+        raise UsageError(f"{path} is {kind}; choose another output path")
 
 
 def _check_model(path: Path, content: list[Path]) -> None:
-    """Refuse to replace a folder that is no model, or that holds more than one."""
+    """Refuse to replace a folder that contains no model, or more than a model."""
     if not any(file.suffix == ".safetensors" for file in content):
-        raise UsageError(f"{path} exists and holds no model; it will not be replaced")
+        raise UsageError(f"{path} exists and contains no model; it will not be replaced")
     for file in content:
         if file.is_dir() and not _is_cache(file):
-            raise UsageError(f"{path} holds the folder {file.name!r}, which would be lost; it will not be replaced")
+            raise UsageError(f"{path} contains the folder {file.name!r}, which would be lost; it will not be replaced")
         if not file.is_dir() and not file.is_file():
-            raise UsageError(f"{path} holds {file.name!r}, which is no plain file; it will not be replaced")
+            raise UsageError(f"{path} contains {file.name!r}, which is not a regular file; it will not be replaced")
 
 
 def _is_cache(folder: Path) -> bool:
-    """Whether it is what huggingface_hub keeps beside downloads and uploads: notes on them, which can be made again."""
+    """Return whether a folder is the metadata cache of huggingface_hub, which can be recreated."""
     return folder.name == ".cache" and [entry.name for entry in folder.iterdir()] == ["huggingface"]
 
 
 def _check_room(path: Path) -> None:
-    """Refuse a place where nothing can be written."""
+    """Refuse a path whose folder is not writable."""
     path = path.absolute()
     folder = path.parent
     while not os.path.lexists(folder):
@@ -189,16 +207,16 @@ def _check_room(path: Path) -> None:
 
 
 def _check_names(path: Path, folder: Path) -> None:
-    """Refuse names that are too long for the file system of a folder that is there."""
+    """Refuse names that are too long for the file system of `folder`, which exists."""
     most = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     *parents, name = path.relative_to(folder).parts
     for part, limit in [(name, most - SPARE), *((parent, most) for parent in parents)]:
         if len(os.fsencode(part)) > limit:
-            raise UsageError(f"the name {part:.40}… is too long: the file system takes {limit} bytes for an output")
+            raise UsageError(f"the name {part:.40}… is too long: the file system allows {limit} bytes for an output")
 
 
 def _links(path: Path) -> Iterator[Path]:
-    """The links on the way from a path to what it names; the folders above each are resolved."""
+    """Yield the links between a path and its target; the folders above each link are resolved."""
     for _ in range(_MOST_LINKS):
         path = Path(os.path.realpath(path.parent)) / path.name
         if not os.path.islink(path):
@@ -208,6 +226,6 @@ def _links(path: Path) -> Iterator[Path]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """The folders above a path, and above each link on the way to what it names."""
+    """Yield the folders above a path, and above each link between the path and its target."""
     for place in (Path(os.path.realpath(path.parent)) / path.name, *_links(path), Path(os.path.realpath(path))):
         yield from place.parents

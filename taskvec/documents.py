@@ -1,4 +1,4 @@
-"""Reading a YAML document of a stranger: no aliases, no tags, bounded in size and nesting."""
+"""A safe YAML reader for untrusted files: no aliases, no tags, bounded size and nesting."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ import yaml
 from .arguments import shown
 from .errors import UsageError
 
-LARGEST = 1 << 16  # bytes; a recipe has some hundreds
-DEEPEST = 16  # collections within one another; a recipe has six
+LARGEST = 1 << 16  # bytes; a typical recipe has a few hundred
+DEEPEST = 16  # levels of nested collections; a recipe has six
 _STRING = "tag:yaml.org,2002:str"
 
 
 def read_document(path: Path) -> Any:
-    """The one document in a YAML file, of dicts, lists, text, numbers, truth values and None; dates are text.
+    """Read the single document of a YAML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The document, made of dicts, lists, strings, numbers, booleans and None. Dates stay strings.
 
     Raises:
-        UsageError: The file is missing or no file, too large, not UTF-8 or not YAML, is nested too deeply, has anchors,
-            aliases, tags, or keys that are not text or are given twice. The message does not name the file.
+        UsageError: The file is missing or not a regular file, too large, not UTF-8 or not YAML; is nested too deeply;
+            or has anchors, aliases, tags, keys that are not text, or duplicate keys. The message does not name the
+            file.
     """
     text = _text(path)
     try:
@@ -30,7 +37,9 @@ def read_document(path: Path) -> Any:
     except yaml.YAMLError as error:
         raise UsageError(f"it is not YAML: {_one_line(error)}") from None
     except (ValueError, ArithmeticError):
-        raise UsageError("it is not YAML that can be read: it holds a number of too many digits, or of none") from None
+        raise UsageError(
+            "it cannot be read as YAML: it contains a number with too many digits or without any"
+        ) from None
 
 
 def _text(path: Path) -> str:
@@ -43,7 +52,7 @@ def _text(path: Path) -> str:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise UsageError(f"it is larger than {LARGEST:,} bytes, the most that such a file may have")
+            raise UsageError(f"it is larger than {LARGEST:,} bytes, the largest size that is allowed")
         return content.decode("utf-8")
     except FileNotFoundError:
         raise UsageError("no such file") from None
@@ -54,7 +63,7 @@ def _text(path: Path) -> str:
 
 
 def _check(text: str) -> None:
-    """Go through the events of a document, which takes no recursion, before anything is built from them."""
+    """Check the parser events of a document before anything is built from them. This needs no recursion."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
@@ -65,13 +74,13 @@ def _check(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
-                raise UsageError(f"line {line}: more than {DEEPEST} lists and mappings within one another")
+                raise UsageError(f"line {line}: more than {DEEPEST} levels of nested lists and mappings")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
 
 def _one_line(error: yaml.YAMLError) -> str:
-    """What is wrong and where. The error itself quotes the file."""
+    """Return the problem and its position. The full text of the error would quote the file."""
     problem = " ".join(str(getattr(error, "problem", None) or getattr(error, "reason", None) or "").split())
     mark = getattr(error, "problem_mark", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -79,14 +88,16 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that are not text, and those that are given twice, of which YAML would take the last."""
+    """A loader that refuses keys that are not text, and duplicate keys, of which YAML would use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != _STRING:
                 found = shown(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
-                raise yaml.constructor.ConstructorError(None, None, f"a key is text, found {found}", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key must be text, found {found}", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {shown(key.value)} is given twice", key.start_mark

@@ -1,30 +1,30 @@
-"""What can go wrong in the library, typed. The command line turns each into one sentence and an exit code."""
+"""The exceptions of the library. The command line prints each as one sentence and sets the exit code."""
 
 from taskvec_formats.errors import PlainError
 
 
 class TaskvecError(PlainError):
-    """Root of the library's own errors. The message is one sentence for a person; exit code 1."""
+    """Base class of the library's exceptions. The message is one sentence; exit code 1."""
 
 
 class UsageError(TaskvecError):
-    """A request that cannot be meant: a sparsity outside (0, 1), a path that is not there; exit code 2."""
+    """An invalid request, such as a sparsity outside (0, 1) or a path that does not exist; exit code 2."""
 
 
 class OutputExistsError(UsageError):
-    """The output is already there and `force` was not given."""
+    """The output exists and `force` is False."""
 
 
 class BaseMismatchError(TaskvecError):
-    """A vector meets a checkpoint, or another vector, that does not share its base."""
+    """A vector does not share the base of the checkpoint or vector that it is combined with."""
 
 
 class AlreadyAppliedError(BaseMismatchError):
-    """The checkpoint is not the base but already the result."""
+    """The checkpoint already has the tuned values."""
 
 
 class KindError(TaskvecError):
-    """A patch where deltas are needed."""
+    """A patch was given, but deltas are needed."""
 
 
 class DiffError(TaskvecError):
@@ -32,40 +32,40 @@ class DiffError(TaskvecError):
 
 
 class MaskError(TaskvecError):
-    """A mask of exactly k entries cannot be drawn."""
+    """A mask of exactly k entries cannot be chosen."""
 
 
 class MergeError(TaskvecError):
-    """The vectors cannot be merged by the method asked for."""
+    """The vectors cannot be merged by the requested method."""
 
 
 class TokenizerError(TaskvecError):
-    """A tokenizer file does not say what its tokens are."""
+    """A tokenizer file does not define its tokens."""
 
 
 class DTypeError(TaskvecError):
-    """A tensor has a value that the dtype asked for cannot hold."""
+    """A tensor has a value that the requested dtype cannot represent."""
 
 
 class SizeError(TaskvecError):
-    """A result is larger than is allowed, or than the disk can hold."""
+    """A result is larger than allowed, or does not fit on the disk."""
 
 
 class ResultError(TaskvecError):
-    """A finished output is not what was to be written; it does not appear under its name."""
+    """A finished output differs from the plan. It is not moved to its final name."""
 
 
 class ResumeError(TaskvecError):
-    """A folder holds the unfinished work of another run."""
+    """A folder contains the unfinished work of another run."""
 
 
 class DataError(TaskvecError):
-    """A training or evaluation file has a bad line; file and line number are named."""
+    """A training or evaluation file has an invalid line. The message names the file and the line number."""
 
 
 class TrainingError(TaskvecError):
-    """A model cannot be trained as asked."""
+    """A model cannot be trained with the given options."""
 
 
 class DivergedError(TrainingError):
-    """A loss of training is no longer a number."""
+    """The training loss is not a finite number."""

@@ -1,4 +1,4 @@
-"""From what a user types to a checkpoint."""
+"""Checkpoints from local paths and Hugging Face Hub ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "LI
 
 
 def local_model(reference: str | os.PathLike[str], *, with_code: bool = False) -> Path:
-    """The local path of a model: a folder or file as it is, a Hub id ("org/name") downloaded to the Hub's cache.
+    """Return the local path of a model.
 
-    with_code: download Python code too, where a model has code of its own.
-    Raises UsageError where there is neither such a path nor such a model within reach.
+    Args:
+        reference: A folder or file, which is returned unchanged, or a Hub id ("org/name"), which is downloaded to the
+            Hub's cache.
+        with_code: Whether to download the model's own Python code too.
+
+    Raises:
+        UsageError: The path does not exist, and no such model can be downloaded.
     """
     path = Path(reference)
-    if os.path.exists(path):  # unlike the method of a path, takes a name that is too long
+    if os.path.exists(path):  # Path.exists would raise an error for a name that is too long
         return path
     if not _HUB_ID.fullmatch(str(reference)) or str(reference).startswith("."):
         raise UsageError(f"{reference}: no such file or folder")
@@ -33,14 +38,20 @@ def local_model(reference: str | os.PathLike[str], *, with_code: bool = False) -
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"{reference}: no such file or folder here, and not to be had from the Hugging Face Hub ({reason})"
+            f"{reference}: no such file or folder, and it cannot be downloaded from the Hugging Face Hub ({reason})"
         ) from None
 
 
 def open_checkpoint(reference: str | os.PathLike[str], *, with_code: bool = False) -> Checkpoint:
-    """Open a model folder, a single `.safetensors` file or a Hub id. Raises UsageError and FormatError.
+    """Open a model folder, a single `.safetensors` file or a Hub id.
 
-    with_code: of a Hub id, download the model's own Python code too; opening runs none.
+    Args:
+        reference: The path or the Hub id.
+        with_code: Whether to download the model's own Python code too, for a Hub id. Opening does not run it.
+
+    Raises:
+        UsageError: The path does not exist, and no such model can be downloaded.
+        FormatError: The checkpoint cannot be read.
     """
     path = local_model(reference, with_code=with_code)
     is_hub_id = not os.path.exists(Path(reference))

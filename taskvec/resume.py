@@ -1,4 +1,4 @@
-"""The folder of work that may be interrupted: what was asked for, so that nothing else goes on in it."""
+"""Folders of resumable work, with a record of the request so that only the same request continues in them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,26 @@ Folder = TypeVar("Folder", bound="RecordedFolder")
 
 
 class RecordedFolder:
-    """A folder with `run.json` in it, which is written before anything else. One process at a time works in it.
+    """A folder of resumable work that contains a record, `run.json`, which is written before anything else.
 
-    It is locked from when it is there until the `with` block ends, or the process.
+    The folder is locked, from the time that it exists until the `with` block or the process ends, so that only one
+    process works in it.
 
     Args:
-        path: The folder, which need not be there yet; None keeps nothing.
-        kind: What work it is of: a folder of another kind is not touched.
-        record: What makes this run the one it is, as JSON.
-        resume: Whether to go on with what is there. If not, that is removed, be it another run's, when this one begins.
-        beside: Names that may be there before the record is.
+        path: The folder; it need not exist. None keeps nothing.
+        kind: The kind of work. A folder of another kind is not modified.
+        record: The parameters that identify this run, as JSON.
+        resume: Whether to continue with the content of the folder. If False, `begin` removes it, even if it belongs to
+            another run.
+        beside: Names of files that may exist before the record does.
+
+    Attributes:
+        path: The folder, or None.
+        is_stale: Whether `begin` will remove the content of the folder.
 
     Raises:
-        ResumeError: The folder is in use, or holds work of another kind, files of which nothing is said or, with
-            `resume`, another run.
+        ResumeError: The folder is in use, is of another kind, or contains files but no record; or, with `resume`, it
+            belongs to another run.
     """
 
     def __init__(
@@ -55,11 +61,11 @@ class RecordedFolder:
         self._record = {"kind": kind, **json.loads(json.dumps(record))}
         self._lock: Lock | None = None
         if path is not None and os.path.lexists(path):
-            with suppress(FileNotFoundError):  # another run has just ended, and removed it
+            with suppress(FileNotFoundError):  # another run has just ended and removed it
                 self._take(path)
 
     def _take(self, path: Path) -> None:
-        """Lock the folder, and see to it that what it holds may be gone on with, or removed."""
+        """Lock the folder, and check that its content may be continued or removed."""
         self._lock = _locked(path)
         try:
             found = _read(path, self._kind, self._beside)
@@ -70,7 +76,11 @@ class RecordedFolder:
             raise
 
     def begin(self) -> Path | None:
-        """The folder, with its record: made when there is something to keep, emptied of what is not gone on with."""
+        """Create the folder and its record, and remove content that is not continued.
+
+        Returns:
+            The folder; None if nothing is kept.
+        """
         if self.path is None:
             return None
         while self._lock is None:
@@ -78,7 +88,7 @@ class RecordedFolder:
             with suppress(FileNotFoundError):
                 self._take(self.path)
         if self.is_stale:
-            # the record goes last: without it the rest would be nobody's
+            # the record is removed last: without it, nobody could tell what the other files belong to
             for entry in self.path.iterdir():
                 if entry.name != RECORD:
                     _remove(entry)
@@ -89,7 +99,7 @@ class RecordedFolder:
         return self.path
 
     def remove(self) -> None:
-        """Remove the folder, where this run has begun or found it."""
+        """Remove the folder, if this run has created or found it."""
         if self.path is not None and self._lock is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -108,10 +118,14 @@ class RecordedFolder:
 
 
 def holds_work(path: Path, kind: str) -> bool:
-    """Whether there is unfinished work of a kind, for whoever decides early what is to become of it.
+    """Return whether a folder contains unfinished work of a kind, for callers that need to know it early.
+
+    Args:
+        path: The folder; it need not exist.
+        kind: The kind of work.
 
     Raises:
-        ResumeError: The folder is in use, or is not one of that kind of work.
+        ResumeError: The folder is in use, or is of another kind.
     """
     if not os.path.lexists(path):
         return False
@@ -127,7 +141,7 @@ def holds_work(path: Path, kind: str) -> bool:
 
 
 def remove_work(path: Path) -> None:
-    """Remove a folder of work that is finished, unless another process has begun to go on with it."""
+    """Remove a folder of finished work, unless another process is working in it."""
     try:
         lock = Lock(path)
     except (FileNotFoundError, BlockingIOError):
@@ -139,7 +153,12 @@ def remove_work(path: Path) -> None:
 
 
 def _locked(path: Path) -> Lock:
-    """The lock of a folder. Raises ResumeError where it is in use, FileNotFoundError where it has just been removed."""
+    """Lock a folder.
+
+    Raises:
+        ResumeError: The folder is in use, or is not a folder.
+        FileNotFoundError: The folder has just been removed.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ResumeError(f"{path} is not a folder of unfinished work")
     try:
@@ -153,13 +172,17 @@ def _locked(path: Path) -> Lock:
 
 
 def _read(path: Path, kind: str, beside: Collection[str]) -> dict[str, Any] | None:
-    """The record in a folder; None where it is empty. Raises ResumeError where it is not one of that kind of work."""
+    """Return the record in a folder, or None if the folder is empty.
+
+    Raises:
+        ResumeError: The folder is not one of that kind of work.
+    """
     try:
         found = json.loads((path / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        # a run may have been killed while it wrote the record, under a temporary name
+        # a run that was killed while it wrote the record leaves a file with a temporary name
         if any(not name.startswith(f".{RECORD}.") and name not in beside for name in os.listdir(path)):
-            raise ResumeError(f"{path} holds files, but no record of the run that they belong to") from None
+            raise ResumeError(f"{path} contains files, but no record of the run that they belong to") from None
         return None
     except (ValueError, RecursionError):
         raise ResumeError(f"{path / RECORD} is not the record of a run") from None
@@ -176,9 +199,9 @@ def _remove(path: Path) -> None:
 
 
 def _compare(path: Path, found: Any, record: Any, what: str = "") -> None:
-    """Raise ResumeError, naming it, at the first item in which two records differ."""
+    """Raise ResumeError at the first item in which two records differ, and name the item."""
     if isinstance(found, dict) and isinstance(record, dict):
         for key in sorted(found.keys() | record.keys()):
             _compare(path, found.get(key), record.get(key), f"{what} {key}" if what else key)
     elif found != record:
-        raise ResumeError(f"{path} holds another run: its {what} was {found}, here it is {record}")
+        raise ResumeError(f"{path} belongs to another run: its {what} was {found}, here it is {record}")

@@ -141,7 +141,7 @@ def outcome(call: str, case: Case, value: Any) -> str:
         (
             "diff, sparsity",
             10**400,
-            "the sparsity must lie between 0 and 1, both excluded; found a number of about 400",
+            "the sparsity must be between 0 and 1, both excluded; found a number of about 400",
         ),
         ("diff, kind", ["vector"], "kind is one of vector, patch, found ['vector']"),
         ("merge", "ab", "vectors must be a list of TaskVectors or paths, found 'ab'"),
@@ -151,9 +151,13 @@ def outcome(call: str, case: Case, value: Any) -> str:
         ("apply, out", 3, "out must be a path, found 3"),
         ("apply, progress", "yes", "progress must be True, False or a callable, found 'yes'"),
         ("change", "x", "tuned has no tensor 'x'"),
-        ("change, start", 5, "tensor 'w' has 4 elements: 5 to 4 is no range of them"),
-        ("change, start", -1, "tensor 'w' has 4 elements: -1 to 4 is no range of them"),
-        ("change, stop", 10**400, "tensor 'w' has 4 elements: 0 to a number of about 400 digits is no range of them"),
+        ("change, start", 5, "tensor 'w' has 4 elements: 5 to 4 is not a range of them"),
+        ("change, start", -1, "tensor 'w' has 4 elements: -1 to 4 is not a range of them"),
+        (
+            "change, stop",
+            10**400,
+            "tensor 'w' has 4 elements: 0 to a number of about 400 digits is not a range of them",
+        ),
         ("Output, shard_size", "2GB", "shard_size must be a whole number, found '2GB'"),
         ("Output, card", b"# x", "card must be a str, found b'# x'"),
         ("TrainingOptions, lr", "1e-4", "`lr` must be a number, found '1e-4'"),
@@ -217,7 +221,7 @@ def test_factors_beyond_f64_are_refused(factor: Any) -> None:
     vector = vector_of({"w": sparse((4,), {1: 3.0})}, name="v")
     with pytest.raises(UsageError, match=r"^the factor of v must be a finite number, found (-?inf|nan)$"):
         vector * factor
-    with pytest.raises(UsageError, match=r"^v can be divided by finite numbers other than zero, found .{1,60}$"):
+    with pytest.raises(UsageError, match=r"^v can only be divided by a finite non-zero number, found .{1,60}$"):
         vector / factor
 
 
@@ -235,7 +239,7 @@ def test_deltas_of_another_kind_are_refused() -> None:
         vector = vector_of({"w": sparse((4,), {1: 1})})
         with pytest.raises(UsageError, match=message):
             type(vector.source)({"w": delta}, vector.specs)
-    with pytest.raises(UsageError, match="there are deltas of 'x', which is none of the tensors"):
+    with pytest.raises(UsageError, match="deltas are given for 'x', which is not one of the tensors"):
         type(vector.source)({"x": delta}, vector.specs)
 
 

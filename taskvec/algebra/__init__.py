@@ -1,1 +1,1 @@
-"""Vectors from vectors: composition, and expressions."""
+"""Composition of task vectors, and expressions of task vectors."""

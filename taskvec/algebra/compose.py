@@ -1,4 +1,4 @@
-"""One vector after another: A → B and B → C as one vector, A → C."""
+"""Composition of two task vectors, A → B and B → C, into one vector A → C."""
 
 from __future__ import annotations
 
@@ -33,17 +33,30 @@ from ..vectors.vector import TaskVector
 def compose(
     first: TaskVector, second: TaskVector, base: Checkpoint | None = None, progress: Progress = silent
 ) -> TaskVector:
-    """first, A → B, and then second, B → C, as one lazy vector A → C: tensors, shards and side files.
+    """Compose `first`, A → B, and `second`, B → C, into one lazy vector A → C, including shards and side files.
 
-    base: A. With it the result is exact, whatever the vectors do; it is a patch where both are. It is read once now,
-        for the fingerprint of C, and the tensors that change again when they are asked for, one at a time.
-    Without it both must be vectors, and first must know B, or be composed here of vectors that lead there. An element
-    that one of them changes comes out exactly, one that both change as A + (Δ₁ + Δ₂), the sum in f32, left out where it
-    is zero: C but for roundings. Where first replaces an element or second does, C's bits are known and replace it. The
-    result knows C where all of it is exact; in any case it leads there, and can be composed with what starts from C.
+    With the base the result is exact, whatever the vectors change, and it is a patch if both are patches.
 
-    Raises BaseMismatchError where second does not start where first leads to; UsageError where this, or what becomes of
-    a tensor, cannot be told without the base; MergeError where a sum leaves the range of f32.
+    Without the base both must be vectors, and B must be known: `first` has a tuned checkpoint, or was composed in this
+    process of vectors that lead to one. An element that only one of them changes is exact. An element that both change
+    becomes A + (Δ₁ + Δ₂), the sum in f32, which is omitted if it is zero; this is C up to rounding. If either vector
+    replaces an element, its bits in C are known and stored as a replacement. The result has C as its tuned checkpoint
+    if all of it is exact. In any case it leads to C, and can be composed with vectors that start from C.
+
+    Args:
+        first: The vector A → B.
+        second: The vector B → C.
+        base: A, if available. It is read once for the fingerprint of C; tensors that change are read again on demand,
+            one at a time.
+        progress: Called for every tensor.
+
+    Returns:
+        The vector A → C.
+
+    Raises:
+        BaseMismatchError: `second` does not start from the checkpoint that `first` leads to.
+        UsageError: This, or the result for a tensor, cannot be determined without the base.
+        MergeError: A sum is outside the range of f32.
     """
     instance("first", first, TaskVector)
     instance("second", second, TaskVector)
@@ -75,6 +88,7 @@ def compose(
 def _on(
     base: Checkpoint, first: TaskVector, second: TaskVector, name: str, provenance: dict[str, Any], progress: Progress
 ) -> TaskVector:
+    """Compose with the base."""
     kind = "patch" if first.kind == second.kind == "patch" else "vector"
     whole = diff(base, Patched(_Between(base, first), second), progress=progress, kind=kind)
     header = replace(whole.header, provenance=provenance | record(whole.specs, counted(base.tensors)))
@@ -82,16 +96,15 @@ def _on(
 
 
 def _check_consecutive(first: TaskVector, second: TaskVector) -> None:
+    """Check without the base that `second` starts from the checkpoint that `first` leads to."""
     for vector in (first, second):
         if vector.kind == "patch":
-            raise UsageError(
-                f"{vector.name} is a patch, which can be read beside its base only: give the base (`base`)"
-            )
+            raise UsageError(f"{vector.name} is a patch, which can only be read with its base: give the base (`base`)")
     start, end = second.base, first.leads_to
     if end is None:
         raise UsageError(
-            f"{first.name} does not know the checkpoint that it leads to, so that {second.name} might start elsewhere: "
-            "give the base (`base`)"
+            f"{first.name} does not record the checkpoint that it leads to, so {second.name} may start from another "
+            "one: give the base (`base`)"
             + (", or compose the vectors that it was made of" if first.provenance.get("made_by") == "compose" else "")
         )
     if start.fingerprint != end.fingerprint:
@@ -102,7 +115,7 @@ def _check_consecutive(first: TaskVector, second: TaskVector) -> None:
 
 
 def _specs(first: TaskVector, second: TaskVector) -> dict[str, TensorSpec]:
-    """The tensors of the result, by name."""
+    """Return the tensors of the result, by name."""
     specs = {name: spec for name, spec in first.specs.items() if name not in second.header.removed}
     for name, spec in second.specs.items():
         if name in first.header.removed:
@@ -117,20 +130,20 @@ def _spec(first: TaskVector, second: TaskVector, name: str) -> TensorSpec:
     before, after = first.specs[name], second.specs[name]
     if after.origin != before.form:
         raise BaseMismatchError(
-            f"tensor {name!r} should be {after.origin or 'absent'} where {second.name} starts, but {first.name} "
-            f"makes it {before.form}"
+            f"tensor {name!r} should be {after.origin or 'absent'} in the base of {second.name}, but it is "
+            f"{before.form} after {first.name}"
         )
     if after.form != before.form:
         raise UsageError(
             f"tensor {name!r} is changed by {first.name} and then made {after.form} by {second.name}: "
             "give the base (`base`)"
         )
-    # neither vouches for the elements that both together touch
+    # the digests of either vector do not cover the elements that both together touch
     return replace(before, eligible=before.eligible or after.eligible, blocks=())
 
 
 class _Layout:
-    """Shards and side files of C, from what both say of theirs."""
+    """The shards and side files of C, from those of both vectors."""
 
     def __init__(self, first: TaskVector, second: TaskVector) -> None:
         self._first = first
@@ -146,7 +159,7 @@ class _Layout:
         if files is None:
             laid_out_anew = self._second.source.shards() is not None
             return given and [file for file in given if file.name != INDEX or not laid_out_anew]
-        # what second finds in B may have come there by first; another file of that name is not what second means
+        # a file that second takes from B may be stored in first; the digest identifies it
         known = {(file.name, file.sha256): file for file in given or ()}
         return [known.get((file.name, file.sha256), file) if file.content is None else file for file in files]
 
@@ -169,7 +182,7 @@ class _Chain(_Layout):
             return Change(_sum(parts[0].delta, parts[1].delta, replacements.indices), replacements)
 
     def is_exact(self) -> bool:
-        """Whether no element is a sum of two deltas; the blocks of the tensors that both change are read for it."""
+        """Return whether no element is a sum of two deltas. Reads the tensors that both vectors change."""
         shared = (
             spec for name, spec in self._specs.items() if name in self._first.specs and name in self._second.specs
         )
@@ -182,7 +195,7 @@ class _Chain(_Layout):
 
 
 def _replacements(dtype: DType, first: Change, second: Change) -> SparseTensor:
-    """The elements whose bits are known after both: those of B moved on by second's deltas, and those of C."""
+    """Return the elements whose bits in C are known: replacements of B plus second's deltas, and replacements of C."""
     before, after = first.replacements, second.replacements
     moved = before.values.copy()
     at, by = common(before.indices, second.delta.indices)
@@ -196,9 +209,15 @@ def _replacements(dtype: DType, first: Change, second: Change) -> SparseTensor:
 
 
 def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> SparseTensor:
-    """The deltas of both. Raises MergeError for a sum that is no f32 number, unless its element is replaced."""
+    """Return the sum of two deltas.
+
+    Raises:
+        MergeError: A sum is not a finite f32 number, unless the element is in `replaced`.
+    """
     indices, places = union([first.indices, second.indices], first.size)
-    values = np.full(len(indices), -0.0, np.float32)  # zeros keep their sign, which decides over that of a weight
+    values = np.full(
+        len(indices), -0.0, np.float32
+    )  # −0 + x keeps the sign of a zero x, which matters to a zero weight
     for own, delta in zip(places, (first, second), strict=True):
         values[own] += delta.values
     both = places[0][common(first.indices, second.indices)[0]]
@@ -212,25 +231,25 @@ def _sum(first: SparseTensor, second: SparseTensor, replaced: Indices) -> Sparse
 
 
 class _Between(Patched):
-    """B. It keeps the last tensors, one a thread: second asks for a tensor once a block."""
+    """B. It caches the last tensors, one per thread, because second reads a tensor once per block."""
 
     def __init__(self, base: Checkpoint, first: TaskVector) -> None:
         super().__init__(base, first)
         self._kept = lru_cache(maxsize=threads())(super().bits)
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """The elements [start, stop) of a tensor as a flat array of carriers."""
+        """Return the elements [start, stop) of a tensor as a flat array of carriers."""
         return self._kept(name)[start:stop]
 
 
 class _Difference(_Layout):
-    """The Source of a composition with the base: C − A, a whole tensor at a time, as B and C are computed."""
+    """The Source of a composition with the base: C − A, computed one whole tensor at a time, as B and C are."""
 
     by_range = False
 
     def __init__(self, first: TaskVector, second: TaskVector, difference: TaskVector) -> None:
         super().__init__(first, second)
-        self.inputs = difference.inputs  # those of both and of the base
+        self.inputs = difference.inputs  # those of both vectors and of the base
         self._difference = difference
         self._lock = Lock()
         self._whole = lru_cache(maxsize=1)(self._changed)

@@ -1,8 +1,9 @@
-"""Arithmetic of vectors as text, for the command line: `0.5*a.lota + (b.lota - c.lota) >> d.lota`.
+"""Arithmetic expressions of vectors as text, for the command line: `0.5*a.lota + (b.lota - c.lota) >> d.lota`.
 
-Operators, from those that bind least: >> (composition); + and -; * and /; a minus before its operand.
-Names of files hold +, -, / and >> too. These are operators where a name cannot go on: between white space, beside a
-parenthesis and, but for /, with which paths begin, at the beginning of a word. Names in quotation marks hold anything.
+Operators, from the lowest precedence: >> (composition); + and -; * and /; unary minus.
+File names may contain +, -, / and >> too. These are operators only where a name cannot continue: between white space,
+next to a parenthesis and, except for /, with which paths begin, at the beginning of a word. Names in quotation marks
+may contain anything.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .compose import compose
 
-# a vector is made of those before it: what many were chained to would be read by too deep a recursion
+# each operation adds a lazy vector to a chain, and a long chain would be read by too deep a recursion
 WORDS = 200
 _LEVELS = {">>": 1, "+": 2, "-": 2, "*": 3, "/": 3, "negation": 4}
-# operands, V for a vector and N for a number, and how to say so
+# operator -> allowed operands, V for a vector and N for a number, and their description in messages
 _TAKES = {
     ">>": (["VV"], "two vectors"),
     "+": (["VV", "NN"], "two vectors or two numbers"),
     "-": (["VV", "NN"], "two vectors or two numbers"),
     "*": (["NN", "NV", "VN"], "numbers and at most one vector"),
-    "/": (["NN", "VN"], "a number behind it"),
+    "/": (["NN", "VN"], "a number after it"),
 }
 _FOUND = {"VV": "two vectors", "VN": "a vector and a number", "NV": "a number and a vector", "NN": "two numbers"}
 _APPLY: dict[str, Callable[..., Any]] = {
@@ -52,10 +53,12 @@ _WORD = re.compile(
 
 @dataclass(frozen=True)
 class Word:
-    """A piece of an expression.
+    """A token of an expression.
 
-    kind: "number", "name", a parenthesis or an operator. text: a name without its quotation marks.
-    place: the character, from 1, at which it begins.
+    Attributes:
+        kind: "number", "name", a parenthesis or an operator.
+        text: The text; of a name, without its quotation marks.
+        place: The position of its first character, from 1.
     """
 
     kind: str
@@ -64,9 +67,13 @@ class Word:
 
 
 class Expression:
-    """A text that was parsed; no file was looked for yet.
+    """A parsed expression. Parsing does not access files.
 
-    Raises UsageError, naming the character, for anything but an expression.
+    Args:
+        text: The expression.
+
+    Raises:
+        UsageError: The text is not an expression. The message names the character.
     """
 
     def __init__(self, text: str) -> None:
@@ -77,7 +84,7 @@ class Expression:
 
     @property
     def composes(self) -> bool:
-        """Whether it holds >>, the one operator that has a use for the base."""
+        """Whether it contains >>, the only operator that uses the base."""
         return any(word.kind == ">>" for word in self._postfix)
 
     def evaluate(
@@ -86,11 +93,19 @@ class Expression:
         base: Checkpoint | None = None,
         progress: Progress = silent,
     ) -> TaskVector:
-        """The vector that it stands for, lazy.
+        """Evaluate the expression to a lazy vector.
 
-        open_vector: from a name to its vector; called once a name. base: of compositions.
-        Raises UsageError, naming the character, for a file that is not there and for what an operator cannot take, and
-        the errors of opening and of the operators.
+        Args:
+            open_vector: Opens the vector of a name; called once per name.
+            base: The base, for compositions.
+            progress: Called for every tensor of a composition.
+
+        Returns:
+            The vector.
+
+        Raises:
+            UsageError: A file does not exist, an operator does not accept its operands, or the result is a number.
+            FormatError, BaseMismatchError, KindError, MergeError: As in opening and in the operators.
         """
         vectors: dict[str, TaskVector] = {}
         for word in self._postfix:
@@ -109,7 +124,7 @@ class Expression:
                 _check_operands(word, left, right)
                 if isinstance(left, list) and isinstance(right, list) and word.kind == ">>":
                     chain = [*left, *right]
-                    # beside the base each vector needs the state before it, which is that of a chain from the left
+                    # with the base, each vector needs the state before it, so a chain is composed from the left
                     stack.append(chain if base is not None else [_composed(chain, base, progress)])
                 else:
                     operands = _value(left, base, progress), _value(right, base, progress)
@@ -120,7 +135,7 @@ class Expression:
         return found
 
 
-# a number, or vectors that are to be composed
+# a number, or a chain of vectors to compose
 _Operand: TypeAlias = float | list[TaskVector]
 
 
@@ -150,7 +165,7 @@ def _words(text: str) -> list[Word]:
 
 
 def _postfix(words: Sequence[Word]) -> list[Word]:
-    """The words in the order of a stack machine, without parentheses: Dijkstra's shunting yard, free of recursion."""
+    """Return the tokens in postfix order, without parentheses (Dijkstra's shunting yard algorithm, not recursive)."""
     output: list[Word] = []
     waiting: list[Word] = []
 
@@ -158,7 +173,7 @@ def _postfix(words: Sequence[Word]) -> list[Word]:
         while waiting and _LEVELS.get(waiting[-1].kind, 0) >= level:
             output.append(waiting.pop())
 
-    operand = True  # whether one comes next
+    operand = True  # whether an operand is expected next
     for word in words:
         if operand and word.kind in ("number", "name"):
             output.append(word)
@@ -188,14 +203,14 @@ def _postfix(words: Sequence[Word]) -> list[Word]:
 
 
 def _opened(word: Word, open_vector: Callable[[str], TaskVector]) -> TaskVector:
-    if word.text:  # an empty path would be the current folder
+    if word.text:  # an empty path would name the current folder
         try:
             return open_vector(word.text)
         except FormatError:
-            if os.path.exists(word.text):  # False for what cannot be a path either
+            if os.path.exists(word.text):  # also False for an invalid path
                 raise
     joined = any(sign in word.text for sign in ("+", "-", "/", ">>"))
-    hint = ": put white space around what is an operator in it" if joined else ""
+    hint = ": put white space around operators" if joined else ""
     raise _error(word, f"there is no file {said(word.text, 200)}{hint}")
 
 

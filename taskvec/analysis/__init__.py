@@ -1,1 +1,1 @@
-"""What vectors hold, and where they overlap: numbers and plots."""
+"""Statistics and plots of task vectors: density and overlap of their masks."""

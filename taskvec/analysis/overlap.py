@@ -1,4 +1,4 @@
-"""Where task vectors collide: shared positions, what chance would give, opposite signs, the angle between them."""
+"""Overlap of task vectors: shared positions, the overlap expected by chance, sign conflicts, cosine similarity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ Module = tuple[int | None, str]
 
 @dataclass(frozen=True)
 class Cell:
-    """Entries of one tensor, or of several added up: of a, of b, at the same position, with opposite signs there."""
+    """Counts of entries of two vectors, a and b, in one tensor or in several tensors together.
+
+    Attributes:
+        a: Entries of a.
+        b: Entries of b.
+        intersection: Positions at which both have an entry.
+        sign_conflicts: Shared positions at which the signs are opposite.
+    """
 
     a: int = 0
     b: int = 0
@@ -41,24 +48,27 @@ class Cell:
 
     @property
     def union(self) -> int:
-        """Positions that a or b holds."""
+        """The number of positions at which a or b has an entry."""
         return self.a + self.b - self.intersection
 
     @property
     def jaccard(self) -> float:
-        """intersection / union; 0 where both are empty."""
+        """The Jaccard index, intersection / union; 0 if both are empty."""
         return self.intersection / self.union if self.union else 0.0
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How two vectors overlap.
+    """The overlap of two vectors.
 
-    a, b: their numbers in the list given. total: over all tensors.
-    expected_jaccard: that of two independent uniformly random masks of the same sizes over the same eligible weights,
-        from the expected intersection |a|·|b|/N.
-    cosine: of the two delta vectors, every position outside a mask counting as 0.
-    modules: (layer, module) -> Cell; layer None for tensors outside the transformer blocks.
+    Attributes:
+        a: The index of the first vector in the list that was given.
+        b: The index of the second vector.
+        total: The counts over all tensors.
+        expected_jaccard: The Jaccard index of two independent uniformly random masks of the same sizes over the same
+            eligible weights, from the expected intersection |a|·|b|/N.
+        cosine: The cosine similarity of the two delta vectors. Positions outside a mask count as 0.
+        modules: (layer, module) -> counts. The layer is None for tensors outside the transformer blocks.
     """
 
     a: int
@@ -70,10 +80,21 @@ class Overlap:
 
 
 def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[Overlap]:
-    """Compare every pair of vectors, tensor by tensor. Masks are compared, so an explicit zero is a held position.
+    """Compare every pair of vectors, tensor by tensor.
 
-    Memory: a block of each. Raises UsageError for anything but a list of vectors, KindError for a patch, which has no
-    mask, BaseMismatchError where a tensor has another shape in another vector.
+    Masks are compared, so an explicit zero is an entry. Memory: a block of each vector.
+
+    Args:
+        vectors: The vectors.
+        progress: Called for every tensor.
+
+    Returns:
+        One overlap per pair, in the order (0, 1), (0, 2), …, (1, 2), ….
+
+    Raises:
+        UsageError: `vectors` is not a list of vectors.
+        KindError: One of them is a patch, which has no mask.
+        BaseMismatchError: A tensor has different shapes in two vectors.
     """
     instances("vectors", vectors, TaskVector)
     pairs = list(combinations(range(len(vectors)), 2))
@@ -105,12 +126,20 @@ def overlap(vectors: Sequence[TaskVector], progress: Progress = silent) -> list[
 
 
 def ranges(vectors: Sequence[TaskVector], name: str) -> Iterator[dict[int, SparseTensor]]:
-    """One tensor of several vectors, a range at a time: the number of each that has it -> its entries there, flat.
+    """Iterate over one tensor of several vectors, a range at a time.
 
-    A range has at most BLOCK_ELEMENTS elements. Blocks in which no vector holds an entry are left out.
+    Blocks in which no vector has an entry are skipped.
+
+    Args:
+        vectors: The vectors.
+        name: The tensor.
+
+    Yields:
+        Index of a vector -> its entries in the range, flat, for the vectors that have the tensor. A range has at most
+        BLOCK_ELEMENTS elements.
 
     Raises:
-        BaseMismatchError: The tensor has another shape in one of them.
+        BaseMismatchError: The tensor has different shapes in two vectors.
     """
     specs = {number: vector.specs[name] for number, vector in enumerate(vectors) if name in vector.specs}
     first, *others = specs
@@ -121,7 +150,7 @@ def ranges(vectors: Sequence[TaskVector], name: str) -> Iterator[dict[int, Spars
                 f"{vectors[other].name}"
             )
     for block, span in enumerate(specs[first].form.blocks()):
-        # a vector that was not stored yet has no list of blocks
+        # a vector that was never stored has no list of blocks
         if any(not spec.blocks or spec.blocks[block] for spec in specs.values()):
             yield from _parts({number: vectors[number].change(name, *span).delta for number in specs})
 
@@ -133,7 +162,7 @@ def _parts(block: Mapping[int, SparseTensor]) -> Iterator[dict[int, SparseTensor
 
 
 def meet(a: SparseTensor, b: SparseTensor) -> bool:
-    """Whether two tensors hold a position in common."""
+    """Return whether two tensors have an entry at the same position."""
     return bool(len(common(a.indices, b.indices)[0]))
 
 
@@ -143,7 +172,7 @@ def _dot(left: np.ndarray, right: np.ndarray) -> float:
 
 def _pair(vectors: Sequence[TaskVector], a: int, b: int, modules: dict[Module, Cell], cosine: float) -> Overlap:
     total = sum(modules.values(), Cell())
-    # the weights either mask could have chosen from; both name the same ones when both come from training
+    # the weights that either mask could have chosen from; these are the same if both vectors come from training
     sizes = {spec.name: spec.size for i in (a, b) for spec in vectors[i].specs.values() if spec.eligible}
     eligible = sum(sizes.values())
     chance = total.a * total.b / eligible if eligible else 0.0

@@ -1,4 +1,4 @@
-"""Pictures, drawn with matplotlib (extra `plot`): masks as blocks × modules heat maps, and the losses of a run."""
+"""Plots with matplotlib (extra `plot`): masks as heat maps of blocks × modules, and the losses of a run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,25 @@ from ..vectors.vector import TaskVector
 from .overlap import Module, Overlap
 
 _FORMATS = (".png", ".svg", ".pdf")
-# names from files are text, not formulas of TeX
+# names from files must not be interpreted as TeX formulas
 _LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
-_DPI, _PIXELS = 150, 1 << 16  # matplotlib draws no more on a side
+_DPI, _PIXELS = 150, 1 << 16  # the most pixels per side that matplotlib supports
 
 
 def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *, force: bool = False) -> None:
-    """Draw one heat map a pair: the Jaccard index of the two masks in each module of each block.
+    """Draw one heat map per pair of vectors: the Jaccard index of the two masks in each module of each block.
 
-    labels: one a vector. One colour scale serves all panels; a mark on it shows what independent random masks would
-    give. force: whether a file of that name is replaced. Raises as `check_picture`.
+    All panels share one colour scale. A mark on it shows the value for independent random masks, if it is the same for
+    all pairs.
+
+    Args:
+        labels: One label per vector.
+        pairs: The overlaps to draw.
+        path: The picture to write.
+        force: Whether to replace an existing file of that name.
+
+    Raises:
+        UsageError, OutputExistsError: As in `check_picture`.
     """
     check_picture(path, force=force)
     names = [printable(label, 40) for label in labels]
@@ -46,7 +55,17 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *,
 
 
 def plot_density(label: str, vector: TaskVector, path: Path, *, force: bool = False) -> None:
-    """Draw where a vector's entries are: the density in each module of each block. Raises as `plot_overlap`."""
+    """Draw the density of a vector in each module of each block.
+
+    Args:
+        label: The label of the vector.
+        vector: The vector.
+        path: The picture to write.
+        force: Whether to replace an existing file of that name.
+
+    Raises:
+        UsageError, OutputExistsError: As in `check_picture`.
+    """
     check_picture(path, force=force, inputs=vector.inputs)
     entries: dict[Module, tuple[int, int]] = {}
     for name, spec in vector.specs.items():
@@ -70,10 +89,19 @@ def plot_losses(
     metrics: Mapping[str, Sequence[tuple[int, float]]] | None = None,
     force: bool = False,
 ) -> None:
-    """Draw the loss of every step, in nats a token: calibration before step 0, training, and evaluations as dots.
+    """Draw the loss of every step in nats per token: calibration before step 0, training, and evaluations as dots.
 
-    metrics: name -> (step, value in [0, 1]) of the same evaluations, drawn in a panel below.
-    force: whether a file of that name is replaced. Raises as `check_picture`.
+    Args:
+        label: The title of the plot.
+        calibration: The losses of the calibration steps.
+        losses: The losses of the training steps.
+        evaluations: (step, loss) of the evaluations.
+        path: The picture to write.
+        metrics: Name -> (step, value in [0, 1]) of the same evaluations, drawn in a panel below.
+        force: Whether to replace an existing file of that name.
+
+    Raises:
+        UsageError, OutputExistsError: As in `check_picture`.
     """
     check_picture(path, force=force)
     from matplotlib.figure import Figure
@@ -107,14 +135,19 @@ def plot_losses(
 
 
 def check_picture(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a picture that cannot be drawn, before any work.
+    """Check that a picture can be written, before any work.
+
+    Args:
+        path: The picture.
+        force: Whether an existing file may be replaced.
+        inputs: The files and folders that are read.
 
     Raises:
-        UsageError: matplotlib does not write that file type here, or is missing.
-        OutputExistsError: The file exists and `force` is not given; and the other errors of `check_file`.
+        UsageError: The file type is not supported, matplotlib is not installed, or as in `check_file`.
+        OutputExistsError: The file exists and `force` is False.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"{path}: a picture is one of {', '.join(_FORMATS)}")
+        raise UsageError(f"{path}: the file type of a picture must be one of {', '.join(_FORMATS)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -128,7 +161,7 @@ def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark:
 
     places = [place for _, values in panels for place in values]
     layers = sorted({layer for layer, _ in places if layer is not None})
-    # first what lies in the blocks, then what lies outside, which may be called the same
+    # modules in the blocks come first, then those outside, which may have the same names
     rows = sorted({(layer is None, module) for layer, module in places})
     shown = [printable(module, 40) for _, module in rows]
     columns = max(len(layers), 1)
@@ -138,7 +171,7 @@ def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark:
     if max(width, height) * _DPI >= _PIXELS:
         raise UsageError(
             f"a picture of {len(rows):,} modules in {columns:,} blocks, {len(panels):,} times, would be too large: "
-            f"it may have {_PIXELS:,} pixels on a side"
+            f"at most {_PIXELS:,} pixels per side are supported"
         )
     figure = Figure(figsize=(width, height), layout="constrained")
     top = max((value for _, values in panels for value in values.values()), default=0.0) or 1.0
@@ -147,7 +180,7 @@ def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark:
     for axis, (title, values) in zip(axes, panels, strict=True):
         grid = np.full((max(len(rows), 1), columns), np.nan)
         for (layer, module), value in values.items():
-            # what lies outside the blocks belongs to no column and fills its row
+            # a module outside the blocks has no column and fills its row
             column = slice(None) if layer is None else layers.index(layer)
             grid[rows.index((layer is None, module)), column] = value
         image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
@@ -181,9 +214,9 @@ def _save(figure: Any, path: Path, *, force: bool) -> None:
     from matplotlib import rc_context
 
     with appearing(path), atomic_file(path, replace=force) as temporary, warnings.catch_warnings():
-        # a letter that the font lacks is drawn as a box
+        # characters that are missing in the font are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        # a fixed date and no software stamp: the same masks give the same bytes
+        # no dates and software versions, so that the same data gives the same bytes
         metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         kind = path.suffix.lower()
         with rc_context({"svg.hashsalt": "taskvec"}):

@@ -1,1 +1,1 @@
-"""A task vector on a checkpoint, written as a model folder."""
+"""Application of a task vector to a checkpoint, written as a model folder."""

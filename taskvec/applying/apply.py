@@ -1,4 +1,4 @@
-"""base + task vector -> checkpoint: a complete model folder."""
+"""Application of a task vector or patch to a base, written as a complete model folder."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from .plan import Plan, plan_of
 from .verified import Application
 from .writer import Writer
 
-WORK = "merge"  # what a folder of finished shards is of
+WORK = "merge"  # the kind of work in a folder of finished shards
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of it.
+    """The outcome of applying a vector.
 
-    exact: whether the result is the tuned checkpoint that the vector was taken from, every tensor, shard and side file
-        byte for byte; None where the vector does not know one (trained, merged or sparsified).
-    differences: why it is not, one sentence each: the base differs from the vector's in something it does not touch, or
-        something was to be written otherwise.
-    left_out: what of the tuned folder the vector does not carry, or of the base's folder, where the side files are the
-        base's: subfolders, weights in other files, permissions.
+    Attributes:
+        exact: Whether the result is the tuned checkpoint that the vector was taken from: every tensor, shard and side
+            file, byte for byte. None if the vector has no tuned checkpoint (it was trained, merged or sparsified).
+        differences: The reasons why the result is not exact, one sentence each: the base differs from the vector's base
+            in something that the vector does not change, or the output options change the result.
+        left_out: The parts of the tuned folder that the vector does not carry, or of the base's folder if the side
+            files are the base's: subfolders, weights in other files, permissions.
     """
 
     exact: bool | None
@@ -47,7 +48,16 @@ class Applied:
 
 
 def check_result(vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
-    """Apply every block in memory and compare it with its digests; the errors of `apply`, nothing written."""
+    """Apply every block in memory and compare it with its digests. Nothing is written.
+
+    Args:
+        vector: A vector or a patch.
+        base: The checkpoint to apply it to.
+        progress: Called for every tensor.
+
+    Raises:
+        BaseMismatchError, FormatError, SizeError, DTypeError: As in `apply`.
+    """
     instance("vector", vector, TaskVector)
     instance("base", base, Checkpoint)
     plan_of(vector, base, AS_IT_IS).check_size(None)
@@ -74,39 +84,41 @@ def apply(
     resume: bool = True,
     max_bytes: int | None = None,
 ) -> Applied:
-    """Write the folder `out`: the base with the vector applied; shards and side files as in the tuned checkpoint.
+    """Write the base with the vector applied as the model folder `out`.
 
-    Where the vector knows no tuned checkpoint, shards and side files are the base's. Memory: a few blocks.
-    The finished folder is read again before it gets its name: the tensors that a program finds in it and, where the
-    vector knows the tuned checkpoint, their fingerprint.
+    Shards and side files are those of the tuned checkpoint if the vector has one, otherwise those of the base. Memory:
+    a few blocks. The finished folder is read again before it gets its name: the tensors that a program finds in it are
+    checked and, if the vector has a tuned checkpoint, their fingerprint. If an error is raised, only finished shards in
+    `work` remain.
 
     Args:
         vector: A vector or a patch.
-        base: The checkpoint that it was taken from, or one that agrees with it where the vector changes it.
+        base: The checkpoint that the vector was taken from, or one with the same values wherever the vector changes it.
         out: The model folder, which appears when it is complete.
         progress: Called with the stage, tensors done, tensors in all, and a note.
-        output: What to write otherwise: the size of shards, the dtype, the card.
-        force: Whether a model folder of that name is replaced, once the new one is complete.
-        work: A folder on the same disk, where finished shards wait for the others after an interruption; the same call
-            goes on with those that are missing, to the same bytes. It is gone when `out` is there, or when nothing was
-            finished. Not for a vector that knows a tuned checkpoint, which is compared as it is written.
-        record: With `work`, what the vector comes from, as JSON; base and output are recorded in any case.
-        resume: Whether to go on with what is in `work`; if not, it is removed once all else was checked.
-        max_bytes: The largest result that is written. None allows four times the base and 2^28 bytes.
+        output: What to write differently: the size of shards, the dtype, the model card.
+        force: Whether to replace an existing model folder of that name, once the new one is complete.
+        work: A folder on the same disk that keeps finished shards if the work is interrupted. The same call continues
+            with the missing shards and gives the same bytes. The folder is removed when `out` is complete, or if no
+            shard was finished. Not supported for a vector with a tuned checkpoint, whose result is compared while it is
+            written.
+        record: With `work`, the origin of the vector, as JSON. Base and output are recorded in any case.
+        resume: Whether to continue with the content of `work`. If False, it is removed after all other checks.
+        max_bytes: The largest result to write, in bytes. None allows four times the base and 2^28 bytes.
+
+    Returns:
+        Whether the result is exactly the tuned checkpoint, and the reasons if it is not.
 
     Raises:
-        OutputExistsError: `out` exists and `force` is not given.
-        UsageError: `out` or `work` is or holds something that is read here, whatever `force` is; `out` is not a folder
-            that may be replaced; `work` beside a vector that knows its result; a quantised base that is to have another
-            dtype.
+        OutputExistsError: `out` exists and `force` is False.
+        UsageError: `out` or `work` is an input or contains one, even with `force`; `out` is not a folder that may be
+            replaced; `work` is given for a vector with a tuned checkpoint; or a dtype is given for a quantised base.
         BaseMismatchError: The vector does not fit the base.
-        FormatError: A file is not what it should be.
+        FormatError: A file is invalid or damaged.
         SizeError: The result is too large, or does not fit on the disk.
-        ResultError: The finished folder is not what was to be written.
+        ResultError: The finished folder is not what was planned.
         DTypeError: A value does not fit the dtype.
-        ResumeError: `work` is that of another call, or in use.
-
-    In any of these cases nothing is left behind but finished shards in `work`.
+        ResumeError: `work` belongs to another call, or is in use.
     """
     for what, value, kind in (("vector", vector, TaskVector), ("base", base, Checkpoint), ("output", output, Output)):
         instance(what, value, kind)
@@ -115,7 +127,7 @@ def apply(
     if work is not None:
         check_apart(work, inputs)
     if work is not None and vector.header.tuned is not None:
-        raise UsageError(f"{vector.name} knows the checkpoint that it gives: it is written at one go, not resumed")
+        raise UsageError(f"the result of {vector.name} is known and compared as a whole: it cannot be resumed")
     plan = plan_of(vector, base, output)
     check_index(plan.shards, plan.files, out.name)
     plan.check_size(max_bytes)
@@ -131,7 +143,7 @@ def apply(
     else:
         with RecordedFolder(work, WORK, {**(record or {}), **plan.record}, resume=resume) as keep:
             writer.write_missing(keep, work)
-            check_folder(out, force=force, inputs=inputs)  # again, as long as the shards can wait
+            check_folder(out, force=force, inputs=inputs)  # again, while the finished shards are still in `work`
             with appearing(out), atomic_directory(out, replace=force) as folder:
                 for name in plan.shards:
                     os.rename(work / name, folder / name)
@@ -143,7 +155,7 @@ def apply(
 
 
 def _finish(plan: Plan, folder: Path) -> Checkpoint:
-    """Write the side files beside the shards, and check the whole."""
+    """Write the side files next to the shards, and check the whole folder."""
     _write_files(plan.files, folder)
     return plan.check_written(folder)
 

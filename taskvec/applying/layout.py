@@ -1,7 +1,8 @@
-"""What a model folder will consist of: the shards and side files of a vector on a base, checked before any is written.
+"""The layout of a result: its shards and side files, checked before anything is written.
 
-Shard headers and side files come from whoever wrote the vector. The tensors that a program finds in the finished folder
-must be those that the vector describes, so the shards, their index and their names are compared first.
+Shard headers and side files come from the author of the vector, who may not be trusted. The tensors that a program
+finds in the finished folder must be those that the vector describes, so the shards, their index and their names are
+compared first.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Layout:
     Attributes:
         shards: File name -> Shard.
         files: The side files by name.
-        differences: What in the side files cannot be as in the tuned checkpoint, one sentence each.
-        keeps_files: Whether the side files are the base's, since the vector gives none.
-        lacks_index: Whether the vector gives shards of its own, and no index of them.
+        differences: The side files that cannot be as in the tuned checkpoint, one sentence each.
+        keeps_files: Whether the side files are the base's, because the vector stores none.
+        lacks_index: Whether the vector stores shards of its own, but no index of them.
     """
 
     shards: dict[str, Shard]
@@ -42,7 +43,11 @@ class Layout:
 
 
 def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
-    """The result of a vector on a base.
+    """Return the layout of a vector applied to a base.
+
+    Args:
+        vector: A vector or a patch.
+        base: The checkpoint to apply it to.
 
     Raises:
         HeaderError: The shards, side files and tensors of the vector do not fit each other.
@@ -51,7 +56,7 @@ def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
     """
     check_forms(vector, base)
     stored = vector.source.shards()
-    side_files = vector.source.files()  # decoded, so asked for once
+    side_files = vector.source.files()  # called only once, because it decodes the files
     files, differences = _side_files(side_files, base, laid_out_anew=stored is not None)
     shards = _shards(vector, base, stored)
     check_index(shards, files, f"the result of {vector.name} on {base.name}")
@@ -60,7 +65,11 @@ def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
 
 
 def check_stored_layout(vector: TaskVector) -> None:
-    """Check what can be told without the base: the stored shard headers, their index, and the tensors in them.
+    """Check the layout of a vector as far as possible without the base: stored shard headers, their index, their
+    tensors.
+
+    Args:
+        vector: A vector or a patch.
 
     Raises:
         HeaderError: They do not fit each other.
@@ -79,17 +88,22 @@ def check_stored_layout(vector: TaskVector) -> None:
                 raise _not_in_result(vector, file, name, form)
             places[name] = file
     if missing := sorted(vector.specs.keys() - places.keys()):
-        raise HeaderError(f"{vector.name}: no shard holds {missing[0]!r}")
+        raise HeaderError(f"{vector.name}: no shard contains {missing[0]!r}")
     for side_file in vector.source.files() or ():
         if side_file.name == INDEX and side_file.content is not None:
             check_index(shards, {INDEX: side_file.content}, vector.name)
 
 
 def check_index(shards: Mapping[str, Shard], files: Files, where: str) -> None:
-    """Check that a program that loads the folder finds exactly these shards.
+    """Check that a program that loads the folder finds exactly the planned shards.
+
+    Args:
+        shards: File name -> Shard.
+        files: The side files by name.
+        where: The name of the folder, for the error message.
 
     Raises:
-        HeaderError: Shards and index disagree, the names hide a shard, or a configuration names other weights.
+        HeaderError: Shards and index disagree, the file names hide a shard, or a configuration names other weights.
     """
     index = content_of(files[INDEX]) if INDEX in files else None
     try:
@@ -102,7 +116,7 @@ def check_index(shards: Mapping[str, Shard], files: Files, where: str) -> None:
         raise HeaderError(f"{where}: the shard {left[0]!r} is not found by a program that loads the model")
     for name, file in listed.items():
         if name not in shards[file].tensors:
-            raise HeaderError(f"{where}: {INDEX} places tensor {name!r} in {file!r}, which does not hold it")
+            raise HeaderError(f"{where}: {INDEX} places tensor {name!r} in {file!r}, which does not contain it")
 
 
 def _parsed(vector: TaskVector, headers: Mapping[str, bytes]) -> dict[str, Shard]:
@@ -117,11 +131,11 @@ def _parsed(vector: TaskVector, headers: Mapping[str, bytes]) -> dict[str, Shard
 
 
 def _not_in_result(vector: TaskVector, file: str, name: str, form: Form) -> HeaderError:
-    return HeaderError(f"{vector.name}: shard {file!r} holds {name!r} as {form}, which the result does not")
+    return HeaderError(f"{vector.name}: shard {file!r} contains {name!r} as {form}, which the result does not")
 
 
 def _shards(vector: TaskVector, base: Checkpoint, stored: Mapping[str, bytes] | None) -> dict[str, Shard]:
-    """The shards of the result by file name; stored: the headers that the vector gives."""
+    """Return the shards of the result by file name. `stored` are the headers that the vector stores, if any."""
     shards = _parsed(vector, {shard.path.name: shard.header for shard in base.shards} if stored is None else stored)
     wanted = {name: info.form for name, info in base.tensors.items() if name not in vector.header.removed}
     wanted |= {name: spec.form for name, spec in vector.specs.items()}
@@ -130,25 +144,27 @@ def _shards(vector: TaskVector, base: Checkpoint, stored: Mapping[str, bytes] | 
             if (found := wanted.pop(name, None)) == form:
                 continue
             if name not in vector.specs and name not in vector.header.removed:
-                # the vector leaves it alone, so the base should have it: this is another revision of the model
+                # the vector does not change this tensor, so it must be in the base: the base is another revision
                 raise mismatch(vector, base, f"tensor {name!r} should be {form}, found {found or 'none'}")
             raise _not_in_result(vector, file, name, form)
     if wanted and stored is None:
-        raise HeaderError(f"{vector.name}: no shard holds {min(wanted)!r}")
+        raise HeaderError(f"{vector.name}: no shard contains {min(wanted)!r}")
     if wanted:
-        # a base with tensors of its own: another revision of the model
-        raise BaseMismatchError(f"{base.name} has tensor {min(wanted)!r}, which the base of {vector.name} has not")
+        # the base has tensors that the vector's base lacks: it is another revision of the model
+        raise BaseMismatchError(
+            f"{base.name} has tensor {min(wanted)!r}, which the base of {vector.name} does not have"
+        )
     return shards
 
 
 def _side_files(
     side_files: Sequence[SideFile] | None, base: Checkpoint, laid_out_anew: bool
 ) -> tuple[Files, list[str]]:
-    """The side files of the result, and what in them cannot be as in the tuned checkpoint."""
+    """Return the side files of the result, and descriptions of those that cannot be as in the tuned checkpoint."""
     in_base = {file.name: file for file in base.side_files}
     if side_files is None:
         if laid_out_anew:
-            in_base.pop(INDEX, None)  # it names the base's shards
+            in_base.pop(INDEX, None)  # it lists the shards of the base
         return dict(in_base), []
     files: Files = {}
     differences = []
@@ -160,5 +176,5 @@ def _side_files(
         else:
             files[side_file.name] = content = in_base[side_file.name].read_bytes()
             if hashlib.sha256(content).hexdigest() != side_file.sha256:
-                differences.append(f"{side_file.name} is not as in the vector's base")
+                differences.append(f"{side_file.name} differs from the vector's base")
     return files, differences

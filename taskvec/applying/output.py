@@ -1,4 +1,4 @@
-"""How a model folder is written: its shards, the dtype of its tensors, what the files beside them say of both."""
+"""Output options of a model folder: shard sizes, dtypes, and the side files that depend on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..arguments import instance, one_of, said, whole
 from ..errors import DTypeError, UsageError
 
 CONFIG, CARD = "config.json", "README.md"
-# as transformers calls them -> as safetensors does
+# names of dtypes in transformers -> in safetensors
 TARGETS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Values = npt.NDArray[Any]
@@ -31,9 +31,11 @@ Files = dict[str, Path | bytes]
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of tensors: its header, length prefix included, and its tensors in the order of their data.
+    """A file of tensors.
 
-    The forms are those of the result, before any rounding.
+    Attributes:
+        header: The header, including the length prefix.
+        tensors: Tensor name -> form in the result before any rounding, in the order of the data.
     """
 
     header: bytes
@@ -42,14 +44,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Output:
-    """How a result is written.
+    """Options for writing a result.
 
-    shard_size: the most bytes of tensors in a shard; a larger tensor has a shard of its own. The tensors are then laid
-        out anew in the order in which they lie, in files named as transformers names them. None keeps the shards.
-    dtype: "float32", "bfloat16" or "float16": what every floating tensor is rounded to. None keeps their own.
-    card: the text of README.md, None for the base's.
-    carried: other side files to write in place of the base's, with their content (tokenizers.Agreement).
-    Raises UsageError for a size that is not positive and for another dtype.
+    Attributes:
+        shard_size: The largest number of bytes of tensors in a shard. A larger tensor gets a shard of its own. The
+            tensors are divided into new shards in their present order, with the file names that transformers uses. None
+            keeps the shards.
+        dtype: "float32", "bfloat16" or "float16", to which every floating-point tensor is rounded. None keeps the
+            dtypes.
+        card: The text of README.md. None keeps the base's.
+        carried: Other side files that replace the base's, with their content (tokenizers.Agreement).
+
+    Raises:
+        UsageError: The shard size is not positive, or the dtype is another one.
     """
 
     shard_size: int | None = None
@@ -68,11 +75,18 @@ class Output:
             instance("card", self.card, str)
 
     def form(self, form: Form) -> Form:
-        """That in which a tensor is written."""
+        """Return the form in which a tensor is written."""
         return Form(DTYPES[TARGETS[self.dtype]], form.shape) if self.dtype and form.dtype.additive else form
 
     def shards(self, shards: Mapping[str, Shard]) -> dict[str, Shard]:
-        """What is written in place of the shards that a result would have: file name -> Shard."""
+        """Return the shards that are written instead of those of a result.
+
+        Args:
+            shards: File name -> Shard of the result.
+
+        Returns:
+            File name -> Shard.
+        """
         if self.shard_size is None:
             return {file: self._rounded(shard) for file, shard in shards.items()}
         tensors = ((name, form) for shard in shards.values() for name, form in shard.tensors.items())
@@ -84,7 +98,7 @@ class Output:
         }
 
     def _filled(self, tensors: Iterable[tuple[str, Form]], limit: int) -> list[dict[str, Form]]:
-        """The tensors dealt out in order: a shard ends where the next one would exceed the limit."""
+        """Distribute the tensors over shards in order. A shard ends if the next tensor would exceed the limit."""
         filled: list[dict[str, Form]] = [{}]
         size = 0
         for name, form in tensors:
@@ -97,7 +111,7 @@ class Output:
         return filled
 
     def _rounded(self, shard: Shard) -> Shard:
-        """The same shard; its header stays to the byte where no dtype changes."""
+        """Return the shard in the output dtype. Its header is unchanged if no dtype changes."""
         if all(self.form(form) == form for form in shard.tensors.values()):
             return shard
         return self._shard(shard.tensors, parse_header(shard.header)[0])
@@ -110,22 +124,42 @@ class Output:
         return form.size * self.form(form).dtype.itemsize
 
     def length(self, shard: Shard) -> int:
-        """Bytes of a shard's file."""
+        """Return the number of bytes of a shard's file."""
         return len(shard.header) + sum(map(self._length, shard.tensors.values()))
 
     def rounded(self, name: str, bits: BitArray, form: Form) -> BitArray:
-        """A range of a tensor of `form` as it is written: the same carriers where its dtype stays, else new ones.
+        """Round a range of a tensor to the output dtype.
 
-        The errors of `rounded_values`.
+        Args:
+            name: The tensor, for the error message.
+            bits: Carriers [n].
+            form: The form of the tensor.
+
+        Returns:
+            New carriers [n], or `bits` itself if the dtype does not change.
+
+        Raises:
+            DTypeError: A finite value becomes infinite.
         """
         if self.form(form) == form:
             return bits
         return self.rounded_values(name, bits.view(form.dtype.real).astype(form.dtype.compute, copy=False), form)
 
     def rounded_values(self, name: str, values: Values, form: Form) -> BitArray:
-        """Values, f32 or f64 [n], of a tensor of `form` as they are written: new carriers.
+        """Round values of a tensor to the output dtype.
 
-        Every NaN becomes the same one: machines convert payloads differently. The errors of `round_to`.
+        Every NaN becomes the same one, because machines convert NaN payloads differently.
+
+        Args:
+            name: The tensor, for the error message.
+            values: f32 or f64 [n].
+            form: The form of the tensor.
+
+        Returns:
+            New carriers [n].
+
+        Raises:
+            DTypeError: A finite value becomes infinite.
         """
         target = self.form(form).dtype
         result = round_to(target, values, name)
@@ -134,10 +168,15 @@ class Output:
         return carriers
 
     def files(self, files: Files, owner: str) -> Files:
-        """The side files to write in place of those that a result would have; all but an index of its own.
+        """Return the side files that are written instead of those of a result, without a new index.
 
-        owner: whose they are, for errors. Raises UsageError for a quantised model that is to have another dtype,
-        CheckpointError for a config.json that is not an object.
+        Args:
+            files: The side files of the result.
+            owner: The name of the model, for the error message.
+
+        Raises:
+            UsageError: A dtype is given for a quantised model.
+            CheckpointError: config.json is not an object.
         """
         written = files | {file.name: file.content for file in self.carried if file.content is not None}
         if self.shard_size is not None:
@@ -149,9 +188,15 @@ class Output:
         return written
 
     def index(self, files: Files, shards: Mapping[str, Shard], *, lacking: bool = False) -> Files:
-        """The index of these shards, where it has to be another than that among the files.
+        """Return the index of the shards, if it differs from the one among the files.
 
-        lacking: whether there is none among the files that fits the shards of the result.
+        Args:
+            files: The side files that are written.
+            shards: The shards that are written.
+            lacking: Whether none of the files is an index that fits the shards of the result.
+
+        Returns:
+            The index by its file name, or nothing.
         """
         sized_anew = self.dtype is not None and INDEX in files
         if not sized_anew and (len(shards) == 1 or (self.shard_size is None and not lacking)):
@@ -168,8 +213,8 @@ class Output:
         if not isinstance(config, dict):
             raise CheckpointError(f"{owner}: {CONFIG} should be an object, found {config!r:.80}")
         if config.get("quantization_config") is not None:
-            raise UsageError(f"{owner} is quantised ({CONFIG} has a quantization_config): its dtype has to stay")
-        # older models have the one key, newer ones the other
+            raise UsageError(f"{owner} is quantised ({CONFIG} has a quantization_config): its dtype cannot be changed")
+        # older models use "torch_dtype", newer ones "dtype"
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         return _json({**config, **dict.fromkeys(keys, self.dtype)})
 
@@ -178,15 +223,15 @@ AS_IT_IS = Output()
 
 
 def round_to(dtype: DType, values: Values, name: str) -> Values:
-    """Values, f32 or f64 [n], rounded to a dtype: to nearest, ties to even; f64 through f32, as torch does.
+    """Round values to a dtype, to nearest with ties to even; f64 is rounded through f32, as in torch.
 
     Args:
-        dtype: Floating.
-        values: Those of a range of a tensor.
-        name: The tensor's, for errors.
+        dtype: A floating-point dtype.
+        values: f32 or f64 [n], a range of a tensor.
+        name: The name of the tensor, for the error message.
 
     Returns:
-        A new array of the dtype's values.
+        A new array of values of the dtype.
 
     Raises:
         DTypeError: A finite value becomes infinite.
@@ -195,15 +240,15 @@ def round_to(dtype: DType, values: Values, name: str) -> Values:
         result: Values = values.astype(dtype.compute, copy=False).astype(dtype.real)
     beyond = np.flatnonzero(np.isinf(result) & np.isfinite(values))
     if len(beyond):
-        said_of = {target: asked for asked, target in TARGETS.items()}
+        names = {target: option for option, target in TARGETS.items()}
         raise DTypeError(
-            f"tensor {name!r} holds {values[beyond[0]]:g}, which is beyond {said_of.get(dtype.name, dtype.name)}"
+            f"tensor {name!r} contains {values[beyond[0]]:g}, which is beyond {names.get(dtype.name, dtype.name)}"
         )
     return result
 
 
 def content_of(file: Path | bytes) -> bytes:
-    """The content of a side file."""
+    """Return the content of a side file."""
     return file if isinstance(file, bytes) else file.read_bytes()
 
 

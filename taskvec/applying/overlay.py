@@ -1,4 +1,4 @@
-"""A checkpoint with a task vector on it, as a checkpoint: the start of a training, or of another vector."""
+"""A checkpoint with a task vector applied in memory, used as the start of training or of another vector."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from .verified import Application
 
 
 class Patched(Checkpoint):
-    """base + vector, computed a tensor at a time when asked for; nothing is written.
+    """The checkpoint base + vector, computed one tensor at a time on demand. Nothing is written.
 
-    Its tensors and its fingerprint are those of the folder that `apply` would write; shards and side files are the
-    base's. Raises BaseMismatchError where the vector does not fit the base.
+    Its tensors and its fingerprint are those of the folder that `apply` would write. Shards and side files are the
+    base's.
+
+    Args:
+        base: The base.
+        vector: A vector or a patch.
+
+    Raises:
+        BaseMismatchError: The vector does not fit the base.
     """
 
     def __init__(self, base: Checkpoint, vector: TaskVector) -> None:
         self.path, self.name = base.path, f"{base.name} + {vector.name}"
         self.shards, self.side_files, self.left_out = base.shards, base.side_files, base.left_out
-        self._base = base  # itself perhaps one of these
+        self._base = base  # may itself be a Patched
         self._vector = vector
         self._application = Application(vector, base)
         tensors = {name: info for name, info in base.tensors.items() if name not in vector.header.removed}
@@ -34,11 +41,11 @@ class Patched(Checkpoint):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """What the base and the vector read."""
+        """The files and folders that the base and the vector read."""
         return inputs_of(self._base, self._vector)
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """The elements [start, stop) of a tensor as a flat array of carriers."""
+        """Return the elements [start, stop) of a tensor as a flat array of carriers."""
         spec = self._vector.specs.get(name)
         if spec is None:
             return self._base.bits(name, start, stop)
@@ -52,5 +59,5 @@ class Patched(Checkpoint):
 
 
 def _info(spec: TensorSpec) -> TensorInfo:
-    """Of a tensor that lies in no file."""
+    """Return the info of a tensor that is not in a file."""
     return TensorInfo(spec.dtype, spec.shape, 0, spec.size * spec.dtype.itemsize)

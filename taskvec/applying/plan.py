@@ -1,4 +1,4 @@
-"""What applying a vector writes: every file of the result, its size, and how it differs from the tuned checkpoint."""
+"""The plan of a result: every file, its size, and its differences from the tuned checkpoint."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ..vectors.vector import TaskVector
 from .layout import Layout, layout_of
 from .output import Files, Output, Shard
 
-# a result may be so many times as large as the base, and so much larger, without being asked for
+# the default limit of a result: this factor times the size of the base, plus this number of bytes
 _GROWTH, _SLACK = 4, 1 << 28
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files of a result, settled before any of them is written.
+    """The files of a result, determined before any of them is written.
 
     Attributes:
-        vector: What is applied.
-        base: What it is applied to.
+        vector: The vector to apply.
+        base: The checkpoint to apply it to.
         output: How the result is written.
-        layout: The result before `output` has its say.
-        shards: The shards that are written, by file name.
-        files: The side files that are written, by name.
+        layout: The layout of the result before the output options are applied.
+        shards: The shards to write, by file name.
+        files: The side files to write, by name.
     """
 
     vector: TaskVector
@@ -45,26 +45,26 @@ class Plan:
 
     @cached_property
     def size(self) -> int:
-        """Bytes of all files."""
-        beside = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
-        return sum(map(self.output.length, self.shards.values())) + sum(beside)
+        """The number of bytes of all files."""
+        sizes = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
+        return sum(map(self.output.length, self.shards.values())) + sum(sizes)
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What of the tuned folder, or of the base's where the side files are the base's, is not written."""
+        """The parts of the tuned folder that are not written; of the base's folder if the side files are the base's."""
         return tuple(self.base.left_out) if self.layout.keeps_files else carried.recorded(self.vector.provenance)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What must be the same for finished shards to be of use to another run, as JSON."""
+        """The parameters, as JSON, that must be the same for another run to reuse finished shards."""
         headers = {name: stored_digest(shard.header) for name, shard in self.shards.items()}
         output = {"dtype": self.output.dtype, "shard_size": self.output.shard_size, "shards": headers}
         return {"base": self.base.fingerprint, "output": output}
 
     def check_size(self, most: int | None) -> None:
-        """Check that the result is in proportion to the base.
+        """Check that the size of the result is in proportion to the base.
 
-        A tensor that a vector adds is zeros where the vector has no value, so a small file can describe a huge model.
+        A tensor that a vector adds is zero where the vector has no value, so a small file can describe a huge model.
 
         Args:
             most: The largest size in bytes. None allows four times the base and 2^28 bytes.
@@ -76,38 +76,38 @@ class Plan:
         limit = _GROWTH * held + _SLACK if most is None else most
         if self.size > limit:
             raise SizeError(
-                f"{self.vector.name} makes a model of {self.size:,} bytes of {self.base.name}, which has {held:,}; at "
-                f"most {limit:,} are written unless a larger size is allowed"
+                f"{self.vector.name} makes a model of {self.size:,} bytes from {self.base.name}, which has {held:,}; "
+                f"the limit is {limit:,} bytes unless a larger size is allowed"
             )
 
     def check_space(self, out: Path, work: Path | None) -> None:
         """Check that the disk has room for the result.
 
         Args:
-            out: Where it is written.
-            work: A folder on the same disk whose files are a part of it already.
+            out: Where the result is written.
+            work: A folder on the same disk whose files are already part of the result.
 
         Raises:
-            SizeError: It has not.
+            SizeError: The disk has not enough free space.
         """
         folder = next(parent for parent in out.absolute().parents if parent.exists())
         free = shutil.disk_usage(folder).free
         if work is not None and work.is_dir():
             free += sum(file.stat().st_size for file in work.iterdir())
         if self.size > free:
-            raise SizeError(f"{out} takes {self.size:,} bytes, and {free:,} are free in {folder}")
+            raise SizeError(f"{out} needs {self.size:,} bytes, but only {free:,} are free in {folder}")
 
     def check_written(self, folder: Path) -> Checkpoint:
-        """Read the finished folder again, as a program that loads the model does.
+        """Read the finished folder again, as a program that loads the model does, and compare it with the plan.
 
         Args:
-            folder: Holds what this plan describes.
+            folder: The folder that was written.
 
         Returns:
             The checkpoint in it.
 
         Raises:
-            ResultError: A file or a tensor is missing, is another, or was not planned.
+            ResultError: A file or a tensor is missing, is different, or was not planned.
         """
         expected = {name: form for shard in self.shards.values() for name, form in self._forms(shard).items()}
         try:
@@ -116,7 +116,7 @@ class Plan:
             raise ResultError(f"the model that was written cannot be read: {error}") from None
         if {file.name for file in folder.iterdir()} != self.shards.keys() | self.files.keys():
             raise ResultError(
-                "the model that was written lacks a file: two of its names may be one on this file system"
+                "the model that was written lacks a file: the file system may treat two of its names as the same"
             )
         for name, form in expected.items():
             info = found.tensors.get(name)
@@ -129,7 +129,7 @@ class Plan:
         return found
 
     def differences(self, written: Checkpoint) -> tuple[str, ...]:
-        """Why the result is not the tuned checkpoint of the vector, one sentence each.
+        """Return the reasons why the result is not the tuned checkpoint of the vector, one sentence each.
 
         Args:
             written: The finished result.
@@ -138,23 +138,31 @@ class Plan:
         tuned = self.vector.header.tuned
         if tuned is None:
             return tuple(differences)
-        # tensors of another dtype are not the tuned checkpoint's in any case, and are named below
+        # tensors of another dtype differ from the tuned checkpoint in any case, and are named below
         keeps = all(self._forms(shard) == dict(shard.tensors) for shard in self.shards.values())
         if keeps and written.fingerprint != tuned.fingerprint:
-            differences.insert(0, "weights that the vector leaves alone are not as in its base")
+            differences.insert(0, "weights that the vector does not change differ from its base")
         for planned, as_tuned in ((self.shards, self.layout.shards), (self.files, self.layout.files)):
-            differences += [
-                f"{name} is written anew" for name in sorted(planned) if planned[name] != as_tuned.get(name)
-            ]
+            differences += [f"{name} is rewritten" for name in sorted(planned) if planned[name] != as_tuned.get(name)]
         return tuple(differences)
 
     def _forms(self, shard: Shard) -> dict[str, Form]:
-        """Dtype and shape of each tensor of a shard as it is written."""
+        """Return the form in which each tensor of a shard is written."""
         return {name: self.output.form(form) for name, form in shard.tensors.items()}
 
 
 def plan_of(vector: TaskVector, base: Checkpoint, output: Output) -> Plan:
-    """The files of a result; the errors of `layout_of`, `Output.files` and `check_index`."""
+    """Plan a result.
+
+    Args:
+        vector: The vector to apply.
+        base: The checkpoint to apply it to.
+        output: How to write the result.
+
+    Raises:
+        HeaderError, BaseMismatchError, CheckpointError: As in `layout_of`.
+        UsageError: A dtype is given for a quantised model.
+    """
     layout = layout_of(vector, base)
     files = output.files(layout.files, base.name)
     shards = output.shards(layout.shards)

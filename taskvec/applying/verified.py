@@ -1,7 +1,7 @@
-"""A task vector on a checkpoint, range by range, and the proof that the checkpoint is the right one.
+"""Application of a task vector to a checkpoint range by range, with a check that the checkpoint is the right base.
 
-A vector fits every checkpoint that has the base's bits at the elements that the vector touches; so vectors whose masks
-do not meet can be applied one after the other. The digest of those elements is checked before and after.
+A vector fits every checkpoint that has the base's bits at the elements that the vector touches, so vectors with
+disjoint masks can be applied one after the other. The digest of those elements is checked before and after.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ from ..vectors.vector import TaskVector
 
 
 class Application:
-    """A vector beside a base: the tuned bits of any range.
+    """A vector together with a base. It computes the tuned bits of any range.
 
-    Raises BaseMismatchError where a tensor is missing or has another dtype or shape, or other bits than expected.
+    Args:
+        vector: A vector or a patch.
+        base: The checkpoint to apply it to.
+        progress: Called for every tensor that is checked as a whole.
+
+    Raises:
+        BaseMismatchError: A tensor is missing, or has another dtype, shape or other bits than expected.
     """
 
     def __init__(self, vector: TaskVector, base: Checkpoint, progress: Progress = silent) -> None:
@@ -42,8 +48,8 @@ class Application:
         return mismatch(self._vector, self._base, why)
 
     def _check_whole(self, progress: Progress) -> None:
-        """Where a vector cannot vouch for the elements that it touches, as after a merge, whole tensors must agree."""
-        specs = [spec for spec in self._vector.specs.values() if spec.origin and not _vouched(spec)]
+        """Compare whole tensors if the vector has no digests of the elements that it touches, as after a merge."""
+        specs = [spec for spec in self._vector.specs.values() if spec.origin and not _has_digests(spec)]
         found = ordered_map(self._base.digest, (spec.name for spec in specs))
         for done, (spec, digest) in enumerate(zip(specs, found, strict=True)):
             progress("checking base", done, len(specs), spec.name)
@@ -51,10 +57,21 @@ class Application:
                 raise self._mismatch(f"tensor {spec.name!r} has other values")
         progress("checking base", len(specs), len(specs), "")
         if any(spec.base is None for spec in specs) and self._base.fingerprint != self._vector.base.fingerprint:
-            raise self._mismatch("its fingerprint is another")
+            raise self._mismatch("its fingerprint is different")
 
     def range(self, spec: TensorSpec, number: int) -> BitArray:
-        """The tuned bits of block `number` of a tensor, new carriers; the errors of `touched`."""
+        """Return the tuned bits of a block of a tensor.
+
+        Args:
+            spec: The tensor.
+            number: The number of the block.
+
+        Returns:
+            New carriers.
+
+        Raises:
+            BaseMismatchError, AlreadyAppliedError, ChecksumError, DTypeError: As in `touched`.
+        """
         change, base = self._change(spec, number)
         before, after = self._checked(spec, number, change, base)
         self._check_sum(spec, change, before, after)
@@ -63,9 +80,18 @@ class Application:
         return tuned
 
     def values(self, spec: TensorSpec, number: int) -> np.ndarray[Any, np.dtype[Any]]:
-        """The tuned values of block `number` of an additive tensor before they are rounded to its dtype.
+        """Return the tuned values of a block of an additive tensor before they are rounded to its dtype.
 
-        f32, or f64 for F64: base + delta, or the value that replaces it. The errors of `touched`.
+        Args:
+            spec: The tensor.
+            number: The number of the block.
+
+        Returns:
+            base + delta, or the value that replaces it, in f32, or in f64 for F64.
+
+        Raises:
+            BaseMismatchError, AlreadyAppliedError, ChecksumError: As in `touched`.
+            DTypeError: The sum of a finite weight and its delta is beyond the range of f32, or of f64 for F64.
         """
         change, base = self._change(spec, number)
         self._checked(spec, number, change, base)
@@ -80,10 +106,20 @@ class Application:
         return values
 
     def touched(self, spec: TensorSpec, number: int) -> tuple[Indices, BitArray, BitArray]:
-        """The elements that change in block `number` of a tensor: positions in it, carriers before and after.
+        """Return the elements that change in a block of a tensor.
 
-        Raises AlreadyAppliedError where the base is the result already, ChecksumError where the result is not the one
-        that the vector gives a digest for.
+        Args:
+            spec: The tensor.
+            number: The number of the block.
+
+        Returns:
+            The positions in the block, the carriers before, and the carriers after.
+
+        Raises:
+            BaseMismatchError: The base has other values at these elements than the vector's base.
+            AlreadyAppliedError: The base already has the tuned values.
+            ChecksumError: The result does not have the digest that the vector stores.
+            DTypeError: The sum of a finite weight and its delta is beyond the range of the tensor's dtype.
         """
         change, base = self._change(spec, number)
         before, after = self._checked(spec, number, change, base)
@@ -91,7 +127,7 @@ class Application:
         return change.touched(), before, after
 
     def _change(self, spec: TensorSpec, number: int) -> tuple[Change, BitArray]:
-        """What happens to block `number` of a tensor, and the block of the base."""
+        """Return the change of a block of a tensor, and the block of the base."""
         start, stop = spec.form.block(number)
         whole = self._bits(spec)
         try:
@@ -102,16 +138,16 @@ class Application:
 
     def _checked(self, spec: TensorSpec, number: int, change: Change, base: BitArray) -> tuple[BitArray, BitArray]:
         before, after = touched_bits(spec.dtype, base, change)
-        # a vector that is not from a file has no blocks yet: its entries come from this very base, or are checked whole
+        # a vector that is not from a file has no blocks: its entries come from this base, or whole tensors were checked
         block = spec.blocks[number] if spec.blocks else None
         if block and block.before is not None:
             self._check_touched(spec, spec.form.block(number)[0], block, before, after)
         return before, after
 
     def _check_sum(self, spec: TensorSpec, change: Change, before: BitArray, after: BitArray) -> None:
-        """Raise DTypeError where a finite weight and its delta add up to what the tensor's dtype does not hold.
+        """Raise DTypeError if the sum of a finite weight and its delta is beyond the range of the tensor's dtype.
 
-        A vector that knows its result is exact: it replaces such weights.
+        A vector with a known result is exact: it replaces such weights.
         """
         if self._vector.header.tuned is not None or not spec.dtype.additive:
             return
@@ -123,7 +159,10 @@ class Application:
                 raise _beyond(spec, spec.dtype.name)
 
     def _check_origin(self, spec: TensorSpec) -> None:
-        """What is stored relative to a base need not decode beside another, which is no fault of the file."""
+        """Raise the error that explains a failed decoding if the base is another one.
+
+        Data stored relative to a base may not decode with another base, and then the file is not at fault.
+        """
         tuned = self._vector.header.tuned
         if tuned and tuned.fingerprint == self._base.fingerprint:
             raise self._applied(spec)
@@ -132,7 +171,7 @@ class Application:
 
     def _applied(self, spec: TensorSpec) -> AlreadyAppliedError:
         return AlreadyAppliedError(
-            f"{self._vector.name} is applied to {self._base.name} already: tensor {spec.name!r} is the result's"
+            f"{self._vector.name} is applied to {self._base.name} already: tensor {spec.name!r} has the tuned values"
         )
 
     def _check_touched(self, spec: TensorSpec, start: int, block: Block, before: BitArray, after: BitArray) -> None:
@@ -142,11 +181,19 @@ class Application:
         if found != block.before:
             raise self._applied(spec)
         if touched_digest(spec, start, after) != block.after:
-            raise ChecksumError(f"tensor {spec.name!r}: the result has not the digest that {self._vector.name} gives")
+            raise ChecksumError(f"tensor {spec.name!r}: the result does not have the digest in {self._vector.name}")
 
 
 def check_forms(vector: TaskVector, base: Checkpoint) -> None:
-    """Raise BaseMismatchError where a tensor that the vector changes is missing in the base, or has another form."""
+    """Check that the base has the tensors that a vector changes, in the expected forms.
+
+    Args:
+        vector: A vector or a patch.
+        base: The checkpoint to apply it to.
+
+    Raises:
+        BaseMismatchError: A tensor is missing or has another form.
+    """
     for name, spec in vector.specs.items():
         if spec.origin is None:
             continue
@@ -157,13 +204,19 @@ def check_forms(vector: TaskVector, base: Checkpoint) -> None:
 
 
 def mismatch(vector: TaskVector, base: Checkpoint, why: str) -> BaseMismatchError:
-    """The error that says why a checkpoint is not the base of a vector."""
+    """Return the error that explains why a checkpoint is not the base of a vector.
+
+    Args:
+        vector: A vector or a patch.
+        base: The checkpoint.
+        why: The reason.
+    """
     return BaseMismatchError(f"{base.name} is not the base of {vector.name} ({vector.base.name}): {why}")
 
 
 def _beyond(spec: TensorSpec, dtype: str) -> DTypeError:
-    return DTypeError(f"tensor {spec.name!r}: a weight and its delta add up to a number that is beyond {dtype}")
+    return DTypeError(f"tensor {spec.name!r}: the sum of a weight and its delta is beyond the range of {dtype}")
 
 
-def _vouched(spec: TensorSpec) -> bool:
+def _has_digests(spec: TensorSpec) -> bool:
     return bool(spec.blocks) and all(block is None or block.before is not None for block in spec.blocks)

@@ -1,4 +1,4 @@
-"""The shards of a model with a task vector on it, written piece by piece."""
+"""Writing of the shards of a model with a task vector applied, piece by piece."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .verified import Application
 
 
 class _Piece(NamedTuple):
-    """A block of a tensor of the result. place: its first byte in the file."""
+    """A block of a tensor of the result, and the offset of its first byte in the file."""
 
     name: str
     form: Form
@@ -31,12 +31,21 @@ class _Piece(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether the tensor ends with it."""
+        """Whether it is the last block of the tensor."""
         return self.number == self.form.block_count - 1
 
 
 class Writer:
-    """Writes shards piece by piece, several at a time. total: the tensors in all of them."""
+    """Writes shards piece by piece, several pieces in parallel.
+
+    Args:
+        application: Computes the tuned bits.
+        plan: The files to write.
+        progress: Called for every tensor.
+
+    Attributes:
+        total: The number of tensors in all shards.
+    """
 
     def __init__(self, application: Application, plan: Plan, progress: Progress) -> None:
         self._application = application
@@ -44,16 +53,23 @@ class Writer:
         self._progress = progress
         self._done = 0
         self.total = sum(len(shard.tensors) for shard in plan.shards.values())
-        # what is known to the bit is rounded from there; a sum is rounded once, to the dtype asked for
+        # exact results are rounded from the tuned dtype; a sum is rounded only once, directly to the output dtype
         self._sums = plan.vector.header.tuned is None
 
     def write(self, folder: Path) -> None:
-        """Write every shard into a folder that will be given up on an error."""
+        """Write every shard into a folder that is discarded if an error is raised."""
         for name, shard in self._shards.items():
             self._write(shard, folder / name)
 
     def write_missing(self, keep: RecordedFolder, folder: Path) -> None:
-        """Write the shards that an earlier call did not finish; the folder stays where there is a finished one."""
+        """Write the shards that an earlier call did not finish.
+
+        If an error is raised, the folder is kept if it contains a finished shard.
+
+        Args:
+            keep: The recorded folder.
+            folder: The path of the folder.
+        """
         try:
             keep.begin()
             finished = {name for name, shard in self._shards.items() if self._is_finished(folder / name, shard)}
@@ -79,7 +95,7 @@ class Writer:
 
     def _write(self, shard: Shard, path: Path) -> None:
         path.write_bytes(shard.header)
-        # what comes from a file is quickly read: processes would wait for one another where they write
+        # entries from a file are decoded quickly, so the processes would only wait for each other to write
         processes = self._vector.source.by_range and not self._vector.is_stored
         with closing(ordered_map(partial(self._make, path), self._pieces(shard), processes=processes)) as written:
             for piece in written:
@@ -100,7 +116,7 @@ class Writer:
             place += width * form.size
 
     def _make(self, path: Path, piece: _Piece) -> _Piece:
-        """Put a piece in its place in a file."""
+        """Compute a piece and write it to its place in a file."""
         data = self._data(piece)
         with open(path, "r+b") as file:
             file.seek(piece.place)

@@ -1,1 +1,1 @@
-"""How long work reports where it is: callbacks, progress bars, and lines in a log."""
+"""Progress reports of long operations: callbacks, progress bars, and log lines."""

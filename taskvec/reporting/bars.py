@@ -1,4 +1,4 @@
-"""Progress on standard error: bars on a terminal, a line now and then elsewhere."""
+"""Progress on standard error: bars on a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ FIRST, EVERY = 20.0, 30.0  # seconds until the first line, and from one line to 
 
 @contextmanager
 def progress_bars(first: float = FIRST, every: float = EVERY) -> Iterator[Progress]:
-    """Yield a Progress that says on standard error what is being done.
+    """Show progress on standard error within a `with` block.
 
-    On a terminal there is one bar a stage. Elsewhere one line is printed after `first` seconds and then one every
-    `every` seconds, so that quick commands print none.
+    A terminal shows one bar per stage. Otherwise one line is printed after `first` seconds and then every `every`
+    seconds, so that quick commands print none.
+
+    Args:
+        first: Seconds until the first line.
+        every: Seconds between lines.
+
+    Yields:
+        The Progress to report to.
     """
     with _bars() if sys.stderr.isatty() else _lines(sys.stderr, first, every) as progress:
         yield progress
@@ -28,17 +35,17 @@ def progress_bars(first: float = FIRST, every: float = EVERY) -> Iterator[Progre
 
 @contextmanager
 def shown(progress: bool | Progress) -> Iterator[Progress]:
-    """Within the block, the Progress that a caller asked for.
+    """Provide the Progress that a caller asked for within a `with` block.
 
     Args:
-        progress: True draws bars on standard error, or prints a line now and then if that is no terminal; False shows
-            nothing; a Progress is taken as it is.
+        progress: True shows bars on a terminal, or prints occasional lines on standard error otherwise; False shows
+            nothing; a Progress is used unchanged.
 
     Yields:
         The Progress to report to.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: `progress` is something else.
     """
     if progress is True:
         with progress_bars() as bars:
@@ -76,7 +83,7 @@ def _bars() -> Iterator[Progress]:
             note = printable(f"{note}, {memory()}" if note and done < total else note, NOTE)
             if stage not in stages:
                 stages[stage] = bars.add_task(printable(stage, NOTE), total=total, note=note)
-            elif done < bars.tasks[stages[stage]].completed:  # the stage begins again
+            elif done < bars.tasks[stages[stage]].completed:  # the stage has started again
                 bars.reset(stages[stage], total=total, note=note)
             bars.update(stages[stage], completed=done, total=total, note=note)
 
@@ -85,9 +92,9 @@ def _bars() -> Iterator[Progress]:
 
 @contextmanager
 def _lines(stream: TextIO, first: float, every: float) -> Iterator[Progress]:
-    """Lines from a thread of their own, since one step may take minutes.
+    """Print lines from a separate thread, because one step may take minutes.
 
-    The program may fork while the thread works, so it imports nothing: a child would wait for its import lock.
+    The process may fork while the thread runs, so the thread imports nothing: a child could wait for its import lock.
     """
     from .report import Report
 
@@ -98,7 +105,7 @@ def _lines(stream: TextIO, first: float, every: float) -> Iterator[Progress]:
         while not finished.wait(wait):
             try:
                 print(report.line(), file=stream, flush=True)
-            except (OSError, ValueError):  # nobody listens any more
+            except (OSError, ValueError):  # the stream was closed
                 return
             wait = every
 
@@ -108,4 +115,4 @@ def _lines(stream: TextIO, first: float, every: float) -> Iterator[Progress]:
         yield report.show
     finally:
         finished.set()
-        thread.join(timeout=1)  # a reader that does not read must not keep the command from ending
+        thread.join(timeout=1)  # a blocked pipe must not keep the command from ending

@@ -1,4 +1,4 @@
-"""What was reported last, as one line of text: stage, steps, a note, the time left, memory."""
+"""The latest progress report as one line of text: stage, steps, note, remaining time, memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from taskvec_formats.text import printable
 
 from .resident import resident
 
-_LINE, NOTE = 200, 80  # the most characters
+_LINE, NOTE = 200, 80  # the largest numbers of characters
 
 
 @dataclass
 class _Stage:
-    """done of total steps at the time `at`; the first report was of `before` steps, at the time `began`. In seconds."""
+    """The state of a stage. Times are in seconds.
+
+    Attributes:
+        name: The name of the stage.
+        began: The time of the first report.
+        before: The steps done at the first report.
+        at: The time of the latest report.
+        done: The steps done at the latest report.
+        total: The steps in all.
+        note: The latest note.
+    """
 
     name: str
     began: float
@@ -28,7 +38,7 @@ class _Stage:
     note: str
 
     def left(self, now: float) -> float | None:
-        """The seconds that the rest takes at the speed so far; None where nothing is known of it."""
+        """Return the remaining seconds at the speed so far, or None if unknown."""
         if not self.before < self.done < self.total:
             return None
         each = (self.at - self.began) / (self.done - self.before)
@@ -36,10 +46,10 @@ class _Stage:
 
 
 class Report:
-    """What was reported last, as one line of text.
+    """Keeps the latest progress report and formats it as one line of text.
 
     Args:
-        clock: The time in seconds since any moment.
+        clock: Returns the time in seconds, from any origin.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +59,14 @@ class Report:
         self._last: _Stage | None = None
 
     def show(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """A Progress that keeps what it is told."""
+        """Record a report. This method is a Progress.
+
+        Args:
+            stage: The stage.
+            done: The steps done.
+            total: The steps in all.
+            note: A short note.
+        """
         now = self._clock()
         before = self._stages.get(stage)
         if before is None or done < before.done:
@@ -59,7 +76,7 @@ class Report:
         self._stages[stage] = self._last = _Stage(stage, before.began, before.before, now, done, total, note)
 
     def line(self) -> str:
-        """The time since the beginning, then the stage, its steps, its note, the time left and the memory in use."""
+        """Return one line: the elapsed time, the stage, its steps, its note, the remaining time and the memory used."""
         now, stage = self._clock(), self._last
         parts = ["working"]
         if stage is not None:
@@ -71,7 +88,7 @@ class Report:
 
 
 def memory() -> str:
-    """The memory that tensors take on a CUDA device in use, else the resident memory of the process; "" if unknown."""
+    """Return the memory of tensors if a CUDA device is in use, else the process's resident memory; "" if unknown."""
     cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
     initialized = getattr(cuda, "is_initialized", None)
     if initialized is not None and initialized():
@@ -85,6 +102,6 @@ def _size(count: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
+    """Format seconds as hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

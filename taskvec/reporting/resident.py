@@ -1,4 +1,4 @@
-"""The memory of this process. Imports nothing that takes long."""
+"""The memory of this process. This module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def resident() -> int | None:
-    """Its resident memory in bytes; None where the system does not say."""
+    """Return the resident memory of this process in bytes, or None if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb", buffering=0) as file:
             pages = int(file.read().split()[1])

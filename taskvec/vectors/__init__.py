@@ -1,1 +1,1 @@
-"""Task vectors: made, read, added, compared position by position."""
+"""Task vectors: creation, reading, arithmetic, and comparison by position."""

@@ -1,6 +1,6 @@
-"""Several sparse tensors over the positions that any of them holds: where every merge computes.
+"""Alignment of several sparse tensors on the union of their positions, on which every merge method computes.
 
-Arithmetic is in f32, in the order of the tensors, as in the programs that people merge with: the same numbers come out.
+Arithmetic is in f32 and in the order of the tensors, as in other merging programs, so that the results are identical.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from taskvec_formats.sparse import Indices
 from ..errors import MergeError
 from .positions import union
 
-# of numpy; or of torch, on any device: what computes with them keeps to operators that both have
+# an array of numpy, or a tensor of torch on any device; code that uses it is limited to operators that both have
 Array: TypeAlias = Any
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of several.
+    """The entries of one of several aligned tensors.
 
-    places: of its entries in the union, int64 [n], increasing. values: f32 [n]. weight: its factor.
+    Attributes:
+        places: The indices of its entries in the union, int64 [n], increasing.
+        values: The values of its entries, f32 [n].
+        weight: Its factor.
     """
 
     places: Array
@@ -38,7 +41,10 @@ class Part:
 class Aligned:
     """The entries of several tensors on one list of positions.
 
-    shape: of the dense tensor. indices: int64 [u], the union, increasing. parts: one a tensor, in their order.
+    Attributes:
+        shape: The shape of the dense tensor.
+        indices: The union of the positions, int64 [u], increasing.
+        parts: One part per tensor, in the order of the tensors.
     """
 
     shape: tuple[int, ...]
@@ -46,39 +52,44 @@ class Aligned:
     parts: list[Part]
 
     def zeros(self) -> Array:
-        """f32 zeros over the union, [u]."""
+        """Return zeros over the union, f32 [u]."""
         like = self.parts[0].values
         return like.new_zeros(len(self.indices)) if hasattr(like, "new_zeros") else np.zeros(len(self.indices), "<f4")
 
     def values(self, part: Part) -> Array:
-        """The values of one tensor over the union, f32 [u]; zero where it holds nothing."""
+        """Return the values of one tensor over the union, f32 [u]; zero where it has no entry."""
         spread = self.zeros()
         spread[part.places] = part.values
         return spread
 
     def weighted(self, part: Part) -> Array:
-        """The same times its weight, rounded to f32."""
+        """Return the values of one tensor over the union times its weight, rounded to f32 [u]."""
         values = self.values(part)
         return values if part.weight == 1 else values * part.weight
 
     def total(self) -> Array:
-        """Σ weightᵢ·valuesᵢ over the union, f32 [u], added in the order of the tensors."""
+        """Return Σ weightᵢ·valuesᵢ over the union, f32 [u], added in the order of the tensors."""
         total = self.weighted(self.parts[0])
         for part in self.parts[1:]:
             total += self.weighted(part)
         return total
 
     def count(self) -> Array:
-        """How many tensors hold each position, f32 [u]."""
+        """Return the number of tensors that have an entry at each position, f32 [u]."""
         count = self.zeros()
         for part in self.parts:
             count[part.places] += 1
         return count
 
     def result(self, values: Array, kept: Array | None = None) -> SparseTensor:
-        """A tensor with values, f32 [u], at the positions that are kept, bool [u]; left out: those that are not zero.
+        """Build a sparse tensor from values over the union.
 
-        Raises MergeError where a value that is kept is not a finite number.
+        Args:
+            values: The values, f32 [u].
+            kept: The positions to keep, bool [u]. None keeps the positions with a non-zero value.
+
+        Raises:
+            MergeError: A kept value is not a finite number.
         """
         found, kept = _as_numpy(values), _as_numpy(values != 0 if kept is None else kept)
         indices = self.indices
@@ -92,9 +103,12 @@ class Aligned:
 def align(
     tensors: Sequence[SparseTensor], weights: Sequence[float], convert: Callable[[Any], Array] = lambda array: array
 ) -> Aligned:
-    """Put tensors of one shape side by side; O(entries) memory, whatever the dense size.
+    """Align tensors of one shape on the union of their positions. Memory is O(entries), regardless of the dense size.
 
-    convert: numpy arrays to those that are to be computed with, such as `lambda a: torch.from_numpy(a).cuda()`.
+    Args:
+        tensors: The tensors.
+        weights: One factor per tensor.
+        convert: Converts numpy arrays to the arrays to compute with, such as `lambda a: torch.from_numpy(a).cuda()`.
     """
     indices, places = union([tensor.indices for tensor in tensors], tensors[0].size)
     parts = [
@@ -106,7 +120,14 @@ def align(
 
 @contextmanager
 def merging(tensor: str) -> Iterator[None]:
-    """Within the block a MergeError names the tensor, and numpy does not warn of what is refused by one."""
+    """Add the name of a tensor to every MergeError within a `with` block, and silence numpy's floating-point warnings.
+
+    Args:
+        tensor: The name of the tensor.
+
+    Raises:
+        MergeError: Replaces the MergeError of the block.
+    """
     try:
         with np.errstate(all="ignore"):
             yield

@@ -1,4 +1,4 @@
-"""Which files of a tuned folder travel in a vector beside the weights, and what of the folder does not."""
+"""The side files of a tuned folder that a vector carries, and the parts of the folder that it does not carry."""
 
 from __future__ import annotations
 
@@ -16,25 +16,33 @@ from ..errors import DiffError
 from .lineage import shortened
 
 KEY = "not_carried"
-_NAMED = 50  # what a provenance names, beyond which it counts
+_NAMED = 50  # the most parts that a provenance names; the rest is counted
 
 
 @dataclass(frozen=True)
 class Carried:
-    """The side files that a vector carries, and what it does not, in words."""
+    """The side files that a vector carries, and descriptions of what it does not carry.
+
+    Attributes:
+        files: The side files to store, sorted by path.
+        left_out: Descriptions of the parts that are not stored.
+    """
 
     files: tuple[Path, ...]
     left_out: tuple[str, ...]
 
 
 def carried(tuned: Checkpoint) -> Carried:
-    """What a vector that gives a tuned folder back can carry of it.
+    """Select what a vector can store of a tuned folder besides the weights.
 
-    Side files travel as long as all of them together fit into a `.lota` file, the smallest first. Subfolders, weights
-    in other files and permissions do not.
+    Side files are stored, the smallest first, as long as all of them together fit into a `.lota` file. Subfolders,
+    weights in other files and permissions are not stored.
+
+    Args:
+        tuned: The tuned checkpoint.
 
     Raises:
-        DiffError: A side file has a name that no `.lota` file can give it.
+        DiffError: A side file has a name that cannot be stored in a `.lota` file.
     """
     files, left_out, executable = [], list(tuned.left_out), []
     room = BLOB_BYTES - sum(len(shard.header) for shard in tuned.shards)
@@ -42,7 +50,7 @@ def carried(tuned: Checkpoint) -> Carried:
         try:
             check_side_file_name(file.name)
         except HeaderError as error:
-            raise DiffError(f"{tuned.name}: {error}; rename the file or take it away") from None
+            raise DiffError(f"{tuned.name}: {error}; rename or remove the file") from None
         status = file.stat()
         if status.st_size > room:
             left_out.append(f"{file.name} ({status.st_size:,} bytes)")
@@ -57,7 +65,7 @@ def carried(tuned: Checkpoint) -> Carried:
 
 
 def changed_files(base: Checkpoint, tuned: Checkpoint) -> list[str]:
-    """The names of the side files of a tuned folder that the base lacks or has with other content."""
+    """Return the names of the side files of a tuned folder that are missing or different in the base."""
     in_base = {file.name: file for file in base.side_files}
     return [
         file.name
@@ -67,7 +75,14 @@ def changed_files(base: Checkpoint, tuned: Checkpoint) -> list[str]:
 
 
 def record(left_out: Iterable[str]) -> dict[str, list[str]]:
-    """What a vector adds to its provenance: the words for what it does not carry, or nothing."""
+    """Return the provenance entry that lists what a vector does not carry.
+
+    Args:
+        left_out: The descriptions.
+
+    Returns:
+        `{"not_carried": descriptions}`, or an empty dictionary if there are none.
+    """
     words = [shortened(each) for each in left_out]
     if len(words) > _NAMED:
         words = [*words[:_NAMED], f"{len(words) - _NAMED:,} more"]
@@ -75,6 +90,6 @@ def record(left_out: Iterable[str]) -> dict[str, list[str]]:
 
 
 def recorded(provenance: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same as a provenance says it."""
+    """Return the descriptions that `record` stored in a provenance."""
     words = provenance.get(KEY)
     return tuple(each for each in words if isinstance(each, str)) if isinstance(words, list) else ()

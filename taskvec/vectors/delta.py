@@ -1,4 +1,4 @@
-"""One range of a tensor: the difference of two states, and a state from a difference. Exact to the last bit."""
+"""Bit-exact differences of ranges of tensors, and their application."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from taskvec_formats.forms import Bits, take_for
 
 
 def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
-    """tuned − base as additive entries and the replacements that make them exact.
+    """Compute tuned − base as additive entries and the replacements that make them exact.
 
-    base, tuned: carriers [n] of one dtype. delta has f32 values, one entry for each element whose bits differ and whose
-    difference is a finite, non-zero number; replacements carry the tuned bits wherever rounding (base + delta) does not
-    give them: a few f32 elements, NaN, ±inf, a changed sign of zero, and every changed element of a dtype that cannot
-    be added.
+    The delta has one entry for each element whose bits differ and whose difference is a finite, non-zero number.
+    Replacements store the tuned bits of the elements for which rounding (base + delta) does not give them: a few f32
+    elements, NaN, ±inf, a changed sign of zero, and every changed element of a dtype that cannot be added.
+
+    Args:
+        dtype: The dtype of both ranges.
+        base: Carriers [n] of the base.
+        tuned: Carriers [n] of the tuned state.
+
+    Returns:
+        The change, with f32 deltas.
     """
     shape = (len(base),)
     changed = np.flatnonzero(base != tuned)
@@ -37,14 +44,28 @@ def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
 
 
 def replace_range(base: BitArray, tuned: BitArray) -> Change:
-    """The same as replacements alone: the tuned bits of every element whose bits differ."""
+    """Compute the difference as replacements alone: the tuned bits of every element whose bits differ.
+
+    Args:
+        base: Carriers [n] of the base.
+        tuned: Carriers [n] of the tuned state.
+    """
     shape = (len(base),)
     changed = np.flatnonzero(base != tuned)
     return Change(SparseTensor.empty(shape), SparseTensor.owning(shape, changed, tuned[changed]))
 
 
 def add(dtype: DType, bits: BitArray, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> BitArray:
-    """Round (value of `bits` + values) to `dtype`, formed in f32 (f64 for F64); carriers [n] in, carriers [n] out."""
+    """Add values to the elements of a range and round the sums to the dtype.
+
+    Args:
+        dtype: The dtype of the range.
+        bits: Carriers [n].
+        values: f32 [n]. The sum is computed in f32, or in f64 for F64.
+
+    Returns:
+        New carriers [n].
+    """
     with np.errstate(all="ignore"):
         total = bits.view(dtype.real).astype(dtype.compute) + values.astype(dtype.compute)
         result: BitArray = total.astype(dtype.real).view(dtype.carrier)
@@ -52,7 +73,16 @@ def add(dtype: DType, bits: BitArray, values: np.ndarray[tuple[int], np.dtype[np
 
 
 def touched_bits(dtype: DType, base: BitArray, change: Change) -> tuple[BitArray, BitArray]:
-    """The elements that a change touches, by position: their carriers in the base, and with the change applied."""
+    """Return the elements that a change touches, ordered by position.
+
+    Args:
+        dtype: The dtype of the range.
+        base: Carriers of the whole range in the base.
+        change: The change of the range.
+
+    Returns:
+        The carriers of the touched elements in the base, and those with the change applied.
+    """
     touched, delta, replacements = change.touched(), change.delta, change.replacements
     before = base[touched]
     if len(delta) and not len(replacements):
@@ -66,27 +96,40 @@ def touched_bits(dtype: DType, base: BitArray, change: Change) -> tuple[BitArray
 
 
 def apply_range(dtype: DType, base: BitArray, change: Change) -> BitArray:
-    """base with the entries added and the replacements set: new carriers [n]; every other element keeps its bits."""
+    """Apply a change to a range.
+
+    Args:
+        dtype: The dtype of the range.
+        base: Carriers [n] of the base.
+        change: The change of the range.
+
+    Returns:
+        New carriers [n]. Elements that the change does not touch keep their bits.
+    """
     tuned: BitArray = base.copy()
     tuned[change.touched()] = touched_bits(dtype, base, change)[1]
     return tuned
 
 
 def as_bytes(bits: BitArray) -> memoryview:
-    """The bytes of a contiguous array of carriers, without a copy."""
+    """Return the bytes of a contiguous array of carriers, without a copy."""
     return memoryview(bits.view(np.uint8).data)
 
 
 class BaseBits:
-    """The base's tensors in the form that a vector's specs ask for (forms.take_for)."""
+    """The tensors of a base, converted to the form that the specs of a vector require (forms.take_for).
+
+    Args:
+        checkpoint: The base.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        # a converted tensor serves all its blocks
+        # a converted tensor is reused for all its blocks
         self._convert = lru_cache(maxsize=1)(self._converted)
 
     def __call__(self, spec: TensorSpec) -> Bits:
-        """Carriers of the whole tensor, [size], of which slices are read where base and tuned have one form."""
+        """Return the carriers of the whole tensor, [size]. They are read slice by slice if the form does not change."""
         if spec.origin == spec.form:
             return _Stored(self._checkpoint, spec.name)
         return self._convert(spec)
@@ -98,7 +141,7 @@ class BaseBits:
 
 
 class _Stored:
-    """A tensor on disk as Bits. The last slice is kept: whoever works on a block asks for it more than once."""
+    """A tensor on disk as Bits. The last slice is cached, because a block is requested more than once."""
 
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:
         self._checkpoint = checkpoint

@@ -1,4 +1,4 @@
-"""base + tuned -> task vector, or patch."""
+"""Computation of a task vector or a patch from a base and a tuned checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ KINDS = ("vector", "patch")
 
 
 def check_kind(kind: str, sparsity: float | None) -> None:
-    """Raise UsageError for another kind, for a sparsity outside (0, 1) and for a sparse patch."""
+    """Check the kind of a vector and its sparsity.
+
+    Args:
+        kind: "vector" or "patch".
+        sparsity: The sparsity, or None.
+
+    Raises:
+        UsageError: The kind is unknown, the sparsity is outside (0, 1), or a sparsity is given for a patch.
+    """
     one_of("kind", kind, KINDS)
     if sparsity is not None:
         check_sparsity(sparsity)
@@ -35,7 +43,15 @@ def check_kind(kind: str, sparsity: float | None) -> None:
 
 
 def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raise DiffError, naming the tensor, unless both have the same tensors with the same dtypes and shapes."""
+    """Check that two checkpoints have the same tensors with the same dtypes and shapes.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: The model after fine-tuning.
+
+    Raises:
+        DiffError: A tensor is missing or has another dtype or shape. The message names it.
+    """
     for name in sorted(base.tensors.keys() ^ tuned.tensors.keys()):
         owner, other = (base, tuned) if name in base.tensors else (tuned, base)
         raise DiffError(f"tensor {name!r} is in {owner.name} but not in {other.name}: not two states of one model")
@@ -52,18 +68,28 @@ def diff(
     progress: Progress = silent,
     kind: str = "vector",
 ) -> TaskVector:
-    """What turns base into tuned, computed block by block when it is read or saved.
+    """Return the vector or patch from base to tuned, computed block by block when it is read or saved.
 
-    kind: "vector", tuned − base as deltas that can be merged; "patch", the new bits relative to the base, smaller.
-    sparsity: None keeps every change, so that applying gives `tuned` back to the last bit: tensors added, removed,
-        resized and retyped, shards and side files included. A number s keeps the k = round((1 − s)·N) changes of
-        largest magnitude, N being the elements of the tensors that can be added and that tuning changed at all, or
-        every change where there are fewer; ties by position.
-    Eligible are the tensors that changed at all: a checkpoint does not say which others were frozen.
-    What of the tuned folder does not travel stands in the provenance under "not_carried": subfolders, weights in other
-    files, permissions; with a sparsity also changed side files and changed tensors that cannot be added.
-    Raises the UsageError of check_kind, and DiffError where the two have no tensor in common or, with a sparsity, are
-    not two states of one model, and where a side file has a name that cannot be stored.
+    The eligible tensors are those that changed at all, because a checkpoint does not say which others were frozen.
+
+    The provenance lists under "not_carried" what is not stored of the tuned folder: subfolders, weights in other files,
+    and permissions; with a sparsity also changed side files and changed tensors that cannot be added.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: The model after fine-tuning.
+        sparsity: None keeps every change, so that applying the result gives `tuned` back to the last bit, including
+            tensors that were added, removed, resized or retyped, shards and side files. A number s keeps the k =
+            round((1 − s)·N) changes of largest magnitude, or every change if there are fewer. N is the number of
+            elements of the tensors that can be added and that tuning changed. Ties go to the first position.
+        progress: Called for every tensor.
+        kind: "vector" for tuned − base as deltas, which can be merged; "patch" for the new bits relative to the base,
+            which are smaller.
+
+    Raises:
+        UsageError: As in `check_kind`.
+        DiffError: The checkpoints have no tensor in common; with a sparsity, they are not two states of one model; or a
+            side file has a name that cannot be stored.
     """
     instance("base", base, Checkpoint)
     instance("tuned", tuned, Checkpoint)
@@ -73,7 +99,7 @@ def diff(
         check_same_model(base, tuned)
     elif not base.tensors.keys() & tuned.tensors.keys():
         raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
-    beside = carried.carried(tuned)
+    stored = carried.carried(tuned)
     before = base.digests(lambda done, total: progress("hashing base", done, total, ""))
     after = tuned.digests(lambda done, total: progress("hashing tuned", done, total, ""))
     specs = [_spec(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
@@ -86,12 +112,12 @@ def diff(
         provenance={"made_by": "pack"},
     )
     layers = counted(base.tensors) if kind == "vector" else {}
-    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, beside.files)
+    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, stored.files)
     if sparsity is None:
-        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(beside.left_out))
+        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(stored.left_out))
         return TaskVector(header, specs, source, tuned.name, base)
 
-    left_out = [*beside.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
+    left_out = [*stored.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
     left_out += [name for name in carried.changed_files(base, tuned) if name != INDEX]
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
@@ -108,7 +134,7 @@ def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str
 
 
 class _Pair:
-    """What two checkpoints differ in."""
+    """The Source of the difference of two checkpoints."""
 
     by_range = True
 
@@ -133,7 +159,7 @@ class _Pair:
         base = {shard.path.name: shard.header for shard in self._base.shards}
         tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
         if not self._tuned.path.is_dir():
-            # a lone file may have any name; loaders look for the base's, or for that of the only shard of a model
+            # a single file may have any name, but loaders look for the name in the base or for the default name
             listed = any(file.name == INDEX for file in self._base.side_files)
             name = min(base) if len(base) == 1 and not listed else SINGLE
             tuned = {name: self._tuned.shards[0].header}
@@ -152,7 +178,7 @@ def _side_file(file: Path, in_base: bytes | None) -> SideFile:
 
 
 class _Sparsified(DeltaSource):
-    """The k largest entries of another source, with the replacements at their positions."""
+    """The Source of the k largest entries of another source, with the replacements at their positions."""
 
     def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
         self._source = source
@@ -174,7 +200,7 @@ class _Sparsified(DeltaSource):
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         if self._selection is None:
             return self._source.change(name, start, stop, base)
-        # ties were counted in whole blocks
+        # ties were counted per block, so whole blocks are selected from
         spec = self._specs[name]
         spans = spec.form.blocks_of(start, stop)
         parts = [(span[0], self._kept(self._selection, name, span, base)) for span in spans]

@@ -1,7 +1,7 @@
-"""The digest of a vector: 16 hex digits that tell one vector from another.
+"""The digest of a vector: 16 hex digits that identify its content.
 
-It is the beginning of the SHA-256 of a text that this module writes out field by field, so that no field which a later
-version adds can change the digest of a file that exists. docs/format.md, section "Digest of a vector", defines it.
+It is the beginning of the SHA-256 of a text that this module writes field by field. A field that a later version adds
+therefore cannot change the digest of an existing file. docs/format.md, section "Digest of a vector", defines the text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from taskvec_formats.header import Block, EntryStreams, Stream
 
 
 def digest_of(base: Identity, specs: Iterable[TensorSpec], more: Iterable[object] = ()) -> str:
-    """The digest of a vector.
+    """Return the digest of a vector.
 
     Args:
-        base: The checkpoint that it was taken from.
-        specs: Its tensors, in the order of their names.
-        more: What else tells it from others, if it was not stored yet: its result, if known, and a text.
+        base: The checkpoint that the vector was taken from.
+        specs: The tensors of the vector, in the order of their names.
+        more: Further identifying values of a vector that is not stored yet: its result, if known, and a text.
     """
     parts = [_identity(base), *map(_spec, specs)]
     parts += [_identity(part) if isinstance(part, Identity) else repr(part) for part in more]

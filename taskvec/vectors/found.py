@@ -1,4 +1,4 @@
-"""What lies at a path where a `.lota` file is expected, and what to do with it."""
+"""Opening of `.lota` files, with helpful errors if the path is something else."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from ..errors import UsageError
 def open_lota(path: Path) -> LotaReader:
     """Open a `.lota` file.
 
+    Args:
+        path: The file.
+
     Raises:
-        UsageError: There is a folder, a device or a pipe, or by its name a merge recipe.
-        NotLotaError: It is a safetensors file, but no `.lota` file.
-        FormatError: It cannot be read, or is damaged.
+        UsageError: The path is a folder, a device or a pipe, or has the name of a merge recipe.
+        NotLotaError: The file is a safetensors file, but not a `.lota` file.
+        FormatError: The file cannot be read, or is damaged.
     """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
-        return LotaReader(path)  # which says why
+        return LotaReader(path)  # raises the error that explains it
     pack = f"pack what it changed first (taskvec pack BASE {path} -o NAME.lota), or list it in a merge recipe"
     if stat.S_ISDIR(mode):
         if any(path.glob("*.safetensors")):
             raise UsageError(f"{path} is a model folder, not a .lota file: {pack}")
-        raise UsageError(f"{path} is a folder, not a .lota file, and holds no model")
+        raise UsageError(f"{path} is a folder, not a .lota file, and contains no model")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{path} is not a regular file; expected a .lota file")
     if path.suffix in (".yaml", ".yml"):

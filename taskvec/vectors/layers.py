@@ -1,8 +1,8 @@
-"""How many layers a model has, which is what gradients of settings are read over.
+"""The number of layers of a model, over which gradients of merge settings are spread.
 
 A *stack* is a run of numbered layers: the tensors `model.layers.0.…` to `model.layers.29.…` form the stack
-`model.layers` of 30 layers. Encoder and decoder of one model are two stacks.
-A vector need not touch the last layer of its base. It then records in its provenance how many layers there are.
+`model.layers` of 30 layers. The encoder and the decoder of one model are two stacks.
+A vector may leave the last layers of its base unchanged. It then records the number of layers in its provenance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ KEY = "layers"
 
 
 def counted(names: Iterable[str]) -> dict[str, int]:
-    """Stack -> number of its layers, from the names of a model's tensors."""
+    """Count the layers of each stack.
+
+    Args:
+        names: The names of a model's tensors.
+
+    Returns:
+        Stack -> number of its layers.
+    """
     counts: dict[str, int] = {}
     for place in map(stack_and_layer, names):
         if place is not None:
@@ -25,7 +32,14 @@ def counted(names: Iterable[str]) -> dict[str, int]:
 
 
 def recorded(provenance: Mapping[str, Any]) -> dict[str, int]:
-    """Stack -> number of its layers, as a provenance says; what is not a positive whole number is left out."""
+    """Return the layer counts that a provenance records.
+
+    Args:
+        provenance: The provenance of a vector. Counts that are not positive whole numbers are ignored.
+
+    Returns:
+        Stack -> number of its layers.
+    """
     found = provenance.get(KEY)
     if not isinstance(found, dict):
         return {}
@@ -33,7 +47,7 @@ def recorded(provenance: Mapping[str, Any]) -> dict[str, int]:
 
 
 def most(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """For each stack the largest of several counts."""
+    """Return the largest of several counts for each stack."""
     merged: dict[str, int] = {}
     for each in counts:
         for stack, count in each.items():
@@ -42,14 +56,16 @@ def most(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def record(names: Iterable[str], counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """What a vector adds to its provenance: the layers of the stacks that it touches, but not at their last layer.
+    """Return the provenance entry with the layer counts that the tensors of a vector do not show.
+
+    These are the counts of the stacks that the vector changes, but not in their last layer.
 
     Args:
         names: The tensors of the vector.
         counts: Stack -> number of its layers, of the base.
 
     Returns:
-        `{"layers": {stack: number}}`, or nothing where the tensors of the vector tell it by themselves.
+        `{"layers": {stack: number}}`, or an empty dictionary if there are no such stacks.
     """
     beyond = {stack: counts[stack] for stack, own in sorted(counted(names).items()) if counts.get(stack, 0) > own}
     return {KEY: beyond} if beyond else {}

@@ -1,13 +1,13 @@
-"""What a vector is made of: the part of its provenance that names its parents and their ancestors.
+"""The part of a provenance that names the parents and ancestors of a vector.
 
 A vector that is made of others records
 
-    parents             a list of {name, digest}, with the weight where there is one
+    parents             a list of {name, digest}, with the weight if there is one
     ancestors           digest -> the facts of that vector: its provenance without its own ancestors
-    ancestors_left_out  how many facts there was no room for; absent where all are there
+    ancestors_left_out  the number of facts that did not fit; absent if there are none
 
-Each ancestor is there once, however many paths lead to it, the nearest first, within ANCESTORS and BYTES: a record does
-not grow with the number of generations.
+Each ancestor is listed once, regardless of how many paths lead to it, the nearest first, within the limits ANCESTORS
+and BYTES. A record therefore does not grow with the number of generations.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ..arguments import said
 from ..errors import UsageError
 
 ANCESTORS = 64
-BYTES = 1 << 16  # of the JSON of all ancestors
+BYTES = 1 << 16  # the largest size of the JSON of all ancestors
 NAME = 160
-# what a provenance may be when it is stored: a reader takes no description of 2^22 bytes
+# the limits of a stored provenance: a reader refuses a description of 2^22 bytes
 _STORED_BYTES = (1 << 22) - (1 << 14)
 _STORED_DEPTH = 400
 _LINK = ("name", "digest", "weight")
@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 
 
 class Parent(Protocol):
-    """A vector, as one that is made of it records it."""
+    """A vector that another vector is made of."""
 
     @property
     def name(self) -> str: ...
@@ -43,10 +43,16 @@ class Parent(Protocol):
 
 
 def lineage(parents: Sequence[Parent], weights: Sequence[float] | None = None) -> Facts:
-    """The part of a provenance that says what a vector is made of.
+    """Return the part of a provenance that describes what a vector is made of.
 
-    weights: one a parent, where they have such. The same parents in the same order give the same record.
-    Raises UsageError for a parent whose provenance JSON cannot hold.
+    The same parents in the same order give the same record.
+
+    Args:
+        parents: The vectors that it is made of.
+        weights: One weight per parent, or None.
+
+    Raises:
+        UsageError: The provenance of a parent cannot be represented as JSON.
     """
     links = [{"name": shortened(parent.name), "digest": parent.digest} for parent in parents]
     record: Facts = {
@@ -62,17 +68,17 @@ def lineage(parents: Sequence[Parent], weights: Sequence[float] | None = None) -
         if size <= room:
             kept[digest] = facts
             room -= size
-    # what several parents left out cannot be told apart, so only the most that one of them left out is added
+    # parents may have left out the same ancestors, so only the largest of their counts is added
     before = (parent.provenance.get("ancestors_left_out") for parent in parents)
     left_out = len(found) - len(kept) + max((count for count in before if type(count) is int and count > 0), default=0)
     return record | ({"ancestors": kept} if kept else {}) | ({"ancestors_left_out": left_out} if left_out else {})
 
 
 def _ancestors(parents: Sequence[Parent]) -> list[tuple[str, Facts]]:
-    """The facts of all vectors that the parents know of, themselves included, nearest first, each by its key.
+    """Return the facts of all vectors that the parents know of, including themselves, nearest first, each with its key.
 
-    The key is the digest. Vectors of one content that came about differently share it: those behind the first have
-    their number behind a colon.
+    The key is the digest. Vectors with the same content but different provenance share a digest: the second and later
+    ones have their number after a colon.
     """
     known: dict[str, list[Facts]] = {}
     distinct = {(parent.digest, id(parent.provenance)): parent for parent in parents}.values()
@@ -94,7 +100,7 @@ def _ancestors(parents: Sequence[Parent]) -> list[tuple[str, Facts]]:
 
 
 def _learn(known: dict[str, list[Facts]], digest: str, provenance: Mapping[str, Any]) -> None:
-    """Add the facts of one vector, and those of its parents where they stand inside, as older files have them."""
+    """Add the facts of one vector, and those of its parents if they are nested in it, as in older files."""
     waiting = [(digest, provenance)]
     while waiting:
         digest, provenance = waiting.pop()
@@ -104,12 +110,12 @@ def _learn(known: dict[str, list[Facts]], digest: str, provenance: Mapping[str, 
             facts["parents"] = [_split(parent)[0] if _is_link(parent) else parent for parent in facts["parents"]]
             waiting += nested
         same = known.setdefault(digest, [])
-        if facts and facts not in same[:ANCESTORS]:  # more are not kept, and need not be told apart
+        if facts and facts not in same[:ANCESTORS]:  # later ones are not kept, so duplicates do not matter
             same.append(facts)
 
 
 def _split(link: Facts) -> tuple[Facts, Facts]:
-    """The name of a parent, and what stands beside it."""
+    """Split a link into the identification of a parent and the facts nested in it."""
     own = {key: link[key] for key in _LINK if key in link}
     return own, {key: value for key, value in link.items() if key not in _LINK}
 
@@ -124,13 +130,18 @@ def _is_link(value: object) -> bool:
 
 
 def shortened(name: str) -> str:
-    """A name of at most NAME characters, all of which text can hold."""
+    """Return a name as valid Unicode of at most NAME characters."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= NAME else f"{text[: NAME - 3]}..."
 
 
 def joined(names: Iterable[str], sign: str) -> str:
-    """One name of several, as long as `shortened` leaves it; no more of them are asked for than that takes."""
+    """Join names into one, cut as in `shortened`.
+
+    Args:
+        names: The names. Only as many are consumed as fit.
+        sign: The separator.
+    """
     parts: list[str] = []
     length = 0
     for name in names:
@@ -142,7 +153,15 @@ def joined(names: Iterable[str], sign: str) -> str:
 
 
 def stored_text(what: str, provenance: Mapping[str, Any]) -> str:
-    """A provenance as the JSON that a file holds. Raises UsageError for what no file can hold; what: whose it is."""
+    """Return a provenance as the JSON text that a file stores.
+
+    Args:
+        what: The name of the vector, for the error message.
+        provenance: The provenance.
+
+    Raises:
+        UsageError: The provenance cannot be stored.
+    """
     what = shortened(what)
     _check(what, provenance)
     text = _json(what, provenance)
@@ -159,20 +178,20 @@ def _json(what: str, document: Any) -> str:
 
 
 def _check(what: str, provenance: object) -> None:
-    """Raise UsageError for what JSON does not hold, or would hold as something else."""
+    """Raise UsageError for a value that JSON cannot represent, or would change."""
     open_values: list[Iterator[object]] = [iter((provenance,))]
     count = 0
     while open_values:
         for value in open_values[-1]:
             count += 1
-            if 2 * count > _STORED_BYTES:  # a value and a comma; shared parts are written as often as they occur
+            if 2 * count > _STORED_BYTES:  # a value and a comma; a shared part is written once per occurrence
                 raise UsageError(f"the provenance of {what} is too large to be stored")
             inner = _inside(what, value)
             if inner is not None:
                 open_values.append(inner)
                 if len(open_values) > _STORED_DEPTH:
                     raise UsageError(
-                        f"the provenance of {what} is nested more than {_STORED_DEPTH} levels deep, or holds itself"
+                        f"the provenance of {what} is nested more than {_STORED_DEPTH} levels deep, or contains itself"
                     )
                 break
         else:
@@ -180,7 +199,7 @@ def _check(what: str, provenance: object) -> None:
 
 
 def _inside(what: str, value: object) -> Iterator[object] | None:
-    """The values in a JSON value; None for one that holds none."""
+    """Return the values in a JSON container, or None for a scalar."""
     if isinstance(value, dict):
         return iter([part for pair in value.items() for part in (_key(what, pair[0]), pair[1])])
     if isinstance(value, (list, tuple)):
@@ -189,12 +208,12 @@ def _inside(what: str, value: object) -> Iterator[object] | None:
         _text(what, value)
     elif isinstance(value, float):
         if value - value != 0:
-            raise UsageError(f"the provenance of {what} holds {value}, which is no number of JSON")
+            raise UsageError(f"the provenance of {what} contains {value}, which JSON cannot represent")
     elif isinstance(value, int):
         if value.bit_length() > 1024:
-            raise UsageError(f"the provenance of {what} holds {said(value)}, beyond the numbers of JSON")
+            raise UsageError(f"the provenance of {what} contains {said(value)}, which is too large for JSON")
     elif value is not None:
-        raise UsageError(f"the provenance of {what} holds {said(value)}: expected what JSON has")
+        raise UsageError(f"the provenance of {what} contains {said(value)}: expected a JSON value")
     return None
 
 
@@ -208,4 +227,4 @@ def _text(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the provenance of {what} holds {said(text)}, which is no valid Unicode text") from None
+        raise UsageError(f"the provenance of {what} contains {said(text)}, which is not valid Unicode text") from None

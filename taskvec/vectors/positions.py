@@ -1,4 +1,4 @@
-"""Set operations on positions: strictly increasing int64 arrays."""
+"""Set operations on positions, given as strictly increasing int64 arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from taskvec_formats.sparse import Indices
 
 
 def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
-    """Where two position lists agree: the places in a and in b, in O(|a| log |b|) with a the shorter."""
+    """Return the indices, in each of two position lists, of the positions that they have in common.
+
+    Takes O(|a| log |b|) time, where a is the shorter list.
+
+    Args:
+        a: Positions.
+        b: Positions.
+
+    Returns:
+        The indices in a and the indices in b, both int64 [n], increasing.
+    """
     if len(a) > len(b):
         in_b, in_a = common(b, a)
         return in_a, in_b
@@ -21,13 +31,21 @@ def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
     return in_a, place[in_a]
 
 
-_SCRATCH = 1 << 24  # positions for which a map of places is small enough to be made
+_SCRATCH = 1 << 24  # the largest number of positions for which a dense map is allocated
 
 
 def union(lists: Sequence[Indices], size: int) -> tuple[Indices, list[Indices]]:
-    """Every position below `size` that any list holds, once, increasing; and the places there of each list's positions.
+    """Return the union of position lists, and the index of each list's positions in it.
 
-    Time and memory follow the lists; a map of all positions, which is quicker, is made only of as many as a block has.
+    Time and memory are proportional to the lists. A dense map of all positions, which is faster, is used only if `size`
+    is at most the size of a block.
+
+    Args:
+        lists: Positions below `size`.
+        size: The number of elements of the tensor.
+
+    Returns:
+        The union, increasing, and for each list the indices of its positions in the union.
     """
     if size <= _SCRATCH:
         held = np.zeros(size, bool)
@@ -37,7 +55,7 @@ def union(lists: Sequence[Indices], size: int) -> tuple[Indices, list[Indices]]:
         place = np.empty(size, np.int32)
         place[merged] = np.arange(len(merged), dtype=np.int32)
         return merged, [place[positions].astype(np.int64) for positions in lists]
-    # numpy's stable sort finds the runs and merges them; np.unique would hash them, which is slower
+    # numpy's stable sort detects and merges sorted runs; np.unique uses a hash table, which is slower here
     merged = np.sort(np.concatenate(lists), kind="stable")
     merged = merged[np.append(True, merged[1:] != merged[:-1])] if len(merged) else merged
     return merged, [np.searchsorted(merged, positions) for positions in lists]

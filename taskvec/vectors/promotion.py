@@ -1,7 +1,8 @@
-"""Checkpoints of one model in several dtypes: the dtype of what they make together, and how its shards are laid out.
+"""Dtype promotion for checkpoints of one model in several dtypes, and the shard layout of the result.
 
-A delta is the value of the tuned weight minus that of the base, whatever their dtypes. Where the tuned dtype holds
-every value of the base's, as F32 does of BF16, vectors of both dtypes can be added, and the result has the wider one.
+A delta is the value of the tuned weight minus that of the base, whatever their dtypes. If the tuned dtype represents
+every value of the base's dtype, as F32 does for BF16, vectors of both dtypes can be added. The result has the wider
+dtype.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ _PROMOTED = ("F16", "BF16", "F32", "F64")
 
 
 def promoted(one: DType, other: DType) -> DType | None:
-    """The narrowest dtype that holds the values of both; None where there is none.
+    """Return the narrowest dtype that represents the values of both dtypes.
 
-    Of two different ones among F16, BF16, F32 and F64 it is F64 where either is, else F32, as torch promotes them.
+    Two different dtypes of F16, BF16, F32 and F64 give F64 if one of them is F64, otherwise F32, as in torch.
+
+    Args:
+        one: A dtype.
+        other: A dtype.
+
+    Returns:
+        The dtype, or None if there is none.
     """
     if one == other:
         return one
@@ -33,7 +41,7 @@ def promoted(one: DType, other: DType) -> DType | None:
 
 
 def is_widened(spec: TensorSpec) -> bool:
-    """Whether a tensor has its base's shape and a dtype that holds every value of the base's."""
+    """Return whether a tensor has its base's shape and a dtype that represents every value of the base's dtype."""
     origin = spec.origin
     return origin is not None and origin.shape == spec.shape and promoted(origin.dtype, spec.dtype) == spec.dtype
 
@@ -41,9 +49,13 @@ def is_widened(spec: TensorSpec) -> bool:
 class WidenedEntries(DeltaSource):
     """A Source of the entries of several vectors, whose tensors may have wider dtypes than the base's.
 
-    sources: of the vectors that are combined. specs: of the result, by name. base: the base, where it is at hand.
-    The shards are the base's, but for the dtypes; without the base they are those of the first vector that has shards
-    of its own, as all have that widen a tensor.
+    The shards are the base's, with the new dtypes. Without the base they are those of the first vector with its own
+    shards; every vector that widens a tensor has them.
+
+    Args:
+        sources: The sources of the vectors that are combined.
+        specs: Tensor name -> spec of the result.
+        base: The base, if available.
     """
 
     def __init__(
@@ -73,9 +85,11 @@ class WidenedEntries(DeltaSource):
 
 
 class Cast(Checkpoint):
-    """A checkpoint as if its tensors had wider dtypes, converted a range at a time when asked for.
+    """A checkpoint with some tensors in wider dtypes, converted range by range on demand.
 
-    checkpoint: itself perhaps computed. dtypes: tensor name -> a dtype that holds the values of the tensor's own.
+    Args:
+        checkpoint: The original checkpoint, which may itself be computed.
+        dtypes: Tensor name -> a dtype that represents the values of the tensor's own dtype.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtypes: Mapping[str, DType]) -> None:
@@ -91,23 +105,31 @@ class Cast(Checkpoint):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """What the checkpoint reads."""
+        """The files and folders that the checkpoint reads."""
         return self._checkpoint.inputs
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """The elements [start, stop) of a tensor as a flat array of carriers."""
+        """Return the elements [start, stop) of a tensor as a flat array of carriers."""
         bits = self._checkpoint.bits(name, start, stop)
         if name not in self._origins:
             return bits
         dtype = self.tensors[name].dtype
         values = bits.view(self._origins[name].dtype.real).astype(dtype.real)
-        values[np.isnan(values)] = np.nan  # one NaN for all: machines convert their payloads differently
+        values[np.isnan(values)] = np.nan  # a single NaN, because machines convert NaN payloads differently
         widened: BitArray = values.view(dtype.carrier)
         return widened
 
 
 def wider(base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
-    """`tuned`, with the tensors of which the base has the wider dtype in a dtype that holds the values of both."""
+    """Widen the tensors of `tuned` for which the base has a wider dtype.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: The model after fine-tuning.
+
+    Returns:
+        `tuned` with these tensors in a dtype that represents the values of both; `tuned` itself if there are none.
+    """
     dtypes = {}
     for name, info in tuned.tensors.items():
         origin = base.tensors.get(name)

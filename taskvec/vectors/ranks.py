@@ -1,4 +1,4 @@
-"""The entries of largest magnitude of a vector, of the whole or tensor by tensor."""
+"""Selection of the entries of largest magnitude, over a whole vector or per tensor."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from taskvec_formats.sparse import Indices
 from .source import Vector
 from .topk import Deltas, FloatArray, Key, TopK, top_k
 
-_HELD = 1 << 24  # magnitudes that are kept in memory rather than decoded three times
+_HELD = 1 << 24  # up to this number, magnitudes are kept in memory instead of being decoded three times
 
 
 class Ranks:
-    """The k largest of some tensors together, selected when first asked; ties go to the first.
+    """The k entries of largest magnitude in a group of tensors, selected on first use. Ties go to the first.
 
-    Zeros are never among them; where fewer than k are not zero, all of those are.
+    Zeros are never selected. If fewer than k entries are non-zero, all of those are selected.
+
+    Args:
+        vector: The vector.
+        names: The tensors of the group.
+        k: The number of entries.
     """
 
     def __init__(self, vector: Vector, names: list[str], k: int) -> None:
@@ -29,7 +34,13 @@ class Ranks:
         self._lock = Lock()
 
     def largest(self, name: str, start: int, block: SparseTensor) -> Indices:
-        """The places of the entries of a block that are among them. start: the block's first element."""
+        """Return the indices of the entries of a block that are selected.
+
+        Args:
+            name: The name of the tensor.
+            start: The position of the first element of the block.
+            block: The entries of the block.
+        """
         with self._lock:
             if self._selection is None:
                 self._selection = top_k(_held(self._magnitudes), self._k, at_most=True)
@@ -46,7 +57,7 @@ class Ranks:
 
 
 def _held(parts: Deltas) -> Deltas:
-    """The same parts, read once and kept where they take little memory."""
+    """Return the same parts, read once and cached if they are small."""
     kept, count = [], 0
     for part in parts():
         kept.append(part)

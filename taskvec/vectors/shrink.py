@@ -1,4 +1,4 @@
-"""A smaller vector: the entries of largest magnitude of a vector, and no others."""
+"""Reduction of a vector to its entries of largest magnitude."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from .topk import check_sparsity, entries_for
 
 
 def shrunk(vector: Vector, sparsity: float) -> tuple[Header, dict[str, TensorSpec], Source]:
-    """The parts of the vector that `TaskVector.shrink` returns.
+    """Return the parts of the vector that `TaskVector.shrink` returns.
 
     Args:
-        vector: Deltas, not a patch.
+        vector: A vector, not a patch.
         sparsity: s, the share of the eligible weights that is left without an entry.
+
+    Returns:
+        The header, the specs by tensor name, and the source of the entries.
 
     Raises:
         UsageError: The sparsity is outside (0, 1), or the vector has fewer entries than would be kept.
         KindError: It is a patch.
-        MergeError: It changes tensors that are no numbers, or adds, removes or resizes tensors.
+        MergeError: It changes tensors that are not numeric, or adds, removes or resizes tensors.
     """
     sparsity = check_sparsity(sparsity)
     specs = common_specs([(vector.name, vector.header, vector.specs)])
@@ -42,9 +45,9 @@ def shrunk(vector: Vector, sparsity: float) -> tuple[Header, dict[str, TensorSpe
 
 
 class _Shrunk(DeltaSource):
-    """The k largest entries of a vector."""
+    """The Source of the k largest entries of a vector."""
 
-    by_range = False  # which they are is found out once, for all ranges
+    by_range = False  # the selection is shared by all ranges
 
     def __init__(self, vector: Vector, k: int) -> None:
         self._vector = vector

@@ -1,4 +1,4 @@
-"""Where the entries of a task vector come from."""
+"""Interfaces and basic implementations of the sources that provide the entries of a task vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import UsageError
 
 
 class Reads(Protocol):
-    """What reads files: a source, a vector, a checkpoint."""
+    """Anything that reads files: a source, a vector, a checkpoint."""
 
     @property
     def inputs(self) -> Sequence[Path]:
@@ -23,29 +23,36 @@ class Reads(Protocol):
 
 
 def inputs_of(*readers: Reads) -> tuple[Path, ...]:
-    """What several read together, each path once: vectors that are made of one another name the same ones."""
+    """Return the files and folders that several objects read, each path once."""
     return tuple(dict.fromkeys(path for reader in readers for path in reader.inputs))
 
 
 class Source(Reads, Protocol):
-    """Where a vector's entries come from: a file, two checkpoints, a merge. Safe to ask from several threads."""
+    """Provides the entries of a vector from a file, two checkpoints, or a merge. Implementations are thread-safe."""
 
     @property
     def by_range(self) -> bool:
-        """Whether each range is computed by itself, nothing kept for the next: then processes can share the work."""
+        """Whether each range is computed independently, without state, so that processes can share the work."""
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
-        """What happens to the elements [start, stop) of a tensor. base: the whole base tensor, which patches need."""
+        """Return the change of the elements [start, stop) of a tensor.
+
+        Args:
+            name: The tensor.
+            start: The first element.
+            stop: The end of the range.
+            base: The whole base tensor, which patches need.
+        """
 
     def shards(self) -> dict[str, bytes] | None:
-        """The headers of the tuned shards by file name; None where the result is laid out as the base."""
+        """Return the headers of the tuned shards by file name; None if the result has the layout of the base."""
 
     def files(self) -> list[SideFile] | None:
-        """The side files of the tuned checkpoint; None where they are the base's."""
+        """Return the side files of the tuned checkpoint; None if they are those of the base."""
 
 
 class Vector(Reads, Protocol):
-    """What a vector offers to those that read it (`vector.TaskVector`)."""
+    """The interface of a vector for the code that reads it (`vector.TaskVector`)."""
 
     name: str
     header: Header
@@ -68,7 +75,7 @@ class Vector(Reads, Protocol):
 
 
 class DeltaSource:
-    """A Source of entries alone: the result is laid out as the base."""
+    """Base class of sources that provide entries only. The result has the layout of the base."""
 
     by_range = True
     inputs: Sequence[Path] = ()
@@ -81,7 +88,11 @@ class DeltaSource:
 
 
 class Stored:
-    """A Source that is a `.lota` file."""
+    """A Source that reads a `.lota` file.
+
+    Args:
+        reader: The open file.
+    """
 
     by_range = True
 
@@ -103,15 +114,21 @@ class Stored:
 
 
 class Memory(DeltaSource):
-    """A Source held in memory: tensor name -> f32 deltas, flat or in the tensor's shape.
+    """A Source of deltas in memory.
 
-    Raises UsageError, naming the tensor, for deltas of another dtype or size, and for those of no tensor.
+    Args:
+        deltas: Tensor name -> f32 deltas, flat or in the tensor's shape.
+        specs: Tensor name -> spec.
+
+    Raises:
+        UsageError: The deltas of a tensor have another dtype or size, or belong to no tensor. The message names the
+            tensor.
     """
 
     def __init__(self, deltas: Mapping[str, SparseTensor], specs: Mapping[str, TensorSpec]) -> None:
         for name, delta in deltas.items():
             if name not in specs:
-                raise UsageError(f"there are deltas of {name!r}, which is none of the tensors")
+                raise UsageError(f"deltas are given for {name!r}, which is not one of the tensors")
             if delta.values.dtype != np.float32 or delta.size != specs[name].size:
                 form = f"F32 {list(specs[name].shape)}"
                 raise UsageError(
@@ -126,5 +143,10 @@ class Memory(DeltaSource):
 
 
 def no_replacements(spec: TensorSpec, size: int) -> SparseTensor:
-    """An empty list of replacements for a range of a tensor."""
+    """Return an empty list of replacements for a range of a tensor.
+
+    Args:
+        spec: The tensor.
+        size: The number of elements of the range.
+    """
     return SparseTensor.empty((size,), spec.dtype.carrier)

@@ -1,4 +1,4 @@
-"""What a vector holds, as a dictionary of plain values."""
+"""The summary of a vector as a dictionary of plain values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .source import Vector
 
 
 def summary_of(vector: Vector) -> dict[str, Any]:
-    """What a vector holds, ready for JSON.
+    """Summarise a vector as a dictionary of plain values, ready for JSON.
 
     Args:
-        vector: Any. The entries of a patch are the elements that it replaces. Those of a vector that is computed when
-            it is read are not counted: their numbers are None.
+        vector: A vector or a patch. The entries of a patch are the elements that it replaces. The entries of a vector
+            that is computed when it is read are not counted: their numbers are None.
 
     Returns:
-        kind, base, tuned, numbers of entries, replaced elements and eligible weights, density, what the vector carries
-        beside the weights, provenance, and a list of tensors.
+        Kind, base, tuned, numbers of entries, replaced elements and eligible weights, density, the side files that the
+        vector carries and what it does not carry, provenance, and a list of tensors.
     """
     counts = {
         name: (spec.replaced if vector.kind == "patch" else spec.entries) if vector.is_stored else None

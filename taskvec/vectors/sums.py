@@ -1,4 +1,4 @@
-"""Weighted sums of task vectors, lazy: the arithmetic of Ilharco et al., arXiv 2212.04089, section 2."""
+"""Lazy weighted sums of task vectors (Ilharco et al., arXiv 2212.04089, section 2)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ from .source import Source, inputs_of, no_replacements
 
 @dataclass(frozen=True)
 class Term:
-    """A vector and its factor. name: what to call it. digest: what tells it from others of that name.
+    """A vector and its factor in a sum.
 
-    record: its provenance as text, which orders those that have one digest.
+    Attributes:
+        weight: The factor.
+        name: The name of the vector.
+        digest: The digest of the vector, which distinguishes vectors of one name.
+        header: The header of the vector.
+        source: The source of its entries.
+        specs: Tensor name -> spec.
+        depth: The number of vectors that it is computed through.
+        record: Its provenance as text, which orders vectors of one digest.
     """
 
     weight: float
@@ -36,15 +44,22 @@ class Term:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How it came about."""
+        """How the vector was made."""
         return self.header.provenance
 
 
 class Sum(WidenedEntries):
-    """The Source of Σ weightᵢ·τᵢ. Entries that cancel, and those that are zero, are dropped.
+    """The Source of Σ weightᵢ·τᵢ. Entries that are zero, including those that cancel, are dropped.
 
-    Terms are added in the order of their names, whatever the order given: sums commute and associate to the byte.
-    specs: of the terms together (common_specs). Raises UsageError for a factor that is not finite.
+    Terms are added in the order of their names, whatever the order given, so that sums commute and associate to the
+    byte.
+
+    Args:
+        terms: The vectors and their factors.
+        specs: The tensors of the terms together (`common_specs`).
+
+    Raises:
+        UsageError: A factor is not finite.
     """
 
     def __init__(self, terms: Iterable[Term], specs: dict[str, TensorSpec]) -> None:
@@ -67,29 +82,37 @@ class Sum(WidenedEntries):
 
 
 def addend(vector: str, spec: TensorSpec, change: Change) -> SparseTensor:
-    """The deltas of a change as they are added to those of other vectors; replacements are left out.
+    """Return the deltas of a change that can be added to those of other vectors, without its replacements.
 
     Args:
         vector: The name of the vector, for errors.
-        spec: The tensor, as the vector has it.
-        change: What the vector does to a range of it.
+        spec: The tensor, as in the vector.
+        change: The vector's change of a range of the tensor.
 
     Raises:
-        MergeError: A weight that the vector changes is NaN or infinite. It is a replacement, which the sum would lack.
+        MergeError: The vector changes a weight to NaN or infinity. This is a replacement, which the sum would lack.
     """
     values = change.replacements.values.view(spec.dtype.real)
     if not np.isfinite(values).all():
         raise MergeError(
-            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be added up"
+            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be added"
         )
     return change.delta
 
 
 def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:
-    """The tensors of a combination of vectors, given as (name, header, specs), in dtypes that hold the values of all.
+    """Return the tensors of a combination of vectors, in dtypes that represent the values of all of them.
 
-    Raises BaseMismatchError where bases or shapes differ, KindError for a patch, MergeError for changes that cannot be
-    added (integer or boolean tensors; tensors added, removed or resized).
+    Args:
+        vectors: (name, header, specs) of each vector.
+
+    Returns:
+        Tensor name -> spec, in the order of the names.
+
+    Raises:
+        BaseMismatchError: Bases or shapes differ.
+        KindError: One of them is a patch.
+        MergeError: Changes cannot be added: those of integer or boolean tensors, and tensors added, removed or resized.
     """
     first = vectors[0][1].base
     specs: dict[str, TensorSpec] = {}
@@ -101,13 +124,13 @@ def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]
             )
         check_vector(vector, header)
         if header.removed:
-            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: that cannot be added up")
+            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: this change cannot be added")
         for name, spec in own.items():
             if not spec.dtype.additive:
                 raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
             if not is_widened(spec):
                 origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
-                raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: that cannot be added up")
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: this change cannot be added")
             known = specs.get(name, spec)
             dtype = promoted(known.dtype, spec.dtype)
             if known.origin != spec.origin or dtype is None:
@@ -118,6 +141,14 @@ def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]
 
 
 def check_vector(name: str, header: Header) -> None:
-    """Raise KindError for a patch."""
+    """Check that a header describes a vector and not a patch.
+
+    Args:
+        name: The name of the vector, for the error message.
+        header: Its header.
+
+    Raises:
+        KindError: It is a patch.
+    """
     if header.kind != "vector":
-        raise KindError(f"{name} is a {header.kind}: it holds new bits, not deltas; pack a vector instead")
+        raise KindError(f"{name} is a {header.kind}: it contains new bits, not deltas; pack a vector instead")

@@ -1,9 +1,9 @@
-"""Exact global top-k: the k largest magnitudes over many tensors, in bounded memory and with deterministic ties.
+"""Exact global top-k selection over many tensors, in bounded memory and with deterministic ties.
 
 LoTA (arXiv 2406.16797, Algorithm 1) keeps the top 1 − s of |tuned − base| over all eligible weights *together*.
-Sorting them would need them in memory at once; a comparison `>= threshold` keeps too many where magnitudes tie. Here
-the order of non-negative floats, which is that of their bit patterns, is refined 16 bits at a time by histograms
-(radix selection).
+Sorting needs all of them in memory at once, and a comparison `>= threshold` keeps too many if magnitudes tie. The order
+of non-negative floats is that of their bit patterns, so this module refines the threshold 16 bits at a time with
+histograms (radix selection).
 """
 
 from __future__ import annotations
@@ -27,39 +27,58 @@ _MAGNITUDE = np.uint32(0x7FFF_FFFF)
 
 
 def entries_for(sparsity: float, eligible: int) -> int:
-    """k = round((1 − s)·N), the number of entries that a sparsity leaves of N eligible weights.
+    """Return k = round((1 − s)·N), the number of entries that a sparsity keeps of N eligible weights.
 
-    Raises UsageError for a sparsity outside (0, 1) and MaskError where nothing would be left.
+    Args:
+        sparsity: s, in (0, 1).
+        eligible: N.
+
+    Raises:
+        UsageError: The sparsity is outside (0, 1).
+        MaskError: k is 0.
     """
     sparsity = check_sparsity(sparsity)
     k = round((1 - sparsity) * eligible)
     if k == 0:
-        raise MaskError(f"a sparsity of {sparsity} leaves none of {eligible} eligible weights")
+        raise MaskError(f"a sparsity of {sparsity} keeps none of {eligible} eligible weights")
     return k
 
 
 def check_sparsity(sparsity: float) -> float:
-    """The sparsity as Python's own float. Raises UsageError for one outside (0, 1), NaN included."""
+    """Convert a sparsity to a float and check its range.
+
+    Args:
+        sparsity: The share of the eligible weights without an entry, in (0, 1).
+
+    Raises:
+        UsageError: The sparsity is not a number in (0, 1).
+    """
     share = real("the sparsity", sparsity)
     if not 0 < share < 1:
-        raise UsageError(f"the sparsity must lie between 0 and 1, both excluded; found {said(sparsity)}")
+        raise UsageError(f"the sparsity must be between 0 and 1, both excluded; found {said(sparsity)}")
     return share
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The outcome of a selection: which magnitudes are in, without holding the positions.
+    """The result of a selection. It identifies the selected magnitudes without storing their positions.
 
-    threshold: bit pattern of the k-th largest magnitude; everything above it is in.
-    ties: part (a tensor, or a block of one) -> how many of its magnitudes equal to the threshold are in, the first
-        ones by position.
+    Attributes:
+        threshold: The bit pattern of the k-th largest magnitude. All larger magnitudes are selected.
+        ties: Part (a tensor, or a block of one) -> the number of its magnitudes equal to the threshold that are
+            selected, the first ones by position.
     """
 
     threshold: np.uint32
     ties: dict[Key, int]
 
     def indices(self, name: Key, delta: FloatArray) -> Indices:
-        """The chosen flat positions of one part, int64, increasing. delta: f32 [size], as in the selection."""
+        """Return the selected flat positions of one part, int64, increasing.
+
+        Args:
+            name: The key of the part.
+            delta: Its values, f32 [size], as in the selection.
+        """
         bits = _magnitude_bits(delta)
         chosen = np.flatnonzero(bits >= self.threshold)
         tied = chosen[bits[chosen] == self.threshold]
@@ -68,13 +87,19 @@ class TopK:
 
 
 def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
-    """Select the k entries of largest magnitude over all tensors: never more, never fewer.
+    """Select exactly the k entries of largest magnitude over all tensors.
 
-    deltas: called three times; yields (part, f32 [size]) in the same order each time. Ties at the threshold go
-        to the earlier part and the earlier position. Zeros are never chosen; NaN counts as larger than anything.
-    at_most: take all that are not zero where they are fewer than k.
     Memory: one tensor and 256 KiB.
-    Raises MaskError where fewer than k deltas are non-zero.
+
+    Args:
+        deltas: A function that yields (part, f32 [size]). It is called three times and must yield the same order each
+            time. Ties at the threshold go to the earlier part and the earlier position. Zeros are never selected; NaN
+            is larger than any number.
+        k: The number of entries.
+        at_most: Whether to select all non-zero entries if there are fewer than k.
+
+    Raises:
+        MaskError: Fewer than k deltas are non-zero.
     """
     high = np.zeros(1 << 16, np.int64)
     for _, delta in deltas():
@@ -108,7 +133,7 @@ def _magnitude_bits(delta: FloatArray) -> npt.NDArray[np.uint32]:
 
 
 def _bucket(histogram: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
-    """The bucket, counted from the top, that holds the k-th largest, and how many lie in the buckets above it."""
+    """Return the bucket that contains the k-th largest value, and the number of values in the buckets above it."""
     from_top = np.cumsum(histogram[::-1])
     place = int(np.searchsorted(from_top, k))
     return len(histogram) - 1 - place, int(from_top[place] - histogram[len(histogram) - 1 - place])

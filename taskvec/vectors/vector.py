@@ -1,6 +1,6 @@
-"""The task vector: what fine-tuning added to a base model, tensor by tensor, loaded when asked for.
+"""The task vector: the difference of a fine-tuned model and its base, tensor by tensor, loaded on demand.
 
-Source of the notion and its arithmetic: Ilharco et al., "Editing Models with Task Arithmetic", arXiv 2212.04089.
+Task vectors and their arithmetic: Ilharco et al., "Editing Models with Task Arithmetic", arXiv 2212.04089.
 """
 
 from __future__ import annotations
@@ -54,38 +54,61 @@ if TYPE_CHECKING:
 
 
 def check_codec(codec: str) -> None:
-    """Raise UsageError for a codec that a writer cannot be asked for."""
+    """Check that a codec is one that files can be written with.
+
+    Args:
+        codec: The name of the codec.
+
+    Raises:
+        UsageError: The codec is unknown.
+    """
     one_of("codec", codec, CODECS)
 
 
-# each is computed from those before it, in a recursion that Python bounds
+# the longest chain of lazy vectors: computing one recurses through those before it, and Python limits recursion
 DEPTH = 100
 
 
 class Made(Protocol):
-    """What others are made of. depth: how many vectors it is itself computed through."""
+    """A vector or sum term that other vectors are made of."""
 
     @property
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """The number of vectors that it is computed through."""
 
 
 class TaskVector(Mapping[str, SparseTensor]):
-    """A lazy mapping tensor name -> SparseTensor of f32 deltas, in the order of the names.
+    """A lazy mapping from tensor names to deltas, `SparseTensor` of f32, in the order of the names.
 
-    header: kind, base and tuned checkpoint, removed tensors, provenance. name: what to call it, the file name where it
-    came from a file. specs: tensor name -> TensorSpec: dtype, shape, eligibility, digests.
-    A patch has the same parts but no deltas: its names can be asked for, reading one raises KindError.
-    leads_to: the checkpoint that the base becomes, but for roundings where the header knows none; None where not known.
-    Two vectors that were opened from files are equal where these say the same of base, result and every block,
-    whatever their names and provenance; any other vector is equal to itself alone.
+    A patch has the same interface but no deltas: its names can be listed, but reading a tensor raises KindError.
 
-    a + b, a − b, −a, 2 * a and a / 2 are vectors too, computed when they are read or saved, in f32, of deltas alone:
-    replacements, which make a packed vector exact to the bit, belong to one pair of checkpoints and do not travel, nor
-    do side files. a + b is b + a, and (a + b) + c is a + (b + c), to the byte; a − a is empty; 1 * a is a itself. They
-    raise UsageError for a factor that is not finite and the errors of `sums.common_specs`.
+    Two vectors that were opened from files are equal if base, result and every block are the same; their names and
+    provenance may differ. Any other vector is equal only to itself.
+
+    a + b, a − b, −a, 2 * a and a / 2 are vectors too, computed in f32 when they are read or saved. Only deltas take
+    part: replacements, which make a packed vector exact to the bit, belong to one pair of checkpoints and are dropped,
+    and so are side files. Addition is commutative and associative to the byte; a − a is empty; 1 * a is a itself. These
+    operations raise UsageError for a factor that is not finite, and the errors of `sums.common_specs`.
+
+    Args:
+        header: The kind, the base and tuned checkpoints, the removed tensors and the provenance.
+        specs: The specs of the tensors.
+        source: The source of the entries.
+        name: The name of the vector.
+        checkpoint: The base, if available. A saved file then has digests of the elements that the vector changes.
+        made_of: The vectors that the entries are computed from.
+
+    Attributes:
+        header: As given.
+        name: The name of the vector; the file name if it was opened from a file.
+        specs: Tensor name -> TensorSpec: dtype, shape, eligibility, digests.
+        depth: The number of vectors that it is computed through.
+
+    Raises:
+        UsageError: The vector would be computed through more than DEPTH others.
     """
 
-    __array_ufunc__ = None  # else numpy's numbers would take a vector for a list of names, and not be its factors
+    __array_ufunc__ = None  # otherwise numpy scalars would treat a vector as a list of names in a multiplication
 
     def __init__(
         self,
@@ -96,16 +119,11 @@ class TaskVector(Mapping[str, SparseTensor]):
         checkpoint: Checkpoint | None = None,
         made_of: Iterable[Made] = (),
     ) -> None:
-        """checkpoint: the base, where it is at hand; what is saved then vouches for the elements that it touches.
-
-        made_of: the vectors that its entries are computed from. Raises UsageError where more than DEPTH are computed
-        one from another.
-        """
         self.depth = 1 + max((vector.depth for vector in made_of), default=-1)
         if self.depth > DEPTH:
             raise UsageError(
-                f"{shortened(name)} would be computed through {self.depth} vectors in a row, at most {DEPTH} are "
-                "possible: save one of those in between and open it"
+                f"{shortened(name)} would be computed through a chain of {self.depth} vectors, at most {DEPTH} are "
+                "possible: save one of the intermediate vectors and open it"
             )
         self.header = header
         self.name = name
@@ -116,35 +134,41 @@ class TaskVector(Mapping[str, SparseTensor]):
 
     @classmethod
     def open(cls, path: str | Path) -> TaskVector:
-        """Open a `.lota` file; entries are decoded when a tensor is asked for.
+        """Open a `.lota` file. Entries are decoded when a tensor is read.
 
-        Raises FormatError, and UsageError for a folder or a recipe.
+        Args:
+            path: The file.
+
+        Raises:
+            FormatError: The file cannot be read, or is damaged.
+            UsageError: The path is a folder or a merge recipe.
         """
         reader = open_lota(Path(path))
         return cls(reader.header, reader.header.tensors, Stored(reader), Path(path).name)
 
     @property
     def base(self) -> Identity:
-        """The checkpoint it was taken from."""
+        """The checkpoint that the vector was taken from."""
         return self.header.base
 
     @property
     def kind(self) -> str:
-        """Whether it is a vector or a patch."""
+        """The kind of the vector, "vector" or "patch"."""
         return self.header.kind
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How it came about."""
+        """How the vector was made."""
         return self.header.provenance
 
     @property
     def source(self) -> Source:
-        """Where the entries come from."""
+        """The source of the entries."""
         return self._source
 
     @property
     def leads_to(self) -> Identity | None:
+        """The checkpoint that the base becomes, up to rounding if the header names none; None if unknown."""
         return self.header.tuned or self._leads_to
 
     @leads_to.setter
@@ -153,22 +177,24 @@ class TaskVector(Mapping[str, SparseTensor]):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """The files and folders that it reads, which no output may replace."""
+        """The files and folders that the vector reads, which no output may replace."""
         return inputs_of(self._source, *([self._checkpoint] if self._checkpoint else []))
 
     @property
     def digest(self) -> str:
-        """16 hex digits that tell one vector from another: of what it says of its base and of every block.
+        """16 hex digits that identify the vector: the digest of its base and of every block.
 
-        One that was never stored has no blocks yet: then of its result and its provenance instead.
-        Raises UsageError where that cannot be stored.
+        A vector that was never stored has no blocks yet; its result and its provenance are used instead.
+
+        Raises:
+            UsageError: The provenance cannot be stored.
         """
         more = [] if self.is_stored else [self.header.tuned, stored_text(self.name, self.provenance)]
         return digest_of(self.header.base, self.specs.values(), more)
 
     @property
     def is_stored(self) -> bool:
-        """Whether it was opened from a file, so that its entries are counted and need no computing."""
+        """Whether the vector was opened from a file, so that its entries are counted and already computed."""
         return isinstance(self._source, Stored)
 
     def __eq__(self, other: object) -> bool:
@@ -180,19 +206,19 @@ class TaskVector(Mapping[str, SparseTensor]):
         return hash(self.digest) if self.is_stored else id(self)
 
     def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO, *, force: bool = False) -> None:
-        """Write a `.lota` file, a few blocks in memory at a time, under its name only when complete.
+        """Write a `.lota` file, a few blocks at a time. It appears under its name when it is complete.
 
         Args:
-            path: The file to write; missing folders are made.
-            progress: Told of every tensor.
-            codec: "auto", the smallest; "fast", quickly written; "paper64" or "plain" (docs/format.md).
-            force: Whether a file of that name is replaced.
+            path: The file to write. Missing folders are created.
+            progress: Called for every tensor.
+            codec: "auto" for the smallest file, "fast" for fast writing, "paper64" or "plain" (docs/format.md).
+            force: Whether to replace an existing file of that name.
 
         Raises:
-            OutputExistsError: `path` exists and `force` is not given.
+            OutputExistsError: `path` exists and `force` is False.
             StreamError: A delta is not a finite number.
-            UsageError: The codec is unknown; `path` is a file that this vector reads, whatever `force` is; or no file
-                can be written there.
+            UsageError: The codec is unknown; `path` is a file that this vector reads, even with `force`; or `path`
+                cannot be written.
         """
         check_codec(codec)
         stored_text(self.name, self.provenance)
@@ -204,13 +230,13 @@ class TaskVector(Mapping[str, SparseTensor]):
             span = spec.form.block(number)
             base = base_bits(spec) if base_bits else None
             change = self._source.change(spec.name, *span, base)
-            beside = None if base is None else base[slice(*span)]
+            base_block = None if base is None else base[slice(*span)]
             try:
-                block, data = encode_block(spec.form, change, beside if self.kind == "patch" else None, codec)
+                block, data = encode_block(spec.form, change, base_block if self.kind == "patch" else None, codec)
             except StreamError as error:
                 raise StreamError(f"{self.name}: tensor {spec.name!r}: {error}") from None
             if block:
-                before, after = self._digests(spec, number, change, beside)
+                before, after = self._digests(spec, number, change, base_block)
                 block = replace(block, before=before, after=after)
             return block, data
 
@@ -235,7 +261,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         self, spec: TensorSpec, number: int, change: Change, base: BitArray | None
     ) -> tuple[str | None, str | None]:
         if base is None:
-            # a file that is saved again keeps what it vouched for
+            # a file that is saved again keeps its digests
             known = spec.blocks[number] if spec.blocks else None
             return (known.before, known.after) if known else (None, None)
         start = spec.form.block(number)[0]
@@ -243,33 +269,34 @@ class TaskVector(Mapping[str, SparseTensor]):
         return touched_digest(spec, start, before), touched_digest(spec, start, after)
 
     def summary(self) -> dict[str, Any]:
-        """What the vector holds, as a dictionary of plain values, ready for JSON (`taskvec inspect --json`)."""
+        """Return a summary of the vector as plain values, ready for JSON (`taskvec inspect --json`)."""
         return summary_of(self)
 
     def shrink(self, sparsity: float) -> TaskVector:
-        """The k = round((1 − s)·N) entries of largest magnitude; ties go to the first.
+        """Return a vector of the k = round((1 − s)·N) entries of largest magnitude. Ties go to the first.
 
         Args:
             sparsity: s, the share of the N eligible weights that is left without an entry, in (0, 1).
 
         Returns:
-            A vector whose entries are chosen when they are first read or saved.
+            A vector whose entries are selected when they are first read or saved.
 
         Raises:
-            UsageError: The sparsity is outside (0, 1), or the vector, opened from a file, has fewer entries than k.
+            UsageError: The sparsity is outside (0, 1), or the vector was opened from a file and has fewer than k
+                entries.
             MaskError: k is 0.
             KindError: This is a patch.
-            MergeError: It changes tensors that are no numbers, or adds, removes or resizes tensors.
+            MergeError: It changes tensors that are not numeric, or adds, removes or resizes tensors.
         """
         header, specs, source = shrunk(self, sparsity)
         return TaskVector(header, specs.values(), source, self.name, made_of=[self])
 
     def to_torch(self, name: str, *, dense: bool = False) -> torch.Tensor:
-        """The deltas of a tensor as a torch tensor, f32, of the tensor's shape, on the CPU.
+        """Return the deltas of a tensor as a torch tensor, f32, in the tensor's shape, on the CPU.
 
         Args:
-            name: Of the tensor.
-            dense: Whether to fill in zeros; else the result is a coalesced `torch.sparse_coo_tensor`.
+            name: The name of the tensor.
+            dense: Whether to fill in zeros. If False, the result is a coalesced `torch.sparse_coo_tensor`.
 
         Raises:
             KeyError: The vector has no such tensor.
@@ -283,7 +310,7 @@ class TaskVector(Mapping[str, SparseTensor]):
             flat = torch.zeros(delta.size)
             flat[torch.from_numpy(delta.indices.copy())] = values
             return flat.reshape(delta.shape)
-        # a tensor of no axes has no coordinates
+        # a scalar has no coordinates to stack
         places = np.stack(np.unravel_index(delta.indices, delta.shape)) if delta.shape else np.empty((0, len(delta)))
         found: torch.Tensor = torch.sparse_coo_tensor(
             torch.from_numpy(places.astype(np.int64)), values, delta.shape, is_coalesced=True, check_invariants=True
@@ -300,7 +327,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         return f"<TaskVector {self.name!r}: {self.kind}, {', '.join(facts)}>"
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
+        """Return an HTML table for notebooks."""
         summary = self.summary()
         rows = {"base": self.base.name, "kind": self.kind, "tensors": f"{len(self):,}"}
         if summary["entries"] is not None:
@@ -310,10 +337,10 @@ class TaskVector(Mapping[str, SparseTensor]):
         return f"<table><caption>{escape(printable(self.name, 80))}</caption>{cells}</table>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A vector from a file is pickled as the path of the file.
+        """Pickle a vector from a file as the path of the file.
 
         Raises:
-            UsageError: It is computed when it is read.
+            UsageError: The vector is computed when it is read.
         """
         if not isinstance(self._source, Stored):
             raise UsageError(
@@ -330,9 +357,16 @@ class TaskVector(Mapping[str, SparseTensor]):
         return name in self.specs
 
     def change(self, name: str, start: int = 0, stop: int | None = None) -> Change:
-        """What happens to the elements [start, stop) of a tensor.
+        """Return the change of the elements [start, stop) of a tensor.
 
-        Raises KindError for a patch, which needs a base, UsageError for a tensor or a range that is not there.
+        Args:
+            name: The tensor.
+            start: The first element.
+            stop: The end of the range. None is the end of the tensor.
+
+        Raises:
+            KindError: This is a patch, which cannot be read without its base.
+            UsageError: The vector has no such tensor, or the tensor no such range.
         """
         check_vector(self.name, self.header)
         if name not in self.specs:
@@ -340,7 +374,9 @@ class TaskVector(Mapping[str, SparseTensor]):
         size = self.specs[name].size
         start, stop = whole("start", start), size if stop is None else whole("stop", stop)
         if not 0 <= start <= stop <= size:
-            raise UsageError(f"tensor {name!r} has {size} elements: {said(start)} to {said(stop)} is no range of them")
+            raise UsageError(
+                f"tensor {name!r} has {size} elements: {said(start)} to {said(stop)} is not a range of them"
+            )
         return self._source.change(name, start, stop)
 
     def __iter__(self) -> Iterator[str]:
@@ -353,7 +389,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         return _sum([*self._terms(), *other._terms()], self, other) if _is_vector(other) else NotImplemented
 
     def __radd__(self, other: object) -> TaskVector:
-        # what sum() begins with
+        # sum() starts with 0
         return self if type(other) is int and other == 0 else NotImplemented
 
     def __sub__(self, other: TaskVector) -> TaskVector:
@@ -377,7 +413,7 @@ class TaskVector(Mapping[str, SparseTensor]):
             return NotImplemented
         number = real("a divisor", divisor)
         if number == 0 or not math.isfinite(number):
-            raise UsageError(f"{self.name} can be divided by finite numbers other than zero, found {said(divisor)}")
+            raise UsageError(f"{self.name} can only be divided by a finite non-zero number, found {said(divisor)}")
         return self * (1 / number)
 
     def _terms(self) -> list[Term]:
@@ -388,11 +424,11 @@ class TaskVector(Mapping[str, SparseTensor]):
 
     @property
     def eligible(self) -> int:
-        """Elements of all eligible tensors."""
+        """The number of elements of all eligible tensors."""
         return sum(spec.size for spec in self.specs.values() if spec.eligible)
 
 
-# plain truth values: a type that is narrowed would make what Python asks of operators unreachable
+# plain bools, because mypy would report `NotImplemented` as unreachable if these narrowed the type
 def _is_vector(value: object) -> bool:
     return isinstance(value, TaskVector)
 
@@ -402,7 +438,12 @@ def _is_number(value: object) -> bool:
 
 
 def _sum(terms: Iterable[Term], *parts: TaskVector) -> TaskVector:
-    """parts: what the terms are those of, so that sums of many vectors need not be compared anew."""
+    """Return the sum of terms.
+
+    Args:
+        terms: The terms.
+        parts: The vectors that the terms come from, so that a sum of many vectors need not compare all of them again.
+    """
     source = Sum(terms, common_specs([(part.name, part.header, part.specs) for part in parts]))
     terms = source.terms
     header = Header("vector", terms[0].header.base, None, tensors=())
@@ -420,21 +461,41 @@ def vector_of(
     provenance: Mapping[str, Any],
     progress: Progress = silent,
 ) -> TaskVector:
-    """A vector in memory.
+    """Return a vector in memory.
 
-    forms: tensor name -> Form of the eligible tensors. deltas: tensor name -> f32 entries, of some of them.
+    Args:
+        base: The base.
+        forms: Tensor name -> Form of the eligible tensors.
+        deltas: Tensor name -> f32 entries, for some or all of these tensors.
+        provenance: How the vector was made.
+        progress: Called while the base is hashed.
+
+    Raises:
+        UsageError: The deltas of a tensor have another dtype or size, or belong to no tensor.
     """
     specs = specs_of(base, forms, progress)
     return TaskVector(header_of(base, specs, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
 
 
 def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = silent) -> dict[str, TensorSpec]:
-    """The specs of tensors that keep the base's form."""
+    """Return the specs of tensors that keep the form that they have in the base.
+
+    Args:
+        base: The base.
+        forms: Tensor name -> Form.
+        progress: Called while the base is hashed.
+    """
     digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
     return {name: TensorSpec.like(name, form, short(digests[name])) for name, form in forms.items()}
 
 
 def header_of(base: Checkpoint, names: Iterable[str], provenance: Mapping[str, Any]) -> Header:
-    """The header of a vector of these tensors that knows no tuned checkpoint."""
-    said = {**provenance, **record(names, counted(base.tensors))}
-    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=said)
+    """Return the header of a vector whose tuned checkpoint is unknown.
+
+    Args:
+        base: The base.
+        names: The tensors of the vector.
+        provenance: How the vector was made.
+    """
+    complete = {**provenance, **record(names, counted(base.tensors))}
+    return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=complete)

@@ -245,7 +245,7 @@ def test_a_patch_needs_the_base(tmp_path: Path) -> None:
         (tmp_path / named).mkdir()
         _, (first, second) = chain(tmp_path / named, [MODEL, FIRST, LAST], kinds)
         with pytest.raises(
-            UsageError, match=f"^{named} is a patch, which can be read beside its base only: give the base"
+            UsageError, match=f"^{named} is a patch, which can only be read with its base: give the base"
         ):
             compose(first, second)
 
@@ -254,7 +254,9 @@ def test_a_patch_needs_the_base(tmp_path: Path) -> None:
 def test_vectors_that_do_not_follow_one_another_are_refused(kind: str, tmp_path: Path) -> None:
     states = [MODEL, FIRST, {name: moved(each, 0) for name, each in FIRST.items()}]
     (base, *others), (first, second) = chain(tmp_path, states, (kind, kind))
-    with pytest.raises(AlreadyAppliedError, match=r"^ab.lota is applied to b already: tensor 'embed' is the result's$"):
+    with pytest.raises(
+        AlreadyAppliedError, match=r"^ab.lota is applied to b already: tensor 'embed' has the tuned values$"
+    ):
         compose(first, second, others[0])
     other = "tensor 'embed' has other values where the vector changes it"
     with pytest.raises(BaseMismatchError, match=rf"^c is not the base of ab.lota \(a\): {other}$"):
@@ -278,7 +280,7 @@ def test_where_b_is_not_known_the_base_is_needed(tmp_path: Path) -> None:
     apply(sparse_one, base, tmp_path / "b")
     second = diff(ModelFolder(tmp_path / "b"), write_checkpoint(tmp_path / "c", {"w": LAST["w"]}))
     for first in (sparse_one, sparse_one + 0 * sparse_one):
-        with pytest.raises(UsageError, match="does not know the checkpoint that it leads to, so that c might"):
+        with pytest.raises(UsageError, match="does not record the checkpoint that it leads to, so c may"):
             compose(first, second)
         leads_to_c(tmp_path, compose(first, second, base), base)
 
@@ -369,7 +371,7 @@ def test_unless_the_bits_are_known_anyway(tmp_path: Path) -> None:
 def test_files_that_contradict_one_another_are_refused() -> None:
     first, second = known({0: 1}, "first"), known({1: 1}, "second")
     second.specs["w"] = TensorSpec.like("w", Form(DTYPES["F32"], (2, 2)))
-    with pytest.raises(BaseMismatchError, match=r"^tensor 'w' should be F32 \[2, 2\] where second starts, but first"):
+    with pytest.raises(BaseMismatchError, match=r"^tensor 'w' should be F32 \[2, 2\] in the base of second, but it is"):
         compose(first, second)
 
 
@@ -379,7 +381,7 @@ def test_side_files_of_another_b_are_not_taken_for_those_that_second_means(tmp_p
     other = write_checkpoint(tmp_path / "other", FIRST, 1, {**OTHER, "config.json": b"mine"})
     last = write_checkpoint(tmp_path / "last", LAST, 1, {**OTHER, "config.json": b"mine"})
     composed = compose(first, diff(other, last))
-    assert apply(composed, base, tmp_path / "out") == Applied(False, ("config.json is not as in the vector's base",))
+    assert apply(composed, base, tmp_path / "out") == Applied(False, ("config.json differs from the vector's base",))
 
 
 def test_the_provenance_names_both(tmp_path: Path) -> None:

@@ -161,8 +161,8 @@ def test_a_file_is_opened_once_and_none_before_the_whole_is_understood() -> None
         ("a + 3", "character 3 of the expression: + takes two vectors or two numbers, found a vector and a number"),
         ("3 - a", "character 3 of the expression: - takes two vectors or two numbers, found a number and a vector"),
         ("a*b", "character 2 of the expression: * takes numbers and at most one vector, found two vectors"),
-        ("2 / a", "character 3 of the expression: / takes a number behind it, found a number and a vector"),
-        ("a / b", "character 3 of the expression: / takes a number behind it, found two vectors"),
+        ("2 / a", "character 3 of the expression: / takes a number after it, found a number and a vector"),
+        ("a / b", "character 3 of the expression: / takes a number after it, found two vectors"),
         ("a >> 2", "character 3 of the expression: >> takes two vectors, found a vector and a number"),
         ("0.5 >> 0.5", "character 5 of the expression: >> takes two vectors, found two numbers"),
         ("2 >> a", "character 3 of the expression: >> takes two vectors, found a number and a vector"),
@@ -174,7 +174,7 @@ def test_a_file_is_opened_once_and_none_before_the_whole_is_understood() -> None
         ("a / (1 - 1)", "character 3 of the expression: cannot divide by zero"),
         ("1 / 0*a", "character 3 of the expression: cannot divide by zero"),
         ("1e999*a", "the factor of a must be a finite number, found inf"),
-        ("a / 1e999", "a can be divided by finite numbers other than zero, found inf"),
+        ("a / 1e999", "a can only be divided by a finite non-zero number, found inf"),
     ],
 )
 def test_what_is_no_expression_is_refused(text: str, message: str) -> None:
@@ -263,7 +263,7 @@ def test_the_longest_chains_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("absent.lota", ""), ("a.lota-b.lota", ": put white space around what is an operator in it")],
+    [("absent.lota", ""), ("a.lota-b.lota", ": put white space around operators")],
 )
 def test_a_file_that_is_not_there_is_named(name: str, hint: str) -> None:
     message = refused(2, "arith", f"2*{name}", "-o", "never.lota")
@@ -318,7 +318,7 @@ def test_a_chain_of_two_leads_to_the_last(kind: str, tasks: Path) -> None:
     assert package(tasks / "out") == package(tasks / "c")
     assert "applies to" in ok("verify", tasks / "d.lota", "--base", tasks / "base")
     if kind == "patch":
-        needs = f"{steps[0].name} is a patch, which can be read beside its base only: give the base (--base)"
+        needs = f"{steps[0].name} is a patch, which can only be read with its base: give the base (--base)"
         assert needs in refused(2, "arith", " >> ".join(map(str, steps)), "-o", tasks / "e.lota")
 
 

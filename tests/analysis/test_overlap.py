@@ -174,7 +174,7 @@ def test_the_density_of_a_vector_does_not_depend_on_whether_it_was_saved(
 @both
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.png.txt"])
 def test_another_file_type_is_refused(draw: Draw, name: str, pair: list[TaskVector], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a picture is one of \.png, \.svg, \.pdf"):
+    with pytest.raises(UsageError, match=r"a picture must be one of \.png, \.svg, \.pdf"):
         draw(pair, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 

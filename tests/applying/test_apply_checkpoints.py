@@ -499,9 +499,11 @@ def test_a_merge_of_sparse_vectors_adds_up_on_the_base(tmp_path: Path) -> None:
 
 def test_patches_are_refused_where_deltas_are_needed(tmp_path: Path) -> None:
     _, patches = disjoint_halves(tmp_path, "BF16", "patch")
-    with pytest.raises(KindError, match=r"first.lota is a patch: it holds new bits, not deltas; pack a vector instead"):
+    with pytest.raises(
+        KindError, match=r"first.lota is a patch: it contains new bits, not deltas; pack a vector instead"
+    ):
         merge(patches)
-    with pytest.raises(KindError, match=r"first.lota is a patch: it holds new bits, not deltas"):
+    with pytest.raises(KindError, match=r"first.lota is a patch: it contains new bits, not deltas"):
         overlap(patches)
 
 
@@ -516,7 +518,7 @@ REFUSED = {
 @pytest.mark.parametrize(("pair", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_changes_of_form_are_not_added_up(pair: str, message: str, tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / str(i), *half) for i, half in enumerate(PAIRS[pair]))
-    with pytest.raises(MergeError, match=f"{message}.*cannot be added up"):
+    with pytest.raises(MergeError, match=f"{message}.*cannot be added"):
         merge([diff(base, tuned)])
     with pytest.raises(DiffError, match="tensor"):
         diff(base, tuned, 0.5)

@@ -130,7 +130,7 @@ def test_a_patch_holds_the_new_bits_of_what_changed(states: States, tmp_path: Pa
 
 def test_a_patch_has_no_deltas(tmp_path: Path) -> None:
     _, patch = pack(tmp_path, F32, kind="patch")
-    message = "vector.lota is a patch: it holds new bits, not deltas; pack a vector instead"
+    message = "vector.lota is a patch: it contains new bits, not deltas; pack a vector instead"
     for read in (lambda: patch["a.weight"], lambda: patch.change("a.weight"), lambda: dict(patch)):
         with pytest.raises(KindError, match=f"^{message}$"):
             read()
@@ -391,7 +391,7 @@ def test_the_result_is_no_base(states: States, kind: str, tmp_path: Path) -> Non
 
 
 Edit = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-WEIGHTS_DIFFER = "weights that the vector leaves alone are not as in its base"
+WEIGHTS_DIFFER = "weights that the vector does not change differ from its base"
 
 
 @both_kinds
@@ -435,7 +435,7 @@ def test_side_files_that_the_base_should_have_are_named(kind: str, tmp_path: Pat
     vector = TaskVector.open(tmp_path / "vector.lota")
     other = write_checkpoint(tmp_path / "other", F32[0], files={"config.json": b"x", "vocab.txt": b"c", "own": b"d"})
     applied = apply(vector, other, tmp_path / "out")
-    assert applied == Applied(False, ("merges.txt is not in the base", "vocab.txt is not as in the vector's base"))
+    assert applied == Applied(False, ("merges.txt is not in the base", "vocab.txt differs from the vector's base"))
     side_files = {path.name: path.read_bytes() for path in ModelFolder(tmp_path / "out").side_files}
     assert side_files == {"config.json": b'{"a": 1}', "vocab.txt": b"c"}
     # a lone file has none of them
@@ -466,7 +466,7 @@ def test_a_result_with_another_digest_is_refused_and_nothing_is_left(kind: str, 
     doubtful = TaskVector(vector.header, specs.values(), Stored(LotaReader(tmp_path / "vector.lota")), "doubtful")
     before = sorted(tmp_path.iterdir())
     for refuse in (check_result, lambda v, b: apply(v, b, tmp_path / "out")):
-        with pytest.raises(ChecksumError, match=r"'b\.weight': the result has not the digest that doubtful gives"):
+        with pytest.raises(ChecksumError, match=r"'b\.weight': the result does not have the digest in doubtful"):
             refuse(doubtful, base)
     assert sorted(tmp_path.iterdir()) == before
 

@@ -48,7 +48,7 @@ def test_shards_that_a_program_finds_are_accepted(shards: dict[str, Shard], file
         ({SINGLE: W, "b.safetensors": X}, index_of(w=SINGLE, x="b.safetensors"), "beside an index of other shards"),
         ({SINGLE: W}, index_of(w="b.safetensors"), "names the shard 'b.safetensors', which is not in the folder"),
         ({SINGLE: W}, index_of(w="../b.safetensors"), "which is not in the folder"),
-        ({SINGLE: W}, index_of(y=SINGLE), "places tensor 'y' in 'model.safetensors', which does not hold it"),
+        ({SINGLE: W}, index_of(y=SINGLE), "places tensor 'y' in 'model.safetensors', which does not contain it"),
         ({"a.safetensors": W, "b.safetensors": X}, index_of(w="a.safetensors"), "'b.safetensors' is not found"),
         ({SINGLE: W}, {INDEX: b"[]"}, "is not a shard index"),
         ({SINGLE: W}, {INDEX: b'{"weight_map": {}}'}, "is not a shard index"),
@@ -91,7 +91,7 @@ def test_a_result_far_larger_than_its_base_is_written_when_it_is_allowed(tmp_pat
     base = write_checkpoint(tmp_path / "base", BASE)
     tuned = write_checkpoint(tmp_path / "tuned", TUNED)
     vector = diff(base, tuned)
-    with pytest.raises(SizeError, match=r"makes a model of \d+ bytes of base, which has \d+; at most 10 are written"):
+    with pytest.raises(SizeError, match=r"makes a model of \d+ bytes from base, which has \d+; the limit is 10 bytes"):
         apply(vector, base, tmp_path / "out", max_bytes=10)
     assert not (tmp_path / "out").exists()
     apply(vector, base, tmp_path / "out", max_bytes=1_000)

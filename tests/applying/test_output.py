@@ -206,7 +206,7 @@ def rounds_as_expected(source: str, dtype: str, patterns: Any) -> None:
     expected = expected_bits(DTYPES[source], DTYPES[TARGETS[dtype]], carriers.tolist())
     given_form = Form(DTYPES[source], (len(carriers),))
     if expected is None:
-        with pytest.raises(DTypeError, match=rf"^tensor 'w' holds \S+, which is beyond {dtype}$"):
+        with pytest.raises(DTypeError, match=rf"^tensor 'w' contains \S+, which is beyond {dtype}$"):
             Output(dtype=dtype).rounded("w", carriers, given_form)
     else:
         assert Output(dtype=dtype).rounded("w", carriers, given_form).tolist() == expected
@@ -330,7 +330,7 @@ def test_a_value_beyond_the_dtype_is_refused_and_leaves_nothing(
         tmp_path / "base", {"fits": tensor(source, [1, np.inf]), "large": tensor(source, [1, value])}, 2, FILES
     )
     vector = vector_of(base, {}, {}, {})
-    with pytest.raises(DTypeError, match=rf"^tensor 'large' holds -?\S+e\+?\d+, which is beyond {dtype}$|70000"):
+    with pytest.raises(DTypeError, match=rf"^tensor 'large' contains -?\S+e\+?\d+, which is beyond {dtype}$|70000"):
         apply(vector, base, tmp_path / "out", output=Output(dtype=dtype))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
@@ -416,7 +416,7 @@ def test_what_all_vectors_changed_alike_is_carried(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "README.md").read_bytes() == FILES["README.md"]
 
 
-ANEW = "{} is written anew".format
+ANEW = "{} is rewritten".format
 OTHERWISE: dict[str, tuple[Output, list[str]]] = {
     "as it is": (Output(), []),
     "in its own dtype": (Output(dtype="float32"), []),
@@ -456,7 +456,7 @@ def test_weights_that_are_not_the_base_s_are_named_in_other_shards_too(tmp_path:
     diff(base, tuned).save(tmp_path / "a.lota")
     applied = apply(TaskVector.open(tmp_path / "a.lota"), other, tmp_path / "out", output=Output(shard_size=50))
     assert applied.exact is False
-    assert applied.differences[0] == "weights that the vector leaves alone are not as in its base"
+    assert applied.differences[0] == "weights that the vector does not change differ from its base"
     shards = [shard.path.name for shard in ModelFolder(tmp_path / "out").shards]
     assert applied.differences[1:] == tuple(map(ANEW, [*shards, INDEX]))
 
@@ -464,7 +464,7 @@ def test_weights_that_are_not_the_base_s_are_named_in_other_shards_too(tmp_path:
 def test_a_vector_that_knows_its_result_is_written_at_one_go(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", MODEL)
     tuned = write_checkpoint(tmp_path / "tuned", {**MODEL, "scale": tensor("F32", 2.5)})
-    with pytest.raises(UsageError, match="knows the checkpoint that it gives: it is written at one go, not resumed"):
+    with pytest.raises(UsageError, match="is known and compared as a whole: it cannot be resumed"):
         apply(diff(base, tuned), base, tmp_path / "out", work=tmp_path / "out.part")
     assert not (tmp_path / "out.part").exists()
 
@@ -628,7 +628,7 @@ def test_the_folder_of_another_merge_is_refused_by_name(other: dict[str, Any], m
     with pytest.raises(StopError):
         go(merging, progress=stopping(9))
     before = shards_of(merging / "out.part")
-    with pytest.raises(ResumeError, match=rf"out\.part holds another run: {message}$"):
+    with pytest.raises(ResumeError, match=rf"out\.part belongs to another run: {message}$"):
         go(merging, **other)
     assert shards_of(merging / "out.part") == before
     # another card is not: it is written at the end
@@ -641,7 +641,7 @@ def test_another_base_is_refused_although_the_vectors_fit(merging: Path) -> None
     with pytest.raises(StopError):
         go(merging, progress=stopping(9))
     base = write_checkpoint(merging / "other", {**MODEL, "bytes": tensor("U8", [9, 9, 9])}, 2, FILES)
-    with pytest.raises(ResumeError, match=r"holds another run: its base was \w+, here it is \w+$"):
+    with pytest.raises(ResumeError, match=r"belongs to another run: its base was \w+, here it is \w+$"):
         apply(the_merge(merging), base, merging / "out", output=GOES, work=merging / "out.part", record=RECORD)
 
 
@@ -666,7 +666,7 @@ def test_files_without_a_record_are_no_shards_of_ours(merging: Path) -> None:
     work.mkdir()
     shard = next((merging / "whole").glob("*.safetensors"))
     (work / shard.name).write_bytes(shard.read_bytes())
-    with pytest.raises(ResumeError, match=r"out\.part holds files, but no record of the run that they belong to"):
+    with pytest.raises(ResumeError, match=r"out\.part contains files, but no record of the run that they belong to"):
         go(merging)
     assert (work / shard.name).exists()
     (work / shard.name).unlink()

@@ -167,7 +167,7 @@ def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path:
     assert "no such file" in refused(2, *train, "--eval-data", tmp_path / "absent.jsonl")
     assert "method is one of lota, fft, lora" in refused(2, *train, "--method", "magic")
     assert "--method fft has no mask" in refused(2, *train, "--method", "fft", "--sparsity", "0.5")
-    assert "a picture is one of" in refused(2, *train, "--plot", tmp_path / "x.bmp")
+    assert "a picture must be one of" in refused(2, *train, "--plot", tmp_path / "x.bmp")
     assert "needs examples to evaluate on" in refused(2, *train, "--patience", "1")
     assert "--report-to nowhere" in refused(2, *train, "--report-to", "nowhere")
     (tmp_path / "x.lota.run").mkdir()
@@ -401,7 +401,7 @@ def test_unpack_says_why_the_result_is_another(states: tuple[Path, Path], tmp_pa
     ok("pack", base, tuned, "-o", tmp_path / "x.lota")
     (base / "vocab.txt").write_bytes(b"other")
     unpack = ("unpack", tmp_path / "x.lota", "--base", base, "-o", tmp_path / "out", "--force")
-    why = "vocab.txt is not as in the vector's base"
+    why = "vocab.txt differs from the vector's base"
     assert ok(*unpack).endswith(f"not identical to the tuned checkpoint: {why}\n")
     (base / "vocab.txt").unlink()
     report = json.loads(ok(*unpack, "--json"))
@@ -436,7 +436,7 @@ def test_a_patch_is_inspected_alone_and_neither_merged_nor_compared(llama: Path,
     said = ok("inspect", file)
     assert f"{file}: patch, " in said
     assert "tuned: tuned" in said
-    patch = "x.lota is a patch: it holds new bits, not deltas; pack a vector"
+    patch = "x.lota is a patch: it contains new bits, not deltas; pack a vector"
     assert patch in refused(1, "merge", file, "-o", out)
     assert patch in refused(1, "merge", file, file, "--base", llama, "-o", out)
     assert patch in refused(1, "inspect", file, file)
@@ -491,7 +491,7 @@ def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, 
     assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
     assert "absent.lota" in refused(1, "inspect", tmp_path / "absent.lota")
     assert "not a .lota file" in refused(1, "inspect", llama / "model.safetensors")
-    assert "a picture is one of" in refused(2, "inspect", vector, "--plot", tmp_path / "p.txt")
+    assert "a picture must be one of" in refused(2, "inspect", vector, "--plot", tmp_path / "p.txt")
     assert not out.exists()
 
 
@@ -558,7 +558,7 @@ def test_force_never_replaces_a_folder_that_is_no_model(llama: Path, vector: Pat
     precious = tmp_path / "home" / "letter.txt"
     precious.parent.mkdir()
     precious.write_text("dear")
-    assert "holds no model" in refused(2, "unpack", vector, "--base", llama, "-o", precious.parent, "--force")
+    assert "contains no model" in refused(2, "unpack", vector, "--base", llama, "-o", precious.parent, "--force")
     assert "is an input" in refused(2, "unpack", vector, "--base", llama, "-o", llama, "--force")
     assert "is a folder" in refused(2, "merge", vector, "-o", precious.parent, "--force")
     assert "is a file" in refused(2, "unpack", vector, "--base", llama, "-o", precious, "--force")

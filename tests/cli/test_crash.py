@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict
     done = subprocess.run([*inside, script, "sh", *arguments], capture_output=True, text=True, check=False)
     assert done.stdout == "code 1\n"
     # the size of a folder is checked before it is written
-    said = {"pack": ": No space left on device", "unpack": r" takes [\d,]+ bytes, and [\d,]+ are free in .*"}[name]
+    said = {"pack": ": No space left on device", "unpack": r" needs [\d,]+ bytes, but only [\d,]+ are free in .*"}[name]
     assert re.fullmatch(re.escape(f"taskvec: {tmp_path / 'out'}") + said + "\n", done.stderr)
 
 
@@ -230,7 +230,7 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
     other = [*TASKVEC, *merge, "--weights", "1,2", "-o", str(output), "--resume"]
     refused = subprocess.run(other, check=False, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "model.part holds another run: its weights was [1.0, 1.0], here it is [1.0, 2.0]" in refused.stderr
+    assert "model.part belongs to another run: its weights was [1.0, 1.0], here it is [1.0, 2.0]" in refused.stderr
 
     run(*merge, "-o", output, "--resume")
     # the model card contains the name of the folder

@@ -177,8 +177,8 @@ PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "FIFO": (os.mkfifo, "out is a FIFO"),
     "socket": (_socket, "out is a socket"),
     "link to a device": (lambda path: path.symlink_to("/dev/null"), "out is a device"),
-    "link to nothing": (lambda path: path.symlink_to("gone"), "out is a link to gone, which is not there"),
-    "link in a circle": (lambda path: path.symlink_to("out"), "out is a link to out, which is not there"),
+    "link to nothing": (lambda path: path.symlink_to("gone"), "out is a link to gone, which does not exist"),
+    "link in a circle": (lambda path: path.symlink_to("out"), "out is a link to out, which does not exist"),
 }
 COMMANDS = ("pack base tuned -o {}", "unpack a.lota --base base -o {}", "merge a.lota --base base -o {}")
 
@@ -207,7 +207,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "empty": ("", "name"),
     "below a file": ("a.lota/x", "is not a folder"),
     "below a file, deeper": ("a.lota/y/x", "is not a folder"),
-    "too long": ("x" * 250, "too long: the file system takes 240 bytes"),
+    "too long": ("x" * 250, "too long: the file system allows 240 bytes"),
     "too long in bytes": ("ü" * 125, "too long"),
     "below a name that is too long": ("x" * 300 + "/x", "too long"),
     "no place to write": ("/proc/x", "/proc/x cannot be written: /proc: "),
@@ -255,17 +255,20 @@ HELD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "other files": (into("optimizer.pt"), None),
     "a link to a file": (lambda folder: (folder / "vocab.txt").symlink_to("config.json"), None),
     "the Hub's notes": (into(".cache/huggingface/download/config.json.metadata"), None),
-    "a cache of somebody else": (into(".cache/mine/x"), "holds the folder '.cache', which would be lost"),
+    "a cache of somebody else": (into(".cache/mine/x"), "contains the folder '.cache', which would be lost"),
     "a cache of both": (
         lambda folder: (into(".cache/mine/x")(folder), into(".cache/huggingface/x")(folder)),
-        "holds the folder '.cache', which would be lost",
+        "contains the folder '.cache', which would be lost",
     ),
-    "a Trainer's checkpoint": (into("checkpoint-500/model.safetensors"), "holds the folder 'checkpoint-500'"),
-    "history": (into(".git/HEAD"), "holds the folder '.git'"),
-    "a link to a folder": (lambda folder: (folder / "more").symlink_to(".."), "holds the folder 'more'"),
-    "a FIFO": (lambda folder: os.mkfifo(folder / "pipe"), "holds 'pipe', which is no plain file"),
-    "a link to nothing": (lambda folder: (folder / "x").symlink_to("gone"), "holds 'x', which is no plain file"),
-    "no model": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model"),
+    "a Trainer's checkpoint": (into("checkpoint-500/model.safetensors"), "contains the folder 'checkpoint-500'"),
+    "history": (into(".git/HEAD"), "contains the folder '.git'"),
+    "a link to a folder": (lambda folder: (folder / "more").symlink_to(".."), "contains the folder 'more'"),
+    "a FIFO": (lambda folder: os.mkfifo(folder / "pipe"), "contains 'pipe', which is not a regular file"),
+    "a link to nothing": (
+        lambda folder: (folder / "x").symlink_to("gone"),
+        "contains 'x', which is not a regular file",
+    ),
+    "no model": (lambda folder: (folder / "model.safetensors").unlink(), "contains no model"),
 }
 
 
@@ -308,7 +311,7 @@ def test_two_outputs_of_one_command_are_two(tmp_path: Path) -> None:
     check_distinct(tmp_path / "a", None, tmp_path / "b", None)
     (tmp_path / "link").symlink_to("a")
     for other in (tmp_path / "a", tmp_path / "x" / ".." / "a", tmp_path / "link"):
-        with pytest.raises(UsageError, match="named for two outputs"):
+        with pytest.raises(UsageError, match="given for two outputs"):
             check_distinct(tmp_path / "a", other)
 
 

@@ -169,7 +169,7 @@ def test_what_is_no_lota_file_is_called_by_what_it_is(llama: Path, vector: Path,
     found = {
         llama: (2, f"{llama} is a model folder, not a .lota file: pack what it changed first"),
         weights: (1, "not a .lota file: a safetensors file without a taskvec description; if it is a checkpoint, pack"),
-        tmp_path / "empty": (2, "is a folder, not a .lota file, and holds no model"),
+        tmp_path / "empty": (2, "is a folder, not a .lota file, and contains no model"),
         tmp_path / "merge.yaml": (2, f"is merged by taskvec merge --recipe {tmp_path / 'merge.yaml'}"),
         tmp_path / "pipe": (2, "is not a regular file; expected a .lota file"),
     }

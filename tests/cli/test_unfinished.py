@@ -30,7 +30,7 @@ def unfinished(kind: str, folder: Path) -> None:
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no record": (into("letter.txt"), "holds files, but no record of the run that they belong to"),
+    "no record": (into("letter.txt"), "contains files, but no record of the run that they belong to"),
     "no object": (into("run.json", b"[]"), "is not the record of a "),
     "no JSON": (into("run.json", b"{"), "is not the record of a run"),
     "somebody else's": (into("run.json", b'{"name": "mine"}'), "is not the record of a "),
@@ -110,8 +110,8 @@ def test_unfinished_work_that_is_read_is_not_removed(work: Path) -> None:
     (work / "x.lota.run" / "mask.lota").write_bytes((work / "a.lota").read_bytes())
     before = snapshot(work)
     for flag in ("--force", "--resume"):
-        assert "holds the input" in refused(2, *MERGE, "m.part/v.lota", flag)
-        assert "holds the input" in refused(2, *TRAIN, "--mask-from", "x.lota.run/mask.lota", flag)
+        assert "contains the input" in refused(2, *MERGE, "m.part/v.lota", flag)
+        assert "contains the input" in refused(2, *TRAIN, "--mask-from", "x.lota.run/mask.lota", flag)
     assert snapshot(work) == before
 
 
@@ -119,7 +119,7 @@ def test_unfinished_work_that_is_read_is_not_removed(work: Path) -> None:
 def test_the_demo_leaves_a_folder_of_somebody_else_alone(put: Callable[[Path], object], tmp_path: Path) -> None:
     put(tmp_path / "demo")
     before = snapshot(tmp_path)
-    assert "holds files, but no record" in refused(1, "demo", tmp_path / "demo")
+    assert "contains files, but no record" in refused(1, "demo", tmp_path / "demo")
     existing(tmp_path / "file")
     refused(1, "demo", tmp_path / "file")
     assert snapshot(tmp_path) == {**before, "file": b"mine"}

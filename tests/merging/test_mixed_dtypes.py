@@ -181,8 +181,8 @@ def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
         ([1e39, 1], {}, "tensor 'w': the weights leave the range of f32"),
         ([1e39, -1e39], {}, "tensor 'w': the weights leave the range of f32"),
         ([1.5, 1.0], {}, "tensor 'w': the average leaves the range of f32"),
-        ([1, 1], {"dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
-        ([0.5, 0.5], {"dtype": "bfloat16", "out_dtype": "float16"}, "tensor 'w' holds .*, which is beyond float16"),
+        ([1, 1], {"dtype": "float16"}, "tensor 'w' contains .*, which is beyond float16"),
+        ([0.5, 0.5], {"dtype": "bfloat16", "out_dtype": "float16"}, "tensor 'w' contains .*, which is beyond float16"),
     ],
 )
 def test_an_average_that_no_number_holds_is_refused(

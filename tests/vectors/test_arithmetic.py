@@ -264,10 +264,10 @@ def test_what_leaves_the_range_is_refused_by_name(far: Callable[[TaskVector], Ta
         (lambda a: a * float("nan"), "the factor of a.lota must be a finite number, found nan"),
         (lambda a: float("-inf") * a, "the factor of a.lota must be a finite number, found -inf"),
         (lambda a: a * 1e300 * 1e300, "the factor of a.lota must be a finite number, found inf"),
-        (lambda a: a / 0, "a.lota can be divided by finite numbers other than zero, found 0"),
-        (lambda a: a / -0.0, "a.lota can be divided by finite numbers other than zero, found -0.0"),
-        (lambda a: a / float("inf"), "a.lota can be divided by finite numbers other than zero, found inf"),
-        (lambda a: a / float("nan"), "a.lota can be divided by finite numbers other than zero, found nan"),
+        (lambda a: a / 0, "a.lota can only be divided by a finite non-zero number, found 0"),
+        (lambda a: a / -0.0, "a.lota can only be divided by a finite non-zero number, found -0.0"),
+        (lambda a: a / float("inf"), "a.lota can only be divided by a finite non-zero number, found inf"),
+        (lambda a: a / float("nan"), "a.lota can only be divided by a finite non-zero number, found nan"),
         (lambda a: a / 5e-324, "the factor of a.lota must be a finite number, found inf"),
     ],
 )
@@ -325,10 +325,10 @@ OPERATIONS = {"negated": operator.neg, "doubled": lambda a: 2 * a, "added": lamb
     [
         ({"ids": tensor("I64", [2])}, "tuned: tensor 'ids' is I64: its changes cannot be added"),
         ({"flags": tensor("BOOL", [False])}, "tuned: tensor 'flags' is BOOL: its changes cannot be added"),
-        ({"more": tensor("F32", [1])}, "tuned: tensor 'more' is F32 [1] but is not in the base: that cannot be"),
+        ({"more": tensor("F32", [1])}, "tuned: tensor 'more' is F32 [1] but is not in the base: this change cannot be"),
         ({"w": tensor("F32", [1, 2, 3])}, "tuned: tensor 'w' is F32 [3] but is F32 [2] in the base"),
         ({"w": tensor("BF16", [1, 2])}, "tuned: tensor 'w' is BF16 [2] but is F32 [2] in the base"),
-        ({"w": None}, "tuned removes tensor 'w': that cannot be added up"),
+        ({"w": None}, "tuned removes tensor 'w': this change cannot be added"),
     ],
     ids=["integers", "booleans", "added", "resized", "retyped", "removed"],
 )
@@ -346,5 +346,5 @@ def test_changes_that_cannot_be_added_are_refused_by_name(
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_a_patch_is_not_added(operation: Callable[[TaskVector], TaskVector], tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / f"{v}", {"w": tensor("F32", [v])}) for v in (1, 2))
-    with pytest.raises(KindError, match=r"^2 is a patch: it holds new bits, not deltas"):
+    with pytest.raises(KindError, match=r"^2 is a patch: it contains new bits, not deltas"):
         operation(diff(base, tuned, kind="patch"))

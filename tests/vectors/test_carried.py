@@ -71,7 +71,7 @@ def test_side_files_beyond_what_a_file_can_hold_are_left_out(folders: Path, monk
 @pytest.mark.parametrize("name", [b"caf\xe9.txt", b"a\nb.txt", b"a\x1b.txt"])
 def test_a_name_that_cannot_be_stored_is_refused_before_any_work(name: bytes, folders: Path) -> None:
     Path(os.fsdecode(os.fsencode(folders / "tuned") + b"/" + name)).write_bytes(b"")
-    with pytest.raises(DiffError, match="rename the file or take it away"):
+    with pytest.raises(DiffError, match="rename or remove the file"):
         diff(ModelFolder(folders / "base"), ModelFolder(folders / "tuned"), progress=lambda *_: pytest.fail("work"))
     refused(1, "pack", folders / "base", folders / "tuned", "-o", folders / "x.lota")
     assert not (folders / "x.lota").exists()

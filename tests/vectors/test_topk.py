@@ -68,7 +68,7 @@ def test_k_is_rounded_not_cut(sparsity: float, eligible: int, k: int) -> None:
 
 @pytest.mark.parametrize(("sparsity", "eligible"), [(0.999, 100), (0.5, 0)])
 def test_a_mask_of_nothing_is_refused(sparsity: float, eligible: int) -> None:
-    with pytest.raises(MaskError, match=f"leaves none of {eligible}"):
+    with pytest.raises(MaskError, match=f"keeps none of {eligible}"):
         entries_for(sparsity, eligible)
 
 

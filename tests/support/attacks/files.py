@@ -175,7 +175,7 @@ INDEXES = [
     *on_base(
         "an index that places a tensor elsewhere",
         side_file(INDEX, json.dumps({"weight_map": {"y": SINGLE}}).encode()),
-        "places tensor 'y' in 'model.safetensors', which does not hold it",
+        "places tensor 'y' in 'model.safetensors', which does not contain it",
     ),
     *on_base("an index that is none", side_file(INDEX, b"[]"), "is not a shard index"),
 ]
@@ -204,7 +204,9 @@ CONFIGS = [
 SHARDS = [
     *on_base("a shard config.json", shard("config.json", layout(OWN)), "is not the name of a shard"),
     *on_base("a shard ../x", shard("../x.safetensors", layout(OWN)), "is not the name of a file"),
-    *on_base("a shard without a tensor", shard(SINGLE, layout({"w": OWN["w"]})), "no shard holds 'x'|lacks|has tensor"),
+    *on_base(
+        "a shard without a tensor", shard(SINGLE, layout({"w": OWN["w"]})), "no shard contains 'x'|lacks|has tensor"
+    ),
     *on_base(
         "a shard with a tensor more",
         shard(SINGLE, layout({**OWN, "y": ("F32", (1,), 4)})),

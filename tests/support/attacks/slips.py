@@ -16,7 +16,7 @@ from taskvec import diff, open_checkpoint
 from . import Attack
 
 INPUT = "is an input"
-HOLDS = "holds the input"
+HOLDS = "contains the input"
 # name -> command line, and a part of the error message
 ONTO_INPUTS: dict[str, tuple[str, str]] = {
     "pack, shard of base": ("pack base tuned -o base/model-00001-of-00002.safetensors --force", INPUT),
@@ -56,7 +56,7 @@ ONTO_INPUTS: dict[str, tuple[str, str]] = {
     "train, an earlier task": ("train base rows.jsonl --disjoint-from a.lota -o a.lota --force", INPUT),
     "train, the start": ("train base rows.jsonl --start-from a.lota -o a.lota --force", INPUT),
     "train, plot on data": ("train base data.png -o x.lota --plot data.png --force", INPUT),
-    "train, plot on the output": ("train base rows.jsonl -o x.png --plot ./x.png --force", "named for two outputs"),
+    "train, plot on the output": ("train base rows.jsonl -o x.png --plot ./x.png --force", "given for two outputs"),
     "eval, the data": ("eval base --data rows.jsonl --metric exact_match --answers rows.jsonl --force", INPUT),
     "eval, the model": ("eval base --data rows.jsonl --metric exact_match --answers base/config.json --force", INPUT),
     "eval, a vector": (
@@ -78,19 +78,19 @@ NO_OUTPUTS = {
     "a folder": ("pack base tuned -o dir --force", "dir is a folder; the output is a file"),
     "a folder, by a link": ("arith 2*a.lota -o way --force", "way is a folder; the output is a file"),
     "a folder for a picture": ("inspect a.lota --plot dir --force", "dir"),
-    "a link to nothing": ("pack base tuned -o dangling --force", "dangling is a link to gone, which is not there"),
+    "a link to nothing": ("pack base tuned -o dangling --force", "dangling is a link to gone, which does not exist"),
     "a link to nothing, for a folder": ("merge a.lota --base base -o dangling --force", "is a link to gone"),
     "a slash": ("merge a.lota b.lota -o zdir/ --force", "zdir/ is a folder; the output is a file"),
     "a slash, arith": ("arith 2*a.lota -o zdir/", "the output is a file"),
     "a slash, pack": ("pack base tuned -o zdir/", "the output is a file"),
-    "a folder that is no model": ("unpack a.lota --base base -o letters --force", "holds no model"),
-    "a model with more in it": ("merge a.lota --base base -o trained --force", "holds the folder 'checkpoint-5'"),
+    "a folder that is no model": ("unpack a.lota --base base -o letters --force", "contains no model"),
+    "a model with more in it": ("merge a.lota --base base -o trained --force", "contains the folder 'checkpoint-5'"),
     "below a file": ("pack base tuned -o a.lota/x", "is not a folder"),
     "a name that is too long": (f"pack base tuned -o {'x' * 300}", "is too long"),
-    "one file for two outputs": ("train base rows.jsonl -o x.png --plot x.png", "named for two outputs"),
+    "one file for two outputs": ("train base rows.jsonl -o x.png --plot x.png", "given for two outputs"),
     "what is there": ("merge a.lota -o b.lota", "b.lota exists already; --force replaces it"),
     "a folder that is there": ("unpack a.lota --base base -o tuned", "tuned exists already; --force replaces it"),
-    "a picture of no kind": ("inspect a.lota --plot x.txt", "a picture is one of .png, .svg, .pdf"),
+    "a picture of no kind": ("inspect a.lota --plot x.txt", "a picture must be one of .png, .svg, .pdf"),
 }
 ABSENT = {
     "base": ("pack gone tuned -o x.lota", "gone: no such file or folder"),
@@ -130,7 +130,7 @@ MISTAKEN = {
     "a folder to verify": ("verify base", "base is a model folder, not a .lota file"),
     "a folder to unpack": ("unpack tuned --base base -o x", "tuned is a model folder, not a .lota file"),
     "a folder to wear": ("eval base --data rows.jsonl --with tuned", "tuned is a model folder, not a .lota file"),
-    "a folder without a model": ("inspect letters", "letters is a folder, not a .lota file, and holds no model"),
+    "a folder without a model": ("inspect letters", "letters is a folder, not a .lota file, and contains no model"),
     "a recipe as vector": ("merge recipe.yml -o x.lota", "is merged by taskvec merge --recipe recipe.yml"),
     "a folder as recipe": ("merge --recipe base -o x", "it is a folder; expected a YAML file"),
     "a model folder as data": ("eval base --data dir", "dir is a model folder; expected JSON lines"),
@@ -172,8 +172,8 @@ NUMBERS = {
     "density nan": ("merge a.lota --method ties --density nan -o x.lota", "density of a.lota: .* found nan"),
     "density abc": ("merge a.lota --method ties --density abc -o x.lota", "--density takes numbers"),
     "gamma 7": ("merge a.lota --method breadcrumbs --density 0.5 --gamma 7 -o x.lota", "gamma"),
-    "sparsity 1": ("pack base tuned --sparsity 1 -o x.lota", "must lie between 0 and 1, both excluded; found 1"),
-    "sparsity nan": ("pack base tuned --sparsity nan -o x.lota", "must lie between 0 and 1, both excluded; found nan"),
+    "sparsity 1": ("pack base tuned --sparsity 1 -o x.lota", "must be between 0 and 1, both excluded; found 1"),
+    "sparsity nan": ("pack base tuned --sparsity nan -o x.lota", "must be between 0 and 1, both excluded; found nan"),
     "sparsity 1 of train": ("train base rows.jsonl --sparsity 1 -o x.lota", "sparsity"),
     "a share of nan": ("train base rows.jsonl --mix rows.jsonl:nan -o x.lota", "found .nan"),
     "no steps": ("train base rows.jsonl --steps=-1 -o x.lota", "steps"),
@@ -184,7 +184,7 @@ EXPRESSIONS = {
     "two numbers in a row": ("0.5 >> 0.5", ">> takes two vectors, found two numbers"),
     "a number": ("0.5", "the expression is a number, 0.5: expected a vector"),
     "infinity": ("1e999*a.lota", "the factor of a.lota must be a finite number, found inf"),
-    "minus infinity": ("a.lota / 1e999", "can be divided by finite numbers other than zero, found inf"),
+    "minus infinity": ("a.lota / 1e999", "can only be divided by a finite non-zero number, found inf"),
     "400 zeros": (f"1{'0' * 400}*a.lota", "the factor of a.lota must be a finite number, found inf"),
     "zero": ("a.lota / 0", "cannot divide by zero"),
     "a product of vectors": ("a.lota*b.lota", "takes numbers and at most one vector, found two vectors"),
@@ -219,7 +219,7 @@ OTHER_BASES = {
     "a device as model": ("pack base /dev/zero -o x.lota", "/dev/zero is not a regular file"),
     "a chain that does not fit": ("arith 'a.lota >> a.lota >> a.lota' -o x.lota", "a.lota starts from base"),
     "a chain on a wrong base": ("arith 'a.lota >> b.lota' --base other -o x.lota", "other is not the base of a.lota"),
-    "merge of a patch": ("merge p.lota a.lota -o x.lota", "p.lota is a patch: it holds new bits, not deltas"),
+    "merge of a patch": ("merge p.lota a.lota -o x.lota", "p.lota is a patch: it contains new bits, not deltas"),
     "merge of a patch onto its base": ("merge p.lota --base base -o x", "p.lota is a patch"),
     "twice a patch": ("arith 2*p.lota -o x.lota", "p.lota is a patch"),
     "a patch in a sum": ("arith 'a.lota - p.lota' -o x.lota", "p.lota is a patch"),
@@ -278,7 +278,7 @@ UNFINISHED = [
     for name, put in {"somebody's": into("letter.txt"), "ours": into("run.json", b'{"kind": "merge"}')}.items()
     for what, part, typed, says, code in (
         ("unfinished merge, base mistyped", "m.part", f"{MERGE} bse", "bse: no such file or folder", 2),
-        ("unfinished merge, vector mistyped", "m.part", f"{MERGE} base c.lta", "c.lta|m.part holds files", 1),
+        ("unfinished merge, vector mistyped", "m.part", f"{MERGE} base c.lta", "c.lta|m.part contains files", 1),
         ("unfinished merge, wrong base", "m.part", f"{MERGE} other", ".", 1),
         ("unfinished training, base mistyped", "x.lota.run", TRAIN.replace("base", "bse"), "bse: no such file", 2),
         ("unfinished training, mask mistyped", "x.lota.run", f"{TRAIN} --mask-from c.lta", "c.lta", 1),
@@ -290,12 +290,12 @@ UNFINISHED = [
     Attack(
         "a folder of somebody's as unfinished merge",
         partial(beside, "m.part", into("letter.txt"), f"{MERGE} base"),
-        "m.part holds files, but no record",
+        "m.part contains files, but no record",
     ),
     Attack(
         "a folder of somebody's as unfinished training",
         partial(beside, "x.lota.run", into("letter.txt"), TRAIN),
-        "x.lota.run holds files, but no record",
+        "x.lota.run contains files, but no record",
     ),
 ]
 
