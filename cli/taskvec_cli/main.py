@@ -43,7 +43,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Train, store, merge and apply sparse task vectors of language models.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -302,33 +302,40 @@ def inspect(
         render.say(f"picture: {plot}")
 
 
-@app.command(short_help="Check the integrity of a .lota file.")
+@app.command(short_help="Check the integrity of .lota files.")
 def verify(
-    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
+    vectors: Annotated[
+        list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
+    ],
     base: Annotated[
-        str | None, typer.Option("--base", help=f"Also apply it to this base: {_MODEL}", show_default=False)
+        str | None, typer.Option("--base", help=f"Also apply each of them to this base: {_MODEL}", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every checksum of a .lota file and decode every entry.
+    """Check every checksum of .lota files and decode every entry.
 
-    With --base, the vector is also applied in memory and the result is checked.
+    With --base, each vector is also applied in memory and the result is checked.
+    The first file that is damaged ends the command.
 
     Example: taskvec verify tuned.lota --base base/
     """
-    from taskvec import TaskVector
+    from taskvec import TaskVector, open_checkpoint
     from taskvec import verify as verify_vector
 
     from . import render
 
+    checkpoint = None if base is None else open_checkpoint(base)
+    opened = [TaskVector.open(path) for path in vectors]
     with progress_bars() as progress:
-        opened = TaskVector.open(vector)
-        verify_vector(opened, base, progress=progress)
+        for vector in opened:
+            verify_vector(vector, checkpoint, progress=progress)
+    reports = [{"path": str(path), "ok": True, "base_checked": base is not None} for path in vectors]
     if as_json:
-        render.print_json({"path": str(vector), "ok": True, "base_checked": base is not None})
-    else:
-        against = f", and applies to {base} as expected" if base is not None else ""
-        render.say(f"{vector}: {len(opened)} tensors, all intact{against}")
+        render.print_json(reports[0] if len(reports) == 1 else reports)
+        return
+    against = f", and applies to {base} as expected" if base is not None else ""
+    for path, vector in zip(vectors, opened, strict=True):
+        render.say(f"{path}: {len(vector)} tensors, all intact{against}")
 
 
 @app.command("eval", short_help="Evaluate a model on held-out data.")

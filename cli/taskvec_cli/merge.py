@@ -10,8 +10,9 @@ from .outputs import check_unfinished, parse_size
 from .progress import progress_bars
 
 if TYPE_CHECKING:
-    from taskvec import Checkpoint
+    from taskvec import Checkpoint, TaskVector
     from taskvec.merging.recipe import Recipe
+    from taskvec.reporting.progress import Progress
 
 _METHOD = "Method options"
 _FOLDER = "Model folder (--base)"
@@ -21,7 +22,11 @@ _OPTIONS = "method weights lam density dialect elect normalize rescale gamma see
 def merge(
     vectors: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="VECTORS", help="One or more .lota files with the same base.", show_default=False),
+        typer.Argument(
+            metavar="VECTORS",
+            help="One or more .lota files with the same base; with --base also fine-tuned model folders or Hub ids.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         str | None,
@@ -175,8 +180,8 @@ def merge(
     Example: taskvec merge sql.lota maths.lota -o both.lota --weights 1,0.5
     """
     given = dict(locals())
-    from taskvec import TaskVector, open_checkpoint
     from taskvec import merge as merge_vectors
+    from taskvec import open_checkpoint
     from taskvec.applying.output import Output
     from taskvec.applying.verified import Application
     from taskvec.errors import UsageError
@@ -206,7 +211,7 @@ def merge(
             parents = asked.vectors(checkpoint, progress)
             merged = asked.merge(parents, progress, checkpoint, form.dtype)
         else:
-            parents = [TaskVector.open(path) for path in vectors or ()]
+            parents = [_opened(path, checkpoint, progress) for path in vectors or ()]
             merged = merge_vectors(parents, progress=progress, base=checkpoint, **options)
         if to_folder:
             from taskvec.merging.model_folder import write_model
@@ -235,6 +240,17 @@ def merge(
     if not as_json:
         for note in notes:
             render.say(f"note: {note}")
+
+
+def _opened(path: Path, base: "Checkpoint | None", progress: "Progress") -> "TaskVector":
+    """A vector from a .lota file; with a base also what a fine-tune of it, a model folder or Hub id, changed."""
+    from taskvec import TaskVector, open_checkpoint
+    from taskvec.vectors.diff import diff
+    from taskvec.vectors.promotion import wider
+
+    if base is None or path.suffix == ".lota" or (path.is_file() and path.suffix != ".safetensors"):
+        return TaskVector.open(path)
+    return diff(base, wider(base, open_checkpoint(path)), progress=progress)
 
 
 def _options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
@@ -276,11 +292,15 @@ def _recipe(given: dict[str, Any]) -> "Recipe":
 
 def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None", *, to_folder: bool) -> Path:
     """Check the output before any work is done, and return its path."""
+    from taskvec import open_checkpoint
     from taskvec.applying.apply import WORK
     from taskvec.destination import check_apart, check_file, check_folder
     from taskvec.errors import UsageError
+    from taskvec.vectors.source import inputs_of
 
-    read = [*(given["vectors"] or ()), *([given["recipe"]] if given["recipe"] else []), *(base.inputs if base else ())]
+    vectors = given["vectors"] or ()
+    models = [open_checkpoint(path) for path in vectors if base is not None and path.is_dir()]
+    read = [*vectors, *([given["recipe"]] if given["recipe"] else []), *inputs_of(*models, *([base] if base else []))]
     if not to_folder:
         for name in ("dtype", "shard_size", "resume"):
             if given[name]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taskvec.training.train import TrainingResult
 
 _LINE, _CELL = 4000, 200  # maximum number of characters in a line, and in a cell of a table
+_GENERATIONS = 8  # of parents that are printed
 _RISEN = 1.2  # a calibration loss above this multiple of the first one, that of a single batch, is more than noise
 _ROWS = 200  # maximum number of rows in a table
 
@@ -78,7 +79,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     rows = list(rows)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        # names may be long: they are folded before a number is cut off
+        table.add_column(
+            column, justify="left" if number == 0 else "right", no_wrap=number > 0, overflow="fold", vertical="bottom"
+        )
     for row in rows[:_ROWS]:
         # rich would parse a string as markup
         table.add_row(*(Text(printable(cell, _CELL)) for cell in row))
@@ -459,6 +463,8 @@ def print_file(summary: dict[str, Any]) -> None:
     ]
     if "made_by" in summary["provenance"]:
         say(f"made by {summary['provenance']['made_by']}{': ' if facts else ''}{', '.join(facts)}")
+    for line in parent_lines(summary["provenance"]):
+        say(line)
     modules: dict[str, list[int]] = {}
     for tensor in summary["tensors"]:
         _, module = layer_and_module(tensor["name"])
@@ -475,10 +481,50 @@ def print_file(summary: dict[str, Any]) -> None:
     )
 
 
+def parent_lines(provenance: dict[str, Any]) -> list[str]:
+    """The vectors that a vector was made of, as a tree with one line per vector, indented by generation.
+
+    Args:
+        provenance: Of the vector. Vectors that occur in it several times are described the first time.
+
+    Returns:
+        Name, weight, method and digest of each parent; an empty list if no parents are recorded.
+    """
+    ancestors = provenance.get("ancestors")
+    ancestors = ancestors if isinstance(ancestors, dict) else {}
+    lines: list[str] = []
+    seen: set[str] = set()
+
+    def add(made: dict[str, Any], depth: int) -> None:
+        parents, weights = made.get("parents"), made.get("weights")
+        parents = parents if isinstance(parents, list) else []
+        # a merge lists its weights apart from its parents
+        weights = weights if isinstance(weights, list) and len(weights) == len(parents) else [None] * len(parents)
+        for parent, of_merge in zip(parents, weights, strict=True):
+            if not isinstance(parent, dict) or depth > _GENERATIONS or len(lines) >= _ROWS:
+                continue
+            digest = str(parent.get("digest"))
+            facts = ancestors.get(digest)
+            facts = facts if isinstance(facts, dict) else {}
+            weight = parent.get("weight", of_merge)
+            details = [
+                *([] if weight is None else [f"weight {weight}"]),
+                *[str(facts[key]) for key in ("made_by", "method") if isinstance(facts.get(key), str)],
+                digest,
+            ]
+            lines.append(printable(f"{'  ' * depth}- {parent.get('name')} ({', '.join(details)})", _CELL))
+            if digest not in seen:
+                seen.add(digest)
+                add(facts, depth + 1)
+
+    add(provenance, 1)
+    return ["parents:", *lines] if lines else []
+
+
 def print_overlap(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table of overlaps with one row per pair, from what `overlap_summary` returned."""
     print_table(
-        ("pair", "intersection", "Jaccard", "by chance", "sign conflicts", "cosine"),
+        ("pair", "inter-\nsection", "Jaccard", "by\nchance", "sign\nconflicts", "cosine"),
         [
             (
                 f"{row['a']} × {row['b']}",

@@ -76,7 +76,7 @@ def _bars() -> Iterator[Progress]:
         Remaining(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=300) as bars:
+    with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=300, transient=True) as bars:
         stages: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str = "") -> None:

@@ -18,12 +18,14 @@ def open_lota(path: Path) -> LotaReader:
         path: The file.
 
     Raises:
-        UsageError: The path is a folder, a device or a pipe, or has the name of a merge recipe.
+        UsageError: The path does not exist, is a folder, a device or a pipe, or has the name of a merge recipe.
         NotLotaError: The file is a safetensors file, but not a `.lota` file.
         FormatError: The file cannot be read, or is damaged.
     """
     try:
         mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError):
         return LotaReader(path)  # raises the error that explains it
     pack = f"pack what it changed first (taskvec pack BASE {path} -o NAME.lota), or list it in a merge recipe"
