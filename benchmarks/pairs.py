@@ -24,10 +24,10 @@ from taskvec import Checkpoint
 from taskvec.demo.smollm2 import write_base
 from taskvec.vectors.topk import TopK, entries_for, top_k
 from taskvec_formats import ModelFolder
-from taskvec_formats.atomic import atomic_directory
 from taskvec_formats.container import encode_header
 from taskvec_formats.dtypes import DTYPES, BitArray
 from taskvec_formats.file_names import SINGLE
+from taskvec_formats.system.atomic import atomic_directory
 
 STEPS, LEARNING_RATE, BATCH, LENGTH = 40, 1e-5, 4, 96
 # base, tuned

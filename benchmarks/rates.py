@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskvec_formats.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_file
 
 RESULTS = Path(__file__).parent / "results" / "rates"
 VALIDATION = 128  # number of validation examples

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rates import METHODS, RECIPES, CommandError, best_of, cells_of, named, options_of, parts, taskvec
 
-from taskvec_formats.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_file
 
 METRICS = {"mawps": ("loss", "exact_match"), "sql": ("loss", "rouge1", "exact_match")}
 # limited, because generating answers takes most of the time

@@ -2,7 +2,7 @@
 
 All checks run before any work: whether the output exists, whether it may be replaced, whether it can be written at all,
 and whether it is one of the inputs. The last step of writing does not replace an output that was created in the
-meantime (`taskvec_formats.atomic`); `appearing` turns that into an error of this package.
+meantime (`taskvec_formats.system.atomic`); `appearing` turns that into an error of this package.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from taskvec_formats.atomic import SPARE
+from taskvec_formats.system.atomic import SPARE
 
 from .errors import OutputExistsError, UsageError
 

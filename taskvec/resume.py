@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from taskvec_formats.atomic import atomic_file
-from taskvec_formats.locks import Lock
+from taskvec_formats.system.atomic import atomic_file
+from taskvec_formats.system.locks import Lock
 
 from .errors import ResumeError
 

@@ -19,7 +19,7 @@ from .dtypes import BitArray
 from .errors import CheckpointError, HeaderError
 from .file_names import INDEX, SHARD, SINGLE, is_config, is_weights
 from .forms import Form
-from .parallel import ordered_map
+from .system.parallel import ordered_map
 
 CONFIG_BYTES = 1 << 22  # limit for a config.json, far above the size of real ones
 _REDIRECT = "transformers_weights"  # key that names the file of weights

@@ -12,7 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
-from .atomic import atomic_file, naming
 from .blobs import pack_blob, unpack_blob
 from .blocks import Change, check_block, decode_block
 from .container import SafetensorsFile, encode_header
@@ -20,7 +19,8 @@ from .description import DIGEST_KEY, INDEX_BYTES, encode, parse
 from .errors import ChecksumError, FormatError, HeaderError, StreamError
 from .forms import Bits
 from .header import Blob, Block, Header, StoredFile, TensorSpec, stored_digest
-from .parallel import ordered_map
+from .system.atomic import atomic_file, naming
+from .system.parallel import ordered_map
 
 INDEX, BLOCKS = "taskvec.index", "taskvec.blocks"
 _HEADER_BYTES = 1 << 25  # more than the longest description takes if each of its characters is escaped

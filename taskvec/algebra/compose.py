@@ -13,8 +13,8 @@ from taskvec_formats import Change, Checkpoint, Header, SideFile, SparseTensor, 
 from taskvec_formats.dtypes import BitArray, DType
 from taskvec_formats.file_names import INDEX
 from taskvec_formats.forms import Bits
-from taskvec_formats.parallel import threads
 from taskvec_formats.sparse import Indices
+from taskvec_formats.system.parallel import threads
 
 from ..applying.overlay import Patched
 from ..arguments import instance

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_formats.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_file
 from taskvec_formats.text import printable
 
 from ..destination import appearing, check_file

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_formats import Checkpoint, TensorSpec
-from taskvec_formats.atomic import atomic_directory
-from taskvec_formats.parallel import ordered_map
+from taskvec_formats.system.atomic import atomic_directory
+from taskvec_formats.system.parallel import ordered_map
 
 from ..arguments import instance
 from ..destination import appearing, check_apart, check_folder

@@ -16,8 +16,8 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.errors import ChecksumError, StreamError
 from taskvec_formats.header import Block
-from taskvec_formats.parallel import ordered_map
 from taskvec_formats.sparse import Indices
+from taskvec_formats.system.parallel import ordered_map
 
 from ..errors import AlreadyAppliedError, BaseMismatchError, DTypeError
 from ..reporting.progress import Progress, silent

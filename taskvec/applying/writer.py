@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from taskvec_formats import Form
-from taskvec_formats.atomic import atomic_file
-from taskvec_formats.parallel import ordered_map
+from taskvec_formats.system.atomic import atomic_file
+from taskvec_formats.system.parallel import ordered_map
 
 from ..reporting.progress import Progress
 from ..resume import RecordedFolder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec_formats import Checkpoint, ModelFolder
-from taskvec_formats.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_file
 
 from ..analysis.overlap import Overlap, overlap
 from ..applying.apply import apply

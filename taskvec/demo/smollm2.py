@@ -7,7 +7,7 @@ import importlib.util
 import io
 from pathlib import Path
 
-from taskvec_formats.atomic import atomic_directory
+from taskvec_formats.system.atomic import atomic_directory
 
 from ..errors import UsageError
 

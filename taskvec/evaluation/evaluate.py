@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from taskvec_formats import Checkpoint
-from taskvec_formats.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_file
 
 from ..data.examples import Example
 from ..data.pairs import collate_pairs, collator_of, encode_target, fit_source, rows_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskvec_formats.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_file
 
 from ..resume import RecordedFolder
 from ..vectors.vector import TaskVector

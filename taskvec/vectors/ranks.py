@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from threading import Lock
 
 from taskvec_formats import SparseTensor
-from taskvec_formats.parallel import ordered_map
 from taskvec_formats.sparse import Indices
+from taskvec_formats.system.parallel import ordered_map
 
 from .source import Vector
 from .topk import Deltas, FloatArray, Key, TopK, top_k

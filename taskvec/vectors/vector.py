@@ -32,7 +32,7 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.errors import StreamError
 from taskvec_formats.header import Block
-from taskvec_formats.parallel import ordered_map
+from taskvec_formats.system.parallel import ordered_map
 from taskvec_formats.text import printable
 
 from ..arguments import one_of, real, said, whole

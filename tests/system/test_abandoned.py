@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskvec_formats.atomic import atomic_directory, atomic_file
+from taskvec_formats.system.atomic import atomic_directory, atomic_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
 

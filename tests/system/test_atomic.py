@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from taskvec_formats import atomic
-from taskvec_formats.atomic import atomic_directory, atomic_file
+from taskvec_formats.system import atomic
+from taskvec_formats.system.atomic import atomic_directory, atomic_file
 
 
 class StopError(Exception):

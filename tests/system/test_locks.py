@@ -19,13 +19,14 @@ from support.models import make_llama, write_rows
 from taskvec import TaskVector, apply, diff
 from taskvec.errors import ResumeError
 from taskvec.resume import RecordedFolder, holds_work, remove_work
-from taskvec_formats import LotaReader, ModelFolder, locks
-from taskvec_formats.atomic import atomic_directory, atomic_file
-from taskvec_formats.locks import Lock
+from taskvec_formats import LotaReader, ModelFolder
+from taskvec_formats.system import locks
+from taskvec_formats.system.atomic import atomic_directory, atomic_file
+from taskvec_formats.system.locks import Lock
 
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
 HOLD = (
-    "import os, sys, time; from pathlib import Path; from taskvec_formats.locks import Lock\n"
+    "import os, sys, time; from pathlib import Path; from taskvec_formats.system.locks import Lock\n"
     "lock = Lock(Path(sys.argv[1])); child = sys.argv[2] == 'fork' and not os.fork()\n"
     "print(os.getpid(), flush=True) if child or sys.argv[2] != 'fork' else None; time.sleep(60)"
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskvec_formats.parallel import ordered_map, threads
+from taskvec_formats.system.parallel import ordered_map, threads
 
 
 @pytest.fixture(params=["1", "2", "7"])

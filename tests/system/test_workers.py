@@ -19,8 +19,8 @@ from taskvec import TaskVector, diff, merge
 from taskvec.errors import MergeError
 from taskvec_formats import ModelFolder, SparseTensor
 from taskvec_formats.errors import ChecksumError, WorkerError
-from taskvec_formats.parallel import ordered_map
-from taskvec_formats.workers import SETTING, allowed, forked_map
+from taskvec_formats.system.parallel import ordered_map
+from taskvec_formats.system.workers import SETTING, allowed, forked_map
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
@@ -132,7 +132,7 @@ def test_whoever_stops_early_leaves_no_process() -> None:
 
 PARENT = """
 import os, signal, sys, time
-from taskvec_formats.workers import forked_map
+from taskvec_formats.system.workers import forked_map
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it would be ignored
 

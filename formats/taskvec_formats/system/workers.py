@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from .errors import WorkerError
+from ..errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
