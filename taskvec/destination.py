@@ -153,7 +153,7 @@ def appearing(path: Path) -> Iterator[None]:
 def _named(path: str | Path) -> Path:
     text = os.fspath(path)
     if not text:
-        raise UsageError("the output path is empty")
+        raise UsageError("the output path is empty: expected the name of a file or folder")
     if "\0" in text:
         raise UsageError(f"{text!r} is not a valid file name: it contains a zero byte")
     return Path(path)

@@ -206,7 +206,7 @@ def _opened(word: Word, open_vector: Callable[[str], TaskVector]) -> TaskVector:
     if word.text:  # an empty path would name the current folder
         try:
             return open_vector(word.text)
-        except FormatError:
+        except (FormatError, UsageError):
             if os.path.exists(word.text):  # also False for an invalid path
                 raise
     joined = any(sign in word.text for sign in ("+", "-", "/", ">>"))

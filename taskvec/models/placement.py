@@ -221,7 +221,8 @@ def tensor_of(dtype: DType, bits: BitArray) -> torch.Tensor:
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one dtype and shape have the same bits: a NaN equals itself, −0.0 does not equal 0.0."""
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    carrier = _CARRIERS[one.dtype.itemsize]
+    return torch.equal(one.view(carrier), other.view(carrier))
 
 
 def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:

@@ -153,7 +153,7 @@ def test_an_existing_output_is_said_before_any_work(work: Path) -> None:
     with pytest.raises(OutputExistsError):
         a.save(work / "b.lota", never)
     with pytest.raises(OutputExistsError):
-        apply(a, ModelFolder(work / "base"), work / "tuned", never)
+        apply(a, ModelFolder(work / "base"), work / "tuned", progress=never)
 
 
 def test_inspect_has_force(work: Path) -> None:

@@ -137,7 +137,7 @@ def test_masks_that_do_not_fit_are_refused(llama: Path) -> None:
     tied = {"model.embed_tokens.weight": np.array([0]), "lm_head.weight": np.array([1])}
     q = "model.layers.0.self_attn.q_proj.weight"
     for masks, message in (
-        (tied, "'model.embed_tokens.weight' and 'lm_head.weight' are one"),
+        (tied, "'model.embed_tokens.weight' and 'lm_head.weight' are the same parameter"),
         ({"absent.weight": np.array([0])}, "no parameter 'absent.weight'"),
         ({q: np.array([1024])}, "increasing positions below 1024"),
         ({q: np.array([3, 3])}, "increasing positions below 1024"),

@@ -16,7 +16,8 @@ import pytest
 from support.building import package, tensor, write_checkpoint
 from support.models import make_llama, write_rows
 
-from taskvec import TaskVector, apply, diff
+from taskvec import TaskVector, diff
+from taskvec.applying.apply import apply
 from taskvec.errors import ResumeError
 from taskvec.resume import RecordedFolder, holds_work, remove_work
 from taskvec_formats import LotaReader, ModelFolder

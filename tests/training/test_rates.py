@@ -45,7 +45,7 @@ def test_each_phase_has_the_default_of_what_it_trains() -> None:
 
 @pytest.mark.parametrize("lr", ["fast", "1e-3", [1], 0.0, -1.0, float("nan")])
 def test_a_rate_is_a_number_above_zero_or_auto(lr: Any) -> None:
-    with pytest.raises(UsageError, match="lr must be"):
+    with pytest.raises(UsageError, match="`lr` must be"):
         TrainingOptions(lr=lr).check()
 
 

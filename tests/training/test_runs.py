@@ -116,7 +116,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     expected: tuple[type[Exception], str] = (Stop, "^$")
     if how is ask_to_stop:
-        kept = "; `resume` goes on" if "train" in stage else ""
+        kept = "; `resume` continues" if "train" in stage else ""
         expected = (TrainingError, rf"stopped after step {step + 1} of \d of {stage.rsplit(maxsplit=1)[-1]}{kept}")
     with pytest.raises(expected[0], match=expected[1]):
         train(base, data, options, interrupting(stage, step, how), folder=folder)

@@ -307,7 +307,7 @@ CHECKPOINTS = [
     ),
     Attack("a tensor's name with a line break", partial(with_tensor, "w U8 [1]\nx"), "has the control character"),
     Attack("a model beside an index of another", two_models, "remove one of them"),
-    Attack("a side file's name that is not Unicode", not_unicode, "is not Unicode; rename the file"),
+    Attack("a side file's name that is not Unicode", not_unicode, "is not Unicode; rename or remove the file"),
     Attack("an empty file", partial(foreign, "x.lota", b"", ("inspect", "x.lota")), "is not a safetensors file"),
     Attack(
         "a header that claims exabytes",

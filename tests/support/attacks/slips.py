@@ -119,8 +119,8 @@ ABSENT_VECTORS = {
     "vector of eval": ("eval base --data rows.jsonl --with gone.lota", "gone.lota"),
     "mask of train": ("train base rows.jsonl --mask-from gone.lota -o x.lota", "gone.lota"),
     "start of train": ("train base rows.jsonl --start-from gone.lota -o x.lota", "gone.lota"),
-    "a name that is too long as vector": (f"inspect {'x' * 999}", "xx"),
 }
+TOO_LONG = {"a name that is too long as vector": (f"inspect {'x' * 999}", "xx")}
 MISTAKEN = {
     "folders to merge": (
         "merge base tuned -o x.lota",
@@ -273,31 +273,49 @@ def beside(name: str, put: Callable[[Path], object], typed: str, folder: Path) -
 
 MERGE = "merge a.lota b.lota -o m --force --base"
 TRAIN = "train base rows.jsonl -o x.lota --force"
-UNFINISHED = [
-    Attack(f"{what}, {name}", partial(beside, part, put, typed), says, code)
-    for name, put in {"somebody's": into("letter.txt"), "ours": into("run.json", b'{"kind": "merge"}')}.items()
-    for what, part, typed, says, code in (
-        ("unfinished merge, base mistyped", "m.part", f"{MERGE} bse", "bse: no such file or folder", 2),
-        ("unfinished merge, vector mistyped", "m.part", f"{MERGE} base c.lta", "c.lta|m.part contains files", 1),
-        ("unfinished merge, wrong base", "m.part", f"{MERGE} other", ".", 1),
-        ("unfinished training, base mistyped", "x.lota.run", TRAIN.replace("base", "bse"), "bse: no such file", 2),
-        ("unfinished training, mask mistyped", "x.lota.run", f"{TRAIN} --mask-from c.lta", "c.lta", 1),
-    )
-] + [
-    Attack(
-        "a file of somebody's as unfinished merge", partial(beside, "m.part", existing, f"{MERGE} base"), "m.part", 1
-    ),
-    Attack(
-        "a folder of somebody's as unfinished merge",
-        partial(beside, "m.part", into("letter.txt"), f"{MERGE} base"),
-        "m.part contains files, but no record",
-    ),
-    Attack(
-        "a folder of somebody's as unfinished training",
-        partial(beside, "x.lota.run", into("letter.txt"), TRAIN),
-        "x.lota.run contains files, but no record",
-    ),
-]
+UNFINISHED = (
+    [
+        Attack(f"{what}, {name}", partial(beside, part, put, typed), says, code)
+        for name, put in {"somebody's": into("letter.txt"), "ours": into("run.json", b'{"kind": "merge"}')}.items()
+        for what, part, typed, says, code in (
+            ("unfinished merge, base mistyped", "m.part", f"{MERGE} bse", "bse: no such file or folder", 2),
+            ("unfinished merge, wrong base", "m.part", f"{MERGE} other", ".", 1),
+            ("unfinished training, base mistyped", "x.lota.run", TRAIN.replace("base", "bse"), "bse: no such file", 2),
+            ("unfinished training, mask mistyped", "x.lota.run", f"{TRAIN} --mask-from c.lta", "c.lta", 2),
+        )
+    ]
+    + [
+        # the folder is looked at before the vectors
+        Attack(
+            f"unfinished merge, vector mistyped, {name}",
+            partial(beside, "m.part", put, f"{MERGE} base c.lta"),
+            says,
+            code,
+        )
+        for name, put, says, code in (
+            ("somebody's", into("letter.txt"), "m.part contains files", 1),
+            ("ours", into("run.json", b'{"kind": "merge"}'), "c.lta: no such file", 2),
+        )
+    ]
+    + [
+        Attack(
+            "a file of somebody's as unfinished merge",
+            partial(beside, "m.part", existing, f"{MERGE} base"),
+            "m.part",
+            1,
+        ),
+        Attack(
+            "a folder of somebody's as unfinished merge",
+            partial(beside, "m.part", into("letter.txt"), f"{MERGE} base"),
+            "m.part contains files, but no record",
+        ),
+        Attack(
+            "a folder of somebody's as unfinished training",
+            partial(beside, "x.lota.run", into("letter.txt"), TRAIN),
+            "x.lota.run contains files, but no record",
+        ),
+    ]
+)
 
 
 def damaged(damage: Callable[[bytes], bytes], typed: str, folder: Path) -> Sequence[object]:
@@ -364,7 +382,8 @@ ATTACKS = [
     *tabled("onto an input: ", ONTO_INPUTS),
     *tabled("onto ", NO_OUTPUTS),
     *tabled("not there: ", ABSENT),
-    *tabled("not there: ", ABSENT_VECTORS, 1),
+    *tabled("not there: ", ABSENT_VECTORS),
+    *tabled("not there: ", TOO_LONG, 1),
     *tabled("mistaken: ", MISTAKEN),
     *tabled("number: ", NUMBERS),
     *(
