@@ -21,7 +21,7 @@ from .loop import Curve
 from .optimizers import LeanRMSprop, make_optimizer
 from .options import AUTO
 from .range_test import find_rate
-from .rates import default_rate
+from .rates import lowest_rate
 from .run import Run
 
 
@@ -55,7 +55,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
 
     lr = options.calibration_lr
     if lr == AUTO:
-        lr = find_rate(run, run.model, optimizer_of, default_rate("fft", options.optimizer), dense=dense)
+        lr = find_rate(run, run.model, optimizer_of, lowest_rate("fft", options.optimizer), dense=dense)
         run.reset()
     assert lr is not None
     with _observed(parameters, options.mask) as sums:

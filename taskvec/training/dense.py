@@ -26,7 +26,7 @@ from .loop import Curve
 from .optimizers import make_optimizer
 from .options import AUTO
 from .range_test import find_rate
-from .rates import default_rate
+from .rates import lowest_rate
 from .run import Run
 
 
@@ -126,7 +126,7 @@ def _train(
         return optimizer
 
     def find() -> float:
-        found = find_rate(run, model, optimizer_of, default_rate(options.method, options.optimizer), dense=dense)
+        found = find_rate(run, model, optimizer_of, lowest_rate(options.method, options.optimizer), dense=dense)
         reset()
         return found
 

@@ -26,7 +26,6 @@ from .run import Run
 STAGE = "finding a learning rate"
 STEPS = 64  # maximum: the test ends when the loss has risen
 _FACTOR = 10 ** (1 / 8)  # ratio of the rates of successive steps
-_BELOW = 100  # default rate / first rate
 _EXAMPLES = 16  # number of evaluated examples
 _RISEN = 1.05  # the test ends above this multiple of the first loss
 PART = 0.1  # rate found / rate with the lowest loss
@@ -54,7 +53,7 @@ class _Stop(TrainerCallback):
 
 
 def find_rate(
-    run: Run, model: nn.Module, optimizer_of: Callable[[float], Optimizer], default: float, *, dense: bool
+    run: Run, model: nn.Module, optimizer_of: Callable[[float], Optimizer], lowest: float, *, dense: bool
 ) -> float:
     """Train `model` at increasing learning rates and return the learning rate found.
 
@@ -64,13 +63,12 @@ def find_rate(
         run: The run whose data and options are used.
         model: The run's model, or a module that contains it.
         optimizer_of: Creates the optimizer for a learning rate.
-        default: The default learning rate, a hundred times the first one.
+        lowest: The first learning rate, which is far too low (`rates.lowest_rate`).
         dense: Whether weights are stored in f32 while the arithmetic may be bf16.
 
     Raises:
         TrainingError: The loss falls at all learning rates of the range, or at none.
     """
-    lowest = default / _BELOW
     optimizer = optimizer_of(lowest)
     watched, rows = _parts(run)
     stop = _Stop()

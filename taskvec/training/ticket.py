@@ -33,7 +33,7 @@ from .masking import Masks, largest, mask_of, random_mask
 from .optimizers import make_optimizer
 from .options import AUTO, TrainingOptions
 from .range_test import find_rate
-from .rates import default_rate
+from .rates import lowest_rate
 from .run import Run
 
 
@@ -119,9 +119,9 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
     def find() -> float:
         assert chosen is not None
-        default = default_rate(options.method, options.optimizer)
+        lowest = lowest_rate(options.method, options.optimizer)
         with sparse_finetune(run.model, chosen, run.start) as trial:
-            found = find_rate(run, trial, partial(optimizer_of, list(trial.parameters())), default, dense=False)
+            found = find_rate(run, trial, partial(optimizer_of, list(trial.parameters())), lowest, dense=False)
         run.reset()
         return found
 

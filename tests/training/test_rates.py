@@ -15,7 +15,7 @@ from taskvec import TaskVector
 from taskvec.errors import TrainingError, UsageError
 from taskvec.training.options import METHODS, OPTIMIZERS, TrainingOptions
 from taskvec.training.range_test import STEPS
-from taskvec.training.rates import default_rate, with_defaults
+from taskvec.training.rates import default_rate, lowest_rate, with_defaults
 from taskvec.training.train import TrainingResult, train
 from taskvec_formats import ModelFolder
 
@@ -27,16 +27,21 @@ def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", ROWS * 12)
 
 
-def test_every_method_has_a_rate_with_every_optimizer() -> None:
-    for optimizer in OPTIMIZERS:
-        for method in METHODS:
-            assert 0 < default_rate(method, optimizer) < 10
+def test_every_method_has_a_rate_or_needs_one() -> None:
+    for method in METHODS:
+        for optimizer in set(OPTIMIZERS) - {"sgd"}:
+            assert 0 < lowest_rate(method, optimizer) < default_rate(method, optimizer) < 1
+        assert lowest_rate(method, "sgd") > 0
+    with pytest.raises(UsageError, match="`optimizer=sgd` has no default learning rate: give `lr`, a number or auto"):
+        with_defaults(TrainingOptions(optimizer="sgd"), calibrates=False)
+    with pytest.raises(UsageError, match="`optimizer=sgd` has no default learning rate: give `calibration_lr`"):
+        with_defaults(TrainingOptions(optimizer="sgd", lr=0.1), calibrates=True)
 
 
 def test_each_phase_has_the_default_of_what_it_trains() -> None:
-    filled = with_defaults(TrainingOptions(optimizer="sgd"), calibrates=True)
-    assert filled.lr == default_rate("lota", "sgd")
-    assert filled.calibration_lr == default_rate("fft", "sgd")
+    filled = with_defaults(TrainingOptions(optimizer="adamw"), calibrates=True)
+    assert filled.lr == default_rate("lota", "adamw")
+    assert filled.calibration_lr == default_rate("fft", "adamw")
     assert with_defaults(TrainingOptions(mask="random"), calibrates=False).calibration_lr is None
     assert with_defaults(TrainingOptions(steps=0), calibrates=True).lr is None
     given = TrainingOptions(lr=0.5, calibration_lr="auto")
@@ -71,7 +76,15 @@ def same(one: TrainingResult, other: TrainingResult, folder: Path) -> bool:
         replace(QUICK, lr="auto", method="fft", sparsity=None, calibration_steps=20, dtype="bfloat16"),
         replace(QUICK, lr="auto", method="lora", sparsity=None, calibration_steps=20),
         replace(QUICK, lr="auto", method="lora", sparsity=None, calibration_steps=20, dtype="bfloat16"),
-        replace(QUICK, lr="auto", optimizer="sgd", schedule="linear", warmup_steps=1, calibration_steps=4),
+        replace(
+            QUICK,
+            lr="auto",
+            calibration_lr="auto",
+            optimizer="sgd",
+            schedule="linear",
+            warmup_steps=1,
+            calibration_steps=4,
+        ),
     ],
     ids=lambda options: f"{options.method}-{options.mask}-{options.lr}-{options.calibration_lr}-{options.dtype}",
 )
@@ -138,7 +151,7 @@ def test_a_run_goes_on_with_the_rate_that_it_found(llama: Path, rows: Path, tmp_
 def test_no_rate_in_the_range_is_an_error(llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from taskvec.training import rates
 
-    monkeypatch.setitem(rates._DEFAULTS["sgd"], "lota", 1e30)
+    monkeypatch.setattr(rates, "_LOWEST", 1e28)
     options = replace(QUICK, lr="auto", optimizer="sgd", mask="random", calibration_steps=20)
     with pytest.raises(TrainingError, match=r"the loss rises at all learning rates from 1e\+28 to .*: give `lr`"):
         train(ModelFolder(llama), rows, options)
