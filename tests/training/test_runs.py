@@ -499,7 +499,8 @@ def test_other_criteria_rank_by_the_gradients_of_calibration(llama: Path, data: 
 def test_the_pull_towards_the_base_shrinks_the_changes(llama: Path, data: Path) -> None:
     sizes = {}
     for l1 in (0.0, 50.0):
-        vector = train(ModelFolder(llama), data, replace(QUICK, l1=l1, optimizer="sgd", lr=0.1, calibration_lr=0.1)).vector
+        options = replace(QUICK, l1=l1, optimizer="sgd", lr=0.1, calibration_lr=0.1)
+        vector = train(ModelFolder(llama), data, options).vector
         sizes[l1] = sum(float(np.abs(vector[name].values).sum()) for name in vector)
     assert sizes[50.0] < 0.9 * sizes[0.0]
     # one step: delta = −lr·(g + λ/N·sign(0)) is what it would be without the pull, the second step is not
