@@ -21,8 +21,9 @@ from ..resume import RecordedFolder
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
 from .layout import check_index
-from .output import AS_IT_IS, Files, Output
+from .output import AS_IT_IS, Output
 from .plan import Plan, plan_of
+from .side_files import Files
 from .verified import Application
 from .writer import Writer
 

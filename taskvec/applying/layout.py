@@ -19,7 +19,8 @@ from taskvec_formats.file_names import INDEX, is_config
 
 from ..errors import BaseMismatchError
 from ..vectors.vector import TaskVector
-from .output import Files, Shard, content_of
+from .shards import Shard
+from .side_files import Files, content_of
 from .verified import check_forms, mismatch
 
 

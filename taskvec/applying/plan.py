@@ -17,7 +17,9 @@ from ..errors import ResultError, SizeError
 from ..vectors import carried
 from ..vectors.vector import TaskVector
 from .layout import Layout, layout_of
-from .output import Files, Output, Shard
+from .output import Output
+from .shards import Shard, arrange, file_bytes
+from .side_files import Files, new_index, written_files
 
 # the default limit of a result: this factor times the size of the base, plus this number of bytes
 _GROWTH, _SLACK = 4, 1 << 28
@@ -47,7 +49,7 @@ class Plan:
     def size(self) -> int:
         """The number of bytes of all files."""
         sizes = (len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files.values())
-        return sum(map(self.output.length, self.shards.values())) + sum(sizes)
+        return sum(file_bytes(shard, self.output) for shard in self.shards.values()) + sum(sizes)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ def plan_of(vector: TaskVector, base: Checkpoint, output: Output) -> Plan:
         UsageError: A dtype is given for a quantised model.
     """
     layout = layout_of(vector, base)
-    files = output.files(layout.files, base.name)
-    shards = output.shards(layout.shards)
-    files |= output.index(files, shards, lacking=layout.lacks_index)
+    files = written_files(layout.files, base.name, output)
+    shards = arrange(layout.shards, output)
+    files |= new_index(files, shards, output, lacking=layout.lacks_index)
     return Plan(vector, base, output, layout, shards, files)

@@ -16,8 +16,9 @@ from taskvec_formats.system.parallel import ordered_map
 from ..reporting.progress import Progress
 from ..resume import RecordedFolder
 from ..vectors.delta import as_bytes
-from .output import Shard
 from .plan import Plan
+from .rounding import rounded, rounded_values
+from .shards import Shard, file_bytes
 from .verified import Application
 
 
@@ -91,7 +92,7 @@ class Writer:
                 found = file.read(len(shard.header)), os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             return False
-        return found == (shard.header, self._output.length(shard))
+        return found == (shard.header, file_bytes(shard, self._output))
 
     def _write(self, shard: Shard, path: Path) -> None:
         path.write_bytes(shard.header)
@@ -127,9 +128,9 @@ class Writer:
         spec = self._vector.specs.get(piece.name)
         if spec is not None and self._sums and self._output.form(piece.form) != piece.form:
             values = self._application.values(spec, piece.number)
-            return as_bytes(self._output.rounded_values(piece.name, values, piece.form))
+            return as_bytes(rounded_values(piece.name, values, piece.form, self._output))
         if spec is not None:
             bits = self._application.range(spec, piece.number)
         else:
             bits = self._base.bits(piece.name, *piece.form.block(piece.number))
-        return as_bytes(self._output.rounded(piece.name, bits, piece.form))
+        return as_bytes(rounded(piece.name, bits, piece.form, self._output))

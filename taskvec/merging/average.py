@@ -17,7 +17,8 @@ from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import DTYPES, BitArray, DType
 from taskvec_formats.forms import Bits, take_for
 
-from ..applying.output import TARGETS, Values, round_to
+from ..applying.output import TARGETS
+from ..applying.rounding import Values, round_to
 from ..applying.verified import mismatch
 from ..errors import MergeError, UsageError
 from ..reporting.progress import Progress, silent

@@ -12,7 +12,7 @@ from support.building import contents, write_checkpoint, write_shard
 
 from taskvec import TaskVector, apply, diff
 from taskvec.applying.layout import check_index
-from taskvec.applying.output import Shard
+from taskvec.applying.shards import Shard
 from taskvec.errors import ResultError, SizeError
 from taskvec_formats import Form, ModelFolder
 from taskvec_formats.dtypes import DTYPES

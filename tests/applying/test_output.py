@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from taskvec import Applied, Checkpoint, TaskVector, diff, merge
 from taskvec.applying.apply import apply
 from taskvec.applying.output import TARGETS, Output
+from taskvec.applying.rounding import rounded
 from taskvec.errors import DTypeError, ResumeError, UsageError
 from taskvec.merging.tokenizers import compare_tokenizers
 from taskvec.vectors.vector import vector_of
@@ -207,9 +208,9 @@ def rounds_as_expected(source: str, dtype: str, patterns: Any) -> None:
     given_form = Form(DTYPES[source], (len(carriers),))
     if expected is None:
         with pytest.raises(DTypeError, match=rf"^tensor 'w' contains \S+, which is beyond {dtype}$"):
-            Output(dtype=dtype).rounded("w", carriers, given_form)
+            rounded("w", carriers, given_form, Output(dtype=dtype))
     else:
-        assert Output(dtype=dtype).rounded("w", carriers, given_form).tolist() == expected
+        assert rounded("w", carriers, given_form, Output(dtype=dtype)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", TARGETS)
