@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from .evaluation.evaluate import Evaluation
-    from .models.leaves import SparseModel
+    from .models.sparse_model import SparseModel
     from .training.options import TrainingOptions
     from .training.train import TrainingResult
 
@@ -485,7 +485,7 @@ def sparse_finetune(
         UsageError: The model is already in such a block; or, inside the block, an optimizer would train the model's own
             parameters.
     """
-    from .models.leaves import sparse_finetune as finetune
+    from .models.sparse_finetune import sparse_finetune as finetune
 
     chosen = mask if isinstance(mask, Mapping) else _vector("mask", mask)
     with finetune(model, chosen, None if base is None else _checkpoint("base", base)) as tickets:

@@ -23,7 +23,7 @@ from taskvec_formats import Form, SparseTensor
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
-from ..models.leaves import sparse_finetune
+from ..models.sparse_finetune import sparse_finetune
 from ..vectors.topk import FloatArray, entries_for
 from ..vectors.vector import TaskVector, vector_of
 from .calibration import calibrate

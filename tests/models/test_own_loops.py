@@ -24,9 +24,9 @@ from transformers import Trainer, TrainingArguments
 
 from taskvec import TaskVector, apply, sparse_finetune
 from taskvec.errors import BaseMismatchError, TaskvecError, TrainingError, UsageError
-from taskvec.models.leaves import SparseModel
 from taskvec.models.loading import load_model
 from taskvec.models.placement import eligible_parameters
+from taskvec.models.sparse_model import SparseModel
 from taskvec_formats import ModelFolder
 
 MASK = {"0.weight": np.arange(0, 30, 4), "2.weight": np.arange(1, 24, 5)}

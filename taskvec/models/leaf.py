@@ -1,0 +1,138 @@
+"""A leaf: the deltas of one masked weight matrix, as a parameter that any torch optimizer can train."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from taskvec_formats import SparseTensor
+
+
+class Leaf:
+    """Deltas of one masked weight matrix.
+
+    Attributes:
+        name: Name of the parameter.
+        weight: The model's parameter, of any shape.
+        shape: Shape of the parameter.
+        indices: Flat masked positions, int32 or int64 [n], increasing.
+        base: The base's values at these positions, [n], in the dtype in which they are stored.
+        delta: The trainable nn.Parameter, f32 [n], initially zero.
+        arrived: Whether a gradient has reached it.
+
+    Args:
+        name: Name of the parameter.
+        weight: The model's parameter, of any shape.
+        indices: Flat masked positions, int64 [n], increasing.
+        base: The base's values at these positions. If None, the weight's own.
+    """
+
+    def __init__(self, name: str, weight: nn.Parameter, indices: Indices, base: torch.Tensor | None = None) -> None:
+        self.name = name
+        self.weight = weight
+        self.shape = weight.shape
+        # positions take half the memory in int32, and few matrices need more
+        narrow = np.int32 if weight.numel() < 2**31 else np.int64
+        self.indices = torch.from_numpy(indices.astype(narrow)).to(weight.device)
+        self.base = self._flat(weight).index_select(0, self.indices) if base is None else base.to(weight.device)
+        self.delta = nn.Parameter(torch.zeros(len(indices), dtype=torch.float32, device=weight.device))
+        self.arrived = False
+        self._written = self.delta._version  # version of the delta that was last written into the weight
+        self._spent: int | None = None  # version of the gradient that an optimizer has used
+
+    @staticmethod
+    def _flat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().view(-1)
+
+    def gather(self, weight: torch.Tensor) -> None:
+        """Add the masked part of the dense gradient to the leaf's gradient, and free the dense gradient.
+
+        Under torch.distributed, the gradient is averaged over all processes.
+
+        Args:
+            weight: The model's parameter, with its gradient.
+
+        Raises:
+            UsageError: The weight is not up to date, or the gradient of the last step was not cleared.
+        """
+        assert weight.grad is not None
+        if not self.delta.requires_grad:  # frozen by the caller
+            weight.grad = None
+            return
+        if self.changed() and self.missed():
+            raise UsageError(
+                f"the deltas of parameter {self.name!r} were changed, but not written into the model before the next "
+                "backward pass: call tickets.scatter() after each update; optimizers that update several times in one "
+                "step, such as LBFGS, are not supported"
+            )
+        self._written = self.delta._version
+        if self.delta.grad is not None and self.delta.grad._version == self._spent:
+            raise UsageError(
+                f"the gradient of parameter {self.name!r} was not cleared after the optimizer's step: "
+                "call optimizer.zero_grad() or tickets.zero_grad(), not model.zero_grad()"
+            )
+        self._spent = None
+        self.arrived = True
+        grad = weight.grad.reshape(-1).index_select(0, self.indices).float()
+        if distributed.is_initialized():
+            # DistributedDataParallel relies on autograd, which does not see the leaves
+            distributed.all_reduce(grad.div_(distributed.get_world_size()))
+        self.delta.grad = grad if self.delta.grad is None else self.delta.grad.add_(grad)
+        weight.grad = None
+
+    def spend(self) -> None:
+        """Record that an optimizer has used the gradient, which must be cleared before the next one."""
+        if self.delta.grad is not None:
+            self._spent = self.delta.grad._version
+
+    def scatter(self) -> None:
+        """Write round(base + delta) into the weight."""
+        self._flat(self.weight).index_copy_(0, self.indices.long(), self._tuned())
+        self._written = self.delta._version
+
+    def changed(self) -> bool:
+        """Whether an operation has changed the delta since the weight was written. Changes through .data are not
+        detected.
+        """
+        return self.delta._version != self._written
+
+    def differing(self, among: slice) -> int:
+        """Number of these entries at which the weight differs from the base, rounded to the weight's dtype."""
+        held = self._flat(self.weight).index_select(0, self.indices[among])
+        return _differing(held, self.base[among].to(self.weight.dtype))
+
+    def missed(self) -> int:
+        """Number of masked positions at which the weight differs from round(base + delta)."""
+        return _differing(self._flat(self.weight).index_select(0, self.indices), self._tuned())
+
+    def _tuned(self) -> torch.Tensor:
+        return (_wide(self.base) + self.delta.detach()).to(self.base.dtype).to(self.weight.dtype)
+
+    def follow(self) -> None:
+        """Move to the device of the weight."""
+        self.indices = self.indices.to(self.weight.device)
+        self.base = self.base.to(self.weight.device)
+
+    def entries(self) -> SparseTensor:
+        """The deltas as they should be stored, f32.
+
+        Bits of a delta below the f32 resolution of base + delta have no effect, but make the file larger. Each delta is
+        therefore replaced by (base + delta) − base, unless that changes the sum.
+        """
+        base, delta = _wide(self.base).cpu().numpy(), self.delta.detach().cpu().numpy()
+        total = base + delta.astype(base.dtype)
+        short = (total - base).astype(np.float32)
+        values = np.where(base + short.astype(base.dtype) == total, short, delta)
+        return SparseTensor.owning(tuple(self.weight.shape), self.indices.cpu().numpy().astype(np.int64), values)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert to f32, or keep f64: torch does not promote the 8-bit dtypes."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _differing(found: torch.Tensor, expected: torch.Tensor) -> int:
+    """Number of positions at which two tensors of one dtype differ in value; −0.0 equals 0.0, all NaNs are equal."""
+    found, expected = _wide(found), _wide(expected)
+    return int(torch.count_nonzero((found != expected) & ~(found.isnan() & expected.isnan())))

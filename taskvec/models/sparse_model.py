@@ -1,0 +1,376 @@
+"""A module whose only parameters are the leaves of a model, for optimizers and training loops."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn, SupportsIndex
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from taskvec_formats import SparseTensor
+
+from ..errors import MaskError, TrainingError, UsageError
+from ..vectors.vector import TaskVector, vector_of
+from .leaf import Leaf
+from .origin import Origin
+
+# ids of the parameters, and of the deltas, of all models inside a sparse_finetune block
+_held: set[int] = set()
+
+
+def is_in_a_block(model: nn.Module) -> bool:
+    """Return whether a model is inside a `sparse_finetune` block."""
+    return any(id(parameter) in _held for parameter in model.parameters())
+
+
+class SparseModel(nn.Module):
+    """A model whose only parameters are its leaves, for optimizers, training loops and transformers' Trainer.
+
+    `sparse_finetune` creates it. Calling it calls the model, and other attributes, such as `config` or `generate`, are
+    those of the model. Its state_dict contains the deltas and a digest of the mask, so checkpoints are as small as the
+    entries. Loading a checkpoint of another mask raises MaskError.
+
+    Attributes:
+        leaves: Parameter name -> Leaf.
+        origin: The base, or None if it is not known.
+        deltas: The trainable parameters, f32 [n] each, by parameter name with "/" instead of ".".
+        model: The dense model with its current weights under their own names, for code that saves or moves it. It is
+            not a submodule.
+    """
+
+    def __init__(self, model: nn.Module, leaves: Mapping[str, Leaf], origin: Origin | None = None) -> None:
+        super().__init__()
+        self.leaves = dict(leaves)
+        self.origin = origin
+        self.deltas = nn.ParameterDict({name.replace(".", "/"): leaf.delta for name, leaf in leaves.items()})
+        # not a submodule: its parameters must not be trained, saved in checkpoints or counted
+        object.__setattr__(self, "model", model)
+        self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+        self.train(model.training)
+        uses = _uses(model)
+        self._uses = {name: uses[id(leaf.weight)] for name, leaf in leaves.items()}
+        self._open = True  # inside the `with` block
+        self._trained = False  # whether leaves were written after a gradient arrived
+        self._given = False  # whether they were written without a gradient: loaded, or set by the caller
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":  # before it is set
+                raise
+            return getattr(self.model, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model.
+
+        Raises:
+            TrainingError: A trained parameter of the model was replaced or moved.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._check_parameters()
+        return self.model(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> SparseModel:
+        """Set this module and the model to training or evaluation mode."""
+        super().train(mode)
+        self.model.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseModel:
+        """Move the model and the leaves, as for `.to(device)`. Deltas stay f32."""
+        self.model._apply(fn, recurse)
+        for leaf in self.leaves.values():
+            leaf.follow()
+            leaf.delta.data = leaf.delta.data.to(leaf.weight.device)
+            if self._open:
+                leaf.scatter()  # a wider dtype represents base + delta more precisely
+        return self
+
+    def scatter(self) -> None:
+        """Write all leaves into the model.
+
+        This happens automatically after each step of an optimizer over the leaves and after load_state_dict. Call it
+        after every other change of the deltas.
+
+        Raises:
+            UsageError: The block has ended.
+        """
+        self._check_open()
+        if any(leaf.changed() or leaf.missed() for leaf in self.leaves.values()):
+            self._write()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise UsageError("the sparse_finetune block has ended: its deltas are no longer written into the model")
+
+    def _write(self) -> None:
+        for leaf in self.leaves.values():
+            leaf.scatter()
+        if self._arrived():
+            self._trained = True
+        else:
+            self._given = True
+
+    def _arrived(self) -> bool:
+        """Whether a gradient has reached any leaf."""
+        return any(leaf.arrived for leaf in self.leaves.values())
+
+    def _check_parameters(self) -> None:
+        """Raise TrainingError, naming the parameter, if a masked parameter or its deltas were replaced or moved."""
+        uses, own = _uses(self.model), {id(delta) for delta in self.parameters()}
+        for name, leaf in self.leaves.items():
+            if uses[id(leaf.weight)] < self._uses[name] or leaf.weight.shape != leaf.shape:
+                raise TrainingError(
+                    f"parameter {name!r} of the model was replaced inside the block, by an assignment, fully_shard or "
+                    "a change of its size: change the model before sparse_finetune, and do not shard it"
+                )
+            if id(leaf.delta) not in own:
+                raise TrainingError(
+                    f"the deltas of parameter {name!r} were replaced, as fully_shard does: leaves cannot be sharded, "
+                    "use DistributedDataParallel"
+                )
+            if leaf.weight.device != leaf.indices.device:
+                raise TrainingError(
+                    f"parameter {name!r} was moved to {leaf.weight.device} inside the block: call tickets.to(), which "
+                    "moves the leaves too"
+                )
+
+    def _verify(self) -> None:
+        """Raise TrainingError unless something was trained or loaded, and was written into the model.
+
+        The model's weights are not checked after the block, because the caller may change them then.
+        """
+        if self._open:
+            self._check_parameters()
+        for name, leaf in self.leaves.items():
+            if missed := leaf.missed() if self._open else leaf.changed():
+                raise TrainingError(
+                    f"parameter {name!r} is not its base plus its deltas"
+                    + (f" at {missed} of {len(leaf.indices)} masked positions" if self._open else "")
+                    + ": update the deltas alone, inside the block, by an optimizer over tickets.parameters() or with "
+                    "tickets.scatter() after each update"
+                )
+        arrived = self._arrived()
+        if not (self._trained if arrived else self._given):
+            raise TrainingError(
+                "nothing was trained: gradients arrived, but no optimizer over tickets.parameters() took a step; a "
+                "loop that updates the deltas itself calls tickets.scatter() after each update"
+                if arrived
+                else "nothing was trained: no gradient reached the masked weights inside the block; compute a loss "
+                "with tickets or its model and call backward() on it"
+            )
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Raise UsageError if an optimizer would train masked parameters of the model directly."""
+        masked = {id(leaf.weight): name for name, leaf in self.leaves.items()}
+        for parameter in _parameters(optimizer):
+            if id(parameter) in masked:
+                raise UsageError(
+                    f"{type(optimizer).__name__} holds the model's own parameter {masked[id(parameter)]!r}, which "
+                    "trains through leaves: make the optimizer from tickets.parameters(), and give a Trainer "
+                    "model=tickets, tickets being what sparse_finetune yields"
+                )
+        if self._held_by(optimizer):
+            self._check_parameters()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Write the leaves into the model if an optimizer has trained some of them."""
+        if stepped := self._held_by(optimizer):
+            for leaf in stepped:
+                leaf.spend()
+            if self._arrived():
+                self._write()
+
+    def _held_by(self, optimizer: Optimizer) -> list[Leaf]:
+        held = {id(parameter) for parameter in _parameters(optimizer)}
+        return [leaf for leaf in self.leaves.values() if id(leaf.delta) in held]
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """The block of `sparse_finetune`, within which gradients and steps of the model reach the leaves.
+
+        Raises:
+            TrainingError: Nothing was trained in the block.
+        """
+        try:
+            with self._hooked():
+                yield
+            self._verify()  # not reached if an exception leaves the block
+        finally:
+            self._open = False
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """Within the block, gradients and optimizer steps reach the leaves, and no other parameter of the model trains.
+
+        Existing gradients of masked weights are dropped: they do not belong to a step of the leaves. Afterwards, every
+        `requires_grad` is restored.
+        """
+        required = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        held = {id(parameter) for parameter in (*self.model.parameters(), *self.parameters())}
+        handles = []
+        try:
+            _held.update(held)
+            for parameter, _ in required:
+                parameter.requires_grad_(False)
+            for leaf in self.leaves.values():
+                leaf.weight.requires_grad_(True)
+                leaf.weight.grad = None
+                handles.append(leaf.weight.register_post_accumulate_grad_hook(leaf.gather))
+            handles.append(register_optimizer_step_pre_hook(self._before_step))
+            handles.append(register_optimizer_step_post_hook(self._after_step))
+            yield
+        finally:
+            _held.difference_update(held)
+            for handle in handles:
+                handle.remove()
+            for parameter, requires_grad in required:
+                parameter.requires_grad_(requires_grad)
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **_: Any,
+    ) -> None:
+        """Save the state_dict, deltas and digest of the mask, as model.safetensors. `Trainer.save_model` calls this.
+
+        Load the file with `load_state_dict`. To save the dense model, call `tickets.model.save_pretrained(folder)`.
+        Options of transformers' `save_pretrained` that are not listed here have no effect.
+
+        Args:
+            save_directory: The folder to write to.
+            is_main_process: Whether to write at all.
+            state_dict: The state_dict to write, if not that of this module.
+            push_to_hub: Must be False.
+
+        Raises:
+            UsageError: `push_to_hub` is set.
+        """
+        if push_to_hub:
+            self.push_to_hub()
+        if is_main_process:
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            state = self.state_dict() if state_dict is None else dict(state_dict)
+            save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """Not supported, because the dense model or the task vector could be meant.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "tickets cannot be pushed to the Hub: write tickets.model.push_to_hub(...) for the dense model, or upload "
+            "the file that tickets.vector().save(...) writes"
+        )
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Not supported, because no model would use the deltas of a copy.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "tickets cannot be copied or pickled: copy.deepcopy(tickets.model) is a dense copy of the model, "
+            "tickets.state_dict() contains the deltas, and tickets.vector().save(...) writes the task vector"
+        )
+
+    def entries(self) -> dict[str, SparseTensor]:
+        """The trained entries as they are stored, by parameter name."""
+        return {name: leaf.entries() for name, leaf in self.leaves.items()}
+
+    def entries_by_tensor(self) -> dict[str, SparseTensor]:
+        """The trained entries as they are stored, by the name of the tensor in the base.
+
+        Raises:
+            UsageError: No base was given.
+            TrainingError: Nothing was trained.
+        """
+        if self.origin is None:
+            raise UsageError("a task vector needs its base: sparse_finetune(model, masks, base)")
+        self._verify()
+        return self.origin.split(self.entries())
+
+    def vector(self, provenance: Mapping[str, object] | None = None) -> TaskVector:
+        """The task vector that was trained, which can be saved as a `.lota` file.
+
+        Its eligible weights are those of the tensors in the mask.
+
+        Args:
+            provenance: Further entries of the vector's provenance.
+
+        Raises:
+            UsageError: No base was given.
+            TrainingError: Nothing was trained.
+        """
+        deltas = self.entries_by_tensor()
+        assert self.origin is not None
+        base = self.origin.base
+        forms = {name: base.tensors[name].form for name in deltas}
+        return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})})
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Digest of the mask, uint8 [32]. It is part of the state_dict because deltas are meaningless without their
+        mask.
+        """
+        digest = hashlib.sha256()
+        for name, leaf in self.leaves.items():
+            digest.update(f"{name} {list(leaf.weight.shape)}\n".encode())
+            digest.update(leaf.indices.cpu().numpy().astype("<i8").tobytes())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Check that a checkpoint has the same mask.
+
+        Raises:
+            MaskError: The digest is that of another mask.
+        """
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise MaskError("the checkpoint was trained with another mask")
+
+
+def _after_load(sparse: SparseModel, keys: _IncompatibleKeys) -> None:
+    """Write loaded deltas into the model. Raises MaskError for an incomplete state dict, even if not strict."""
+    for key in keys.missing_keys:
+        if "deltas." in key or key.endswith("_extra_state"):
+            raise MaskError(f"the checkpoint is not one of these leaves: it has no {key!r}")
+    sparse._check_open()
+    sparse._write()
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    """Number of names that the model has for each parameter, by id."""
+    return Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+
+
+def sparse_model(model: nn.Module, leaves: Mapping[str, Leaf], origin: Origin | None) -> SparseModel:
+    """Create a SparseModel whose class has the name and signature of the model's: Trainer inspects them for labels."""
+
+    @wraps(type(model).forward)
+    def forward(self: SparseModel, *args: Any, **kwargs: Any) -> Any:
+        return SparseModel.forward(self, *args, **kwargs)
+
+    like: type[SparseModel] = type(type(model).__name__, (SparseModel,), {"forward": forward})
+    return like(model, leaves, origin)
