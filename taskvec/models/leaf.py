@@ -7,6 +7,9 @@ import torch
 from torch import distributed, nn
 
 from taskvec_formats import SparseTensor
+from taskvec_formats.sparse import Indices
+
+from ..errors import UsageError
 
 
 class Leaf:
