@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, Kind
 
 from .algebra import compose as _compose
 from .analysis import overlap as _overlap
@@ -67,7 +67,7 @@ def diff(
     tuned: ModelLike,
     sparsity: float | None = None,
     *,
-    kind: str = "vector",
+    kind: Kind = "vector",
     progress: bool | Progress = False,
 ) -> TaskVector:
     """Return the task vector tuned − base, computed when it is read or saved.

@@ -6,7 +6,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,9 @@ from .merge import merge
 from .outputs import DATA, FILE, LotaFile, ModelFolder, parse_size
 from .progress import progress_bars
 from .train import train
+
+if TYPE_CHECKING:
+    from taskvec_formats import Kind
 
 
 class _Commands(TyperGroup):
@@ -133,7 +136,7 @@ def pack(
     before, after = open_checkpoint(base), open_checkpoint(tuned)
     check_file(output, force=force, inputs=inputs_of(before, after))
     with progress_bars() as progress:
-        vector = diff(before, after, sparsity, kind=kind, progress=progress)
+        vector = diff(before, after, sparsity, kind=cast("Kind", kind), progress=progress)
         vector.save(output, progress, codec, force=force)
     render.report_file(output, as_json)
 

@@ -7,7 +7,7 @@ from .blocks import Change
 from .checkpoint import Checkpoint, ModelFolder
 from .errors import FormatError
 from .forms import Form
-from .header import Header, Identity, TensorSpec
+from .header import Header, Identity, Kind, TensorSpec
 from .lota import LotaReader, LotaWriter, SideFile
 from .sparse import SparseTensor
 
@@ -18,6 +18,7 @@ __all__ = [
     "FormatError",
     "Header",
     "Identity",
+    "Kind",
     "LotaReader",
     "LotaWriter",
     "ModelFolder",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from .dtypes import DType
 from .forms import Form
+
+Kind: TypeAlias = Literal["vector", "patch"]
 
 
 def stored_digest(*parts: bytes | memoryview) -> str:
@@ -208,7 +210,7 @@ class Header:
         provenance: How the file was made, any JSON object.
     """
 
-    kind: str
+    kind: Kind
     base: Identity
     tuned: Identity | None
     tensors: tuple[TensorSpec, ...]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from taskvec_formats import Change, Checkpoint, Header, Identity, SideFile, TensorSpec
+from taskvec_formats import Change, Checkpoint, Header, Identity, Kind, SideFile, TensorSpec
 from taskvec_formats.checkpoint import short
 from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
@@ -66,7 +66,7 @@ def diff(
     tuned: Checkpoint,
     sparsity: float | None = None,
     progress: Progress = silent,
-    kind: str = "vector",
+    kind: Kind = "vector",
 ) -> TaskVector:
     """Return the vector or patch from base to tuned, computed block by block when it is read or saved.
 
@@ -139,7 +139,7 @@ class _Pair:
     by_range = True
 
     def __init__(
-        self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: str, side_files: Sequence[Path]
+        self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: Kind, side_files: Sequence[Path]
     ) -> None:
         self._base = base
         self._tuned = tuned

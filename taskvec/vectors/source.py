@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from taskvec_formats import Change, Header, Identity, LotaReader, SideFile, SparseTensor, TensorSpec
+from taskvec_formats import Change, Header, Identity, Kind, LotaReader, SideFile, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from ..errors import UsageError
@@ -60,7 +60,7 @@ class Vector(Reads, Protocol):
     @property
     def specs(self) -> Mapping[str, TensorSpec]: ...
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> Kind: ...
     @property
     def base(self) -> Identity: ...
     @property

@@ -23,6 +23,7 @@ from taskvec_formats import (
     Form,
     Header,
     Identity,
+    Kind,
     LotaWriter,
     SparseTensor,
     TensorSpec,
@@ -152,7 +153,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         return self.header.base
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """The kind of the vector, "vector" or "patch"."""
         return self.header.kind
 
