@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_formats import Change, Checkpoint, Header, SideFile, SparseTensor, TensorSpec
+from taskvec_formats import Change, Checkpoint, Header, Kind, SideFile, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray, DType
 from taskvec_formats.file_names import INDEX
 from taskvec_formats.forms import Bits
@@ -89,7 +89,7 @@ def _on(
     base: Checkpoint, first: TaskVector, second: TaskVector, name: str, provenance: dict[str, Any], progress: Progress
 ) -> TaskVector:
     """Compose with the base."""
-    kind = "patch" if first.kind == second.kind == "patch" else "vector"
+    kind: Kind = "patch" if first.kind == second.kind == "patch" else "vector"
     whole = diff(base, Patched(_Between(base, first), second), progress=progress, kind=kind)
     header = replace(whole.header, provenance=provenance | record(whole.specs, counted(base.tensors)))
     return TaskVector(header, whole.specs.values(), _Difference(first, second, whole), name, base, (first, second))
