@@ -11,10 +11,11 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
+	@echo "make test-fast   run the quick ones of them"
 	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
 	@echo "make attack  try crafted files, slips and foreign recipes, and measure (some two minutes)"
 	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
@@ -47,6 +48,10 @@ demo: $(VENV)/smollm2
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+# without the modules that take seconds per test
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 fuzz: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m support.fuzz $(FUZZ)

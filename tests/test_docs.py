@@ -17,6 +17,8 @@ from support.paths import ROOT
 import taskvec
 from taskvec.merging import METHODS
 
+pytestmark = pytest.mark.slow
+
 PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/format.md")
 DOCUMENTS = [
     ROOT / "README.md",

@@ -1,8 +1,8 @@
 """Learning rate range test (arXiv 1506.01186, section 3.3).
 
 The learning rate starts far below the default and is multiplied by the same factor at each step. After each step, the
-loss on some fixed training examples is evaluated. It falls at first, and rises once the steps are too large. The
-learning rate found is a fixed fraction of the one with the lowest loss.
+loss on some fixed training examples is evaluated. It falls at first, stays low over a range of rates, and rises once
+the steps are too large. The learning rate found is a fixed multiple of the rate at which that range begins.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from .run import Run
 STAGE = "finding a learning rate"
 STEPS = 64  # maximum: the test ends when the loss has risen
 _FACTOR = 10 ** (1 / 8)  # ratio of the rates of successive steps
+_NOISE = 4  # steps before the test may end
 _EXAMPLES = 16  # number of evaluated examples
-_RISEN = 1.05  # the test ends above this multiple of the first loss
-PART = 0.1  # rate found / rate with the lowest loss
+_RISEN = 0.5  # the test ends when this share of the fall of the loss is lost again
+_REACHED = 0.95  # share of the fall at which the range of low losses begins
+_MULTIPLE = 2  # rate found / rate at which this range begins
 
 
 class _Stop(TrainerCallback):
@@ -48,7 +50,8 @@ class _Stop(TrainerCallback):
     ) -> None:
         assert metrics is not None
         self.losses.append(metrics["eval_loss"])
-        if self.losses[-1] > _RISEN * self.losses[0]:
+        first, lowest = self.losses[0], min(self.losses)
+        if len(self.losses) > _NOISE and self.losses[-1] > lowest + _RISEN * (first - lowest):
             control.should_training_stop = True
 
 
@@ -95,14 +98,15 @@ def find_rate(
         if isinstance(optimizer, LeanRMSprop):
             optimizer.close()
         model.zero_grad(set_to_none=True)
-    losses = stop.losses
-    best = int(np.argmin(losses)) if losses else 0
-    if best == 0 or best == STEPS - 1:
+    losses = np.array(stop.losses)
+    best = int(losses.argmin()) if len(losses) else 0
+    reached = int(np.flatnonzero(losses <= losses[0] - _REACHED * (losses[0] - losses[best]))[0]) if best else 0
+    if reached in (0, STEPS - 1):
         raise TrainingError(
-            f"the loss {'falls' if best else 'rises'} at all learning rates from {lowest:.0e} to "
+            f"the loss {'falls' if reached else 'rises'} at all learning rates from {lowest:.0e} to "
             f"{lowest * _FACTOR ** (STEPS - 1):.0e}: give `lr`"
         )
-    return float(f"{PART * lowest * _FACTOR**best:.2g}")
+    return float(f"{_MULTIPLE * lowest * _FACTOR**reached:.2g}")
 
 
 def _parts(run: Run) -> tuple[list[Row], list[Row]]:

@@ -24,6 +24,8 @@ from taskvec_formats import Form, Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
+pytestmark = pytest.mark.slow
+
 DRAWN = {name: dtype for name, dtype in DTYPES.items() if dtype.additive or name in ("I16", "BOOL")}
 SIZE = 6
 Tensors = dict[str, Tensor]

@@ -20,6 +20,8 @@ from taskvec import TaskVector
 from taskvec_cli.main import app
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ("train", "pack", "unpack", "merge", "arith", "shrink", "inspect", "verify", "eval", "demo")
 BATCHES = ("--batch-size", "2", "--device", "cpu")
 UNCALIBRATED = ("--steps", "2", "--lr", "1e-3", *BATCHES)

@@ -20,6 +20,8 @@ from support.models import make_llama, write_rows
 from taskvec import diff
 from taskvec_formats import LotaReader, ModelFolder
 
+pytestmark = pytest.mark.slow
+
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
 # processes started in the background ignore SIGINT; this program handles it even if the tests run there
 FOREGROUND = [*TASKVEC[:2], f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {TASKVEC[2]}"]

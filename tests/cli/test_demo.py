@@ -17,6 +17,8 @@ from taskvec.demo.run import run
 from taskvec.demo.tasks import TASKS, maths, sql, write_task
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_query_runs_on_the_table_of_its_question() -> None:
     dice = random.Random(0)

@@ -13,6 +13,8 @@ from support.building import tensor, write_checkpoint
 from taskvec import diff
 from taskvec_formats import LotaReader
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = "from taskvec_cli.main import main; main()"
 TASKVEC = f'{sys.executable} -c "{PROGRAM}"'
 buffering = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])

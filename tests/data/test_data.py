@@ -47,6 +47,8 @@ from taskvec.training.train import train
 from taskvec_cli.main import app
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainingOptions(calibration_steps=1, steps=3, batch_size=2, lr=1e-2, device="cpu")
 PAIRS = [("one plus one is", "two"), ("one plus two is", "three"), ("two plus two is", "four")]
 # marks what the assistant says, and its end

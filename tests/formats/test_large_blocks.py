@@ -14,6 +14,8 @@ from taskvec_formats.blocks import CODECS, decode_block, encode_block
 from taskvec_formats.codecs.numbers import MOST
 from taskvec_formats.dtypes import DTYPES
 
+pytestmark = pytest.mark.slow
+
 SIZE = MOST + 3
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from taskvec import sparse_finetune
+
+pytestmark = pytest.mark.slow
 
 MASK = np.arange(0, 35, 3)
 

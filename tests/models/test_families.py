@@ -28,7 +28,8 @@ from taskvec.models.placement import eligible_parameters
 from taskvec.training.train import train
 from taskvec_formats import ModelFolder
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
+# warnings come from the models' own code
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 BY_NAME = {family.name: family for family in FAMILIES}
 TRAINED = "only causal, masked and encoder-decoder language models are trained here"

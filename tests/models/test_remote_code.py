@@ -18,6 +18,8 @@ from support.paths import ROOT
 from taskvec.errors import TrainingError, UsageError
 from taskvec.models.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 MARK = "import pathlib\npathlib.Path({marker!r}).touch()\n"
 CODE = {
     "configuration_own.py": """from transformers import LlamaConfig

@@ -25,6 +25,8 @@ from taskvec_formats.system import locks
 from taskvec_formats.system.atomic import atomic_directory, atomic_file
 from taskvec_formats.system.locks import Lock
 
+pytestmark = pytest.mark.slow
+
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
 HOLD = (
     "import os, sys, time; from pathlib import Path; from taskvec_formats.system.locks import Lock\n"

@@ -22,7 +22,10 @@ from taskvec_formats.errors import ChecksumError, WorkerError
 from taskvec_formats.system.parallel import ordered_map
 from taskvec_formats.system.workers import SETTING, allowed, forked_map
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only"),
+]
 TASKVEC = [sys.executable, "-c", "from taskvec_cli.main import main; main()"]
 
 

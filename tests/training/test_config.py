@@ -15,6 +15,8 @@ from taskvec.errors import UsageError
 from taskvec.training.config import Config
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"steps": "int", "lr": "float", "low_memory": "bool", "mask": "str", "mix": "list"}
 RECIPE = "--calibration-steps 2 --steps 4 --batch-size 2 --lr 1e-3 --device cpu --seed 3".split()
 

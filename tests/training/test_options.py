@@ -28,6 +28,8 @@ from taskvec_cli.main import app
 from taskvec_cli.render import training_warnings
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 RANDOM = TrainingOptions(mask="random", steps=3, batch_size=2, lr=1e-3, device="cpu")
 FFT = replace(RANDOM, method="fft", sparsity=None, mask="magnitude")

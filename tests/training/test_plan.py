@@ -22,6 +22,8 @@ from taskvec.training.run import Run
 from taskvec.training.train import train
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)

@@ -19,6 +19,8 @@ from taskvec.training.rates import default_rate, lowest_rate, with_defaults
 from taskvec.training.train import TrainingResult, train
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, device="cpu")
 
 

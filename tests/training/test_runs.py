@@ -34,6 +34,8 @@ from taskvec_cli.train import train as train_command
 from taskvec_formats import Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainingOptions(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
@@ -336,7 +338,7 @@ def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: P
         read_corpus(task, mix=[(other, 0.6)])
     with pytest.raises(UsageError, match="add up to less than 1"):
         read_corpus(task, mix=[(other, 0.6), (other, 0.4)])
-    with pytest.raises(DataError, match="leaves none to learn"):
+    with pytest.raises(DataError, match="none is left to train on"):
         read_corpus(write_rows(tmp_path / "one.jsonl", numbers[:1]), eval_split=0.5)
 
 
@@ -397,7 +399,7 @@ def test_metrics_are_measured_in_any_arithmetic(options: TrainingOptions, dtype:
 
 def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tmp_path: Path) -> None:
     base = ModelFolder(llama)
-    with pytest.raises(UsageError, match=r"^eval-metric is one of exact_match, rouge1, found 'loss'$"):
+    with pytest.raises(UsageError, match=r"^`eval_metric` is one of exact_match, rouge1, found 'loss'$"):
         train(base, data, replace(QUICK, eval_metric=("loss",)), eval_data=data)
     with pytest.raises(UsageError, match="`eval_metric` has no effect here: it needs examples to evaluate on"):
         train(base, data, replace(QUICK, eval_metric=("rouge1",)))

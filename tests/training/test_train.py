@@ -24,6 +24,8 @@ from taskvec.training.options import TrainingOptions
 from taskvec.training.train import train
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainingOptions(calibration_steps=2, steps=3, batch_size=2, lr=1e-3, device="cpu")
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -115,7 +117,7 @@ def test_what_is_rounded_away_is_counted(
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw", "sgd"])
 def test_other_optimizers_train_too(optimizer: str, llama: Path, data: Path) -> None:
-    training = train(ModelFolder(llama), data, replace(QUICK, optimizer=optimizer, lr=1e-2))
+    training = train(ModelFolder(llama), data, replace(QUICK, optimizer=optimizer, lr=1e-2, calibration_lr=1e-2))
     assert training.vector.provenance["run"]["options"]["optimizer"] == optimizer
     assert training.survived > 0.9 * training.entries
 
