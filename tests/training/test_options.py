@@ -187,7 +187,7 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
         ({"low_memory": True, "optimizer": "adam"}, "`low_memory` needs `optimizer=rmsprop`, found adam"),
         ({"low_memory": True, "weight_decay": 0.1}, "`low_memory` does not support `l1` or `weight_decay`"),
         ({"weight_decay": -1}, "`weight_decay` must not be negative"),
-        ({"include": "*"}, "`include` must be a list of strs, found"),
+        ({"include": "*"}, "`include` must be a list of strings, found"),
         ({"exclude": (1,)}, "`exclude`, number 1, must be a str, found 1"),
     ],
 )

@@ -403,7 +403,7 @@ def test_metrics_that_cannot_be_measured_are_refused(data: Path, llama: Path, tm
         train(base, data, replace(QUICK, eval_metric=("loss",)), eval_data=data)
     with pytest.raises(UsageError, match="`eval_metric` has no effect here: it needs examples to evaluate on"):
         train(base, data, replace(QUICK, eval_metric=("rouge1",)))
-    with pytest.raises(UsageError, match=r"eval-metric must be a list of strs, found 'rouge1'"):
+    with pytest.raises(UsageError, match=r"eval_metric` must be a list of strings, found 'rouge1'"):
         TrainingOptions(eval_metric="rouge1")  # type: ignore[arg-type]
     bert = make_architecture("bert", tmp_path / "bert", dtype="float32")
     with pytest.raises(UsageError, match="bert is a masked language model and gives no answers"):
