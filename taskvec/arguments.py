@@ -99,7 +99,8 @@ def instances(what: str, values: object, kind: type) -> None:
         UsageError: The value is not a sequence, or an element is not an instance of `kind`.
     """
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-        raise UsageError(f"{what} must be a list of {"strings" if kind is str else f"{kind.__name__}s"}, found {said(values)}")
+        plural = "strings" if kind is str else f"{kind.__name__}s"
+        raise UsageError(f"{what} must be a list of {plural}, found {said(values)}")
     for number, value in enumerate(values, 1):
         instance(f"{what}, number {number},", value, kind)
 
