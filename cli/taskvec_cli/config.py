@@ -79,12 +79,12 @@ ConfigFile = Annotated[
 ]
 
 
-def settle(context: typer.Context, given: dict[str, Any]) -> set[str]:
+def settle(context: typer.Context, flags: dict[str, Any]) -> set[str]:
     """Reset options of the file that are replaced by another option on the command line, such as `steps` by `epochs`.
 
     Args:
         context: The context of the command.
-        given: Parameter name -> value; changed in place.
+        flags: Option name -> value; changed in place.
 
     Returns:
         The names of the parameters that were set: on the command line to any value, even the default, or by the file
@@ -101,9 +101,10 @@ def settle(context: typer.Context, given: dict[str, Any]) -> set[str]:
     for pair in RIVALS:
         for one, other in (pair, pair[::-1]):
             if source(one) == "COMMANDLINE" and source(other) == "DEFAULT_MAP":
-                given[other] = parameters[other].default
+                flags[other] = parameters[other].default
     by_file = {name for name in context.params if source(name) == "DEFAULT_MAP"}
-    changed = {name for name in by_file if given[name] != parameters[name].default}
+    values = {**context.params, **flags}
+    changed = {name for name in by_file if values[name] != parameters[name].default}
     return changed | {name for name in context.params if source(name) not in {"", "DEFAULT", "DEFAULT_MAP"}}
 
 

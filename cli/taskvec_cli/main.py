@@ -6,12 +6,12 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from typer.core import TyperGroup
 
 from . import streams
+from .help import Command, Commands
 from .merge import merge
 from .outputs import DATA, FILE, LotaFile, ModelFolder, parse_size
 from .progress import progress_bars
@@ -21,29 +21,9 @@ if TYPE_CHECKING:
     from taskvec_formats import Kind
 
 
-class _Commands(TyperGroup):
-    """The group of all commands. It renders its help with rich, since typer would load a slow Markdown parser."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help of `taskvec`: its options and a table of the commands."""
-        from rich.console import Console
-        from rich.panel import Panel
-        from rich.table import Table
-
-        options = [(", ".join(option.opts), getattr(option, "help", "")) for option in self.get_params(ctx)]
-        commands = [(name, command.short_help) for name, command in self.commands.items()]
-        console = Console(highlight=False)
-        console.print(f"\n Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]...\n\n {self.help}\n", markup=False)
-        for title, rows in (("Options", options), ("Commands", commands)):
-            table = Table.grid(padding=(0, 2))
-            for name, text in rows:
-                table.add_row(f"[bold cyan]{name}[/]", text)
-            console.print(Panel(table, title=title, title_align="left", border_style="dim"))
-
-
 app = typer.Typer(
     name="taskvec",
-    cls=_Commands,
+    cls=Commands,
     help="Train, store, merge and apply sparse task vectors of language models.",
     no_args_is_help=True,
     add_completion=True,
@@ -84,10 +64,10 @@ def _keep_memory() -> None:
                 library.mallopt(parameter, 1 << 30)
 
 
-app.command(short_help="Train a sparse task vector.")(train)
+app.command(cls=Command, short_help="Train a sparse task vector.")(train)
 
 
-@app.command(short_help="Store a fine-tune as a task vector.")
+@app.command(cls=Command, short_help="Store a fine-tune as a task vector.")
 def pack(
     base: Base,
     tuned: Tuned,
@@ -141,7 +121,7 @@ def pack(
     render.report_file(output, as_json)
 
 
-@app.command(short_help="Apply a task vector and write the model folder.")
+@app.command(cls=Command, short_help="Apply a task vector and write the model folder.")
 def unpack(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     base: Annotated[str, typer.Option("--base", help=f"The base of the vector: {_MODEL}", show_default=False)],
@@ -178,10 +158,10 @@ def unpack(
         render.say(render.exactness(applied))
 
 
-app.command(short_help="Merge task vectors of one base.")(merge)
+app.command(cls=Command, short_help="Merge task vectors of one base.")(merge)
 
 
-@app.command(short_help="Add, scale, negate and compose task vectors.")
+@app.command(cls=Command, short_help="Add, scale, negate and compose task vectors.")
 def arith(
     expression: Annotated[
         str,
@@ -227,7 +207,7 @@ def arith(
     render.report_file(output, as_json)
 
 
-@app.command(short_help="Keep the largest entries of a task vector.")
+@app.command(cls=Command, short_help="Keep the largest entries of a task vector.")
 def shrink(
     vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
     output: LotaFile,
@@ -253,7 +233,7 @@ def shrink(
     render.report_file(output, as_json)
 
 
-@app.command(short_help="Describe .lota files and compare their masks.")
+@app.command(cls=Command, short_help="Describe .lota files and compare their masks.")
 def inspect(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
@@ -305,7 +285,7 @@ def inspect(
         render.say(f"picture: {plot}")
 
 
-@app.command(short_help="Check the integrity of .lota files.")
+@app.command(cls=Command, short_help="Check the integrity of .lota files.")
 def verify(
     vectors: Annotated[
         list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
@@ -341,7 +321,7 @@ def verify(
         render.say(f"{path}: {len(vector)} tensors, all intact{against}")
 
 
-@app.command("eval", short_help="Evaluate a model on held-out data.")
+@app.command("eval", cls=Command, short_help="Evaluate a model on held-out data.")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.", show_default=False)],
     data: Annotated[Path, typer.Option(help=DATA, show_default=False)],
@@ -451,7 +431,7 @@ def evaluate(
         render.say(f"taskvec: warning: {warning}", err=True)
 
 
-@app.command(short_help="Run the whole workflow on a real model.")
+@app.command(cls=Command, short_help="Run the whole workflow on a real model.")
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.")] = Path("taskvec-demo"),
     as_json: Json = False,

@@ -6,19 +6,115 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .flags import takes
 from .outputs import check_unfinished, parse_size
 from .progress import progress_bars
 
 if TYPE_CHECKING:
     from taskvec import Checkpoint, TaskVector
-    from taskvec.merging.recipe import Recipe
     from taskvec.reporting.progress import Progress
 
 _METHOD = "Method options"
 _FOLDER = "Model folder (--base)"
-_OPTIONS = "method weights lam density dialect elect normalize rescale gamma seed on_overlap".split()
 
 
+class _Flags:
+    """The merge method and its options."""
+
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Merge method: auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, "
+            "breadcrumbs or breadcrumbs_ties.",
+            show_default="auto",
+        ),
+    ] = None
+    weights: Annotated[
+        str | None, typer.Option(help="One factor per vector, separated by commas, e.g. 1,0.5.", show_default="1 each")
+    ] = None
+    lam: Annotated[
+        float | None, typer.Option("--lambda", help="Factor that scales the merged vector.", show_default="1")
+    ] = None
+    density: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of its eligible weights that each vector keeps: one number, or one per vector, separated by "
+            "commas.",
+            show_default="1 for ties; required by other methods that prune",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="Which implementation to match: reference (the papers), mergekit or peft.",
+            show_default="reference",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    elect: Annotated[
+        str | None,
+        typer.Option(
+            help="How to elect signs: by total magnitude (mass) or by number of vectors (frequency).",
+            show_default="mass",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            metavar="",
+            help="Whether to divide each sum: by the number of vectors that agree (ties methods) or by the sum of the "
+            "weights (other methods).",
+            show_default="depends on the method",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    rescale: Annotated[
+        str | None,
+        typer.Option(
+            help="How to scale the entries that remain: none, density (divide by the density) or norm (restore the "
+            "L1 norm of the tensor).",
+            show_default="depends on method and dialect",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    gamma: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the largest changes that the breadcrumbs methods leave out.",
+            show_default="0.01",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the random choice of entries in the dare methods.", show_default="0", rich_help_panel=_METHOD
+        ),
+    ] = None
+    on_overlap: Annotated[
+        str | None,
+        typer.Option(
+            help="What the method disjoint does if masks share a position: error, sum, mean, larger (the larger "
+            "magnitude) or first (the first vector).",
+            show_default="error",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Any option of the method, including methods of other packages; may be repeated.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None
+
+
+@takes(_Flags)
 def merge(
     vectors: Annotated[
         list[Path] | None,
@@ -38,27 +134,6 @@ def merge(
             show_default="merged.lota; for a model folder merged/",
         ),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="Merge method: auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, "
-            "breadcrumbs or breadcrumbs_ties.",
-            show_default="auto",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="One factor per vector, separated by commas, e.g. 1,0.5.", show_default="1 each")
-    ] = None,
-    lam: Annotated[
-        float | None, typer.Option("--lambda", help="Factor that scales the merged vector.", show_default="1")
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            help="A configuration file of mergekit, which names the models, the method and its options.",
-            show_default=False,
-        ),
-    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -68,83 +143,14 @@ def merge(
             show_default=False,
         ),
     ] = None,
-    density: Annotated[
-        str | None,
+    recipe: Annotated[
+        Path | None,
         typer.Option(
-            help="Share of its eligible weights that each vector keeps: one number, or one per vector, separated by "
-            "commas.",
-            show_default="1 for ties; required by other methods that prune",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    dialect: Annotated[
-        str | None,
-        typer.Option(
-            help="Which implementation to match: reference (the papers), mergekit or peft.",
-            show_default="reference",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    elect: Annotated[
-        str | None,
-        typer.Option(
-            help="How to elect signs: by total magnitude (mass) or by number of vectors (frequency).",
-            show_default="mass",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option(
-            "--normalize/--no-normalize",
-            metavar="",
-            help="Whether to divide each sum: by the number of vectors that agree (ties methods) or by the sum of the "
-            "weights (other methods).",
-            show_default="depends on the method",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    rescale: Annotated[
-        str | None,
-        typer.Option(
-            help="How to scale the entries that remain: none, density (divide by the density) or norm (restore the "
-            "L1 norm of the tensor).",
-            show_default="depends on method and dialect",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the largest changes that the breadcrumbs methods leave out.",
-            show_default="0.01",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of the random choice of entries in the dare methods.", show_default="0", rich_help_panel=_METHOD
-        ),
-    ] = None,
-    on_overlap: Annotated[
-        str | None,
-        typer.Option(
-            help="What the method disjoint does if masks share a position: error, sum, mean, larger (the larger "
-            "magnitude) or first (the first vector).",
-            show_default="error",
-            rich_help_panel=_METHOD,
-        ),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Any option of the method, including methods of other packages; may be repeated.",
+            help="A configuration file of mergekit, which names the models, the method and its options.",
             show_default=False,
-            rich_help_panel=_METHOD,
         ),
     ] = None,
+    *,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -171,6 +177,7 @@ def merge(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
+    **flags: Any,
 ) -> None:
     """Merge task vectors of one base into a .lota file or a model folder.
 
@@ -179,40 +186,34 @@ def merge(
 
     Example: taskvec merge sql.lota maths.lota -o both.lota --weights 1,0.5
     """
-    given = dict(locals())
-    from taskvec import merge as merge_vectors
-    from taskvec import open_checkpoint
     from taskvec.applying.output import Output
     from taskvec.applying.verified import Application
     from taskvec.errors import UsageError
+    from taskvec.merging.recipe import Recipe
     from taskvec.merging.tokenizers import check_tokenizers
     from taskvec.vectors.vector import check_codec
 
-    from . import render
-
     check_codec(codec)
-    options = {name: given[name] for name in _OPTIONS if given[name] is not None}
-    for name in {"weights", "density"} & options.keys():
-        options[name] = _numbers(name, options[name])
-    if len(options.get("density", ())) == 1:
-        options["density"] = options["density"][0]
-    options |= _options(option or (), given)
-    asked = None if recipe is None else _recipe(given)
-    if asked is None and not vectors:
-        raise UsageError("nothing to merge: give .lota files, or --recipe")
-    checkpoint = asked.open_base() if asked else None if base is None else open_checkpoint(base)
-    to_folder = checkpoint is not None if asked is None else output is None or not output.endswith(".lota")
-    target = ("merged" if to_folder else "merged.lota") if output is None else output
+    if recipe is not None:
+        for name, value in {"vectors": vectors, "base": base, **flags}.items():
+            _refuse(name, value, "cannot be used with --recipe: the recipe names the models and all options")
+    asked = _Listed(vectors or [], base, flags) if recipe is None else Recipe.read(recipe)
+    checkpoint = asked.open_base()
+    to_folder = checkpoint is not None if recipe is None else output is None or not output.endswith(".lota")
+    if to_folder and checkpoint is None:
+        raise UsageError(f"{recipe} names no base_model, so only a .lota file can be written: -o merged.lota")
+    read = [*_inputs(vectors or (), checkpoint), *([] if recipe is None else [recipe])]
+    if to_folder:
+        _refuse("codec", codec if codec != "auto" else None, "is for a .lota file, not for a model folder")
+    else:
+        for name, value in (("dtype", dtype), ("shard_size", shard_size), ("resume", resume)):
+            _refuse(name, value, "is for a model folder, not for a .lota file")
+    destination = _checked(output, read, to_folder=to_folder, resume=resume, force=force)
     size = None if shard_size is None else parse_size("--shard-size", shard_size)
-    form = Output(size, dtype or (asked.dtype if asked and to_folder else None))
-    destination = _check_output(given, target, checkpoint, to_folder=to_folder)
+    form = Output(size, dtype or (asked.dtype if to_folder else None))
     with progress_bars() as progress:
-        if asked:
-            parents = asked.vectors(checkpoint, progress)
-            merged = asked.merge(parents, progress, checkpoint, form.dtype)
-        else:
-            parents = [_opened(path, checkpoint, progress) for path in vectors or ()]
-            merged = merge_vectors(parents, progress=progress, base=checkpoint, **options)
+        parents = asked.vectors(checkpoint, progress)
+        merged = asked.merge(parents, progress, checkpoint, form.dtype)
         if to_folder:
             from taskvec.merging.model_folder import write_model
 
@@ -231,12 +232,61 @@ def merge(
         else:
             if checkpoint is not None:
                 Application(merged, checkpoint, progress)  # checks that the vectors fit the base of the recipe
-            notes = [*check_tokenizers(parents), *(asked.notes_on_file() if asked else [])]
+            notes = [*check_tokenizers(parents), *asked.notes_on_file()]
             merged.save(destination, progress, codec, force=force)
+    _report(merged, destination, notes, to_folder=to_folder, as_json=as_json)
+
+
+class _Listed:
+    """A merge of vectors that the command line names. It has the interface of a Recipe.
+
+    Args:
+        paths: The vectors.
+        base: The base model, or None.
+        flags: The method and its options.
+
+    Raises:
+        UsageError: There are no vectors, or an option has no valid value.
+    """
+
+    dtype: str | None = None
+
+    def __init__(self, paths: Sequence[Path], base: str | None, flags: dict[str, Any]) -> None:
+        from taskvec.errors import UsageError
+
+        self._options = _method_options(flags)
+        if not paths:
+            raise UsageError("nothing to merge: give .lota files, or --recipe")
+        self._paths = paths
+        self._base = base
+
+    def open_base(self) -> "Checkpoint | None":
+        from taskvec import open_checkpoint
+
+        return None if self._base is None else open_checkpoint(self._base)
+
+    def vectors(self, base: "Checkpoint | None", progress: "Progress") -> "list[TaskVector]":
+        return [_opened(path, base, progress) for path in self._paths]
+
+    def merge(
+        self, vectors: "list[TaskVector]", progress: "Progress", base: "Checkpoint | None", dtype: str | None
+    ) -> "TaskVector":
+        from taskvec import merge as merge_vectors
+
+        return merge_vectors(vectors, progress=progress, base=base, **self._options)
+
+    def notes_on_file(self) -> list[str]:
+        return []
+
+
+def _report(merged: "TaskVector", output: Path, notes: list[str], *, to_folder: bool, as_json: bool) -> None:
+    """Print the report of a merge."""
+    from . import render
+
     made = merged.provenance
     notes = [*made["notes"], *notes]
     report = render.report_folder if to_folder else render.report_file
-    report(destination, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
+    report(output, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))
     if not as_json:
         for note in notes:
             render.say(f"note: {note}")
@@ -253,17 +303,27 @@ def _opened(path: Path, base: "Checkpoint | None", progress: "Progress") -> "Tas
     return diff(base, wider(base, open_checkpoint(path)), progress=progress)
 
 
-def _options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
+def _method_options(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, as `taskvec.merge` takes them."""
+    options = {name: value for name, value in flags.items() if value is not None and name != "option"}
+    for name in {"weights", "density"} & options.keys():
+        options[name] = _numbers(name, options[name])
+    if len(options.get("density", ())) == 1:
+        options["density"] = options["density"][0]
+    return options | _further_options(flags["option"] or (), options)
+
+
+def _further_options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
     """Parse the values of `--option`: option name -> value, checked against the options of the method."""
     from taskvec.errors import UsageError
     from taskvec.merging.registry import AUTO, method_of
 
     if not texts:
         return {}
-    method = given["method"] or AUTO
+    method = given.get("method", AUTO)
     if method == AUTO:
         raise UsageError("--option needs --method: auto chooses the method, which then has no options")
-    known, found = method_of(method).options, {}
+    known, found = method_of(method).options, dict[str, Any]()
     for text in texts:
         key, equals, value = text.partition("=")
         name = key.replace("-", "_")
@@ -272,47 +332,41 @@ def _options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise UsageError(f"{method} has no option {key!r:.80}; {has}")
-        if name in found or given.get(name) is not None:
+        if name in found or name in given:
             raise UsageError(f"option {key!r:.80} is given twice")
         found[name] = known[name].parse(value)
     return found
 
 
-def _recipe(given: dict[str, Any]) -> "Recipe":
-    """Read the recipe; refuse arguments that it replaces."""
+def _refuse(name: str, value: object, why: str) -> None:
+    """Refuse a parameter of the command that was given."""
     from taskvec.errors import UsageError
-    from taskvec.merging.recipe import Recipe
 
-    for name in ("vectors", "base", "option", *_OPTIONS):
-        if given[name] not in (None, []):
-            shown = {"lam": "--lambda", "vectors": "VECTORS"}.get(name, f"--{name.replace('_', '-')}")
-            raise UsageError(f"{shown} cannot be used with --recipe: the recipe names the models and all options")
-    return Recipe.read(given["recipe"])
+    if value not in (None, [], False):
+        shown = {"lam": "--lambda", "vectors": "VECTORS"}.get(name, f"--{name.replace('_', '-')}")
+        raise UsageError(f"{shown} {why}")
 
 
-def _check_output(given: dict[str, Any], output: str, base: "Checkpoint | None", *, to_folder: bool) -> Path:
-    """Check the output before any work is done, and return its path."""
+def _inputs(vectors: Sequence[Path], base: "Checkpoint | None") -> list[Path]:
+    """Return the files and folders that are read."""
     from taskvec import open_checkpoint
-    from taskvec.applying.apply import WORK
-    from taskvec.destination import check_apart, check_file, check_folder
-    from taskvec.errors import UsageError
     from taskvec.vectors.source import inputs_of
 
-    vectors = given["vectors"] or ()
-    models = [open_checkpoint(path) for path in vectors if base is not None and path.is_dir()]
-    read = [*vectors, *([given["recipe"]] if given["recipe"] else []), *inputs_of(*models, *([base] if base else []))]
-    if not to_folder:
-        for name in ("dtype", "shard_size", "resume"):
-            if given[name]:
-                raise UsageError(f"--{name.replace('_', '-')} is for a model folder, not for a .lota file")
-        return check_file(output, force=given["force"], inputs=read)
-    if given["codec"] != "auto":
-        raise UsageError("--codec is for a .lota file, not for a model folder")
     if base is None:
-        raise UsageError(f"{given['recipe']} names no base_model, so only a .lota file can be written: -o merged.lota")
-    path = check_folder(output, force=given["force"], inputs=read)
+        return list(vectors)
+    return [*vectors, *inputs_of(base, *(open_checkpoint(path) for path in vectors if path.is_dir()))]
+
+
+def _checked(output: str | None, read: Sequence[Path], *, to_folder: bool, resume: bool, force: bool) -> Path:
+    """Check the output before any work is done, and return its path."""
+    from taskvec.applying.apply import WORK
+    from taskvec.destination import check_apart, check_file, check_folder
+
+    if not to_folder:
+        return check_file("merged.lota" if output is None else output, force=force, inputs=read)
+    path = check_folder("merged" if output is None else output, force=force, inputs=read)
     check_apart(_part_of(path), read)
-    check_unfinished(_part_of(path), WORK, resume=given["resume"], force=given["force"])
+    check_unfinished(_part_of(path), WORK, resume=resume, force=force)
     return path
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
+from .flags import takes
 from .outputs import DATA, FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
@@ -23,6 +24,284 @@ _WATCH = "Evaluation, checkpoints and reports"
 _MEMORY = "Memory, dtype and device"
 
 
+class _Flags:
+    """The options that describe a run: the fields of TrainingOptions, and further files to read."""
+
+    method: Annotated[
+        str,
+        typer.Option(
+            help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged into the weights at the end."
+        ),
+    ] = "lota"
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the eligible weights that keep the value of the base.",
+            show_default="0.9; with --mask-from its whole mask",
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="How calibration ranks the weights: by their change (magnitude), summed gradients (gradient) or "
+            "summed squared gradients (fisher). random: draw positions, without calibration.",
+            rich_help_panel=_MASK,
+        ),
+    ] = "magnitude"
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="global: rank the weights of all tensors together. tensor: rank those of each tensor separately.",
+            rich_help_panel=_MASK,
+        ),
+    ] = "global"
+    calibration_steps: Annotated[
+        int, typer.Option(help="Steps of the full fine-tuning that chooses the mask.", rich_help_panel=_MASK)
+    ] = 20
+    calibration_epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes of calibration over the data, instead of --calibration-steps; 0.1 is a tenth of the data.",
+            show_default=False,
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    calibration_lr: Annotated[
+        Rate | None,
+        typer.Option(
+            metavar=RATE,
+            parser=rate_of,
+            help="Learning rate of calibration; auto searches for one on the data.",
+            show_default="that of --method fft",
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    via: Annotated[
+        float | None,
+        typer.Option(
+            help="Train a ticket of this lower sparsity first, and use its largest entries as the mask.",
+            show_default=False,
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    mask_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Use the mask of this .lota file; with --sparsity, only its largest entries.",
+            show_default=False,
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Train only tensors whose names match, such as '*.mlp.*'; may be repeated.",
+            show_default=False,
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Do not train tensors whose names match; may be repeated.",
+            show_default=False,
+            rich_help_panel=_TENSORS,
+        ),
+    ] = None
+    l1: Annotated[
+        float,
+        typer.Option("--l1", help="Factor λ of the L1 penalty on changes of the weights.", rich_help_panel=_MASK),
+    ] = 0.0
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimizer steps, instead of --epochs; 0 writes only the mask, without values.",
+            show_default=False,
+            rich_help_panel=_LENGTH,
+        ),
+    ] = None
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_LENGTH)] = 3
+    lr: Annotated[
+        Rate | None,
+        typer.Option(
+            "--lr",
+            metavar=RATE,
+            parser=rate_of,
+            help="Learning rate of training; auto searches for one on the data.",
+            show_default="depends on method and optimizer",
+            rich_help_panel=_LENGTH,
+        ),
+    ] = None
+    optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd.", rich_help_panel=_LENGTH)] = "rmsprop"
+    weight_decay: Annotated[
+        float,
+        typer.Option(
+            help="Decoupled weight decay, as in AdamW. The weights of a ticket decay to the base.",
+            rich_help_panel=_LENGTH,
+        ),
+    ] = 0.0
+    batch_size: Annotated[
+        int, typer.Option(help="Examples per backward pass; with --pack, rows.", rich_help_panel=_LENGTH)
+    ] = 8
+    accumulate: Annotated[int, typer.Option(help="Backward passes per step.", rich_help_panel=_LENGTH)] = 1
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Learning rate schedule: constant, constant_with_warmup, linear or cosine.", rich_help_panel=_LENGTH
+        ),
+    ] = "constant"
+    warmup_steps: Annotated[
+        int,
+        typer.Option(
+            help="Steps over which the learning rate rises from zero; not with --schedule constant.",
+            rich_help_panel=_LENGTH,
+        ),
+    ] = 0
+    clip: Annotated[float, typer.Option(help="Maximum norm of the gradient.", rich_help_panel=_LENGTH)] = 1.0
+    max_length: Annotated[
+        int,
+        typer.Option(
+            help="Maximum number of tokens per example; a longer prompt loses its beginning.", rich_help_panel=_LENGTH
+        ),
+    ] = 1024
+    turns: Annotated[
+        str,
+        typer.Option(
+            help="Which turns of the assistant in a conversation are trained on: all or last.", rich_help_panel=_LENGTH
+        ),
+    ] = "all"
+    pack: Annotated[
+        bool,
+        typer.Option(
+            "--pack",
+            metavar="",
+            help="Put several examples into one row of --max-length tokens, without attention between them.",
+            rich_help_panel=_LENGTH,
+        ),
+    ] = False
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order of the data and of random masks.", rich_help_panel=_LENGTH)
+    ] = 0
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.", rich_help_panel=_LENGTH)] = 64
+    alpha: Annotated[int, typer.Option(help="Scale of the LoRA adapters.", rich_help_panel=_LENGTH)] = 16
+    disjoint_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Exclude the positions of this .lota file from the mask; may be repeated.",
+            show_default=False,
+            rich_help_panel=_EARLIER,
+        ),
+    ] = None
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start training from BASE with this .lota file applied.", show_default=False, rich_help_panel=_EARLIER
+        ),
+    ] = None
+    relative_to: Annotated[
+        str,
+        typer.Option(
+            help="With --start-from, what the new vector applies to: BASE (base), or BASE with that file applied "
+            "(start).",
+            rich_help_panel=_EARLIER,
+        ),
+    ] = "base"
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA:SHARE",
+            help="Draw this share of the examples from other data, e.g. other.jsonl:0.1; may be repeated.",
+            show_default=False,
+            rich_help_panel=_EARLIER,
+        ),
+    ] = None
+    eval_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Examples to evaluate on during training, in one of the formats of DATA.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
+    ] = None
+    eval_split: Annotated[
+        float,
+        typer.Option(help="Share of DATA to hold out for evaluation, instead of --eval-data.", rich_help_panel=_WATCH),
+    ] = 0.0
+    eval_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between evaluations; the last step is always followed by one.",
+            show_default="ten evaluations in total",
+            rich_help_panel=_WATCH,
+        ),
+    ] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after this many evaluations without a lower loss, and keep the best weights.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
+    ] = None
+    eval_metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Metric to evaluate in addition to the loss: exact_match or rouge1; may be repeated.",
+            show_default=False,
+            rich_help_panel=_WATCH,
+        ),
+    ] = None
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100
+    report_to: Annotated[
+        str,
+        typer.Option(
+            help="Where to log metrics: none, tensorboard (in runs/), wandb or another integration of transformers' "
+            "Trainer.",
+            rich_help_panel=_WATCH,
+        ),
+    ] = "none"
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            metavar="",
+            help="Calibrate in half the memory and twice the time; needs --optimizer rmsprop.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            metavar="",
+            help="Recompute activations in the backward pass instead of storing them.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = False
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the computation: float32 or bfloat16.", rich_help_panel=_MEMORY)
+    ] = "float32"
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto (an accelerator if available), or a name such as cpu, cuda, cuda:1, mps or xpu.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = "auto"
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            metavar="",
+            help="Allow Python code from the model folder to run, for models that have such code.",
+        ),
+    ] = False
+
+
+@takes(_Flags)
 def train(
     context: typer.Context,
     base: Annotated[
@@ -34,237 +313,10 @@ def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
     output: LotaFile,
     config: ConfigFile = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="lota: a sparse ticket. fft: all parameters. lora: adapters, merged into the weights at the end."
-        ),
-    ] = "lota",
-    sparsity: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the eligible weights that keep the value of the base.",
-            show_default="0.9; with --mask-from its whole mask",
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
-    mask: Annotated[
-        str,
-        typer.Option(
-            help="How calibration ranks the weights: by their change (magnitude), summed gradients (gradient) or "
-            "summed squared gradients (fisher). random: draw positions, without calibration.",
-            rich_help_panel=_MASK,
-        ),
-    ] = "magnitude",
-    scope: Annotated[
-        str,
-        typer.Option(
-            help="global: rank the weights of all tensors together. tensor: rank those of each tensor separately.",
-            rich_help_panel=_MASK,
-        ),
-    ] = "global",
-    calibration_steps: Annotated[
-        int, typer.Option(help="Steps of the full fine-tuning that chooses the mask.", rich_help_panel=_MASK)
-    ] = 20,
-    calibration_epochs: Annotated[
-        float | None,
-        typer.Option(
-            help="Passes of calibration over the data, instead of --calibration-steps; 0.1 is a tenth of the data.",
-            show_default=False,
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
-    calibration_lr: Annotated[
-        Rate | None,
-        typer.Option(
-            metavar=RATE,
-            parser=rate_of,
-            help="Learning rate of calibration; auto searches for one on the data.",
-            show_default="that of --method fft",
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
-    via: Annotated[
-        float | None,
-        typer.Option(
-            help="Train a ticket of this lower sparsity first, and use its largest entries as the mask.",
-            show_default=False,
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
-    mask_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Use the mask of this .lota file; with --sparsity, only its largest entries.",
-            show_default=False,
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Train only tensors whose names match, such as '*.mlp.*'; may be repeated.",
-            show_default=False,
-            rich_help_panel=_TENSORS,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Do not train tensors whose names match; may be repeated.",
-            show_default=False,
-            rich_help_panel=_TENSORS,
-        ),
-    ] = None,
-    l1: Annotated[
-        float,
-        typer.Option("--l1", help="Factor λ of the L1 penalty on changes of the weights.", rich_help_panel=_MASK),
-    ] = 0.0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Optimizer steps, instead of --epochs; 0 writes only the mask, without values.",
-            show_default=False,
-            rich_help_panel=_LENGTH,
-        ),
-    ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=_LENGTH)] = 3,
-    lr: Annotated[
-        Rate | None,
-        typer.Option(
-            "--lr",
-            metavar=RATE,
-            parser=rate_of,
-            help="Learning rate of training; auto searches for one on the data.",
-            show_default="depends on method and optimizer",
-            rich_help_panel=_LENGTH,
-        ),
-    ] = None,
-    optimizer: Annotated[str, typer.Option(help="rmsprop, adam, adamw or sgd.", rich_help_panel=_LENGTH)] = "rmsprop",
-    weight_decay: Annotated[
-        float,
-        typer.Option(
-            help="Decoupled weight decay, as in AdamW. The weights of a ticket decay to the base.",
-            rich_help_panel=_LENGTH,
-        ),
-    ] = 0.0,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples per backward pass; with --pack, rows.", rich_help_panel=_LENGTH)
-    ] = 8,
-    accumulate: Annotated[int, typer.Option(help="Backward passes per step.", rich_help_panel=_LENGTH)] = 1,
-    schedule: Annotated[
-        str,
-        typer.Option(
-            help="Learning rate schedule: constant, constant_with_warmup, linear or cosine.", rich_help_panel=_LENGTH
-        ),
-    ] = "constant",
-    warmup_steps: Annotated[
-        int,
-        typer.Option(
-            help="Steps over which the learning rate rises from zero; not with --schedule constant.",
-            rich_help_panel=_LENGTH,
-        ),
-    ] = 0,
-    clip: Annotated[float, typer.Option(help="Maximum norm of the gradient.", rich_help_panel=_LENGTH)] = 1.0,
-    max_length: Annotated[
-        int,
-        typer.Option(
-            help="Maximum number of tokens per example; a longer prompt loses its beginning.", rich_help_panel=_LENGTH
-        ),
-    ] = 1024,
-    turns: Annotated[
-        str,
-        typer.Option(
-            help="Which turns of the assistant in a conversation are trained on: all or last.", rich_help_panel=_LENGTH
-        ),
-    ] = "all",
-    pack: Annotated[
-        bool,
-        typer.Option(
-            "--pack",
-            metavar="",
-            help="Put several examples into one row of --max-length tokens, without attention between them.",
-            rich_help_panel=_LENGTH,
-        ),
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the order of the data and of random masks.", rich_help_panel=_LENGTH)
-    ] = 0,
-    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.", rich_help_panel=_LENGTH)] = 64,
-    alpha: Annotated[int, typer.Option(help="Scale of the LoRA adapters.", rich_help_panel=_LENGTH)] = 16,
-    disjoint_from: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Exclude the positions of this .lota file from the mask; may be repeated.",
-            show_default=False,
-            rich_help_panel=_EARLIER,
-        ),
-    ] = None,
-    start_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Start training from BASE with this .lota file applied.", show_default=False, rich_help_panel=_EARLIER
-        ),
-    ] = None,
-    relative_to: Annotated[
-        str,
-        typer.Option(
-            help="With --start-from, what the new vector applies to: BASE (base), or BASE with that file applied "
-            "(start).",
-            rich_help_panel=_EARLIER,
-        ),
-    ] = "base",
-    mix: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DATA:SHARE",
-            help="Draw this share of the examples from other data, e.g. other.jsonl:0.1; may be repeated.",
-            show_default=False,
-            rich_help_panel=_EARLIER,
-        ),
-    ] = None,
-    eval_data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Examples to evaluate on during training, in one of the formats of DATA.",
-            show_default=False,
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    eval_split: Annotated[
-        float,
-        typer.Option(help="Share of DATA to hold out for evaluation, instead of --eval-data.", rich_help_panel=_WATCH),
-    ] = 0.0,
-    eval_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between evaluations; the last step is always followed by one.",
-            show_default="ten evaluations in total",
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop after this many evaluations without a lower loss, and keep the best weights.",
-            show_default=False,
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    eval_metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Metric to evaluate in addition to the loss: exact_match or rouge1; may be repeated.",
-            show_default=False,
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
+    *,
     resume: Annotated[
         bool, typer.Option("--resume", metavar="", help="Continue an interrupted run.", rich_help_panel=_WATCH)
     ] = False,
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_WATCH)] = 100,
     show_example: Annotated[
         bool,
         typer.Option(
@@ -283,50 +335,6 @@ def train(
             **FILE,
         ),
     ] = None,
-    report_to: Annotated[
-        str,
-        typer.Option(
-            help="Where to log metrics: none, tensorboard (in runs/), wandb or another integration of transformers' "
-            "Trainer.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = "none",
-    low_memory: Annotated[
-        bool,
-        typer.Option(
-            "--low-memory",
-            metavar="",
-            help="Calibrate in half the memory and twice the time; needs --optimizer rmsprop.",
-            rich_help_panel=_MEMORY,
-        ),
-    ] = False,
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            metavar="",
-            help="Recompute activations in the backward pass instead of storing them.",
-            rich_help_panel=_MEMORY,
-        ),
-    ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Dtype of the computation: float32 or bfloat16.", rich_help_panel=_MEMORY)
-    ] = "float32",
-    device: Annotated[
-        str,
-        typer.Option(
-            help="auto (an accelerator if available), or a name such as cpu, cuda, cuda:1, mps or xpu.",
-            rich_help_panel=_MEMORY,
-        ),
-    ] = "auto",
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            metavar="",
-            help="Allow Python code from the model folder to run, for models that have such code.",
-        ),
-    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -335,6 +343,7 @@ def train(
     ] = False,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
+    **flags: Any,
 ) -> None:
     """Train a sparse task vector on DATA, by Lottery Ticket Adaptation (LoTA).
 
@@ -345,9 +354,7 @@ def train(
 
     Example: taskvec train base/ train.jsonl -o task.lota --sparsity 0.9
     """
-    given = dict(locals())
-    options = _options(given, settle(context, given))
-    eval_data = given["eval_data"]
+    options = _options(flags, settle(context, flags))
     from taskvec import TaskVector, open_checkpoint
     from taskvec.analysis.plots import check_picture
     from taskvec.data.examples import check_examples
@@ -356,32 +363,28 @@ def train(
     from taskvec.training.folder import KIND
     from taskvec.vectors.source import inputs_of
 
-    mixed = [_mixed(text) for text in mix or ()]
-    sources = [data, *([] if eval_data is None else [eval_data]), *(path for path, _ in mixed)]
-    files = [file for source in sources for file in check_examples(source)]
-    earlier = [TaskVector.open(path) for path in disjoint_from or ()]
-    holder = None if mask_from is None else TaskVector.open(mask_from)
-    beginning = None if start_from is None else TaskVector.open(start_from)
+    request: dict[str, Any] = {
+        "mask_from": None if flags["mask_from"] is None else TaskVector.open(flags["mask_from"]),
+        "disjoint_from": [TaskVector.open(path) for path in flags["disjoint_from"] or ()],
+        "start_from": None if flags["start_from"] is None else TaskVector.open(flags["start_from"]),
+        "mix": [_mixed(text) for text in flags["mix"] or ()],
+        "eval_data": flags["eval_data"],
+    }
+    vectors = [request["mask_from"], request["start_from"], *request["disjoint_from"]]
+    sources = [data, request["eval_data"], *(path for path, _ in request["mix"])]
+    files = [file for source in sources if source is not None for file in check_examples(source)]
     checkpoint = open_checkpoint(base)
-    vectors = [vector for vector in (holder, beginning, *earlier) if vector is not None]
-    read = [*files, *inputs_of(checkpoint, *vectors), *([] if config is None else [config])]
+    read = [*files, *inputs_of(checkpoint, *filter(None, vectors)), *([] if config is None else [config])]
     check_distinct(output, plot)
     check_file(output, force=force, inputs=read)
     if plot is not None:
         check_picture(plot, force=force, inputs=read)
     folder = output.with_name(f"{output.name}.run")
     check_unfinished(folder, KIND, resume=resume, force=force)
-    if report_to == "tensorboard":
+    if options.report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
     if show_example:
         _preview(checkpoint, data, options)
-    request: dict[str, Any] = {
-        "mask_from": holder,
-        "disjoint_from": earlier,
-        "start_from": beginning,
-        "mix": mixed,
-        "eval_data": eval_data,
-    }
     if dry_run:
         compare(context, checkpoint, data, request)
         _plan(checkpoint, data, options, request, output=output, plot=plot, as_json=as_json)
@@ -391,35 +394,30 @@ def train(
         from taskvec.training.train import train as train_vector
 
         trained = train_vector(
-            checkpoint,
-            data,
-            options,
-            progress,
-            **request,
-            folder=folder,
-            resume=resume or not force,
+            checkpoint, data, options, progress, **request, folder=folder, resume=resume or not force
         )
         trained.vector.save(output, progress, force=force)
     remove_work(folder)
     if plot is not None:
         _draw(trained, output.stem, plot, force=force)
-    _report(trained, output, as_json=as_json, in_a_row=bool(earlier))
+    _report(trained, output, as_json=as_json, in_a_row=bool(request["disjoint_from"]))
 
 
-def _options(given: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
-    """Return the checked training options for the parameters of the command; `was_set` names those that were set."""
+def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
+    """Return the checked training options for the options of the command; `was_set` names those that were set."""
     from dataclasses import fields
 
     from taskvec.training.effects import check_effects
     from taskvec.training.options import TrainingOptions
 
-    takes_mask = given["mask_from"] is not None
-    if given["sparsity"] is None and not takes_mask and given["method"] == "lota":
-        given["sparsity"] = 0.9
-    given |= {name: given[name] or () for name in ("include", "exclude", "eval_metric")}
-    options = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
+    takes_mask = flags["mask_from"] is not None
+    values = {field.name: flags[field.name] for field in fields(TrainingOptions)}
+    if values["sparsity"] is None and not takes_mask and values["method"] == "lota":
+        values["sparsity"] = 0.9
+    values |= {name: values[name] or () for name in ("include", "exclude", "eval_metric")}
+    options = TrainingOptions(**values)
     options.check()
-    evaluates = given["eval_data"] is not None or bool(given["eval_split"])
+    evaluates = flags["eval_data"] is not None or bool(options.eval_split)
     check_effects(options, was_set, takes_mask=takes_mask, evaluates=evaluates)
     return options
 
