@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from ..errors import DivergedError
 from ..vectors.topk import FloatArray
+from .lean import LeanRMSprop
 from .loop import Curve
-from .optimizers import LeanRMSprop, make_optimizer
+from .optimizers import make_optimizer
 from .options import AUTO
 from .range_test import find_rate
 from .rates import lowest_rate
@@ -61,8 +62,6 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
     with _observed(parameters, options.mask) as sums:
         optimizer = optimizer_of(float(lr))
         curve = run.phase(run.model, optimizer, steps=run.calibration_steps, dense=dense, calibrates=True)
-    if isinstance(optimizer, LeanRMSprop):
-        optimizer.close()
     run.model.zero_grad(set_to_none=True)
 
     def scores(name: str) -> FloatArray:
@@ -72,7 +71,8 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         else:
             weight = run.weight(name)
             values = weight.float() - run.started(name).to(weight).float()
-            if options.low_memory and (lost := optimizer.state[parameters[place.parameter]].get("lost")) is not None:
+            lost = optimizer.lost(parameters[place.parameter]) if isinstance(optimizer, LeanRMSprop) else None
+            if lost is not None:
                 values += lost.view(-1)[place.start : place.start + form.size]
         # a step that diverges shows in the loss of the next step only, so the last step is checked here
         if not bool(values.isfinite().all()):

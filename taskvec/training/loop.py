@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +37,7 @@ from ..data.rows import Row
 from ..errors import DivergedError, TrainingError, UsageError
 from ..models.devices import device_of
 from ..reporting.progress import Progress
-from .optimizers import LeanRMSprop
+from .lean import LeanRMSprop, TwoPassTrainer
 from .options import TrainingOptions
 
 CALIBRATING, TRAINING = "calibrating", "training"  # stages
@@ -90,37 +91,30 @@ Measure = Callable[[], Mapping[str, float]]
 
 
 class _Measured(Trainer):
-    """Trainer that evaluates further metrics, in the same arithmetic and without drawing training's random numbers."""
+    """Trainer that evaluates further metrics, in the same arithmetic and without drawing training's random numbers.
 
-    measure: Measure | None
-    watch: _Watch
+    Args:
+        measure: Returns the further metrics, if any.
+        watch: The callback that measures the speed, from which the time of evaluations is left out.
+        **options: The arguments of Trainer.
+    """
+
+    def __init__(self, measure: Measure | None, watch: _Watch, **options: Any) -> None:
+        super().__init__(**options)
+        self._measures = measure
+        self._watch = watch
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the metrics of Trainer, and those measured here with the prefix "eval_"."""
         began = time.perf_counter()
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if self.measure is not None:
+        if self._measures is not None:
             with torch.random.fork_rng(), self.accelerator.autocast():
-                found = {f"eval_{name}": value for name, value in self.measure().items()}
+                found = {f"eval_{name}": value for name, value in self._measures().items()}
             self.log(found)
             metrics |= found
-        self.watch.began += time.perf_counter() - began
+        self._watch.began += time.perf_counter() - began
         return metrics
-
-
-class _TwoPasses(Trainer):
-    """Trainer that passes every batch twice: first for the gradient norm, then for the gradients clipped by it."""
-
-    lean: LeanRMSprop
-
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return the loss of the second pass, which draws the same random numbers as the first."""
-        device = self.args.device
-        own = device.type in ("cuda", "xpu")  # the others have no random state of their own, or cannot restore it
-        forked = {"devices": [device.index or 0], "device_type": device.type} if own else {"devices": []}
-        with self.lean.measuring(), torch.random.fork_rng(**forked):
-            super().training_step(model, *args, **kwargs)
-        return super().training_step(model, *args, **kwargs)
 
 
 class _Watch(TrainerCallback):
@@ -318,7 +312,12 @@ def fit(
             all_callbacks.append(EarlyStoppingCallback(options.patience))
         lr = float(optimizer.param_groups[0]["lr"])
         scheduler = scheduler or get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
-        trainer = (_TwoPasses if isinstance(optimizer, LeanRMSprop) else _Measured)(
+        make = (
+            partial(TwoPassTrainer, optimizer)
+            if isinstance(optimizer, LeanRMSprop)
+            else partial(_Measured, measure, watch)
+        )
+        trainer: Trainer = make(
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -327,11 +326,6 @@ def fit(
             optimizers=(optimizer, scheduler),
             callbacks=all_callbacks,
         )
-        if isinstance(trainer, _TwoPasses):
-            assert isinstance(optimizer, LeanRMSprop)
-            trainer.lean = optimizer
-        else:
-            trainer.measure, trainer.watch = measure, watch
         trainer.remove_callback(PrinterCallback)
         last = _last_checkpoint(folder)
         with _finishing_the_step(watch):

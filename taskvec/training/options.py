@@ -88,7 +88,7 @@ class TrainingOptions:
         calibration_steps: T, optimizer steps of calibration.
         calibration_epochs: Passes of calibration over the data, used instead of `calibration_steps` if given; 0.1 is
             one pass over a tenth of it.
-        low_memory: Calibrate with RMSprop in half the memory and twice the time (`training.optimizers.LeanRMSprop`).
+        low_memory: Calibrate with RMSprop in half the memory and twice the time (`training.lean.LeanRMSprop`).
         steps: Optimizer steps of training. None trains for `epochs`; 0 stores the mask without values.
         epochs: Passes of training over the data. A fraction of a pass is rounded up to whole steps.
         lr: Learning rate of training. None uses the default of the method and the optimizer (`training.rates`); "auto"

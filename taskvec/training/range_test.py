@@ -20,7 +20,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..data.rows import Row, pad_id
 from ..errors import DivergedError, TrainingError
 from .loop import fit
-from .optimizers import LeanRMSprop
 from .run import Run
 
 STAGE = "finding a learning rate"
@@ -95,8 +94,6 @@ def find_rate(
     except DivergedError:
         pass  # the losses up to here are sufficient
     finally:
-        if isinstance(optimizer, LeanRMSprop):
-            optimizer.close()
         model.zero_grad(set_to_none=True)
     losses = np.array(stop.losses)
     best = int(losses.argmin()) if len(losses) else 0
