@@ -46,6 +46,16 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         typer.echo(f"taskvec {taskvec.__version__}")
         raise typer.Exit
     _keep_memory()
+    # tracebacks of worker processes are lost
+    if not _debugs() and os.environ.get("TASKVEC_PROCESSES") != "0":
+        from taskvec_formats.system.workers import allow
+
+        allow()  # this process runs one command, and all its threads are known
+
+
+def _debugs() -> bool:
+    """Return whether exceptions are raised instead of explained."""
+    return bool(os.environ.get("TASKVEC_DEBUG"))
 
 
 def _keep_memory() -> None:
@@ -470,14 +480,10 @@ def main() -> None:
     TASKVEC_DEBUG=1 the exception is raised instead.
     """
     streams.repair()
-    debugs = bool(os.environ.get("TASKVEC_DEBUG"))
-    # forking is safe here: the process runs one command, and all its threads are known;
-    # when debugging, one process is used, since tracebacks of worker processes are lost
-    os.environ.setdefault("TASKVEC_PROCESSES", "0" if debugs else "1")
     try:
         app()
     except Exception as error:
-        if debugs:
+        if _debugs():
             raise
         from .failure import explain
 

@@ -1,7 +1,7 @@
 """Forked worker processes. They share the parent's memory, but not its global interpreter lock.
 
-Forking is safe only if the program controls all of its threads. A library cannot know this, so `allowed` reads it from
-an environment variable.
+Forking is safe only if the program controls all of its threads. A library cannot know this, so a program that does
+calls `allow`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,26 @@ Result = TypeVar("Result")
 # maps a function over items and yields the results in order
 Map = Callable[[Callable[[Item], Result], Iterable[Item]], Iterator[Result]]
 
-SETTING = "TASKVEC_PROCESSES"
+_may_fork = False
+
+
+def allow(may_fork: bool = True) -> None:
+    """Allow this process to be forked, or forbid it. It is forbidden at first.
+
+    Args:
+        may_fork: Whether the process may be forked.
+    """
+    global _may_fork  # noqa: PLW0603 - a property of the process
+    _may_fork = may_fork
 
 
 def allowed() -> bool:
-    """Return whether processes may be forked.
+    """Return whether this process may be forked.
 
-    This is the case if TASKVEC_PROCESSES is 1, the system is Linux, and torch is not loaded, whose threads do not
-    survive a fork.
+    This is the case if `allow` was called, the system is Linux, and torch is not loaded, whose threads do not survive a
+    fork.
     """
-    return os.environ.get(SETTING) == "1" and sys.platform == "linux" and "torch" not in sys.modules
+    return _may_fork and sys.platform == "linux" and "torch" not in sys.modules
 
 
 def forked_map(
@@ -117,7 +127,7 @@ def _serve(pipe: int, function: Callable[[Any], Any], items: Sequence[Any], each
     """Run a worker process. It flushes, closes and removes nothing that belongs to its parent."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
-        os.environ[SETTING] = "0"
+        allow(False)
         with os.fdopen(pipe, "wb") as results:
             try:
                 for result in each(function, items):
