@@ -1,7 +1,7 @@
 """Sizes of the parts of a `.lota` file, compared with the empirical entropy of its data.
 
-The entropies are under models whose rates are counted in the same data. Their parameters are not counted, so the
-entropies are lower bounds that no code reaches. Usage: python benchmarks/entropy.py FILE.lota BASE TUNED
+The entropies are under models whose rates are counted in the same data, without the size of their parameters. No code
+that uses the same models is smaller. Usage: python benchmarks/entropy.py FILE.lota BASE TUNED
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from taskvec_formats.file_names import SINGLE
 
 PEERS = ("coo", "coo-torch", "gaps", "xor", "zipnn", "weightscope", "reminis")
 TOOLS = ("zipnn", "weightscope", "reminis")
-HEAD = ("pair", "changed", "layout", "bits a changed weight", "pack s", "peak MB", "unpack s", "peak MB")
+HEAD = ("pair", "changed", "layout", "bits per changed weight", "pack s", "peak MB", "unpack s", "peak MB")
 RUNS = 2
 
 
@@ -138,7 +138,7 @@ def main(folder: Path) -> None:
     seconds = [best(["cp", shard, str(copy)])[0], best(["sha256sum", shard])[0]]
     copy.unlink()
     print(f"\nOf the f32 checkpoint, cp takes {seconds[0]:.1f} s and sha256sum {seconds[1]:.1f} s.")
-    print("\nBits a changed weight in the `.lota` files, and the empirical entropies of the same data:\n")
+    print("\nBits per changed weight in the `.lota` files, and the empirical entropies of the same data:\n")
     print("| pair | " + " | ".join(streams[0][1]) + " |\n" + "|---" * (1 + len(streams[0][1])) + "|")
     for pair, row in streams:
         print(f"| {pair} | " + " | ".join(f"{bits:.2f}" for bits in row.values()) + " |")

@@ -128,7 +128,7 @@ def main(base: Path, folder: Path, runs: int) -> None:
         print(f"{runs} runs, medians\n\n| merge | seconds | peak MB |\n|---|---|---|")
         for name, (seconds, peak) in timed(commands, runs, work).items():
             print(f"| {name} | {seconds:.2f} | {peak:.0f} |", flush=True)
-        print("\n| vectors | density of each | entries | seconds | peak MB | µs an entry |\n" + "|---" * 6 + "|")
+        print("\n| vectors | density of each | entries | seconds | peak MB | µs per entry |\n" + "|---" * 6 + "|")
         for density, files in growth(folder):
             entries = sum(spec.entries for file in files for spec in TaskVector.open(file).specs.values())
             command = [taskvec, "merge", *map(str, files), "--method", "ties", *to_file, "--codec", "fast"]

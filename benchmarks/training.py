@@ -26,7 +26,7 @@ from typing import Any
 BATCH, LENGTH = 2, 64
 ROUNDS = 3
 METHODS = ("full fine-tuning", "LoTA, 90 %", "LoTA, 99 %", "LoRA, r=64", "LoRA, r=256", "SHiRA, 90 %", "SHiRA, 99 %")
-COLUMNS = ("method", "seconds a step", "÷ full", "peak MB", "of that after loading", "trained weights")
+COLUMNS = ("method", "seconds per step", "÷ full", "peak MB", "of that after loading", "trained weights")
 
 
 def bf16_is_quick(device: Any) -> bool:

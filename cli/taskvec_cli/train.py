@@ -306,9 +306,7 @@ def train(
     context: typer.Context,
     base: Annotated[
         str,
-        typer.Argument(
-            metavar="BASE", help="The base model: a model folder, a .safetensors file or a Hub id.", show_default=False
-        ),
+        typer.Argument(metavar="BASE", help="The base model: a model folder or a Hub id.", show_default=False),
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
     output: LotaFile,

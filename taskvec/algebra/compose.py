@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from ..vectors.diff import diff
 from ..vectors.layers import counted, most, record, recorded
 from ..vectors.lineage import joined, lineage
 from ..vectors.positions import common, union
-from ..vectors.source import inputs_of
+from ..vectors.source import WholeTensors, inputs_of
 from ..vectors.vector import TaskVector
 
 
@@ -250,14 +249,7 @@ class _Difference(_Layout):
     def __init__(self, first: TaskVector, second: TaskVector, difference: TaskVector) -> None:
         super().__init__(first, second)
         self.inputs = difference.inputs  # those of both vectors and of the base
-        self._difference = difference
-        self._lock = Lock()
-        self._whole = lru_cache(maxsize=1)(self._changed)
-
-    def _changed(self, name: str) -> Change:
-        return self._difference.source.change(name, 0, self._difference.specs[name].size)
+        self._whole = WholeTensors(lambda name: difference.source.change(name, 0, difference.specs[name].size))
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
-        with self._lock:
-            whole = self._whole(name)
-        return Change(whole.delta.slice_range(start, stop), whole.replacements.slice_range(start, stop))
+        return self._whole.change(name, start, stop)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from threading import Lock
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..vectors.align import align, merging
 from ..vectors.layers import record
 from ..vectors.lineage import joined, lineage
 from ..vectors.promotion import WidenedEntries
-from ..vectors.source import inputs_of, no_replacements
+from ..vectors.source import WholeTensors, inputs_of, no_replacements
 from ..vectors.sums import addend, common_specs
 from ..vectors.vector import TaskVector
 from .bases import check_bases
@@ -187,8 +186,7 @@ class _Merge(WidenedEntries):
         self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
         self.inputs = inputs_of(*vectors)
         self._readers = [self._reader(number) for number in range(len(vectors))]
-        self._lock = Lock()
-        self._whole = lru_cache(maxsize=1)(self._merged)
+        self._whole = WholeTensors(lambda name: self._merged(name, 0, specs[name].size))
 
     def _reader(self, number: int) -> _Reader:
         vector, prune, options = self._vectors[number], self._method.prune, self._options
@@ -200,14 +198,9 @@ class _Merge(WidenedEntries):
         return Pruned(request, keep, options["rescale"] or dialect.rescale)
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
-        if self._method.whole:
-            with self._lock:
-                merged = self._whole(name, 0, self._specs[name].size).slice_range(start, stop)
-        else:
-            merged = self._merged(name, start, stop)
-        return Change(merged, no_replacements(self._specs[name], stop - start))
+        return (self._whole.change if self._method.whole else self._merged)(name, start, stop)
 
-    def _merged(self, name: str, start: int, stop: int) -> SparseTensor:
+    def _merged(self, name: str, start: int, stop: int) -> Change:
         nothing = SparseTensor.empty((stop - start,))
         held = [
             read(name, start, stop) if name in vector.specs else nothing
@@ -218,7 +211,8 @@ class _Merge(WidenedEntries):
         for low in range(0, stop - start, step):
             high = min(low + step, stop - start)
             merged.append((low, self._combined(name, [tensor.slice_range(low, high) for tensor in held])))
-        return SparseTensor.concat(merged, 0, stop - start, np.float32)
+        delta = SparseTensor.concat(merged, 0, stop - start, np.float32)
+        return Change(delta, no_replacements(self._specs[name], stop - start))
 
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         lam = self._lam[name]

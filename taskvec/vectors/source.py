@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,6 +87,26 @@ class DeltaSource:
 
     def files(self) -> list[SideFile] | None:
         return None
+
+
+class WholeTensors:
+    """Ranges of changes that are computed one whole tensor at a time.
+
+    A tensor is read range by range, so the last one is kept.
+
+    Args:
+        compute: Returns the change of a whole tensor, by name.
+    """
+
+    def __init__(self, compute: Callable[[str], Change]) -> None:
+        self._computed = lru_cache(maxsize=1)(compute)
+        self._lock = Lock()
+
+    def change(self, name: str, start: int, stop: int) -> Change:
+        """Return the change of the elements [start, stop) of a tensor."""
+        with self._lock:
+            whole = self._computed(name)
+        return Change(whole.delta.slice_range(start, stop), whole.replacements.slice_range(start, stop))
 
 
 class Stored:

@@ -238,7 +238,9 @@ def main(count: int, seed: int, *, freeze: bool) -> None:
     versions = {peer: version(peer) for peer in ("mergekit", "peft")}
     print(f"seed {seed}, {', '.join(f'{peer} {number}' for peer, number in versions.items())}\n")
     print(
-        "| peer | method | vectors | cases | equal to the bit | most ULP | equal where sums are |\n" + "|---" * 7 + "|"
+        "| peer | method | vectors | cases | equal to the bit | most ULP | equal with sums in the same order |\n"
+        + "|---" * 7
+        + "|"
     )
     for row, found in sorted(rows.items()):
         equal = sum(distance == 0 for distance, _ in found)
