@@ -28,7 +28,8 @@ from taskvec.data.examples import read_examples
 from taskvec.errors import TaskvecError
 from taskvec.evaluation.evaluate import evaluate_checkpoint
 from taskvec.training.options import TrainingOptions
-from taskvec.training.train import TrainingResult, train
+from taskvec.training.result import TrainingResult
+from taskvec.training.train import train
 from taskvec_formats import ModelFolder
 
 NUMBERS = "one two three four five six seven eight nine".split()

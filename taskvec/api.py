@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation
     from .models.sparse_model import SparseModel
     from .training.options import TrainingOptions
-    from .training.train import TrainingResult
+    from .training.result import TrainingResult
 
 StrPath = str | os.PathLike[str]
 ModelLike = Checkpoint | StrPath

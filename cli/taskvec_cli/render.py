@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -29,11 +28,9 @@ if TYPE_CHECKING:
     from taskvec.evaluation.evaluate import Evaluation
     from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
-    from taskvec.training.train import TrainingResult
 
 _LINE, _CELL = 4000, 200  # maximum number of characters in a line, and in a cell of a table
 _GENERATIONS = 8  # of parents that are printed
-_RISEN = 1.2  # a calibration loss above this multiple of the first one, that of a single batch, is more than noise
 _ROWS = 200  # maximum number of rows in a table
 
 
@@ -201,40 +198,11 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say("dry run: nothing was trained or written")
 
 
-def training_summary(trained: TrainingResult) -> dict[str, Any]:
-    """Return what `train --json` prints in addition to the summary of the file."""
-    curve = trained.curve
-    return {
-        "first_loss": curve.losses[0] if curve.losses else None,
-        "final_loss": curve.final_loss,
-        "steps": len(curve.losses),
-        "kept_step": curve.kept,
-        "lr": curve.lr,
-        "calibration_lr": trained.calibration_lr,
-        "calibration_losses": trained.calibration_losses,
-        "eval_loss": curve.eval_loss,
-        "loss_rises": curve.rises,
-        "eval_losses": [{"step": step, "loss": loss} for step, loss in curve.eval_losses],
-        "eval_metrics": {
-            name: [{"step": step, "value": value} for step, value in points]
-            for name, points in curve.eval_metrics.items()
-        },
-        "tokens_per_second": curve.tokens_per_second,
-        "rows": asdict(trained.rows),
-        "eval_rows": asdict(trained.eval_rows) if trained.eval_rows.rows else None,
-        "trained": trained.entries,
-        "survived": trained.survived,
-        "unreached": trained.unreached,
-        "free_share": trained.free_share,
-        "free": trained.free,
-    }
-
-
 def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]:
     """Return the report of a training run as text.
 
     Args:
-        summary: What `training_summary` returned.
+        summary: The summary of the result.
         in_a_row: Whether the masks of earlier tasks were excluded. The report then says how many weights are left for
             later tasks.
 
@@ -294,30 +262,6 @@ def preview_lines(preview: Preview) -> list[str]:
             for text, trains in preview.parts
         ),
     ]
-
-
-def training_warnings(summary: dict[str, Any]) -> list[str]:
-    """Return a warning for each sign that training did not work as intended, given what `training_summary` returned."""
-    trained, survived = summary["trained"], summary["survived"]
-    found = []
-    losses = summary["calibration_losses"]
-    if len(losses) > 1 and (later := fmean(losses[len(losses) // 2 :])) > _RISEN * losses[0]:
-        found.append(
-            f"the loss of calibration rose from {losses[0]:.3f} at its first step to {later:.3f} on average over its "
-            "last half; try a lower --calibration-lr"
-        )
-    if summary["loss_rises"]:
-        found.append("the training loss is higher in the last tenth of the steps than in the first; try a lower --lr")
-    if summary["steps"] and 2 * survived < trained:
-        found.append(
-            f"{trained - survived:,} of {trained:,} changes are too small for the dtype of the base and were rounded "
-            "away; try a higher --lr"
-        )
-    if share := summary["unreached"]:
-        found.append(
-            f"{share:.1%} of the eligible weights are in tensors that got no gradient from the data during calibration"
-        )
-    return found
 
 
 def evaluation_summary(

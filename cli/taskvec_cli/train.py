@@ -1,6 +1,7 @@
 """The command `taskvec train`. Its options are grouped in panels."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from .progress import progress_bars
 
 if TYPE_CHECKING:
     from taskvec.training.options import TrainingOptions
-    from taskvec.training.train import TrainingResult
+    from taskvec.training.result import TrainingResult
     from taskvec_formats import Checkpoint
 
 _MASK = "Mask (--method lota)"
@@ -398,7 +399,7 @@ def train(
     remove_work(folder)
     if plot is not None:
         _draw(trained, output.stem, plot, force=force)
-    _report(trained, output, as_json=as_json, in_a_row=bool(request["disjoint_from"]))
+    _report(trained, output, context.params, as_json=as_json, in_a_row=bool(request["disjoint_from"]))
 
 
 def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
@@ -456,14 +457,24 @@ def _plan(
         render.print_plan(found, files, folders)
 
 
-def _report(trained: "TrainingResult", output: Path, *, as_json: bool, in_a_row: bool) -> None:
-    """Print the report of a run to standard output and its warnings to standard error."""
-    from . import render
+def _report(trained: "TrainingResult", output: Path, names: Collection[str], *, as_json: bool, in_a_row: bool) -> None:
+    """Print the report of a run to standard output, and its warnings to standard error.
 
-    summary = render.training_summary(trained)
-    render.report_file(output, as_json, **(summary if as_json else render.training_lines(summary, in_a_row=in_a_row)))
-    for warning in render.training_warnings(summary):
-        render.say(f"taskvec: warning: {warning}", err=True)
+    Args:
+        trained: The result.
+        output: The file that was written.
+        names: The names of the options, which warnings name.
+        as_json: Whether to print JSON.
+        in_a_row: Whether the masks of earlier tasks were excluded.
+    """
+    from . import render
+    from .failure import with_flags
+
+    summary = trained.summary()
+    report = summary if as_json else render.training_lines(summary, in_a_row=in_a_row)
+    render.report_file(output, as_json, **report)
+    for warning in trained.warnings:
+        render.say(f"taskvec: warning: {with_flags(warning, names)}", err=True)
 
 
 def _draw(trained: "TrainingResult", label: str, plot: Path, *, force: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,44 +18,10 @@ from .folder import RunFolder
 from .masking import free_share
 from .options import TrainingOptions
 from .request import Request
+from .result import TrainingResult
 
 if TYPE_CHECKING:
-    from ..data.rows import RowCounts
-    from .loop import Curve
     from .run import Run
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Result of a training run.
-
-    Attributes:
-        vector: The task vector, in memory.
-        calibration_losses: Loss of each calibration step; empty if the mask needed no calibration.
-        calibration_lr: Learning rate of calibration; None without calibration. That of training is `curve.lr`.
-        curve: Losses, evaluations and speed of training.
-        free: Tensor name -> the share of its weights that neither this mask nor an earlier one contains; empty for
-            methods without a mask.
-        free_share: The same share of all eligible weights; None for methods without a mask.
-        entries: Number of entries of the mask, or of the vector for methods without a mask.
-        survived: Number of entries that change the bits of their weight. The others are rounded away in the base's
-            dtype.
-        rows: Counts of the training examples.
-        eval_rows: Counts of the evaluation examples.
-        unreached: Share of eligible weights in tensors that got no gradient in calibration; None without calibration.
-    """
-
-    vector: TaskVector
-    calibration_losses: list[float]
-    calibration_lr: float | None
-    curve: Curve
-    free: dict[str, float]
-    free_share: float | None
-    entries: int
-    survived: int
-    rows: RowCounts
-    eval_rows: RowCounts
-    unreached: float | None
 
 
 def train(

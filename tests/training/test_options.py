@@ -12,20 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.building import vector_of
 from support.models import WORDS, make_mixtral, write_rows
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from taskvec import TaskVector, apply, merge
+from taskvec.data.rows import RowCounts
 from taskvec.errors import BaseMismatchError, UsageError
 from taskvec.models.devices import check_device, device_of
 from taskvec.training.effects import check_effects
 from taskvec.training.loop import Curve
 from taskvec.training.options import TrainingOptions
+from taskvec.training.result import TrainingResult
 from taskvec.training.targets import chosen
-from taskvec.training.train import TrainingResult, train
+from taskvec.training.train import train
 from taskvec_cli.main import app
-from taskvec_cli.render import training_warnings
 from taskvec_formats import ModelFolder
 
 pytestmark = pytest.mark.slow
@@ -371,19 +373,12 @@ def test_a_vector_that_follows_another_is_composed_and_not_merged(llama: Path, t
 def test_a_loss_that_rises_is_said(losses: list[float], kept: int, *, rises: bool) -> None:
     curve = Curve(losses, [], 0.0, kept)
     assert curve.rises == rises
-    summary = {
-        "loss_rises": curve.rises,
-        "steps": len(losses),
-        "trained": 100,
-        "survived": 100,
-        "unreached": None,
-        "calibration_losses": [],
-    }
-    warnings = training_warnings(summary)
-    assert [warning.startswith("the training loss is higher in the last tenth") for warning in warnings] == [
+    rows = RowCounts(0, 0, 0, 0, 0, 0)
+    result = TrainingResult(vector_of({}), [], None, curve, {}, None, 100, 100, rows, rows, None)
+    assert [warning.startswith("the training loss is higher in the last tenth") for warning in result.warnings] == [
         True
     ] * rises
-    assert len(training_warnings({**summary, "survived": 10})) == rises + bool(losses)
+    assert len(replace(result, survived=10).warnings) == rises + bool(losses)
 
 
 def test_the_command_warns_of_training_for_nothing(llama: Path, llama_bf16: Path, ten: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from taskvec.errors import TrainingError, UsageError
 from taskvec.training.options import METHODS, OPTIMIZERS, TrainingOptions
 from taskvec.training.range_test import STEPS
 from taskvec.training.rates import default_rate, lowest_rate, with_defaults
-from taskvec.training.train import TrainingResult, train
+from taskvec.training.result import TrainingResult
+from taskvec.training.train import train
 from taskvec_formats import ModelFolder
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,8 @@ from taskvec.models.loading import load_model
 from taskvec.training.lean import LeanRMSprop
 from taskvec.training.options import TrainingOptions
 from taskvec.training.rates import with_defaults
-from taskvec.training.train import TrainingResult, train
+from taskvec.training.result import TrainingResult
+from taskvec.training.train import train
 from taskvec.vectors.source import Memory
 from taskvec_cli.train import train as train_command
 from taskvec_formats import Header, Identity, ModelFolder, TensorSpec
