@@ -2,7 +2,7 @@
 
 The learning rate starts far below the default and is multiplied by the same factor at each step. After each step, the
 loss on some fixed training examples is evaluated. It falls at first, stays low over a range of rates, and rises once
-the steps are too large. The learning rate found is a fixed multiple of the rate at which that range begins.
+the steps are too large. The learning rate found is the one at which that range begins.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _NOISE = 4  # steps before the test may end
 _EXAMPLES = 16  # number of evaluated examples
 _RISEN = 0.5  # the test ends when this share of the fall of the loss is lost again
 _REACHED = 0.95  # share of the fall at which the range of low losses begins
-_MULTIPLE = 2  # rate found / rate at which this range begins
 
 
 class _Stop(TrainerCallback):
@@ -103,7 +102,7 @@ def find_rate(
             f"the loss {'falls' if reached else 'rises'} at all learning rates from {lowest:.0e} to "
             f"{lowest * _FACTOR ** (STEPS - 1):.0e}: give `lr`"
         )
-    return float(f"{_MULTIPLE * lowest * _FACTOR**reached:.2g}")
+    return float(f"{lowest * _FACTOR**reached:.2g}")
 
 
 def _parts(run: Run) -> tuple[list[Row], list[Row]]:
