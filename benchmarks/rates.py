@@ -45,7 +45,7 @@ class Recipe:
 RECIPES = {
     "mawps": Recipe("mawps", 50, 8),
     "sql": Recipe("sql", 40, 4),
-    "optimizers": Recipe("mawps", 20, 8, ("rmsprop", "adam", "sgd")),
+    "optimizers": Recipe("mawps", 20, 8, ("adam", "sgd")),
 }
 GRID = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 CALIBRATION = 5  # one fifth of the steps is calibration
@@ -105,9 +105,9 @@ def parts(tasks: Path, folder: Path, recipe: str) -> tuple[Path, Path]:
 
 
 def rows_of(recipe: str) -> list[Row]:
-    """The methods and optimizers of a recipe. Random masks are included only if there is one optimizer."""
+    """The methods and optimizers of a recipe; two methods if there are several optimizers."""
     optimizers = RECIPES[recipe].optimizers
-    methods = list(METHODS) if len(optimizers) == 1 else list(METHODS)[:3]
+    methods = list(METHODS) if len(optimizers) == 1 else [DENSE, CALIBRATED]
     return [(method, optimizer) for optimizer in optimizers for method in methods]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec_formats import Checkpoint, FormatError, SparseTensor
 
 from . import errors
+from .analysis.overlap import Overlap
 from .api import (
     MergedModel,
     applied,
@@ -31,17 +32,32 @@ from .vectors.vector import TaskVector
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .evaluation.evaluate import Evaluation
+    from .models.sparse_model import SparseModel
     from .training.options import TrainingOptions
+    from .training.result import TrainingResult
+
+# name -> module of the types that are imported on demand: they take a tenth of a second or load torch
+_ON_DEMAND = {
+    "Evaluation": "evaluation.evaluate",
+    "SparseModel": "models.sparse_model",
+    "TrainingOptions": "training.options",
+    "TrainingResult": "training.result",
+}
 
 __all__ = [
     "Applied",
     "Checkpoint",
+    "Evaluation",
     "FormatError",
     "MergedModel",
+    "Overlap",
+    "SparseModel",
     "SparseTensor",
     "TaskVector",
     "TaskvecError",
     "TrainingOptions",
+    "TrainingResult",
     "applied",
     "apply",
     "compose",
@@ -59,8 +75,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TrainingOptions":  # imported on demand: it takes a tenth of a second, and most commands do not need it
-        from .training.options import TrainingOptions
+    if name in _ON_DEMAND:
+        from importlib import import_module
 
-        return TrainingOptions
+        return getattr(import_module(f".{_ON_DEMAND[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,8 @@ from .analysis import overlap as _overlap
 from .applying import apply as _apply
 from .applying.layout import check_stored_layout
 from .applying.output import Output
-from .arguments import shown
+from .arguments import instance, path_of, shown, truth, whole
+from .destination import part_of
 from .errors import UsageError
 from .hub import open_checkpoint
 from .merging import combine as _merging
@@ -135,9 +136,10 @@ def apply(
         FormatError: A file cannot be read.
     """
     with bars.shown(progress) as report:
-        opened, checkpoint, path = _vector("vector", vector), _checkpoint("base", base), _path("out", out)
+        opened, checkpoint, path = _vector("vector", vector), _checkpoint("base", base), path_of("out", out)
         output = Output(shard_size, dtype)
-        return _apply.apply(opened, checkpoint, path, report, output, force=force, max_bytes=max_bytes)
+        most = None if max_bytes is None else whole("max_bytes", max_bytes)
+        return _apply.apply(opened, checkpoint, path, report, output, force=truth("force", force), max_bytes=most)
 
 
 def merge(
@@ -195,6 +197,7 @@ def write_model(
     dtype: str | None = None,
     shard_size: int | None = None,
     force: bool = False,
+    resume: bool = True,
     progress: bool | Progress = False,
     **options: Any,
 ) -> MergedModel:
@@ -215,6 +218,7 @@ def write_model(
         dtype: As in `apply`.
         shard_size: As in `apply`.
         force: Whether to replace an existing model folder of that name.
+        resume: Whether to continue from `out`.part. False removes it and starts again.
         progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
         **options: Options of the method.
 
@@ -228,7 +232,7 @@ def write_model(
             `apply`.
     """
     with bars.shown(progress) as report:
-        opened, checkpoint, path = _vectors(vectors), _checkpoint("base", base), _path("out", out)
+        opened, checkpoint, path = _vectors(vectors), _checkpoint("base", base), path_of("out", out)
         merged = _merging.merge(opened, method, weights, report, density=density, lam=lam, base=checkpoint, **options)
         notes = _write_model(
             merged,
@@ -237,8 +241,9 @@ def write_model(
             path,
             report,
             output=Output(shard_size, dtype),
-            force=force,
-            work=path.with_name(f"{path.name}.part"),
+            force=truth("force", force),
+            work=part_of(path),
+            resume=truth("resume", resume),
         )
         return MergedModel(path, merged, (*merged.provenance["notes"], *notes))
 
@@ -358,21 +363,34 @@ def train(
 
     if unknown := settings.keys() - TrainingOptions.__dataclass_fields__.keys():
         raise UsageError(f"TrainingOptions has no field {min(unknown)!r}")
-    chosen = replace(options or _own_defaults(TrainingOptions, settings, mask_from), **settings)
+    if options is None:
+        options = _own_defaults(TrainingOptions, settings, mask_from)
+    instance("options", options, TrainingOptions)
+    chosen = replace(options, **settings)
     with bars.shown(progress) as report:
         return train_vector(
             _checkpoint("base", base),
-            _path("data", data),
+            path_of("data", data),
             chosen,
             report,
             mask_from=None if mask_from is None else _vector("mask_from", mask_from),
             disjoint_from=_vectors(disjoint_from, "disjoint_from"),
             start_from=None if start_from is None else _vector("start_from", start_from),
-            mix=[(_path("mix", path), share) for path, share in mix],
-            eval_data=None if eval_data is None else _path("eval_data", eval_data),
-            folder=None if folder is None else _path("folder", folder),
-            resume=resume,
+            mix=_mix(mix),
+            eval_data=None if eval_data is None else path_of("eval_data", eval_data),
+            folder=None if folder is None else path_of("folder", folder),
+            resume=truth("resume", resume),
         )
+
+
+def _mix(values: object) -> list[tuple[Path, float]]:
+    what = "mix must be a list of pairs of a path and a share"
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise UsageError(f"{what}, found {shown(values)}")
+    for value in values:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise UsageError(f"{what}, found {shown(value)} in it")
+    return [(path_of("a path of `mix`", path), share) for path, share in values]
 
 
 def evaluate(
@@ -413,14 +431,17 @@ def evaluate(
     """
     from .data.examples import read_examples
     from .evaluation.scoring import check_request
+    from .models.devices import check_device
 
+    check_device(device)
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
     opened = _vectors(vectors)
     if isinstance(model, Checkpoint):
         checkpoint = model
     else:
-        checkpoint = open_checkpoint(_path("model", model), with_code=trust_remote_code)
-    examples = read_examples(_path("data", data))[:limit]
+        with_code = truth("trust_remote_code", trust_remote_code)
+        checkpoint = open_checkpoint(path_of("model", model), with_code=with_code)
+    examples = read_examples(path_of("data", data))[:limit]
     from .evaluation.evaluate import evaluate_checkpoint
 
     with bars.shown(progress) as report:
@@ -496,17 +517,6 @@ def _own_defaults(kind: type[TrainingOptions], settings: Mapping[str, Any], mask
     """Return default options, without a sparsity if no mask is chosen."""
     masked = settings.get("method", "lota") == "lota" and mask_from is None
     return kind() if masked else kind(sparsity=None)
-
-
-def _path(what: str, value: object) -> Path:
-    if not isinstance(value, (str, os.PathLike)):
-        raise UsageError(f"{what} must be a path, found {shown(value)}")
-    try:
-        if b"\0" in os.fsencode(value):
-            raise ValueError("it contains a zero byte")
-    except ValueError as error:  # includes UnicodeEncodeError
-        raise UsageError(f"{what} cannot be a path ({error}), found {shown(value)}") from None
-    return Path(os.fsdecode(value))
 
 
 def _checkpoint(what: str, value: object) -> Checkpoint:

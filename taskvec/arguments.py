@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import SupportsFloat
 
 import numpy as np
@@ -55,6 +57,42 @@ def whole(what: str, value: object) -> int:
         return int(operator.index(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(f"{what} must be a whole number, found {said(value)}") from None
+
+
+def truth(what: str, value: object) -> bool:
+    """Convert a Boolean to a bool. Other values, such as the string "false", are not Booleans.
+
+    Args:
+        what: The name of the argument, for the error message.
+        value: The value to convert.
+
+    Raises:
+        UsageError: The value is not a Boolean.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise UsageError(f"{what} must be True or False, found {said(value)}")
+    return bool(value)
+
+
+def path_of(what: str, value: object) -> Path:
+    """Convert a string or another path to a Path.
+
+    Args:
+        what: The name of the argument, for the error message.
+        value: The value to convert.
+
+    Raises:
+        UsageError: The value is not a path, or cannot be one.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{what} must be a path, found {shown(value)}")
+    try:
+        name = os.fsencode(value)
+    except ValueError as error:  # includes UnicodeEncodeError
+        raise UsageError(f"{what} cannot be a path ({error}), found {shown(value)}") from None
+    if b"\0" in name:
+        raise UsageError(f"{what} cannot be a path: it contains a zero byte, found {shown(value)}")
+    return Path(os.fsdecode(value))
 
 
 def one_of(what: str, value: object, choices: Collection[str]) -> None:

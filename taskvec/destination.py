@@ -16,6 +16,7 @@ from pathlib import Path
 
 from taskvec_formats.system.atomic import SPARE
 
+from .arguments import path_of
 from .errors import OutputExistsError, UsageError
 
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -24,7 +25,7 @@ _SYSTEM = (Path("/dev"), Path("/proc"))
 _MOST_LINKS = 40  # the limit of Linux
 
 
-def check_file(path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
+def check_file(path: str | os.PathLike[str], *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
     """Check that an output file can be written and does not replace anything it must not replace.
 
     Args:
@@ -40,7 +41,7 @@ def check_file(path: str | Path, *, force: bool = False, inputs: Iterable[Path] 
         UsageError: The output is a folder, a device, a FIFO, a socket or a dangling link; it is an input; its name is
             too long; or its folder is not writable.
     """
-    text, path = os.fspath(path), _named(path)
+    path, text = _named(path), os.fspath(path)
     if text.endswith(os.sep) or os.path.isdir(path):
         raise UsageError(f"{text} is a folder; the output is a file")
     _check_plain(path)
@@ -51,7 +52,7 @@ def check_file(path: str | Path, *, force: bool = False, inputs: Iterable[Path] 
     return path
 
 
-def check_folder(path: str | Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
+def check_folder(path: str | os.PathLike[str], *, force: bool = False, inputs: Iterable[Path] = ()) -> Path:
     """Check that a model folder can be written and does not replace anything it must not replace.
 
     Only a folder that contains a model, and nothing but regular files, may be replaced.
@@ -150,13 +151,22 @@ def appearing(path: Path) -> Iterator[None]:
         raise OutputExistsError(f"{path} appeared in the meantime") from None
 
 
-def _named(path: str | Path) -> Path:
-    text = os.fspath(path)
-    if not text:
+def part_of(folder: Path) -> Path:
+    """Return the folder for unfinished work on an output folder.
+
+    Raises:
+        UsageError: The output has no name of its own, as `.` and `/` have none.
+    """
+    if not folder.name:
+        raise UsageError(f"{folder} cannot be replaced: name a folder in it")
+    return folder.with_name(f"{folder.name}.part")
+
+
+def _named(path: str | os.PathLike[str]) -> Path:
+    found = path_of("the output", path)
+    if not os.fspath(path):
         raise UsageError("the output path is empty: expected the name of a file or folder")
-    if "\0" in text:
-        raise UsageError(f"{text!r} is not a valid file name: it contains a zero byte")
-    return Path(path)
+    return found
 
 
 def _check_plain(path: Path) -> None:

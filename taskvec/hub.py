@@ -8,6 +8,7 @@ from pathlib import Path
 
 from taskvec_formats import Checkpoint, ModelFolder
 
+from .arguments import path_of
 from .errors import UsageError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -42,17 +43,20 @@ def local_model(reference: str | os.PathLike[str], *, with_code: bool = False) -
         ) from None
 
 
-def open_checkpoint(reference: str | os.PathLike[str], *, with_code: bool = False) -> Checkpoint:
+def open_checkpoint(reference: Checkpoint | str | os.PathLike[str], *, with_code: bool = False) -> Checkpoint:
     """Open a model folder, a single `.safetensors` file or a Hub id.
 
     Args:
-        reference: The path or the Hub id.
+        reference: The path or the Hub id. A checkpoint is returned unchanged.
         with_code: Whether to download the model's own Python code too, for a Hub id. Opening does not run it.
 
     Raises:
         UsageError: The path does not exist, and no such model can be downloaded.
         FormatError: The checkpoint cannot be read.
     """
+    if isinstance(reference, Checkpoint):
+        return reference
+    path_of("the model", reference)
     path = local_model(reference, with_code=with_code)
     is_hub_id = not os.path.exists(Path(reference))
     return ModelFolder(path, name=str(reference) if is_hub_id else None)

@@ -105,6 +105,10 @@ class Checkpoint(ABC):
             A flat read-only array of carriers, [stop − start].
         """
 
+    def __repr__(self) -> str:
+        size = sum(info.form.size * info.dtype.itemsize for info in self.tensors.values())
+        return f"<{type(self).__name__} {self.name!r}: {len(self.tensors)} tensors, {size:,} bytes>"
+
     def digest(self, name: str) -> str:
         """Compute the BLAKE3 digest of one tensor (see `tensor_digest`).
 

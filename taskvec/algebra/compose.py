@@ -144,6 +144,8 @@ def _spec(first: TaskVector, second: TaskVector, name: str) -> TensorSpec:
 class _Layout:
     """The shards and side files of C, from those of both vectors."""
 
+    content = None  # the provenance names both vectors
+
     def __init__(self, first: TaskVector, second: TaskVector) -> None:
         self._first = first
         self._second = second

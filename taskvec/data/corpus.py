@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..arguments import real
 from ..errors import DataError, UsageError
 from .examples import Example, example_of
 from .sources import read_tables
@@ -65,7 +66,7 @@ def read_corpus(
         out = set(rng.sample(range(len(train)), count))
         held_out = [example for number, example in enumerate(train) if number in out]
         train = [example for number, example in enumerate(train) if number not in out]
-    shares = [share for _, share in mix]
+    shares = [real("a share of `mix`", share) for _, share in mix]
     if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
         raise UsageError(f"the shares of `mix` must be between 0 and 1 and add up to less than 1, found {shares}")
     total = len(train) / (1 - sum(shares))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..arguments import said
+from ..arguments import instance, said
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def check_device(choice: str) -> None:
     Raises:
         UsageError: It is something else.
     """
+    instance("device", choice, str)
     kind, colon, number = choice.partition(":")
     numbered = kind != "auto" and number.isascii() and number.isdecimal() and len(number) <= 3
     if kind not in DEVICES or (colon and not numbered):

@@ -11,6 +11,7 @@ from torch import nn
 from taskvec_formats import Checkpoint
 
 from ..applying.verified import Application
+from ..arguments import instance
 from ..errors import BaseMismatchError, TrainingError
 from ..vectors.vector import TaskVector
 from .placement import Place, part_of, places, same_bits, values_of
@@ -33,12 +34,13 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
         FormatError: A file cannot be read.
         TrainingError: The model lacks a parameter, or the vector adds, removes or resizes tensors.
     """
+    instance("model", model, nn.Module)
     specs = vector.specs.values()
     if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
-        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: unpack it and load the result")
+        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
     application = Application(vector, base)
     placed = places(model, {spec.name: spec.form for spec in specs})
-    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    kept: list[tuple[Place, int, torch.Tensor, torch.Tensor]] = []
     changed: set[Place] = set()  # tied weights have two names but are changed only once
     try:
         for name, spec in vector.specs.items():
@@ -54,10 +56,11 @@ def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[
                         f"tensor {name!r} of the model does not have the values of {base.name} where {vector.name} "
                         "changes it: another vector is on it, or the model was loaded from elsewhere"
                     )
-                kept.append((flat, indices, flat[indices]))
+                kept.append((placed[name], spec.size, indices, flat[indices]))
                 flat[indices] = new
             changed.add(placed[name])
         yield
     finally:
-        for flat, indices, values in reversed(kept):  # in reverse: tied weights may have been set twice
-            flat[indices] = values
+        for place, size, indices, values in reversed(kept):  # in reverse: tied weights may have been set twice
+            flat = part_of(model, place, size)  # the model may have been moved or cast within the block
+            flat[indices.to(flat.device)] = values.to(flat)

@@ -203,9 +203,15 @@ def part_of(model: nn.Module, place: Place, size: int) -> torch.Tensor:
         model: The model.
         place: The place of the tensor.
         size: Number of elements.
+
+    Raises:
+        TrainingError: The parameter is on the meta device or is not contiguous.
     """
     module, _, own = place.parameter.rpartition(".")
     owner: torch.Tensor = getattr(model.get_submodule(module), own)
+    if owner.is_meta or not owner.is_contiguous():
+        what = "has no values: it is on the meta device" if owner.is_meta else "is not contiguous in memory"
+        raise TrainingError(f"parameter {place.parameter!r} {what}")
     return owner.detach().view(-1)[place.start : place.start + size]
 
 

@@ -97,7 +97,7 @@ def _positions(name: str, indices: object) -> Indices:
     """Convert a mask to int64 [n]. Raises MaskError for anything but a list of integers."""
     try:
         found = np.asarray(indices)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises RuntimeError for a tensor with a gradient
         raise MaskError(f"parameter {name!r}: its mask must be int64 [n] ({error})") from None
     if found.ndim != 1 or (len(found) and (found.dtype.kind not in "iu" or found.max() >= 1 << 63)):
         raise MaskError(f"parameter {name!r}: its mask must be int64 [n], found {found.dtype} {list(found.shape)}")
@@ -122,15 +122,15 @@ def _check(masks: Mapping[str, Indices], parameters: Mapping[str, nn.Parameter])
 def _check_trainable(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, DTensor):
         raise TrainingError(
-            f"parameter {name!r} is a DTensor, sharded as by fully_shard: leaves need whole parameters, as "
-            "DistributedDataParallel keeps them"
+            f"parameter {name!r} is a DTensor, sharded as by fully_shard: sparse fine-tuning needs whole "
+            "parameters, as DistributedDataParallel keeps them"
         )
     if parameter.is_meta:
         raise TrainingError(f"parameter {name!r} is on the meta device: it has no values")
     if not parameter.is_floating_point():
         raise TrainingError(f"parameter {name!r} is {parameter.dtype}, which cannot be trained")
     if not parameter.is_contiguous():
-        raise TrainingError(f"parameter {name!r} is not contiguous in memory: leaves need it to be")
+        raise TrainingError(f"parameter {name!r} is not contiguous in memory, which sparse fine-tuning requires")
 
 
 def _by_parameter(model: nn.Module, vector: TaskVector) -> dict[str, Indices]:

@@ -21,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from taskvec_formats import SparseTensor
 
+from ..arguments import instance
 from ..errors import MaskError, TrainingError, UsageError
 from ..vectors.vector import TaskVector, vector_of
 from .leaf import Leaf
@@ -139,13 +140,13 @@ class SparseModel(nn.Module):
                 )
             if id(leaf.delta) not in own:
                 raise TrainingError(
-                    f"the deltas of parameter {name!r} were replaced, as fully_shard does: leaves cannot be sharded, "
+                    f"the deltas of parameter {name!r} were replaced, as fully_shard does: deltas cannot be sharded, "
                     "use DistributedDataParallel"
                 )
             if leaf.weight.device != leaf.indices.device:
                 raise TrainingError(
                     f"parameter {name!r} was moved to {leaf.weight.device} inside the block: call tickets.to(), which "
-                    "moves the leaves too"
+                    "moves the deltas too"
                 )
 
     def _verify(self) -> None:
@@ -180,7 +181,7 @@ class SparseModel(nn.Module):
             if id(parameter) in masked:
                 raise UsageError(
                     f"{type(optimizer).__name__} holds the model's own parameter {masked[id(parameter)]!r}, which "
-                    "trains through leaves: make the optimizer from tickets.parameters(), and give a Trainer "
+                    "trains by the deltas of tickets: make the optimizer from tickets.parameters(), and give a Trainer "
                     "model=tickets, tickets being what sparse_finetune yields"
                 )
         if self._held_by(optimizer):
@@ -321,11 +322,12 @@ class SparseModel(nn.Module):
             UsageError: No base was given.
             TrainingError: Nothing was trained.
         """
+        instance("provenance", provenance or {}, Mapping)
         deltas = self.entries_by_tensor()
         assert self.origin is not None
         base = self.origin.base
         forms = {name: base.tensors[name].form for name in deltas}
-        return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})})
+        return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})}, name="ticket")
 
     def get_extra_state(self) -> torch.Tensor:
         """Digest of the mask, uint8 [32]. It is part of the state_dict because deltas are meaningless without their
@@ -351,7 +353,7 @@ def _after_load(sparse: SparseModel, keys: _IncompatibleKeys) -> None:
     """Write loaded deltas into the model. Raises MaskError for an incomplete state dict, even if not strict."""
     for key in keys.missing_keys:
         if "deltas." in key or key.endswith("_extra_state"):
-            raise MaskError(f"the checkpoint is not one of these leaves: it has no {key!r}")
+            raise MaskError(f"the state dict does not belong to this mask: it has no {key!r}")
     sparse._check_open()
     sparse._write()
 

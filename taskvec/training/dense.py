@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from taskvec_formats.forms import Bits
 from ..errors import UsageError
 from ..models.placement import TORCH_DTYPES, Place, bits_of, part_of
 from ..vectors.delta import diff_range
-from ..vectors.source import DeltaSource
+from ..vectors.source import DeltaSource, digest_of_entries
 from ..vectors.vector import TaskVector, header_of, specs_of
 from .folder import RunFolder
 from .loop import Curve
@@ -145,15 +146,21 @@ def difference(run: Run) -> TaskVector:
     tensors = {name: run.start.tensors[name] for name in names}
     forms = {name: info.form for name, info in tensors.items() if info.dtype.name in TORCH_DTYPES}
     specs = specs_of(run.start, forms, run.progress)
-    return TaskVector(header_of(run.start, specs, {}), specs.values(), _Trained(run), checkpoint=run.start)
+    return TaskVector(header_of(run.start, specs, {}), specs.values(), _Trained(run, list(specs)), checkpoint=run.start)
 
 
 class _Trained(DeltaSource):
     """Source of trained − start, with the trained weights rounded to the dtypes of the start."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, names: list[str]) -> None:
         self._run = run
+        self._names = names
         self.inputs = run.start.inputs
+
+    @cached_property
+    def content(self) -> str:
+        changes = (self.change(name, 0, self._run.start.tensors[name].form.size) for name in self._names)
+        return digest_of_entries(part for change in changes for part in (change.delta, change.replacements))
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         dtype = self._run.start.tensors[name].dtype

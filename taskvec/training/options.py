@@ -8,9 +8,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
 
-import numpy as np
-
-from ..arguments import instance, instances, real, said, whole
+from ..arguments import instance, instances, real, said, truth, whole
 from ..data.conversations import TURNS
 from ..errors import UsageError
 from ..evaluation.scoring import METRICS, check_request
@@ -44,12 +42,6 @@ def _text(what: str, value: object) -> object:
     return value
 
 
-def _truth(what: str, value: object) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise UsageError(f"{what} must be True or False, found {said(value)}")
-    return bool(value)
-
-
 def _texts(what: str, value: object) -> tuple[str, ...]:
     instances(what, value, str)
     return tuple(value)  # type: ignore[arg-type]  # checked above: a sequence of strings
@@ -61,7 +53,7 @@ _KINDS: dict[str, Callable[[str, Any], object]] = {
     "float": _number,
     "Rate": _rate,
     "str": _text,
-    "bool": _truth,
+    "bool": truth,
     "tuple[str, ...]": _texts,
 }
 

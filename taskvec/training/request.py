@@ -172,9 +172,9 @@ class Request:
             "data": corpus.files,
             "mix": [share for _, share in self.mix],
             "options": options,
-            "mask_from": self.mask_from and _identity(self.mask_from),
+            "mask_from": _identity(self.mask_from),
             "disjoint_from": [_identity(vector) for vector in self.disjoint_from],
-            "start_from": self.start_from and _identity(self.start_from),
+            "start_from": _identity(self.start_from),
             "versions": _versions(),
         }
 
@@ -183,11 +183,11 @@ def _check_forms(start: TaskVector) -> None:
     """Raise BaseMismatchError if the vector adds, removes or resizes tensors: the base's model has no room for them."""
     reformed = [name for name, spec in start.specs.items() if spec.origin != spec.form]
     for name in (*reformed, *start.header.removed):
-        raise BaseMismatchError(f"{start.name} changes the form of tensor {name!r}: unpack it and train from there")
+        raise BaseMismatchError(f"{start.name} changes the form of tensor {name!r}: apply it and train from the result")
 
 
-def _identity(vector: TaskVector) -> dict[str, str]:
-    return {"name": shortened(vector.name), "digest": vector.digest}
+def _identity(vector: TaskVector | None) -> dict[str, str] | None:
+    return None if vector is None else {"name": shortened(vector.name), "digest": vector.digest}
 
 
 def _versions() -> dict[str, str]:

@@ -85,6 +85,7 @@ def _train(request: Request, progress: Progress, folder: Path | None, *, resume:
         result = _ticket(request, run, keep, denser) if options.method == "lota" else _dense(run, keep)
         if request.start_from is not None and options.relative_to == "base":
             result = replace(result, vector=diff(request.base, Patched(run.start, result.vector), progress=progress))
+    result.vector.name = shortened(request.data.stem) or options.method
     result.vector.header.provenance.update(
         _provenance(request, result), examples=len(corpus.train), made_by="train", run=record
     )
@@ -154,7 +155,11 @@ def _provenance(request: Request, result: TrainingResult) -> dict[str, Any]:
         **{f"eval_{name}": dict(points).get(curve.kept) for name, points in curve.eval_metrics.items()},
         "survived": result.survived,
         "unreached": result.unreached,
-        "mask_from": request.mask_from and shortened(request.mask_from.name),
+        "mask_from": _name(request.mask_from),
         "disjoint_from": [shortened(earlier.name) for earlier in request.disjoint_from],
-        "start_from": request.start_from and shortened(request.start_from.name),
+        "start_from": _name(request.start_from),
     }
+
+
+def _name(vector: TaskVector | None) -> str | None:
+    return None if vector is None else shortened(vector.name)

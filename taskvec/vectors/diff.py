@@ -124,7 +124,7 @@ def diff(
     provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
     provenance |= record((spec.name for spec in specs), layers) | carried.record(left_out)
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
-    return TaskVector(header, specs, sparse, checkpoint=base)
+    return TaskVector(header, specs, sparse, tuned.name, base)
 
 
 def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str]) -> TensorSpec:
@@ -146,8 +146,13 @@ class _Pair:
         self._specs = specs
         self._kind = kind
         self._side_files = side_files
+        self._is_folder = tuned.path.is_dir()
         self._bits = BaseBits(base)
         self.inputs = inputs_of(base, tuned)
+
+    @property
+    def content(self) -> str:
+        return self._tuned.fingerprint
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         spec = self._specs[name]
@@ -158,7 +163,7 @@ class _Pair:
     def shards(self) -> dict[str, bytes] | None:
         base = {shard.path.name: shard.header for shard in self._base.shards}
         tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
-        if not self._tuned.path.is_dir():
+        if not self._is_folder:
             # a single file may have any name, but loaders look for the name in the base or for the default name
             listed = any(file.name == INDEX for file in self._base.side_files)
             name = min(base) if len(base) == 1 and not listed else SINGLE
@@ -166,14 +171,22 @@ class _Pair:
         return None if base == tuned else tuned
 
     def files(self) -> list[SideFile] | None:
-        if not self._tuned.path.is_dir():
+        if not self._is_folder:
             return None
-        base = {file.name: file.read_bytes() for file in self._base.side_files}
+        base = {file.name: _content(file) for file in self._base.side_files}
         return [_side_file(file, base.get(file.name)) for file in self._side_files]
 
 
+def _content(file: Path) -> bytes:
+    """Return the content of a side file, which may be gone since the difference was taken."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DiffError(f"{file}: {error.strerror}; the folder must not change before the vector is saved") from None
+
+
 def _side_file(file: Path, in_base: bytes | None) -> SideFile:
-    content = file.read_bytes()
+    content = _content(file)
     return SideFile(file.name, hashlib.sha256(content).hexdigest(), None if content == in_base else content)
 
 
@@ -189,6 +202,10 @@ class _Sparsified(DeltaSource):
         wanted = entries_for(sparsity, sum(spec.size for spec in specs))
         changes = sum(len(values) for _, values in self._deltas())
         self._selection = top_k(self._deltas, wanted) if wanted < changes else None
+
+    @property
+    def content(self) -> str:
+        return self._source.content
 
     def _deltas(self) -> Iterator[tuple[tuple[str, int], FloatArray]]:
         for done, spec in enumerate(self._specs.values()):

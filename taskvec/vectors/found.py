@@ -28,7 +28,7 @@ def open_lota(path: Path) -> LotaReader:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError):
         return LotaReader(path)  # raises the error that explains it
-    pack = f"pack what it changed first (taskvec pack BASE {path} -o NAME.lota), or list it in a merge recipe"
+    pack = "compute its difference from the base first (taskvec pack or taskvec.diff), or list it in a merge recipe"
     if stat.S_ISDIR(mode):
         if any(path.glob("*.safetensors")):
             raise UsageError(f"{path} is a model folder, not a .lota file: {pack}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -35,6 +36,10 @@ class Source(Reads, Protocol):
     @property
     def by_range(self) -> bool:
         """Whether each range is computed independently, without state, so that processes can share the work."""
+
+    @property
+    def content(self) -> str | None:
+        """A text that identifies the entries; None if the file or the provenance of the vector identifies them."""
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         """Return the change of the elements [start, stop) of a tensor.
@@ -82,6 +87,10 @@ class DeltaSource:
     by_range = True
     inputs: Sequence[Path] = ()
 
+    @property
+    def content(self) -> str | None:
+        return None
+
     def shards(self) -> dict[str, bytes] | None:
         return None
 
@@ -117,9 +126,11 @@ class Stored:
     """
 
     by_range = True
+    content = None
 
     def __init__(self, reader: LotaReader) -> None:
         self.reader = reader
+        self.path = reader.path.absolute()  # the working directory may change
 
     @property
     def inputs(self) -> Sequence[Path]:
@@ -159,9 +170,23 @@ class Memory(DeltaSource):
         self._deltas = deltas
         self._specs = specs
 
+    @cached_property
+    def content(self) -> str:
+        return digest_of_entries(self._deltas[name] for name in self._specs if name in self._deltas)
+
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         delta = self._deltas.get(name) or SparseTensor.empty(self._specs[name].shape)
         return Change(delta.slice_range(start, stop), no_replacements(self._specs[name], stop - start))
+
+
+def digest_of_entries(parts: Iterable[SparseTensor]) -> str:
+    """Return the SHA-256 of the positions and values of several tensors, in this order, as hex digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.shape} {len(part)}".encode())
+        digest.update(part.indices.tobytes())
+        digest.update(part.values.tobytes())
+    return digest.hexdigest()
 
 
 def no_replacements(spec: TensorSpec, size: int) -> SparseTensor:

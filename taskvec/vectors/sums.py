@@ -151,4 +151,4 @@ def check_vector(name: str, header: Header) -> None:
         KindError: It is a patch.
     """
     if header.kind != "vector":
-        raise KindError(f"{name} is a {header.kind}: it contains new bits, not deltas; pack a vector instead")
+        raise KindError(f"{name} is a {header.kind}: it contains new bits, not deltas; use `kind=vector` instead")

@@ -6,6 +6,7 @@ Task vectors and their arithmetic: Ilharco et al., "Editing Models with Task Ari
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -36,9 +37,10 @@ from taskvec_formats.header import Block
 from taskvec_formats.system.parallel import ordered_map
 from taskvec_formats.text import printable
 
-from ..arguments import one_of, real, said, whole
+from ..arguments import one_of, path_of, real, said, truth, whole
 from ..destination import appearing, check_file
 from ..errors import UsageError
+from ..reporting import bars
 from ..reporting.progress import Progress, silent
 from .delta import BaseBits, touched_bits
 from .digest import digest_of
@@ -134,7 +136,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         self._leads_to: Identity | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> TaskVector:
+    def open(cls, path: str | os.PathLike[str]) -> TaskVector:
         """Open a `.lota` file. Entries are decoded when a tensor is read.
 
         Args:
@@ -144,8 +146,9 @@ class TaskVector(Mapping[str, SparseTensor]):
             FormatError: The file cannot be read, or is damaged.
             UsageError: The path is a folder or a merge recipe.
         """
-        reader = open_lota(Path(path))
-        return cls(reader.header, reader.header.tensors, Stored(reader), Path(path).name)
+        file = path_of("path", path)
+        reader = open_lota(file)
+        return cls(reader.header, reader.header.tensors, Stored(reader), file.name)
 
     @property
     def base(self) -> Identity:
@@ -185,12 +188,15 @@ class TaskVector(Mapping[str, SparseTensor]):
     def digest(self) -> str:
         """16 hex digits that identify the vector: the digest of its base and of every block.
 
-        A vector that was never stored has no blocks yet; its result and its provenance are used instead.
+        A vector that was never stored has no blocks yet. Its result, its provenance and its entries are used instead.
 
         Raises:
             UsageError: The provenance cannot be stored.
         """
-        more = [] if self.is_stored else [self.header.tuned, stored_text(self.name, self.provenance)]
+        more: list[object] = []
+        if not self.is_stored:
+            more = [self.header.tuned, stored_text(self.name, self.provenance)]
+            more += [] if self._source.content is None else [self._source.content]
         return digest_of(self.header.base, self.specs.values(), more)
 
     @property
@@ -206,24 +212,38 @@ class TaskVector(Mapping[str, SparseTensor]):
     def __hash__(self) -> int:
         return hash(self.digest) if self.is_stored else id(self)
 
-    def save(self, path: str | Path, progress: Progress = silent, codec: str = AUTO, *, force: bool = False) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        progress: bool | Progress = silent,
+        codec: str = AUTO,
+        *,
+        force: bool = False,
+    ) -> None:
         """Write a `.lota` file, a few blocks at a time. It appears under its name when it is complete.
 
         Args:
             path: The file to write. Missing folders are created.
-            progress: Called for every tensor.
+            progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
             codec: "auto" for the smallest file, "fast" for fast writing, "paper64" or "plain" (docs/format.md).
             force: Whether to replace an existing file of that name.
 
         Raises:
             OutputExistsError: `path` exists and `force` is False.
-            StreamError: A delta is not a finite number.
+            FormatError: A delta is not a finite number, or a file that this vector reads is damaged.
+            MergeError: The vector is a merge, and the entries of its parents cannot be combined.
+            DiffError: A folder that the vector reads was changed or removed.
             UsageError: The codec is unknown; `path` is a file that this vector reads, even with `force`; or `path`
                 cannot be written.
         """
         check_codec(codec)
         stored_text(self.name, self.provenance)
-        path = check_file(path, force=force, inputs=self.inputs)
+        path = check_file(path, force=truth("force", force), inputs=self.inputs)
+        with bars.shown(progress) as report:
+            self._write(path, report, codec, force=force)
+
+    def _write(self, path: Path, progress: Progress, codec: str, *, force: bool) -> None:
+        """Write the file, whose path and options are checked."""
         base_bits = BaseBits(self._checkpoint) if self._checkpoint else None
 
         def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
@@ -347,7 +367,7 @@ class TaskVector(Mapping[str, SparseTensor]):
             raise UsageError(
                 f"{self.name} is computed when it is read and cannot be pickled: save it and open the file"
             )
-        return TaskVector.open, (str(self._source.reader.path.absolute()),)
+        return _reopened, (str(self._source.path), self.digest)
 
     def __getitem__(self, name: str) -> SparseTensor:
         if name not in self.specs:
@@ -438,6 +458,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (Real, Decimal))
 
 
+def _reopened(path: str, digest: str) -> TaskVector:
+    """Open a vector that was pickled.
+
+    Raises:
+        UsageError: The file contains another vector now.
+        FormatError: The file cannot be read.
+    """
+    vector = TaskVector.open(path)
+    if vector.digest != digest:
+        raise UsageError(f"{path}: the file was replaced after this vector was pickled or copied")
+    return vector
+
+
 def _sum(terms: Iterable[Term], *parts: TaskVector) -> TaskVector:
     """Return the sum of terms.
 
@@ -461,6 +494,7 @@ def vector_of(
     deltas: Mapping[str, SparseTensor],
     provenance: Mapping[str, Any],
     progress: Progress = silent,
+    name: str = "task vector",
 ) -> TaskVector:
     """Return a vector in memory.
 
@@ -470,12 +504,13 @@ def vector_of(
         deltas: Tensor name -> f32 entries, for some or all of these tensors.
         provenance: How the vector was made.
         progress: Called while the base is hashed.
+        name: The name of the vector.
 
     Raises:
         UsageError: The deltas of a tensor have another dtype or size, or belong to no tensor.
     """
     specs = specs_of(base, forms, progress)
-    return TaskVector(header_of(base, specs, provenance), specs.values(), Memory(deltas, specs), checkpoint=base)
+    return TaskVector(header_of(base, specs, provenance), specs.values(), Memory(deltas, specs), name, base)
 
 
 def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = silent) -> dict[str, TensorSpec]:

@@ -500,7 +500,7 @@ def test_a_merge_of_sparse_vectors_adds_up_on_the_base(tmp_path: Path) -> None:
 def test_patches_are_refused_where_deltas_are_needed(tmp_path: Path) -> None:
     _, patches = disjoint_halves(tmp_path, "BF16", "patch")
     with pytest.raises(
-        KindError, match=r"first.lota is a patch: it contains new bits, not deltas; pack a vector instead"
+        KindError, match=r"first.lota is a patch: it contains new bits, not deltas; use `kind=vector` instead"
     ):
         merge(patches)
     with pytest.raises(KindError, match=r"first.lota is a patch: it contains new bits, not deltas"):

@@ -130,7 +130,7 @@ def test_a_patch_holds_the_new_bits_of_what_changed(states: States, tmp_path: Pa
 
 def test_a_patch_has_no_deltas(tmp_path: Path) -> None:
     _, patch = pack(tmp_path, F32, kind="patch")
-    message = "vector.lota is a patch: it contains new bits, not deltas; pack a vector instead"
+    message = "vector.lota is a patch: it contains new bits, not deltas; use `kind=vector` instead"
     for read in (lambda: patch["a.weight"], lambda: patch.change("a.weight"), lambda: dict(patch)):
         with pytest.raises(KindError, match=f"^{message}$"):
             read()

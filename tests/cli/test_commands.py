@@ -438,7 +438,7 @@ def test_a_patch_is_inspected_alone_and_neither_merged_nor_compared(llama: Path,
     said = ok("inspect", file)
     assert f"{file}: patch, " in said
     assert "tuned: tuned" in said
-    patch = "x.lota is a patch: it contains new bits, not deltas; pack a vector"
+    patch = "x.lota is a patch: it contains new bits, not deltas; use --kind vector"
     assert patch in refused(1, "merge", file, "-o", out)
     assert patch in refused(1, "merge", file, file, "--base", llama, "-o", out)
     assert patch in refused(1, "inspect", file, file)

@@ -278,7 +278,7 @@ def test_a_checkpoint_of_another_mask_is_refused(llama: Path) -> None:
     for other, message in (
         (state, "another mask"),
         ({key: value for key, value in state.items() if "deltas" in key}, "no '_extra_state'"),
-        (model.state_dict(), "is not one of these leaves"),
+        (model.state_dict(), "does not belong to this mask"),
     ):
         with (
             pytest.raises(MaskError, match=message),

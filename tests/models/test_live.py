@@ -33,7 +33,7 @@ def test_a_live_model_cannot_gain_or_lose_tensors(what: str, llama: Path, tmp_pa
         write_checkpoint(tmp_path / name, tensors, 1, {})
     vector = diff(ModelFolder(tmp_path / "base"), ModelFolder(tmp_path / "tuned"))
     with (
-        pytest.raises(TrainingError, match="adds, removes or resizes tensors: unpack it"),
+        pytest.raises(TrainingError, match="adds, removes or resizes tensors: apply it"),
         applied(torch.nn.Linear(2, 2), vector, ModelFolder(tmp_path / "base")),
     ):
         pass
@@ -56,3 +56,16 @@ def test_tied_weights_stored_twice_come_back_as_they_were(llama: Path, tuned: Pa
         after = model.lm_head.weight.detach().clone()
     assert torch.equal(after, load_model(tuned)[0].lm_head.weight)
     assert torch.equal(model.lm_head.weight, before)
+
+
+def test_a_model_that_was_moved_or_cast_within_the_block_is_restored(llama: Path, tmp_path: Path) -> None:
+    tuned = {name: values + 0.5 for name, values in load_file(llama / "model.safetensors").items()}
+    shutil.copytree(llama, tmp_path / "tuned")
+    save_file(tuned, tmp_path / "tuned" / "model.safetensors", {"format": "pt"})
+    base = ModelFolder(llama)
+    model, _ = load_model(llama)
+    before = {name: values.clone() for name, values in model.named_parameters()}
+    with applied(model, diff(base, ModelFolder(tmp_path / "tuned")), base):
+        model.to(torch.float64)
+        assert all(not torch.equal(values, before[name].double()) for name, values in model.named_parameters())
+    assert all(torch.equal(values, before[name].double()) for name, values in model.named_parameters())

@@ -30,7 +30,7 @@ from taskvec.models.sparse_model import SparseModel
 from taskvec_formats import ModelFolder
 
 MASK = {"0.weight": np.arange(0, 30, 4), "2.weight": np.arange(1, 24, 5)}
-OWN = "holds the model's own parameter '0.weight', which trains through leaves: make the optimizer from tickets.param"
+OWN = "holds the model's own parameter '0.weight', which trains by the deltas of tickets: make the optimizer from ticke"
 NO_STEP = "nothing was trained: gradients arrived, but no optimizer over tickets"
 NO_GRADIENT = "nothing was trained: no gradient reached the masked weights"
 

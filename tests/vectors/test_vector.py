@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from support.building import sparse, tensor, vector_of, write_checkpoint
 from support.commands import ok, refused
 
 from taskvec import TaskVector, diff, merge
-from taskvec.errors import KindError, MergeError, UsageError
+from taskvec.errors import DiffError, KindError, MergeError, UsageError
 
 
 def stored(vector: TaskVector, path: Path) -> TaskVector:
@@ -78,6 +79,50 @@ def test_a_vector_of_a_file_is_pickled_as_its_path(vector: TaskVector) -> None:
         UsageError, match="is computed when it is read and cannot be pickled: save it and open the file"
     ):
         pickle.dumps(2 * vector)
+
+
+def test_a_pickled_vector_is_the_same_one_or_an_error(
+    vector: TaskVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    stored(vector_of({"a.weight": sparse((2,), {0: 1})}), other / "x.lota")
+    monkeypatch.chdir(tmp_path)
+    opened = TaskVector.open("x.lota")
+    monkeypatch.chdir(other)
+    assert copy.deepcopy(opened) == vector
+    data = pickle.dumps(opened)
+    (other / "x.lota").replace(tmp_path / "x.lota")
+    with pytest.raises(UsageError, match=r"x\.lota: the file was replaced after this vector was pickled or copied"):
+        pickle.loads(data)
+
+
+def test_a_digest_depends_on_entries_that_are_not_stored(tmp_path: Path) -> None:
+    """Two fine-tunes in folders of one name, and two vectors in memory."""
+    for name, value in (("base", 0.0), ("a/model", 1.0), ("b/model", 2.0)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_checkpoint(tmp_path / name, {"w": tensor("F32", np.full(3, value))}, 1, {})
+    for sparsity in (None, 0.3):
+        one, other = (diff(tmp_path / "base", tmp_path / name / "model", sparsity) for name in "ab")
+        assert one.name == other.name
+        assert one.digest != other.digest
+        assert one.digest == diff(tmp_path / "base", tmp_path / "a/model", sparsity).digest
+        assert (2 * one).digest != (2 * other).digest
+        assert merge([one, one]).digest != merge([one, other]).digest
+    one, other = (vector_of({"w": sparse((3,), {0: value})}) for value in (1.0, 2.0))
+    assert one.digest != other.digest
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_difference_whose_folder_is_gone_cannot_be_saved(shards: int, tmp_path: Path) -> None:
+    for name, value in (("base", 0.0), ("tuned", 1.0)):
+        tensors = {key: tensor("F32", np.full(3, value)) for key in "vw"}
+        write_checkpoint(tmp_path / name, tensors, shards, {"config.json": name.encode()})
+    vector = diff(tmp_path / "base", tmp_path / "tuned")
+    shutil.rmtree(tmp_path / "tuned")
+    with pytest.raises(DiffError, match=r"config\.json: No such file or directory; the folder must not change before"):
+        vector.save(tmp_path / "x.lota")
+    assert not (tmp_path / "x.lota").exists()
 
 
 @given(data=st.data(), sparsity=st.sampled_from([0.1, 0.5, 0.9, 0.99]))
