@@ -113,7 +113,8 @@ def apply(
 
     Args:
         vector: A task vector or a patch, or the path of a `.lota` file.
-        base: The model that the vector was taken from, or one with the same values wherever the vector changes it.
+        base: The model that the vector was taken from. For a file that was saved with its base at hand, as by `diff` and
+            `train`, also a model with the same values wherever the vector changes it.
         out: The folder to write.
         dtype: "float32", "bfloat16" or "float16" rounds every floating-point tensor to that dtype. None keeps the
             dtypes.

@@ -54,7 +54,10 @@ class Application:
         for done, (spec, digest) in enumerate(zip(specs, found, strict=True)):
             progress("checking base", done, len(specs), spec.name)
             if spec.base is not None and short(digest) != spec.base:
-                raise self._mismatch(f"tensor {spec.name!r} has other values")
+                raise self._mismatch(
+                    f"tensor {spec.name!r} has other values; whole tensors are compared if a vector was not saved with "
+                    "its base at hand, as after a merge"
+                )
         progress("checking base", len(specs), len(specs), "")
         if any(spec.base is None for spec in specs) and self._base.fingerprint != self._vector.base.fingerprint:
             raise self._mismatch("its fingerprint is different")
