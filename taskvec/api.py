@@ -113,8 +113,8 @@ def apply(
 
     Args:
         vector: A task vector or a patch, or the path of a `.lota` file.
-        base: The model that the vector was taken from. For a file that was saved with its base at hand, as by `diff` and
-            `train`, also a model with the same values wherever the vector changes it.
+        base: The model that the vector was taken from. For a file that was saved with its base at hand, as after `diff`
+            and `train`, also a model with the same values wherever the vector changes it.
         out: The folder to write.
         dtype: "float32", "bfloat16" or "float16" rounds every floating-point tensor to that dtype. None keeps the
             dtypes.
@@ -498,7 +498,8 @@ def sparse_finetune(
 
     Yields:
         A module that computes what `model` computes and whose parameters are the deltas, f32 [n]. An optimizer over
-        `tickets.parameters()` trains the model in place.
+        `tickets.parameters()` trains the model in place. Gradients are in these parameters too: clip them with
+        `clip_grad_norm_(tickets.parameters(), 1.0)`.
 
     Raises:
         MaskError: A mask does not fit the model.

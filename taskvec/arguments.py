@@ -32,7 +32,7 @@ def real(what: str, value: object) -> float:
     Raises:
         UsageError: The value is not a real number.
     """
-    if isinstance(value, SupportsFloat) and not isinstance(value, np.complexfloating):
+    if isinstance(value, SupportsFloat) and not isinstance(value, (np.complexfloating, bool, np.bool_)):
         try:
             return float(value)
         except OverflowError:
@@ -53,6 +53,8 @@ def whole(what: str, value: object) -> int:
     Raises:
         UsageError: The value is not a whole number.
     """
+    if isinstance(value, (bool, np.bool_)):
+        raise UsageError(f"{what} must be a whole number, found {said(value)}")
     try:
         return int(operator.index(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
