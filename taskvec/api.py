@@ -428,6 +428,7 @@ def evaluate(
         The metrics with their standard errors.
 
     Raises:
+        MergeError: The tokenizers of several vectors differ, or their changes cannot be added.
         UsageError, DataError, TrainingError, BaseMismatchError, FormatError: As in `train`.
     """
     from .data.examples import read_examples
@@ -444,10 +445,11 @@ def evaluate(
         checkpoint = open_checkpoint(path_of("model", model), with_code=with_code)
     examples = read_examples(path_of("data", data))[:limit]
     from .evaluation.evaluate import evaluate_checkpoint
+    from .evaluation.merged import merged_on
 
     with bars.shown(progress) as report:
-        one = _merging.merge(opened, progress=report) if len(opened) > 1 else next(iter(opened), None)
-        return evaluate_checkpoint(
+        one, notes = merged_on(opened, checkpoint, report)
+        evaluation = evaluate_checkpoint(
             checkpoint,
             one,
             examples,
@@ -459,6 +461,7 @@ def evaluate(
             trust_remote_code=trust_remote_code,
             progress=report,
         )
+        return replace(evaluation, notes=notes)
 
 
 @contextmanager

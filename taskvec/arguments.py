@@ -32,7 +32,7 @@ def real(what: str, value: object) -> float:
     Raises:
         UsageError: The value is not a real number.
     """
-    if isinstance(value, SupportsFloat) and not isinstance(value, (np.complexfloating, bool, np.bool_)):
+    if isinstance(value, SupportsFloat) and not isinstance(value, np.complexfloating):
         try:
             return float(value)
         except OverflowError:

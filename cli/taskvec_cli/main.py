@@ -389,7 +389,6 @@ def evaluate(
     Example: taskvec eval base/ --with sql.lota --data test.jsonl --metric loss
     """
     from taskvec import TaskVector, open_checkpoint
-    from taskvec import merge as merge_vectors
     from taskvec.data.examples import check_examples, read_examples
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
@@ -413,8 +412,9 @@ def evaluate(
     with progress_bars() as progress:
         # importing torch takes seconds, so every check that does not need it comes first
         from taskvec.evaluation.evaluate import evaluate_checkpoint, write_answers
+        from taskvec.evaluation.merged import merged_on
 
-        vector = merge_vectors(opened, progress=progress) if len(opened) > 1 else next(iter(opened), None)
+        vector, notes = merged_on(opened, checkpoint, progress)
         evaluation = evaluate_checkpoint(
             checkpoint,
             vector,
@@ -430,13 +430,14 @@ def evaluate(
     if answers is not None:
         write_answers(answers, examples, evaluation.answers, force=force)
     merged = vector.provenance if vector is not None and len(opened) > 1 else None
-    summary = render.evaluation_summary(model, vectors or (), merged, data, evaluation)
+    summary = render.evaluation_summary(model, vectors or (), merged, notes, data, evaluation)
     if as_json:
         render.print_json(summary)
     else:
         render.print_evaluation(summary)
-    if vector is not None and (warning := render.evaluation_warning(vector)):
-        render.say(f"taskvec: warning: {warning}", err=True)
+    for each in opened:
+        if warning := render.evaluation_warning(each):
+            render.say(f"taskvec: warning: {warning}", err=True)
     if warning := render.truncation_warning(summary):
         render.say(f"taskvec: warning: {warning}", err=True)
 

@@ -265,7 +265,12 @@ def preview_lines(preview: Preview) -> list[str]:
 
 
 def evaluation_summary(
-    model: str, vectors: Sequence[Path], merged: dict[str, Any] | None, data: Path, evaluation: Evaluation
+    model: str,
+    vectors: Sequence[Path],
+    merged: dict[str, Any] | None,
+    notes: Sequence[str],
+    data: Path,
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Return what `eval --json` prints.
 
@@ -273,6 +278,7 @@ def evaluation_summary(
         model: The model, as it was given.
         vectors: The `.lota` files that were applied to it.
         merged: The provenance of their merge, or None if there are fewer than two.
+        notes: Sentences about the merge.
         data: The data, as it was given.
         evaluation: The result.
     """
@@ -281,6 +287,7 @@ def evaluation_summary(
         "with": [str(path) for path in vectors],
         "method": merged and merged["method"],
         "reason": merged and merged["reason"],
+        "notes": list(notes),
         "data": str(data),
         "examples": evaluation.examples,
         "rows": evaluation.rows and asdict(evaluation.rows),
@@ -293,6 +300,8 @@ def print_evaluation(summary: dict[str, Any]) -> None:
     """Print an evaluation as text, one line per metric."""
     if summary["method"]:
         say(f"merged by {summary['method']}: {summary['reason']}")
+    for note in summary["notes"]:
+        say(f"note: {note}")
     count = summary["examples"]
     for name, found in summary["metrics"].items():
         error = found["standard_error"]

@@ -15,6 +15,7 @@ from taskvec_formats.header import stored_digest
 
 from ..errors import ResultError, SizeError
 from ..vectors import carried
+from ..vectors.diff import LAYOUT, layout_digest
 from ..vectors.vector import TaskVector
 from .layout import Layout, layout_of
 from .output import Output
@@ -142,8 +143,11 @@ class Plan:
             return tuple(differences)
         # tensors of another dtype differ from the tuned checkpoint in any case, and are named below
         keeps = all(self._forms(shard) == dict(shard.tensors) for shard in self.shards.values())
+        recorded = self.vector.provenance.get(LAYOUT, layout_digest(self.base))
         if keeps and written.fingerprint != tuned.fingerprint:
             differences.insert(0, "weights that the vector does not change differ from its base")
+        elif self.vector.source.shards() is None and recorded != layout_digest(self.base):
+            differences.append(f"the shards are those of {self.base.name}, not those of the vector's base")
         for planned, as_tuned in ((self.shards, self.layout.shards), (self.files, self.layout.files)):
             differences += [f"{name} is rewritten" for name in sorted(planned) if planned[name] != as_tuned.get(name)]
         return tuple(differences)

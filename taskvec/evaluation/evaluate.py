@@ -61,6 +61,7 @@ class Evaluation:
         rows: Counts of the examples as rows of tokens. None if the loss was not requested.
         cut_prompts: The number of prompts that were truncated at their beginning to leave room for an answer. None if
             there are no answers.
+        notes: Sentences about the merge of several vectors.
     """
 
     metrics: dict[str, Estimate]
@@ -68,6 +69,7 @@ class Evaluation:
     answers: list[str]
     rows: RowCounts | None = None
     cut_prompts: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(

@@ -23,6 +23,7 @@ from .topk import FloatArray, TopK, check_sparsity, entries_for, top_k
 from .vector import TaskVector
 
 KINDS = ("vector", "patch")
+LAYOUT = "layout"  # entry of the provenance
 
 
 def check_kind(kind: str, sparsity: float | None) -> None:
@@ -114,6 +115,8 @@ def diff(
     layers = counted(base.tensors) if kind == "vector" else {}
     source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, stored.files)
     if sparsity is None:
+        if source.shards() is None:
+            header.provenance[LAYOUT] = layout_digest(base)
         header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(stored.left_out))
         return TaskVector(header, specs, source, tuned.name, base)
 
@@ -125,6 +128,16 @@ def diff(
     provenance |= record((spec.name for spec in specs), layers) | carried.record(left_out)
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, tuned.name, base)
+
+
+def layout_digest(checkpoint: Checkpoint) -> str:
+    """Return 16 hex digits that identify the shards of a checkpoint: their names and headers.
+
+    A vector whose result has the shards of its base contains none. It records this digest of the base instead, because
+    another base with the same tensors may have other shards.
+    """
+    shards = sorted((shard.path.name, shard.header) for shard in checkpoint.shards)
+    return hashlib.sha256(repr(shards).encode()).hexdigest()[:16]
 
 
 def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str]) -> TensorSpec:

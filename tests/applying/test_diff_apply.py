@@ -15,6 +15,7 @@ from support.building import Tensor, contents, package, tensor, write_checkpoint
 from taskvec import Applied, Checkpoint, TaskVector, apply, diff
 from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
+from taskvec.vectors.diff import layout_digest
 from taskvec.vectors.source import Memory, Stored
 from taskvec_formats import Form, Header, Identity, LotaReader, ModelFolder, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import DTYPES
@@ -162,7 +163,11 @@ def test_the_vector_knows_both_ends(tmp_path: Path) -> None:
     tuned = ModelFolder(tmp_path / "tuned")
     assert (vector.base.name, vector.base.fingerprint) == ("base", base.fingerprint)
     assert (vector.header.tuned.name, vector.header.tuned.fingerprint) == ("tuned", tuned.fingerprint)
-    assert (vector.name, vector.kind, vector.provenance) == ("vector.lota", "vector", {"made_by": "pack"})
+    assert (vector.name, vector.kind, vector.provenance) == (
+        "vector.lota",
+        "vector",
+        {"made_by": "pack", "layout": layout_digest(base)},
+    )
     for name, spec in vector.specs.items():
         assert (spec.base, spec.origin, spec.eligible) == (base.digest(name)[:16], base.tensors[name].form, True)
         assert base.digest(name) != tuned.digest(name)
@@ -424,6 +429,15 @@ def test_weights_that_differ_within_a_touched_tensor_are_kept(tmp_path: Path) ->
     applied = apply(vector, write_checkpoint(tmp_path / "other", {"w": tensor("F32", other)}), tmp_path / "out")
     assert applied == Applied(False, (WEIGHTS_DIFFER,))
     assert ModelFolder(tmp_path / "out").bits("w").view(np.float32).tolist() == [-1, 4, 3, 4, 5, 12, 7, -1]
+
+
+@both_kinds
+def test_other_shards_of_the_base_are_named(kind: str, tmp_path: Path) -> None:
+    _, vector = pack(tmp_path, F32, kind=kind)
+    other = write_checkpoint(tmp_path / "other", F32[0], 2)
+    applied = apply(vector, other, tmp_path / "out")
+    assert applied == Applied(False, ("the shards are those of other, not those of the vector's base",))
+    assert contents(ModelFolder(tmp_path / "out")) == contents(ModelFolder(tmp_path / "tuned"))
 
 
 @both_kinds
