@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from ..arguments import whole
+from ..arguments import instances, whole
 from ..errors import UsageError
 
 METRICS = ("loss", "exact_match", "rouge1")
@@ -23,14 +23,17 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
         **counts: Option -> a number that must be positive, or None.
 
     Raises:
-        UsageError: There is no metric, a metric is unknown or lacks its package, or a count is not a positive whole
-            number.
+        UsageError: The metrics are not a list, there is none, one is unknown or lacks its package, or a count is not a
+            positive whole number.
     """
-    for metric in metrics or [""]:
+    instances("`metrics`", metrics, str)
+    if not metrics:
+        raise UsageError(f"`metrics` must be a list with at least one of {', '.join(METRICS)}, found {metrics!r}")
+    for metric in metrics:
         if metric not in METRICS:
             raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
     for name, count in counts.items():
-        if count is not None and whole(name.replace("_", "-"), count) <= 0:
+        if count is not None and whole(f"`{name}`", count) <= 0:
             raise UsageError(f"`{name}` must be greater than zero, found {count}")
     if "rouge1" in metrics:
         check_rouge()

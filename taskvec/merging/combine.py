@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
+from taskvec_formats.errors import StreamError
 from taskvec_formats.forms import Bits
 
 from ..arguments import instance, instances
@@ -29,9 +30,18 @@ from .methods.pruning import Pruned, Request
 from .methods.ties import ties
 from .methods.trim import trim
 from .notes import divided_out, first_meeting, notes_on, untrimmed
-from .registry import AUTO, Method, method_of
-from .requests import by_tensor, by_vector, densities_for, options_for, weights_for
-from .settings import Depth, Setting, described, numbers_of
+from .registry import AUTO, BUILT_IN, Method, method_of
+from .requests import (
+    by_tensor,
+    by_vector,
+    check_lambda,
+    densities_for,
+    listed,
+    options_for,
+    refuse_options,
+    weights_for,
+)
+from .settings import Depth, Setting, described
 
 _MOST = 1 << 22  # elements of all vectors together that are merged at a time, which bounds the memory
 Specs: TypeAlias = Mapping[str, TensorSpec]
@@ -75,22 +85,22 @@ def merge(
         BaseMismatchError: The vectors have different bases.
         KindError: One of the vectors is a patch.
         MergeError: The changes cannot be added: those of integer or boolean tensors, or tensors that are added, removed
-            or resized. Reading the result also raises it for weights that became NaN or infinite.
+            or resized. Reading or saving the result also raises it, for weights that became NaN or infinite, for
+            positions that several vectors of a `disjoint` merge contain, and for a method that returns no valid result.
     """
     instances("vectors", vectors, TaskVector)
     instance("method", method, str)
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
     check_bases(vectors)
-    factors = weights_for(weights, vectors)
-    numbers_of(lam, "lambda")
+    factors, density = weights_for(weights, vectors), listed(density)
+    check_lambda(lam)
     depth = depth_of(vectors, base)
     measured = [measured_from(base, vector, progress) for vector in vectors]
     specs = common_specs([(vector.name, vector.header, vector.specs) for vector in measured])
     reason = "asked for"
     if method == AUTO:
-        if density is not None or options:
-            raise UsageError(f"{AUTO} chooses the method and takes no options: name a method to set its options")
+        refuse_options(options, density)
         shared = first_meeting(measured, specs, progress)
         method = "disjoint" if shared is None else "ties"
         reason = "no two masks share a position" if shared is None else f"the masks meet, first in {shared}"
@@ -182,6 +192,7 @@ class _Merge(WidenedEntries):
         self._lam = by_tensor("lambda", lam, specs, depth)
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
+        self._theirs = None if method.name in BUILT_IN else method.name
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
         self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
         self.inputs = inputs_of(*vectors)
@@ -217,7 +228,11 @@ class _Merge(WidenedEntries):
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         lam = self._lam[name]
         with merging(name):
-            merged = self._combine(align(held, [weights[name] for weights in self._weights]))
+            aligned = align(held, [weights[name] for weights in self._weights], method=self._theirs)
+            try:
+                merged = aligned.checked(self._combine(aligned))
+            except StreamError as error:
+                raise MergeError(f"the method {self._method.name}: the result is no valid tensor: {error}") from None
             if lam == 1:
                 return merged
             scaled = merged.values * np.float32(lam)

@@ -45,7 +45,7 @@ def parameters_of(
 
     Returns:
         Name -> value: a Setting for SETTINGS and for options of type float, a bool for rescale and for options of type
-        bool. Other values are unchanged.
+        bool. Other values are unchanged, and so is None if the option accepts it.
 
     Raises:
         UsageError: The parameter does not accept the value, or a parameter of all models is given for one model.
@@ -69,9 +69,12 @@ def _reader(name: str, method: str) -> Callable[[Any, str], Any]:
     option = None if method == AUTO else method_of(method).options.get(name)
     kind = None if option is None else option.kind
     if name in SETTINGS or kind is float:
-        return _setting
-    # rescale is a choice in taskvec and a boolean in mergekit
-    return _boolean if name in ("normalize", "rescale") or kind is bool else _unchanged
+        read: Callable[[Any, str], Any] = _setting
+    else:
+        # rescale is a choice in taskvec and a boolean in mergekit
+        read = _boolean if name in ("normalize", "rescale") or kind is bool else _unchanged
+    accepts_none = option is not None and option.optional and kind is not None
+    return (lambda value, what: None if value is None else read(value, what)) if accepts_none else read
 
 
 def _has_effect(name: str, method: str) -> bool:

@@ -5,10 +5,12 @@ A model in a merge file is a `.lota` file, or a checkpoint whose difference from
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from taskvec_formats import Checkpoint, Header, Identity
@@ -188,7 +190,8 @@ class Recipe:
         if "rescale" in options:
             options["rescale"] = "norm" if options["rescale"] else "none"
         for name, option in known.items():
-            if option.kind is float and any(self._of(model, name) is not None for model in self._merged):
+            given = any(name in self.parameters or name in model.parameters for model in self._merged)
+            if option.kind is float and given:
                 options[name] = self._shared(option)
         density = [self._of(model, "density") for model in self._merged]
         asked = any(each is not None for each in density)
@@ -203,20 +206,22 @@ class Recipe:
             **options,
         )
 
-    def _shared(self, option: Option) -> float:
+    def _shared(self, option: Option) -> float | None:
         """The value of a numeric option of the method.
 
         Raises UsageError if it is a rule or a gradient, or if it differs between models.
         """
-        found = [self._of(model, option.name) for model in self._merged]
-        numbers = [option.default if number is None else number for number in found]
-        for model, number in zip(self._merged, numbers, strict=True):
-            if not isinstance(number, float) or number != numbers[0]:
+        default = self.parameters.get(option.name, option.default)
+        values: list[Any] = [model.parameters.get(option.name, default) for model in self._merged]
+        for model, value in zip(self._merged, values, strict=True):
+            if not isinstance(value, (int, float, NoneType)) or value != values[0]:
+                found = None if value is None else described(value)
                 raise UsageError(
-                    f"{option.name} must be one number for all models, found {shown(described(number))} for "
-                    f"{model.reference} (the default is {option.default:g})"
+                    f"{option.name} must be one number for all models, found {shown(found)} for "
+                    f"{model.reference} (the default is {shown(option.default)})"
                 )
-        return float(numbers[0])  # type: ignore[arg-type]  # checked above
+        shared: float | None = values[0]
+        return shared
 
     @property
     def _prunes(self) -> bool:
@@ -243,11 +248,14 @@ class Recipe:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Prefix the message of a UsageError with the path of the merge file."""
+    """Prefix the message of a UsageError with the path of the merge file, and write its options as keys of the file."""
     try:
         yield
     except UsageError as error:
-        raise type(error)(f"{path}: {error}") from None
+        # in backticks, the command line would turn them into flags, which a recipe does not take
+        text = re.sub(r"`(\w+)=([^`]*)`", r"\1: \2", str(error))
+        text = re.sub(r"`(\w+)`", r"\1", text)
+        raise type(error)(f"{path}: {text}") from None
 
 
 def _recipe(path: Path, document: Any) -> Recipe:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from taskvec_formats import SparseTensor
 
+from ..arguments import shown
 from ..errors import UsageError
 from .methods.breadcrumbs import outliers
 from .methods.dare import drop
@@ -18,7 +20,12 @@ from .methods.pruning import Keep, pruning_options
 from .methods.ties import ties
 from .methods.trim import trim
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 ENTRY_POINTS = "taskvec.merge_methods"
+AUTO = "auto"
+RESERVED = ("vectors", "method", "weights", "progress", "density", "lam", "base")  # arguments of `merge`
 Combine: TypeAlias = Callable[..., SparseTensor]
 
 
@@ -125,6 +132,7 @@ METHODS: dict[str, Method] = {
     )
 }
 
+BUILT_IN = frozenset(METHODS)
 Function = TypeVar("Function", bound=Combine)
 
 
@@ -133,9 +141,12 @@ def merge_method(
 ) -> Callable[[Function], Function]:
     """Register a function as a merge method. Used as a decorator.
 
-    The function takes the vectors of one range of a tensor (`Aligned`) and returns `vectors.result(…)`. Its
-    keyword-only arguments are the options of the method and must have defaults. It is called from several threads or
-    processes. A package makes its methods available to the command line with an entry point of the group
+    The function takes the vectors of one range of a tensor (`Aligned`) and returns `vectors.result(…)`. It is called
+    from several threads or processes. Its keyword-only arguments are the options of the method. They must have
+    defaults, and none may have the name of an argument of `merge`.
+
+    If a function of the same module and qualified name is registered again, as by importlib.reload, it replaces the
+    earlier one. A package makes its methods available to the command line with an entry point of the group
     "taskvec.merge_methods", whose name is the name of the method and whose object is the decorated function.
 
     Args:
@@ -148,19 +159,41 @@ def merge_method(
         A decorator that registers the function and returns it unchanged.
 
     Raises:
-        UsageError: The name is already registered, when the decorator is applied.
+        UsageError: The name is not a string. When the decorator is applied: another function is registered under this
+            name, or an option has no default or the name of an argument of `merge`.
     """
+    if not isinstance(name, str):
+        raise UsageError(
+            f'merge_method needs the name of the method, as in @merge_method("median"), found {shown(name)}'
+        )
 
     def register(function: Function) -> Function:
-        if name in METHODS or name == AUTO:
+        known = METHODS.get(name)
+        if name == AUTO or name in BUILT_IN or (known and _identity(known.combine) != _identity(function)):
             raise UsageError(f"a merge method {name!r} is already registered")
+        _check_options(name, function)
         METHODS[name] = Method(name, function, summary, source, whole=whole_tensors)
         return function
 
     return register
 
 
-AUTO = "auto"
+def _identity(function: Combine) -> object:
+    """What a function keeps if its module is loaded again, or its cell of a notebook is run again."""
+    return (function.__module__, function.__qualname__) if inspect.isfunction(function) else function
+
+
+def _check_options(name: str, function: Combine) -> None:
+    """Check the options that the function of a merge method declares."""
+    try:
+        options = options_of(function)
+    except UsageError as error:
+        raise UsageError(f"the merge method {name!r}: {error}") from None
+    for option in options:
+        if option in RESERVED:
+            raise UsageError(
+                f"the merge method {name!r}: an option cannot have the name `{option}`, which is an argument of merge"
+            )
 
 
 def method_of(name: str) -> Method:
@@ -170,13 +203,24 @@ def method_of(name: str) -> Method:
         name: The name of the method.
 
     Raises:
-        UsageError: There is no such method.
+        UsageError: There is no such method, or the entry point of its package cannot be loaded.
     """
     if name not in METHODS:
         from importlib.metadata import entry_points  # slow to import and rarely needed
 
         for point in entry_points(group=ENTRY_POINTS, name=name):
-            point.load()
+            _load(point)
     if name not in METHODS:
         raise UsageError(f"no merge method {name!r:.80}; the methods are {', '.join([AUTO, *METHODS])}")
     return METHODS[name]
+
+
+def _load(point: EntryPoint) -> None:
+    """Load an entry point, whose module registers a merge method of the same name."""
+    what = f"the entry point '{point.name} = {point.value}' of the group {ENTRY_POINTS}"
+    try:
+        point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{what} cannot be loaded: {error}") from error
+    if point.name not in METHODS:
+        raise UsageError(f"{what} does not register a merge method {point.name!r}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
+
+from taskvec_formats.text import printable
 
 from ..arguments import shown
 from ..errors import UsageError
 from ..vectors.vector import TaskVector
-from .registry import Method
+from .registry import AUTO, Method
 from .settings import Depth, Rule, Setting, numbers_of, resolve
+
+_LAMBDA = ("lambda", "lambda_")  # lambda is a keyword of Python, so merge calls it lam
 
 
 def options_for(method: Method, options: Mapping[str, Any], density: object) -> dict[str, Any]:
@@ -31,29 +35,84 @@ def options_for(method: Method, options: Mapping[str, Any], density: object) -> 
         raise UsageError(f"{method.name} has no density: it prunes nothing")
     for name in options:
         if name not in known:
-            names = sorted([*known, *["density"] * (method.prune is not None)])
-            has = f"it has {', '.join(names)}" if names else "it has none"
-            raise UsageError(f"{method.name} has no option {name.replace('_', '-')!r}; {has}")
+            raise UsageError(f"{method.name} has no option `{printable(name, 80)}`; {_instead(name, method)}")
     checked = {name: known[name].read(value) for name, value in options.items()}
     defaults = {name: option.default for name, option in known.items()}
     dialect = options.get("dialect", "reference")
     return {**defaults, **method.dialects.get(dialect, {}), **checked}
 
 
+def _instead(name: str, method: Method) -> str:
+    """What to give instead of an option that a method does not have."""
+    names = sorted([*method.options, *["density"] * (method.prune is not None)])
+    spelled = name.replace("-", "_")
+    if name in _LAMBDA:
+        return "λ is `lam`"
+    if spelled in names:
+        return f"it is spelled `{spelled}`"
+    return f"it has {', '.join(f'`{each}`' for each in names)}" if names else "it has none"
+
+
+def refuse_options(options: Mapping[str, Any], density: object) -> None:
+    """Refuse options for the method `auto`.
+
+    Args:
+        options: Name -> value, as given.
+        density: The density as given, or None.
+
+    Raises:
+        UsageError: There is an option or a density.
+    """
+    for name in _LAMBDA:
+        if name in options:
+            raise UsageError(f"{AUTO} has no option `{name}`; λ is `lam`")
+    if density is not None or options:
+        raise UsageError(f"{AUTO} chooses the method and takes no options: name a method to set its options")
+
+
+def check_lambda(lam: object) -> None:
+    """Check λ.
+
+    Args:
+        lam: λ, as given.
+
+    Raises:
+        UsageError: It is not a number, a list of numbers or a list of rules.
+    """
+    if isinstance(lam, Rule):
+        raise UsageError(f"`lam`: the rules of λ must be a list, found {shown(lam)}")
+    numbers_of(lam, "lambda")
+
+
+def listed(settings: Any) -> Any:
+    """Convert an array of one dimension, of numpy or torch, to a list. Other values are returned unchanged."""
+    return settings.tolist() if getattr(settings, "ndim", None) == 1 and hasattr(settings, "tolist") else settings
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def weights_for(weights: Sequence[Setting] | None, vectors: Sequence[TaskVector]) -> Sequence[Setting]:
     """The weights of the vectors.
 
     Args:
-        weights: One setting per vector, or None for 1 each.
+        weights: One setting per vector, in a list, a tuple or an array, or None for 1 each.
         vectors: The vectors to merge.
 
     Returns:
         One weight per vector.
 
     Raises:
-        UsageError: The number of weights is not the number of vectors, or a weight is not a valid setting.
+        UsageError: The weights are not a list, their number is not the number of vectors, or a weight is not a valid
+            setting.
     """
-    return [1.0] * len(vectors) if weights is None else _one_each("weight", "weights", weights, vectors)
+    if weights is None:
+        return [1.0] * len(vectors)
+    weights = listed(weights)
+    if not _is_list(weights):
+        raise UsageError(f"`weights` must be a list with one setting per vector, found {shown(weights)}")
+    return _one_each("weight", "weights", weights, vectors)
 
 
 def densities_for(
@@ -63,7 +122,8 @@ def densities_for(
 
     Args:
         method: The merge method.
-        density: A setting for all vectors, or one per vector. None takes the default of the method.
+        density: A setting for all vectors, or one per vector in a list or a tuple. None takes the default of the
+            method.
         vectors: The vectors to merge.
 
     Returns:
@@ -79,6 +139,8 @@ def densities_for(
         density = method.density
     if density is None:
         raise UsageError(f"{method.name} needs a density")
+    if not _is_list(density) and not isinstance(density, (SupportsFloat, Rule)):
+        raise UsageError(f"`density` must be a number, or a list with one setting per vector, found {shown(density)}")
     # a list of rules is one setting, which applies to all vectors
     for_all = not isinstance(density, Sequence) or any(isinstance(each, Rule) for each in density)
     given: Sequence[Setting] = [density] * len(vectors) if for_all else density  # type: ignore[list-item, assignment]

@@ -15,6 +15,7 @@ import numpy as np
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
+from ..arguments import shown
 from ..errors import MergeError
 from .positions import union
 
@@ -45,11 +46,14 @@ class Aligned:
         shape: The shape of the dense tensor.
         indices: The union of the positions, int64 [u], increasing.
         parts: One part per tensor, in the order of the tensors.
+        method: The name of the registered merge method that computes on them, for errors. None stands for the sums and
+            methods of this package.
     """
 
     shape: tuple[int, ...]
     indices: Indices
     parts: list[Part]
+    method: str | None = None
 
     def zeros(self) -> Array:
         """Return zeros over the union, f32 [u]."""
@@ -89,19 +93,67 @@ class Aligned:
             kept: The positions to keep, bool [u]. None keeps the positions with a non-zero value.
 
         Raises:
-            MergeError: A kept value is not a finite number.
+            MergeError: An argument is not such an array, or a kept value is not a finite number.
         """
-        found, kept = _as_numpy(values), _as_numpy(values != 0 if kept is None else kept)
         indices = self.indices
+        found = self._f32("values", _as_numpy(values), (len(indices),))
+        kept = found != 0 if kept is None else _as_numpy(kept)
+        if not isinstance(kept, np.ndarray) or kept.dtype != bool or kept.shape != found.shape:
+            raise self._refusal(f"kept must be bool {list(found.shape)}", kept)
         if not kept.all():
             found, indices = found[kept], indices[kept]
-        if not np.isfinite(found).all():
+        self._check_finite(found)
+        return SparseTensor.owning(self.shape, indices, found)
+
+    def checked(self, found: object) -> SparseTensor:
+        """Check the result of a merge method.
+
+        Args:
+            found: What the function of the method returned.
+
+        Returns:
+            The same tensor, with f32 values.
+
+        Raises:
+            MergeError: It is not a SparseTensor of this shape, or a value is not a finite number.
+        """
+        if not isinstance(found, SparseTensor):
+            raise self._refusal("the result must be a SparseTensor, as vectors.result(…) returns", found)
+        if found.shape != self.shape:
+            raise self._error(f"the result must have the shape {list(self.shape)}, found {list(found.shape)}")
+        values = self._f32("the values of the result", found.values, found.indices.shape)
+        self._check_finite(values)
+        return found if values is found.values else found.with_values(values)
+
+    def _f32(self, what: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.shape != shape:
+            raise self._refusal(f"{what} must be f32 {list(shape)}", values)
+        return values.astype("<f4", copy=False)
+
+    def _refusal(self, expected: str, found: object) -> MergeError:
+        said = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else shown(found)
+        return self._error(f"{expected}, found {said}")
+
+    def _check_finite(self, values: np.ndarray) -> None:
+        finite = np.isfinite(values)
+        if finite.all():
+            return
+        if self.method is None:
+            # the values and weights are finite, so the sum has overflowed
             raise MergeError("a weighted sum leaves the range of f32")
-        return SparseTensor.owning(self.shape, indices, found.astype("<f4", copy=False))
+        count = finite.size - np.count_nonzero(finite)
+        raise self._error(f"the result must be finite f32 numbers, found {count} that are NaN or infinite")
+
+    def _error(self, text: str) -> MergeError:
+        return MergeError(text if self.method is None else f"the method {self.method}: {text}")
 
 
 def align(
-    tensors: Sequence[SparseTensor], weights: Sequence[float], convert: Callable[[Any], Array] = lambda array: array
+    tensors: Sequence[SparseTensor],
+    weights: Sequence[float],
+    convert: Callable[[Any], Array] = lambda array: array,
+    *,
+    method: str | None = None,
 ) -> Aligned:
     """Align tensors of one shape on the union of their positions. Memory is O(entries), regardless of the dense size.
 
@@ -109,13 +161,14 @@ def align(
         tensors: The tensors.
         weights: One factor per tensor.
         convert: Converts numpy arrays to the arrays to compute with, such as `lambda a: torch.from_numpy(a).cuda()`.
+        method: The name of the registered merge method that computes on the result, for errors.
     """
     indices, places = union([tensor.indices for tensor in tensors], tensors[0].size)
     parts = [
         Part(convert(own), convert(tensor.values), weight)
         for own, tensor, weight in zip(places, tensors, weights, strict=True)
     ]
-    return Aligned(tensors[0].shape, indices, parts)
+    return Aligned(tensors[0].shape, indices, parts, method)
 
 
 @contextmanager
@@ -136,4 +189,8 @@ def merging(tensor: str) -> Iterator[None]:
 
 
 def _as_numpy(array: Array) -> Any:
-    return array.cpu().numpy() if hasattr(array, "cpu") else array
+    if not hasattr(array, "detach"):
+        return array
+    array = array.detach().cpu()
+    # numpy has no bfloat16
+    return (array.float() if array.is_floating_point() else array).numpy()

@@ -129,7 +129,14 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
         2, *folder, "--shard-size", "big"
     )
     assert "--density takes numbers separated by commas" in refused(2, *folder, "--density", "all")
-    assert "linear has no option 'seed'" in refused(2, *folder, "--method", "linear", "--seed", "3")
+    assert "linear has no option --seed; it has --normalize" in refused(2, *folder, "--method", "linear", "--seed", "3")
+    for option, message in (
+        (["--method", "disjoint", "--on-overlap", "fight"], "--on-overlap is one of error, sum, mean, larger, first"),
+        (["--method", "ties", "--elect", "lot"], "--elect is one of mass, frequency, found 'lot'"),
+        (["--method", "breadcrumbs", "--density", "0.1", "--gamma", "1"], "--gamma must be at least 0 and below 1"),
+        (["--method", "average", "--no-normalize"], "average has no option --normalize; it has none"),
+    ):
+        assert f"taskvec: {message}" in refused(2, *folder, *option)
     assert list(tmp_path.iterdir()) == []
 
 

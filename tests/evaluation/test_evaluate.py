@@ -319,10 +319,18 @@ def test_rouge_counts_common_words(completion: str, answer: str, score: float) -
 
 def test_requests_that_cannot_be_meant(llama: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(llama)
-    for metrics in (["loss", "bleu"], [], "loss"):
-        with pytest.raises(UsageError, match="metric is one of loss, exact_match, rouge1, found '"):
-            evaluate(*loaded, examples, metrics)
+    for metrics, message in (
+        (["loss", "bleu"], "^metric is one of loss, exact_match, rouge1, found 'bleu'"),
+        ([], r"^`metrics` must be a list with at least one of loss, exact_match, rouge1, found \[\]"),
+        ("loss", "^`metrics` must be a list of strings, found 'loss'"),
+        (None, "^`metrics` must be a list of strings, found None"),
+        (["loss", 3], "^`metrics`, number 2, must be a str, found 3"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            evaluate(*loaded, examples, metrics)  # type: ignore[arg-type]
     for name in ("batch_size", "max_length", "max_new_tokens"):
+        with pytest.raises(UsageError, match=f"^`{name}` must be a whole number, found 1.5"):
+            evaluate(*loaded, examples, ["loss"], **{name: 1.5})
         for value in (0, -1):
             with pytest.raises(UsageError, match=f"`{name}` must be greater than zero, found {value}"):
                 evaluate(*loaded, examples, ["loss"], **{name: value})

@@ -288,26 +288,34 @@ def test_no_method_changes_its_inputs(method: str) -> None:
     ("method", "options", "message"),
     [
         ("linear", {"density": 0.5}, "linear has no density: it prunes nothing"),
-        ("linear", {"elect": "mass"}, "linear has no option 'elect'; it has normalize"),
-        ("average", {"normalize": True}, "average has no option 'normalize'; it has none"),
-        ("magnitude_prune", {"density": 0.5, "dialect": "peft"}, "magnitude_prune has no option 'dialect'"),
+        ("linear", {"elect": "mass"}, "linear has no option `elect`; it has `normalize`"),
+        ("average", {"normalize": True}, "average has no option `normalize`; it has none"),
+        (
+            "magnitude_prune",
+            {"density": 0.5, "dialect": "peft"},
+            "magnitude_prune has no option `dialect`; it has `density`, `normalize`, `rescale`",
+        ),
         ("magnitude_prune", {}, "magnitude_prune needs a density"),
         ("dare_linear", {}, "dare_linear needs a density"),
-        ("ties", {"dialect": "swabian"}, "dialect is one of reference, mergekit, peft, found 'swabian'"),
-        ("ties", {"elect": "lot"}, "elect is one of mass, frequency, found 'lot'"),
-        ("ties", {"normalize": "yes"}, "normalize must be True or False, found 'yes'"),
+        ("ties", {"dialect": "swabian"}, "`dialect` is one of reference, mergekit, peft, found 'swabian'"),
+        ("ties", {"elect": "lot"}, "`elect` is one of mass, frequency, found 'lot'"),
+        ("ties", {"normalize": "yes"}, "`normalize` must be True or False, found 'yes'"),
         ("ties", {"density": 1.5}, "expected a share of the weights between 0 and 1, found 1.5"),
         ("ties", {"density": [0.5]}, "1 densities for 2 vectors"),
-        ("ties", {"rescale": "twice"}, "rescale is one of none, density, norm, found 'twice'"),
-        ("breadcrumbs", {"density": 0.5, "gamma": 1}, "gamma must be at least 0 and below 1, found 1"),
+        ("ties", {"rescale": "twice"}, "`rescale` is one of none, density, norm, found 'twice'"),
+        ("breadcrumbs", {"density": 0.5, "gamma": 1}, "`gamma` must be at least 0 and below 1, found 1"),
         (
             "breadcrumbs",
             {"density": 0.5, "gamma": "all"},
-            "gamma must be a number, found",
+            "`gamma` must be a number, found",
         ),
-        ("dare_linear", {"density": 0.5, "seed": "x"}, "seed must be a whole number, found 'x'"),
-        ("ties", {"dialect": ["peft"]}, r"dialect is one of reference, mergekit, peft, found \['peft'\]"),
-        ("disjoint", {"on_overlap": "fight"}, "on-overlap is one of error, sum, mean, larger, first"),
+        ("dare_linear", {"density": 0.5, "seed": "x"}, "`seed` must be a whole number, found 'x'"),
+        ("ties", {"dialect": ["peft"]}, r"`dialect` is one of reference, mergekit, peft, found \['peft'\]"),
+        ("disjoint", {"on_overlap": "fight"}, "`on_overlap` is one of error, sum, mean, larger, first"),
+        ("disjoint", {"on-overlap": "sum"}, "disjoint has no option `on-overlap`; it is spelled `on_overlap`$"),
+        ("linear", {"lambda_": 1}, "linear has no option `lambda_`; λ is `lam`$"),
+        ("linear", {"lambda": 1}, "linear has no option `lambda`; λ is `lam`$"),
+        ("auto", {"lambda_": 1}, "auto has no option `lambda_`; λ is `lam`$"),
         ("auto", {"density": 0.5}, "auto chooses the method and takes no options"),
         ("linear", {"lam": float("nan")}, "expected a finite number, found nan"),
     ],
@@ -388,7 +396,7 @@ def test_a_method_of_ones_own_merges_and_has_options(median: str) -> None:
     tensors = [sparse((3,), {0: 1, 1: 5}), sparse((3,), {0: 3}), sparse((3,), {0: 9, 2: 1})]
     assert oracle.entries(merge(vectors_of(tensors), median)["w"]) == {0: 3, 1: 5, 2: 1}
     assert oracle.entries(merge(vectors_of(tensors), median, [1, 1, 2], lam=2, least=2)["w"]) == {0: 6}
-    with pytest.raises(UsageError, match="median has no option 'most'; it has least"):
+    with pytest.raises(UsageError, match="median has no option `most`; it has `least`"):
         merge(vectors_of(tensors), median, most=2)
     with pytest.raises(UsageError, match="a merge method 'ties' is already registered"):
         merge_method("ties")(lambda vectors: vectors)
@@ -487,10 +495,10 @@ def test_methods_of_another_package_have_options_of_their_own(tmp_path: Path, mo
         assert oracle.entries(merge(vectors, "theirs")["w"]) == {0: 1.5}
         assert oracle.entries(merge(vectors, "theirs", share=np.float32(0.25), mode="negate")["w"]) == {0: -0.75}
         for options, complaint in (
-            ({"share": 2}, "share must be at least 0 and at most 1, found 2"),
-            ({"share": "all"}, "share must be a number, found 'all'"),
-            ({"mode": "drop"}, "mode is one of keep, negate, found 'drop'"),
-            ({"gamma": 0.5}, "theirs has no option 'gamma'; it has mode, share"),
+            ({"share": 2}, "`share` must be at least 0 and at most 1, found 2"),
+            ({"share": "all"}, "`share` must be a number, found 'all'"),
+            ({"mode": "drop"}, "`mode` is one of keep, negate, found 'drop'"),
+            ({"gamma": 0.5}, "theirs has no option `gamma`; it has `mode`, `share`"),
         ):
             with pytest.raises(UsageError, match=complaint):
                 merge(vectors, "theirs", **options)
@@ -505,7 +513,7 @@ def test_methods_of_another_package_have_options_of_their_own(tmp_path: Path, mo
         for name in ("command", "recipe"):
             assert oracle.entries(TaskVector.open(tmp_path / f"{name}.lota")["w"]) == {0: -0.75}
         common = ("merge", tmp_path / "one.lota", "--method", "theirs", "-o", tmp_path / "x.lota", "--option")
-        assert "share must be a number, found 'x'" in refused(2, *common, "share=x")
+        assert "`share` must be a number, found 'x'" in refused(2, *common, "share=x")
         assert "--option takes KEY=VALUE, found 'share'" in refused(2, *common, "share")
         assert "theirs has no option 'gamma'" in refused(2, *common, "gamma=1")
         assert "option 'share' is given twice" in refused(2, *common, "share=1", "--option", "share=0")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.building import sparse, vector_of
@@ -127,16 +130,16 @@ def test_a_seed_is_a_whole_number_of_64_bits() -> None:
     assert kept(-1)[1] == -1
     assert kept(2**64 - 1)[1] == 2**64 - 1
     for seed in (True, np.True_, 1.0, "1", None):
-        with pytest.raises(UsageError, match=r"^seed must be a (whole )?number, found"):
+        with pytest.raises(UsageError, match=r"^`seed` must be a (whole )?number, found"):
             kept(seed)
     for seed in (2**64, 10**5000, -(2**63) - 1):
-        with pytest.raises(UsageError, match=r"^seed must be at least -\d{19} and at most \d{20}, found"):
+        with pytest.raises(UsageError, match=r"^`seed` must be at least -\d{19} and at most \d{20}, found"):
             kept(seed)
 
 
 @pytest.mark.parametrize("value", [np.ones(3), [True], 1, "true", {}])
 def test_a_choice_that_cannot_be_compared_is_refused(value: Any) -> None:
-    with pytest.raises(UsageError, match=r"^normalize must be True or False, found"):
+    with pytest.raises(UsageError, match=r"^`normalize` must be True or False, found"):
         merge([layered(1, "a")], "ties", normalize=value)
 
 
@@ -172,5 +175,49 @@ def test_rules_that_leave_a_tensor_out_are_refused_by_name() -> None:
 
 
 def test_the_whole_vector_has_one_density() -> None:
-    with pytest.raises(UsageError, match="one number for all tensors"):
+    with pytest.raises(UsageError) as refused:
         merge([layered(1, "a")], "ties", density=[[0.1, 0.2]])
+    assert str(refused.value) == (
+        "`density` of a must be one number for all tensors, because the dialect reference trims a vector as a whole, "
+        "found 0.1 to 0.2; give one number, or choose `dialect=mergekit` or `dialect=peft`, which trim each tensor"
+    )
+    for dialect in ("mergekit", "peft"):
+        assert merge([layered(1, "a")], "ties", density=[[0.1, 0.2]], dialect=dialect)
+    for method in ("magnitude_prune", "dare_ties", "breadcrumbs", "breadcrumbs_ties"):
+        assert merge([layered(1, "a")], method, density=[[0.1, 0.2]])
+
+
+@pytest.mark.parametrize("given", [{0.5}, {"a": 0.5}, (0.5 for _ in range(1)), "5", b"5"])
+def test_weights_and_densities_that_are_no_list_are_refused(given: Any) -> None:
+    found = re.escape(repr(given))
+    with pytest.raises(UsageError, match=f"^`weights` must be a list with one setting per vector, found {found}"):
+        merge([layered(1, "a")], "linear", given)
+    with pytest.raises(UsageError, match=f"^`density` must be a number, or a list .* vector, found {found}"):
+        merge([layered(1, "a")], "ties", density=given)
+
+
+@pytest.mark.parametrize("given", [0.5, 1, np.float32(2), np.array(2.0), np.ones((1, 1)), torch.tensor(2.0), Rule(1.0)])
+def test_one_number_is_no_list_of_weights(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"^`weights` must be a list with one setting per vector, found "):
+        merge([layered(1, "a")], "linear", given)
+
+
+@pytest.mark.parametrize(
+    "convert", [list, tuple, np.array, torch.tensor, lambda numbers: torch.tensor(numbers, dtype=torch.bfloat16)]
+)
+def test_weights_and_densities_are_lists_tuples_or_arrays(convert: Any) -> None:
+    vectors = [vector_of({"w": sparse((4,), {0: 4, 1: -3, 2: 2, 3: 1})}, name=name) for name in "ab"]
+    merged = merge(vectors, "ties", convert([2.0, 0.5]), density=convert([0.25, 0.5]))
+    assert merged["w"].indices.tolist() == [0, 1]
+    assert merged["w"].values.tolist() == [5, -1.5]
+    assert merged.provenance["weights"] == [2, 0.5]
+    assert merged.provenance["options"]["density"] == [0.25, 0.5]
+    json.dumps(merged.provenance)
+
+
+def test_rules_for_lambda_are_a_list() -> None:
+    with pytest.raises(
+        UsageError, match=r"^`lam`: the rules of λ must be a list, found Rule\(value=1.0, filter=None\)"
+    ):
+        merge([layered(1, "a")], "linear", lam=Rule(1.0))  # type: ignore[arg-type]
+    assert merge([layered(1, "a")], "linear", lam=[Rule(2.0)])[NAMES[0]].values.tolist() == [2]

@@ -17,6 +17,7 @@ class Dialect:
     """How one program handles what the papers leave open, or where it deviates from them.
 
     Attributes:
+        name: The name of the dialect.
         whole_vector: Whether the largest entries are selected over the whole vector, or for each tensor separately.
         entries: (density, number of weights) -> number of entries to keep.
         weighted_election: Whether weights count in the election of signs.
@@ -26,6 +27,7 @@ class Dialect:
             "norm", the factor that preserves the sum of magnitudes of each tensor.
     """
 
+    name: DialectName
     whole_vector: bool
     entries: Callable[[float, int], int]
     weighted_election: bool
@@ -37,6 +39,7 @@ class Dialect:
 DIALECTS: dict[DialectName, Dialect] = {
     # the papers: arXiv 2306.01708, Algorithm 1; arXiv 2311.03099, section 3
     "reference": Dialect(
+        name="reference",
         whole_vector=True,
         entries=lambda density, size: round(density * size),
         weighted_election=True,
@@ -46,6 +49,7 @@ DIALECTS: dict[DialectName, Dialect] = {
     ),
     # mergekit 0.1.5, generalized_task_arithmetic
     "mergekit": Dialect(
+        name="mergekit",
         whole_vector=False,
         entries=lambda density, size: max(1, int(density * size)) if density > 0 and size else 0,
         weighted_election=True,
@@ -55,6 +59,7 @@ DIALECTS: dict[DialectName, Dialect] = {
     ),
     # peft 0.21, utils.merge_utils
     "peft": Dialect(
+        name="peft",
         whole_vector=False,
         entries=lambda density, size: int(density * size),
         weighted_election=False,

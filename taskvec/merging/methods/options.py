@@ -1,8 +1,9 @@
 """Options of merge methods: names, types, defaults and bounds, declared by the signatures of their functions.
 
 A keyword-only argument of a method's function is an option. Its annotation gives the values that it accepts: `bool`,
-`int`, `float`, `str`, a `Literal` of the choices, or one of these in `Annotated[..., Bounds(...)]`. `| None` also
-accepts None. An option without an annotation accepts any value.
+`int`, `float`, `str`, a `Literal` of the choices, or one of these in `Annotated[..., Bounds(...)]`. An option with
+`| None`, or with the default None, also accepts None. An option without an annotation, or with another one, accepts any
+value.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from types import NoneType, UnionType
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -53,8 +55,9 @@ class Option:
         name: The name of the keyword argument.
         default: The default value.
         kind: bool, int, float or str. None accepts any value.
-        choices: The accepted values. Empty if they are not listed.
+        choices: The accepted values, without None. Empty if they are not listed.
         bounds: The range of numbers that the option accepts.
+        optional: Whether the option also accepts None.
     """
 
     name: str
@@ -62,11 +65,12 @@ class Option:
     kind: type | None = None
     choices: tuple[object, ...] = ()
     bounds: Bounds = Bounds()
+    optional: bool = False
 
     @property
     def label(self) -> str:
-        """The name with hyphens, as on the command line."""
-        return self.name.replace("_", "-")
+        """The name in backticks, for errors. The command line turns it into a flag."""
+        return f"`{self.name}`"
 
     def read(self, value: object) -> Any:
         """Check a value.
@@ -80,32 +84,42 @@ class Option:
         Raises:
             UsageError: The option does not accept the value.
         """
+        if value is None and self.optional:
+            return None
         if self.choices:
             # compare types too: 1 == True
             if any(type(choice) is type(value) and choice == value for choice in self.choices):
                 return value
-            expected = ", ".join(str(choice) for choice in self.choices if choice is not None)
+            expected = ", ".join(str(choice) for choice in self.choices)
             raise UsageError(f"{self.label} is one of {expected}, found {shown(value)}")
         if self.kind is bool:
             if isinstance(value, (bool, np.bool_)):
                 return bool(value)
-            raise UsageError(f"{self.label} must be True or False, found {shown(value)}")
+            raise self._refusal("True or False", value)
         if self.kind in (int, float):
-            if isinstance(value, (bool, np.bool_)):
-                raise UsageError(f"{self.label} must be a number, found {shown(value)}")
-            number = whole(self.label, value) if self.kind is int else real(self.label, value)
+            number = self._number(value)
             if number in self.bounds and (self.kind is int or math.isfinite(number)):
                 return number
-            raise UsageError(f"{self.label} must be {str(self.bounds) or 'finite'}, found {shown(value)}")
+            raise self._refusal(str(self.bounds) or "finite", value)
         if self.kind is str and not isinstance(value, str):
-            raise UsageError(f"{self.label} must be a string, found {shown(value)}")
+            raise self._refusal("a string", value)
         return value
+
+    def _number(self, value: object) -> float:
+        if not isinstance(value, (bool, np.bool_)):
+            with suppress(UsageError):
+                return whole(self.label, value) if self.kind is int else real(self.label, value)
+        raise self._refusal("a whole number" if self.kind is int else "a number", value)
+
+    def _refusal(self, expected: str, value: object) -> UsageError:
+        or_none = ", or None" if self.optional else ""
+        return UsageError(f"{self.label} must be {expected}{or_none}, found {shown(value)}")
 
     def parse(self, text: str) -> Any:
         """Parse a value from text, as given on the command line.
 
         Args:
-            text: The text.
+            text: The text. "none" is None if the option accepts None and has no choice of this name.
 
         Returns:
             The value.
@@ -113,17 +127,16 @@ class Option:
         Raises:
             UsageError: The option does not accept the value.
         """
+        named = {str(choice): choice for choice in self.choices}
+        if self.optional and text.lower() == "none" and text not in named:
+            return None
         if self.choices:
-            named = {str(choice): choice for choice in self.choices if choice is not None}
             return self.read(named.get(text, text))
         if self.kind is bool:
             return self.read(_BOOLEANS.get(text.lower(), text))
         if self.kind in (int, float):
-            try:
+            with suppress(ValueError):
                 return self.read(self.kind(text))
-            except ValueError:
-                wanted = "a whole number" if self.kind is int else "a number"
-                raise UsageError(f"{self.label} must be {wanted}, found {shown(text)}") from None
         return self.read(text)
 
 
@@ -139,29 +152,40 @@ def options_of(function: Callable[..., object]) -> dict[str, Option]:
     Raises:
         UsageError: A keyword-only argument has no default.
     """
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except NameError:  # an annotation that is imported for type checkers only
-        hints = {}
+    hints = _hints(function)
     found = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             if parameter.default is inspect.Parameter.empty:
-                raise UsageError(f"option {parameter.name!r} of a merge method needs a default")
+                raise UsageError(f"the option `{parameter.name}` needs a default")
             found[parameter.name] = _option(parameter.name, parameter.default, hints.get(parameter.name))
     return found
 
 
+def _hints(function: Callable[..., object]) -> dict[str, Any]:
+    """The evaluated annotations of a function."""
+    inner = inspect.unwrap(function)
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(inner, "__annotations__", {}).items():
+        # one by one: an annotation that is imported for type checkers only must not hide the others
+        alone = SimpleNamespace(__annotations__={name: annotation})
+        with suppress(NameError):
+            hints |= get_type_hints(alone, getattr(inner, "__globals__", None), include_extras=True)
+    return hints
+
+
 def _option(name: str, default: Any, hint: Any) -> Option:
-    bounds = Bounds()
-    if get_origin(hint) is Annotated:
-        hint, *more = get_args(hint)
-        bounds = next((each for each in more if isinstance(each, Bounds)), bounds)
-    optional = False
-    if get_origin(hint) in (Union, UnionType):
-        kinds = [each for each in get_args(hint) if each is not NoneType]
-        optional = len(kinds) < len(get_args(hint))
-        hint = kinds[0] if len(kinds) == 1 else None
+    bounds, optional = Bounds(), default is None
+    while get_origin(hint) in (Annotated, Union, UnionType):
+        first, *more = get_args(hint)
+        if get_origin(hint) is Annotated:
+            bounds = next((each for each in more if isinstance(each, Bounds)), bounds)
+            hint = first
+        else:
+            kinds = [each for each in (first, *more) if each is not NoneType]
+            optional = optional or NoneType in (first, *more)
+            hint = kinds[0] if len(kinds) == 1 else None
     if get_origin(hint) is Literal:
-        return Option(name, default, None, (*get_args(hint), *[None] * optional))
-    return Option(name, default, hint if hint in (bool, int, float, str) and not optional else None, (), bounds)
+        choices = tuple(choice for choice in get_args(hint) if choice is not None)
+        return Option(name, default, None, choices, optional=optional or None in get_args(hint))
+    return Option(name, default, hint if hint in (bool, int, float, str) else None, (), bounds, optional)

@@ -2,6 +2,7 @@
 
 from ...errors import UsageError
 from ...vectors.ranks import Ranks
+from .dialects import DIALECTS
 from .pruning import Keep, Request
 
 
@@ -24,7 +25,12 @@ def trim(request: Request) -> Keep:
     if dialect.whole_vector:
         densities = {request.density(name) for name in vector.specs}
         if len(densities) > 1:
-            raise UsageError("this dialect trims a vector as a whole: its density must be one number for all tensors")
+            others = " or ".join(f"`dialect={name}`" for name, rules in DIALECTS.items() if not rules.whole_vector)
+            raise UsageError(
+                f"`density` of {vector.name} must be one number for all tensors, because the dialect {dialect.name} "
+                f"trims a vector as a whole, found {min(densities):g} to {max(densities):g}; give one number, or "
+                f"choose {others}, which trim each tensor"
+            )
         k = dialect.entries(max(densities, default=0.0), vector.eligible)
         return Ranks(vector, list(vector.specs), k).largest
     ranks = {
