@@ -13,11 +13,13 @@ from . import errors
 from .analysis.overlap import Overlap
 from .api import (
     MergedModel,
-    applied,
     apply,
+    attach,
+    attached,
     compose,
     diff,
     evaluate,
+    load,
     merge,
     overlap,
     sparse_finetune,
@@ -33,12 +35,14 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation
+    from .models.attach import Attachment
     from .models.sparse_model import SparseModel
     from .training.options import TrainingOptions
     from .training.result import TrainingResult
 
 # name -> module of the types that are imported on demand: they take a tenth of a second or load torch
 _ON_DEMAND = {
+    "Attachment": "models.attach",
     "Evaluation": "evaluation.evaluate",
     "SparseModel": "models.sparse_model",
     "TrainingOptions": "training.options",
@@ -47,6 +51,7 @@ _ON_DEMAND = {
 
 __all__ = [
     "Applied",
+    "Attachment",
     "Checkpoint",
     "Evaluation",
     "FormatError",
@@ -58,12 +63,14 @@ __all__ = [
     "TaskvecError",
     "TrainingOptions",
     "TrainingResult",
-    "applied",
     "apply",
+    "attach",
+    "attached",
     "compose",
     "diff",
     "errors",
     "evaluate",
+    "load",
     "merge",
     "open_checkpoint",
     "overlap",

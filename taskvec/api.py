@@ -36,8 +36,10 @@ from .vectors.vector import TaskVector
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from .evaluation.evaluate import Evaluation
+    from .models.attach import Attachment
     from .models.sparse_model import SparseModel
     from .training.options import TrainingOptions
     from .training.result import TrainingResult
@@ -464,27 +466,82 @@ def evaluate(
         return replace(evaluation, notes=notes)
 
 
-@contextmanager
-def applied(model: torch.nn.Module, vector: VectorLike, base: ModelLike) -> Iterator[None]:
-    """Apply a vector to a model in memory for the duration of a `with` block, then restore the model bit by bit.
+def attach(
+    model: torch.nn.Module,
+    vector: VectorLike | Sequence[VectorLike] | None,
+    scale: float = 1.0,
+    *,
+    base: ModelLike | None = None,
+    progress: bool | Progress = False,
+    **merge: Any,
+) -> Attachment:
+    """Attach a vector to a model in memory, and get a handle to detach it, swap it or switch it off.
 
-    Only the elements that the vector changes are copied. Blocks may be nested if the vectors change different elements.
+    The weights that the vector changes are kept, so that `detach` restores the model bit by bit. Whether the vector
+    fits is checked against the weights of the model. Several vectors may be attached if they change different weights.
+    The handle can be used in a `with` statement, which detaches the vector at the end.
 
     Args:
-        model: A torch module that was loaded from `base`.
-        vector: A task vector or a patch, or the path of a `.lota` file.
-        base: The model folder that the vector is checked against.
+        model: A torch module that was loaded from the vector's base. Wrappers by DistributedDataParallel, torch.compile
+            and peft are looked through.
+        vector: A task vector or a patch, or the path of a `.lota` file; a list of them, which are merged first; None
+            attaches nothing yet.
+        scale: A factor of the deltas.
+        base: The base on disk. It is needed if the model has a narrower dtype than its checkpoint, such as bf16 weights
+            of an f32 checkpoint.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+        **merge: How a list is merged: the arguments of `merge`, such as `method` and `weights`.
+
+    Returns:
+        The handle.
 
     Raises:
-        BaseMismatchError: The vector was taken from another base, or an element that it changes does not have the
-            base's value in the model.
-        TrainingError: The model lacks a parameter, or the vector adds, removes or resizes tensors.
-        UsageError, FormatError: A file cannot be read.
+        BaseMismatchError: The weights of the model are not those of the vector's base.
+        AlreadyAppliedError: They have the tuned values already.
+        TrainingError: The model is quantised or sharded, lacks a parameter, or the vector adds, removes or resizes
+            tensors.
+        UsageError: The vector changes weights that another attached vector changes, or an argument is invalid.
+        MergeError, KindError, FormatError: As in `merge`.
     """
-    from .models.live import applied as applied_live
+    from .models.attach import attach as attach_live
 
-    with applied_live(model, _vector("vector", vector), _checkpoint("base", base)):
-        yield
+    checkpoint = None if base is None else _checkpoint("base", base)
+    return attach_live(model, vector, scale, base=checkpoint, progress=progress, **merge)
+
+
+def load(
+    base: ModelLike,
+    vectors: VectorLike | Sequence[VectorLike] | None = None,
+    *,
+    progress: bool | Progress = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load a model with transformers and attach vectors to it.
+
+    Args:
+        base: A model folder or a Hub id.
+        vectors: As in `attach`.
+        progress: As in `attach`.
+        **options: The arguments of `from_pretrained`, such as `dtype` and `device_map`, and those of `attach`: `scale`,
+            `method`, `weights`, `density`, `lam`.
+
+    Returns:
+        The model, in evaluation mode. `attached(model)` returns the handle of the vectors.
+
+    Raises:
+        UsageError: The base cannot be found.
+        TrainingError: The folder contains no model that transformers can load. The errors of `attach` are raised too.
+    """
+    from .models.attach import load as load_live
+
+    return load_live(_checkpoint("base", base), vectors, options, progress)
+
+
+def attached(model: torch.nn.Module) -> list[Attachment]:
+    """Return the handles of the vectors that are attached to a model, in the order in which they were attached."""
+    from .models.attach import attached as handles
+
+    return handles(model)
 
 
 @contextmanager

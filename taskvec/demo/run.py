@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -161,16 +160,16 @@ def _scores(
 
     from ..data.examples import read_examples
     from ..evaluation.evaluate import evaluate
-    from ..models.live import applied
+    from ..models.attach import attach
     from ..models.loading import load_model
 
     model, tokenizer = load_model(base.path)
     examples = {task: read_examples(path) for task, path in tests.items()}
     scores, samples = {}, []
     for name in ("base", *models):
-        variant = nullcontext() if name == "base" else applied(model, TaskVector.open(models[name]), base)
+        vector = None if name == "base" else TaskVector.open(models[name])
         scores[name] = {}
-        with variant:
+        with attach(model, vector, base=base):
             for task, held_out in examples.items():
                 stage = f"evaluating {name} on {task}"
                 found = evaluate(model, tokenizer, held_out, _METRICS, stage=stage, progress=progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +175,7 @@ def evaluate_checkpoint(
         As in `evaluate`.
 
     Raises:
-        TrainingError: The model is a masked language model. The errors of `load_model`, `applied` and `evaluate` are
+        TrainingError: The model is a masked language model. The errors of `load_model`, `attach` and `evaluate` are
             raised too.
     """
     computer = device_of(device)
@@ -186,9 +185,9 @@ def evaluate_checkpoint(
     progress("loading", 1, 1, "")
     if is_masked(model):
         raise TrainingError(f"{base.name} is a masked language model: it cannot continue a text or generate an answer")
-    from ..models.live import applied  # needs the packages of load_model, so imported after it
+    from ..models.attach import attach  # needs the packages of load_model, so imported after it
 
-    with applied(model, vector, base) if vector is not None else nullcontext():
+    with attach(model, vector, base=base):
         return evaluate(
             model,
             tokenizer,

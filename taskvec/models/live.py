@@ -1,66 +1,169 @@
-"""Application of task vectors to a live model, and exact restoration of its weights."""
+"""The weights of a model in memory, read as a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from taskvec_formats import Checkpoint
+from taskvec_formats import Checkpoint, Form
+from taskvec_formats.container import TensorInfo
+from taskvec_formats.dtypes import DTYPES, BitArray, DType
 
-from ..applying.verified import Application
-from ..arguments import instance
 from ..errors import BaseMismatchError, TrainingError
-from ..vectors.vector import TaskVector
-from .placement import Place, part_of, places, same_bits, values_of
+from .edits import Edit
+from .placement import TORCH_DTYPES, Place, bits_of, part_of, places
+
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-@contextmanager
-def applied(model: nn.Module, vector: TaskVector, base: Checkpoint) -> Iterator[None]:
-    """Apply a vector to a model within a `with` block. Afterwards the model has its own bits again.
-
-    Only the elements that the vector touches are saved for restoration, so nothing dense is copied.
+class LiveModel(Checkpoint):
+    """Some tensors of a model in memory, under the names and in the dtypes of its checkpoint.
 
     Args:
-        model: The model, loaded from `base`.
-        vector: The task vector.
-        base: The checkpoint of the model.
+        model: The model, without wrappers.
+        forms: Tensor name -> Form in the checkpoint.
+        hidden: Edits that are written into the model. The tensors read as if they were not.
+        known: Digests of tensors that are known already. Further ones are added to it.
+
+    Attributes:
+        placed: Tensor name -> Place.
 
     Raises:
-        BaseMismatchError: The vector does not fit the base, or an element that it touches does not have the base's bits
-            in the model.
-        FormatError: A file cannot be read.
-        TrainingError: The model lacks a parameter, or the vector adds, removes or resizes tensors.
+        TrainingError: The model has no parameter for a tensor, or one of another shape, or it is sharded.
     """
-    instance("model", model, nn.Module)
-    specs = vector.specs.values()
-    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
-        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
-    application = Application(vector, base)
-    placed = places(model, {spec.name: spec.form for spec in specs})
-    kept: list[tuple[Place, int, torch.Tensor, torch.Tensor]] = []
-    changed: set[Place] = set()  # tied weights have two names but are changed only once
-    try:
-        for name, spec in vector.specs.items():
-            if name not in placed:
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forms: Mapping[str, Form],
+        hidden: Iterable[Edit] = (),
+        known: MutableMapping[str, str] | None = None,
+    ) -> None:
+        self.path, self.name = Path(), "the model"
+        self.shards, self.side_files, self.left_out = (), (), ()
+        self.placed = places(model, forms)
+        for name in forms:
+            if name not in self.placed:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
-            flat = part_of(model, placed[name], spec.size)
-            for number, (start, _) in enumerate(spec.form.blocks()):
-                touched, before, after = application.touched(spec, number)
-                indices = torch.from_numpy(touched + start).to(flat.device)
-                old, new = (torch.from_numpy(values_of(spec.dtype, bits)).to(flat) for bits in (before, after))
-                if not same_bits(flat[indices], new if placed[name] in changed else old):
-                    raise BaseMismatchError(
-                        f"tensor {name!r} of the model does not have the values of {base.name} where {vector.name} "
-                        "changes it: another vector is on it, or the model was loaded from elsewhere"
-                    )
-                kept.append((placed[name], spec.size, indices, flat[indices]))
-                flat[indices] = new
-            changed.add(placed[name])
-        yield
-    finally:
-        for place, size, indices, values in reversed(kept):  # in reverse: tied weights may have been set twice
-            flat = part_of(model, place, size)  # the model may have been moved or cast within the block
-            flat[indices.to(flat.device)] = values.to(flat)
+        self.tensors = {name: _info(forms[name]) for name in sorted(forms)}
+        self._model = model
+        self._known = {} if known is None else known
+        self._hidden: dict[str, list[Edit]] = {}
+        for edit in hidden:
+            self._hidden.setdefault(edit.parameter, []).append(edit)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """No files are read."""
+        return ()
+
+    def digest(self, name: str) -> str:
+        """Compute the digest of a tensor, or look it up."""
+        if name not in self._known:
+            self._known[name] = super().digest(name)
+        return self._known[name]
+
+    def flat(self, name: str) -> torch.Tensor:
+        """Return the weights of a tensor as a flat view, whose changes affect the model."""
+        return flat_part(self._model, self.placed[name], self.tensors[name].form.size)
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """Read the elements [start, stop) of a tensor.
+
+        Raises:
+            BaseMismatchError: The model holds the tensor in a narrower dtype than the checkpoint, or its values have
+                no equal in the dtype of the checkpoint.
+        """
+        form = self.tensors[name].form
+        return stored_bits(name, form.dtype, self._shown(name, start, form.size if stop is None else stop))
+
+    def values(self, name: str, indices: torch.Tensor) -> torch.Tensor:
+        """Return the weights of a tensor at some positions, on the CPU, in the dtype of the model.
+
+        Args:
+            name: The tensor.
+            indices: Flat positions in the tensor, int64 [n].
+        """
+        weights = self._shown(name, 0, self.tensors[name].form.size)
+        return weights[indices.to(weights.device)].cpu()
+
+    def _shown(self, name: str, start: int, stop: int) -> torch.Tensor:
+        place = self.placed[name]
+        weights = self.flat(name)[start:stop]
+        for edit in self._hidden.get(place.parameter, ()):
+            weights = edit.undone(weights, place.start + start)
+        return weights
+
+
+def stored_bits(name: str, dtype: DType, weights: torch.Tensor) -> BitArray:
+    """Return weights in the dtype of their checkpoint.
+
+    Args:
+        name: The name of the tensor, for messages.
+        dtype: The dtype in the checkpoint.
+        weights: The weights, [n], in that dtype or a wider one that represents all its values.
+
+    Returns:
+        Carriers, [n].
+
+    Raises:
+        BaseMismatchError: The dtype of the weights is narrower, or a weight is not a number of `dtype`.
+    """
+    if dtype.name not in TORCH_DTYPES:
+        raise TrainingError(f"tensor {name!r} is {dtype.name}: only floating-point tensors of a model can be changed")
+    stored = TORCH_DTYPES[dtype.name]
+    bits = bits_of(dtype, weights)
+    if weights.dtype == stored:
+        return bits
+    if torch.promote_types(weights.dtype, stored) != weights.dtype and stored.itemsize > 1:
+        raise BaseMismatchError(
+            f"tensor {name!r} is {_NAMES[weights.dtype]} in the model and {dtype.name} in its checkpoint: the rounded "
+            "weights cannot be checked without the base (`base`)"
+        )
+    again = torch.from_numpy(bits.view(f"i{dtype.itemsize}")).view(stored).to(weights.dtype)
+    same = (again == weights.cpu()) | (again.isnan() & weights.cpu().isnan())
+    if not bool(same.all()):
+        raise BaseMismatchError(
+            f"tensor {name!r}: {int(torch.count_nonzero(~same))} weights of the model are not numbers of {dtype.name}, "
+            "the dtype in its checkpoint"
+        )
+    return bits
+
+
+def flat_part(model: nn.Module, place: Place, size: int) -> torch.Tensor:
+    """Return the weights at a place as a flat view, [size].
+
+    Raises:
+        TrainingError: The parameter is sharded, on the meta device, or not contiguous.
+    """
+    module, _, own = place.parameter.rpartition(".")
+    if isinstance(getattr(model.get_submodule(module), own), DTensor):
+        raise TrainingError(
+            f"parameter {place.parameter!r} is a DTensor, sharded as by fully_shard: apply the vector before sharding"
+        )
+    return part_of(model, place, size)
+
+
+def _info(form: Form) -> TensorInfo:
+    return TensorInfo(form.dtype, form.shape, 0, form.size * form.dtype.itemsize)
+
+
+def forms_of(state: Mapping[str, torch.Tensor]) -> dict[str, Form]:
+    """Return the forms of tensors in memory.
+
+    Args:
+        state: Name -> tensor, such as a state_dict.
+
+    Raises:
+        TrainingError: A tensor has a dtype that is not floating-point.
+    """
+    forms = {}
+    for name, tensor in state.items():
+        if tensor.dtype not in _NAMES:
+            raise TrainingError(f"tensor {name!r} is {tensor.dtype}: only floating-point tensors can be compared")
+        forms[name] = Form(DTYPES[_NAMES[tensor.dtype]], tuple(tensor.shape))
+    return forms

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from ..arguments import said
+from ..arguments import said, truth
 from ..errors import TrainingError, UsageError
 from .kinds import check_loaded, loader_of
 
@@ -53,6 +53,28 @@ def load_model(
     return model, tokenizer
 
 
+def load_weights(path: Path, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Load the language model of a folder with the arguments of the caller.
+
+    Args:
+        path: The model folder.
+        options: Arguments of `from_pretrained`. The dtype is that of the checkpoint unless one is given.
+
+    Raises:
+        UsageError, TrainingError: As in `load_model`.
+    """
+    trust = truth("trust_remote_code", options.get("trust_remote_code", False))
+    _check_folder(path)
+    with _failing_for(path, trust):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    loader = loader_of(config, path, trust_remote_code=trust)
+    with _failing_for(path, trust):
+        model: PreTrainedModel
+        model, report = loader.from_pretrained(path, **{"dtype": "auto", **options}, output_loading_info=True)
+    check_loaded(model, report, path)
+    return model
+
+
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load the config and the tokenizer of a model folder. This detects unusable folders quickly.
 
@@ -67,15 +89,19 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any,
         UsageError: As in `load_model`.
         TrainingError: As in `load_model`.
     """
-    if not path.is_dir():
-        raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _check_folder(path)
     with _failing_for(path, trust_remote_code):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     loader_of(config, path, trust_remote_code=trust_remote_code)
     with _failing_for(path, trust_remote_code):
         return config, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise TrainingError(f"{path} is a single file: a model folder with config and tokenizer is needed here")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

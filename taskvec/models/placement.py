@@ -157,6 +157,8 @@ def places(model: nn.Module, forms: Mapping[str, Form]) -> dict[str, Place]:
     """
     shared = {id(parameter): name for name, parameter in model.named_parameters()}  # one name each, if tied
     owners = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    # peft puts a layer that it adapts into a layer of its own
+    owners |= {name.replace(".base_layer.", "."): tensor for name, tensor in owners.items() if ".base_layer." in name}
     found: dict[str, Place] = {}
     for name, form in forms.items():
         own = next((candidate for candidate in _spellings(model, name) if candidate in owners), None)

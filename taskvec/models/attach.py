@@ -1,0 +1,527 @@
+"""Vectors on a running model: attach, detach, swap, advance.
+
+The elements that a vector changes are decoded once: their positions, the values before and the values after, as tensors
+on the model's device. Attaching writes the values after, detaching the values before, so the weights are those of the
+base again, to the bit. Whether a vector fits is checked against the weights of the model; the base on disk is needed
+only for a model whose dtype is narrower than that of its checkpoint.
+
+The weights of a model and what is attached to it are protected by one lock. A server that generates text in other
+threads holds the lock of a handle while it generates:
+
+    with handle.lock:
+        model.generate(...)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from threading import RLock
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from taskvec_formats import Checkpoint, TensorSpec
+
+from ..applying.verified import Application
+from ..arguments import instance, real, said
+from ..errors import BaseMismatchError, TrainingError, UsageError
+from ..merging.combine import merge
+from ..reporting import bars
+from ..reporting.progress import Progress, silent
+from ..vectors.vector import TaskVector
+from .edits import Edit, flat_parameter, write
+from .edits import carriers as _bits
+from .live import LiveModel
+from .loading import load_weights
+from .placement import Place, tensor_of
+from .wrappers import unwrapped
+
+StrPath = str | PathLike[str]
+Vectors = TaskVector | StrPath | Sequence[TaskVector | StrPath]
+_MERGE = ("method", "weights", "density", "lam")  # arguments of merge that `load` tells from those of from_pretrained
+CACHE = 1 << 30  # default limit of the decoded vectors that a model keeps, in bytes
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A vector that is decoded for a model.
+
+    Attributes:
+        name: The name of the vector.
+        digest: Its digest.
+        edits: One edit per parameter that it changes.
+        epochs: Parameter -> epoch (`_State.epoch`) in which the edit was last compared with the weights.
+    """
+
+    name: str
+    digest: str
+    edits: tuple[Edit, ...]
+    epochs: dict[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its tensors."""
+        return sum(edit.nbytes for edit in self.edits)
+
+
+class _State:
+    """What is known of one model: the handles on it, and vectors that are decoded for it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = ref(model)
+        self.lock = RLock()
+        self.handles: list[Attachment] = []
+        self.cache: OrderedDict[str, Decoded] = OrderedDict()
+        self.limit = CACHE
+        self._seen: dict[str, tuple[int, object]] = {}
+        self._digests: dict[str, tuple[str, int, str]] = {}  # tensor -> parameter, epoch, digest of the weights
+
+    @property
+    def model(self) -> nn.Module:
+        """The model. Only a weak reference is kept, so that a model that nobody uses is freed."""
+        model = self._model()
+        if model is None:
+            raise UsageError("the model of this handle no longer exists")
+        return model
+
+    def epoch(self, name: str) -> int:
+        """Return a number that grows when anyone but this module has changed a parameter.
+
+        torch counts the changes of a tensor, except those through `.data` and those of inference tensors, which are
+        taken as changed each time.
+        """
+        epoch, version = self._seen.get(name, (0, None))
+        if version is None or version != self._version(name):
+            epoch += 1
+        self._seen[name] = epoch, self._version(name)
+        return epoch
+
+    def _version(self, name: str) -> object:
+        flat = flat_parameter(self.model, name)
+        return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
+
+    def written(self) -> tuple[Edit, ...]:
+        """Return the edits that are in the weights now."""
+        return tuple(edit for handle in self.handles for edit in handle.written)
+
+    def write(self, undone: Sequence[Edit], done: Sequence[Edit]) -> None:
+        """Write edits without starting a new epoch."""
+        epochs = {edit.parameter: self.epoch(edit.parameter) for edit in (*undone, *done)}
+        try:
+            write(self.model, undone, done)
+        finally:
+            self._seen.update({name: (epoch, self._version(name)) for name, epoch in epochs.items()})
+
+    def keep(self, decoded: Decoded) -> None:
+        """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
+        self.cache[decoded.digest] = decoded
+        self.cache.move_to_end(decoded.digest)
+        attached = {handle.digest for handle in self.handles}
+        for digest in list(self.cache):
+            if sum(each.nbytes for each in self.cache.values()) <= self.limit:
+                break
+            if digest not in attached:
+                del self.cache[digest]
+
+    def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
+        """Decode a vector for the weights without what is attached, or take it from the cache."""
+        with self.lock:
+            known = self.cache.get(vector.digest)
+            if known is not None and self._fits(known):
+                return known
+            digests = {
+                name: digest
+                for name, (parameter, epoch, digest) in self._digests.items()
+                if self.epoch(parameter) == epoch
+            }
+            decoded, places = decode(self.model, vector, self.written(), base, progress, digests)
+            self._digests = {
+                name: (places[name].parameter, self.epoch(places[name].parameter), digest)
+                for name, digest in digests.items()
+                if name in places
+            } | {name: known for name, known in self._digests.items() if name not in places}
+            decoded.epochs.update({edit.parameter: self.epoch(edit.parameter) for edit in decoded.edits})
+            return decoded
+
+    def _fits(self, decoded: Decoded) -> bool:
+        """Return whether the weights are those that a vector was decoded for. Changed parameters are compared again."""
+        hidden = {edit.parameter for edit in self.written()}
+        for edit in decoded.edits:
+            epoch = self.epoch(edit.parameter)
+            if decoded.epochs[edit.parameter] == epoch:
+                continue
+            if edit.parameter in hidden or not edit.has(self.model, edit.old):
+                return False
+            decoded.epochs[edit.parameter] = epoch
+        return True
+
+
+_STATES: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
+_STATES_LOCK = RLock()
+
+
+def _state_of(model: nn.Module) -> _State:
+    with _STATES_LOCK:
+        if model not in _STATES:
+            _STATES[model] = _State(model)
+        return _STATES[model]
+
+
+class Attachment:
+    """A vector on a model. Made by `attach`; in a `with` statement it is detached at the end of the block.
+
+    Attributes:
+        lock: The lock of the model: hold it while the model computes in another thread.
+    """
+
+    def __init__(self, state: _State, base: Checkpoint | None) -> None:
+        self.lock = state.lock
+        self._state = state
+        self._base = base
+        self._decoded: Decoded | None = None
+        self._is_enabled = True
+        self._hooks: list[Callable[[str | None], None]] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, without wrappers.
+
+        Raises:
+            UsageError: The model no longer exists.
+        """
+        return self._state.model
+
+    @property
+    def name(self) -> str | None:
+        """The name of the attached vector; None if there is none."""
+        return None if self._decoded is None else self._decoded.name
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of the attached vector, which identifies the weights together with the base; None without one."""
+        return None if self._decoded is None else self._decoded.digest
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of the attached vector."""
+        return () if self._decoded is None else self._decoded.edits
+
+    @property
+    def written(self) -> tuple[Edit, ...]:
+        """The edits that are in the weights now: none while the handle is disabled."""
+        return self.edits if self._is_enabled else ()
+
+    @property
+    def entries(self) -> int:
+        """The number of elements that the attached vector changes."""
+        return sum(len(edit.indices) for edit in self.edits)
+
+    @property
+    def bytes_kept(self) -> int:
+        """The size of the positions and values that are kept of the attached vector."""
+        return 0 if self._decoded is None else self._decoded.nbytes
+
+    def on_change(self, hook: Callable[[str | None], None]) -> None:
+        """Call a function whenever the weights have changed, inside the lock, with the new digest.
+
+        Servers use this to drop caches that depend on the weights, such as a prefix cache.
+
+        Args:
+            hook: Takes the digest of the attached vector, or None.
+        """
+        self._hooks.append(hook)
+
+    def detach(self) -> None:
+        """Restore the weights of the base. Nothing happens if no vector is attached."""
+        with self.lock:
+            self._replace(None)
+            if self in self._state.handles:
+                self._state.handles.remove(self)
+
+    def swap(
+        self, vector: Vectors | None, scale: float = 1.0, *, progress: bool | Progress = False, **merge: Any
+    ) -> None:
+        """Attach another vector instead. The vector is decoded and checked before the weights change.
+
+        Args:
+            vector: As in `attach`; None attaches nothing.
+            scale: A factor of the deltas.
+            progress: As in `attach`.
+            **merge: As in `attach`.
+
+        Raises:
+            BaseMismatchError, AlreadyAppliedError, TrainingError, UsageError, FormatError: As in `attach`. The model
+                then keeps what was attached.
+        """
+        with bars.shown(progress) as report:
+            wanted = _resolved(vector, scale, merge, report)
+            decoded = None if wanted is None else self._state.decode(wanted, self._base, report)
+            with self.lock:
+                self._replace(decoded)
+
+    def advance(self, patch: TaskVector | StrPath, *, progress: bool | Progress = False) -> None:
+        """Apply a vector or patch to the weights for good. Nothing is kept for restoration.
+
+        This is how a model follows a sequence of versions, each stored as a patch from the one before.
+
+        Args:
+            patch: The vector or patch from the current weights to the next ones, or the path of a `.lota` file.
+            progress: As in `attach`.
+
+        Raises:
+            UsageError: A vector is attached to the model, here or by another handle.
+            BaseMismatchError, AlreadyAppliedError, TrainingError, FormatError: As in `attach`.
+        """
+        wanted = _resolved(patch, 1.0, {}, silent)
+        assert wanted is not None
+        with self.lock, bars.shown(progress) as report:
+            attached = [handle.name for handle in self._state.handles if handle.name is not None]
+            if attached:
+                raise UsageError(f"{attached[0]} is attached to the model: detach it before the weights are advanced")
+            decoded = self._state.decode(wanted, self._base, report)
+            self._state.write((), decoded.edits)
+            self._state.cache.clear()  # its vectors are relative to the weights before
+            self._changed(decoded.digest)
+
+    @contextmanager
+    def enabled(self, on: bool) -> Iterator[None]:
+        """Within the block, take the vector off the model or put it back on, without forgetting it.
+
+        Args:
+            on: Whether the vector is on the model within the block.
+        """
+        before = self._is_enabled
+        self._enable(on)
+        try:
+            yield
+        finally:
+            self._enable(before)
+
+    def _enable(self, on: bool) -> None:
+        with self.lock:
+            if on != self._is_enabled:
+                self._state.write(*((), self.edits) if on else (self.edits, ()))
+                self._is_enabled = on
+                self._changed(self.digest if on else None)
+
+    def _replace(self, decoded: Decoded | None) -> None:
+        """Write another decoded vector, or none, in place of the attached one."""
+        new = () if decoded is None else decoded.edits
+        for handle in self._state.handles:
+            if handle is not self and decoded is not None:
+                _check_disjoint(decoded, handle)
+        self._state.write(self.written, new)
+        changed = self._decoded is not decoded
+        self._decoded, self._is_enabled = decoded, True
+        if decoded is not None:
+            self._state.keep(decoded)
+        if changed:
+            self._changed(self.digest)
+
+    def _changed(self, digest: str | None) -> None:
+        for hook in self._hooks:
+            hook(digest)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        if self._decoded is None:
+            return f"<Attachment on {type(self.model).__name__}: nothing is attached>"
+        off = "" if self._is_enabled else ", disabled"
+        return (
+            f"<Attachment on {type(self.model).__name__}: {self.name!r} ({self.digest}), {self.entries:,} entries, "
+            f"{self.bytes_kept:,} bytes kept{off}>"
+        )
+
+
+def attach(
+    model: nn.Module,
+    vector: Vectors | None,
+    scale: float = 1.0,
+    *,
+    base: Checkpoint | None = None,
+    progress: bool | Progress = False,
+    **merge: Any,
+) -> Attachment:
+    """Attach a vector to a model in memory.
+
+    Args:
+        model: The model, loaded from the vector's base. Wrappers by DistributedDataParallel, torch.compile and peft are
+            looked through.
+        vector: A vector or the path of a `.lota` file; a list of them, which are merged; None attaches nothing yet.
+        scale: A factor of the deltas.
+        base: The base on disk. It is needed if the model has a narrower dtype than its checkpoint.
+        progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+        **merge: How a list is merged: the arguments of `taskvec.merge`, such as `method` and `weights`.
+
+    Returns:
+        The handle.
+
+    Raises:
+        BaseMismatchError: The weights of the model are not those of the vector's base.
+        AlreadyAppliedError: They have the tuned values already.
+        TrainingError: The model is quantised or sharded, lacks a parameter, or the vector adds, removes or resizes
+            tensors.
+        UsageError: The vector shares positions with one that is attached, or an argument is invalid.
+        MergeError, KindError, FormatError: As in `taskvec.merge`.
+    """
+    instance("model", model, nn.Module)
+    state = _state_of(unwrapped(model))
+    handle = Attachment(state, base)
+    with bars.shown(progress) as report:
+        wanted = _resolved(vector, scale, merge, report)
+        with state.lock:
+            if wanted is not None:
+                handle._replace(state.decode(wanted, base, report))
+            state.handles.append(handle)
+    return handle
+
+
+def load(
+    base: Checkpoint, vectors: Vectors | None, options: Mapping[str, Any], progress: bool | Progress = False
+) -> PreTrainedModel:
+    """Load the language model of a checkpoint, and attach vectors to it.
+
+    Args:
+        base: The checkpoint of a model folder.
+        vectors: As in `attach`.
+        options: Arguments of `from_pretrained`, `scale`, and arguments of `taskvec.merge`.
+        progress: As in `attach`.
+
+    Raises:
+        UsageError, TrainingError: As in `load_weights` and `attach`.
+    """
+    of_merge = {name: options[name] for name in _MERGE if name in options}
+    others = {name: value for name, value in options.items() if name not in (*_MERGE, "scale")}
+    model = load_weights(base.path, others)
+    attach(model, vectors, options.get("scale", 1.0), base=base, progress=progress, **of_merge)
+    return model
+
+
+def attached(model: nn.Module) -> list[Attachment]:
+    """Return the handles on a model, in the order in which they were made."""
+    with _STATES_LOCK:
+        state = _STATES.get(unwrapped(model))
+    return [] if state is None else list(state.handles)
+
+
+def _resolved(vector: Vectors | None, scale: float, options: dict[str, Any], progress: Progress) -> TaskVector | None:
+    """Return the one vector that the arguments of `attach` describe."""
+    factor = real("scale", scale)
+    if vector is None:
+        return None
+    if isinstance(vector, Sequence) and not isinstance(vector, (str, bytes)):
+        found = merge([_opened(each) for each in vector], progress=progress, **options)
+    else:
+        if options:
+            raise UsageError(f"`{min(options)}` has no effect here: only a list of vectors is merged")
+        found = _opened(vector)
+    return found if factor == 1 else factor * found
+
+
+def _opened(vector: object) -> TaskVector:
+    if isinstance(vector, TaskVector):
+        return vector
+    if not isinstance(vector, (str, PathLike)):
+        raise UsageError(
+            f"vector must be a TaskVector, the path of a .lota file or a list of them, found {said(vector)}"
+        )
+    return TaskVector.open(vector)
+
+
+def _check_disjoint(decoded: Decoded, handle: Attachment) -> None:
+    """Raise UsageError if a vector changes positions that an attached one changes."""
+    theirs = {edit.parameter: edit for edit in handle.edits}
+    for edit in decoded.edits:
+        other = theirs.get(edit.parameter)
+        if other is not None and (count := edit.meets(other)):
+            raise UsageError(
+                f"{decoded.name} and {handle.name}, which is attached, both change {count:,} elements of parameter "
+                f"{edit.parameter!r}: merge them and attach the result, or detach {handle.name}"
+            )
+
+
+def decode(
+    model: nn.Module,
+    vector: TaskVector,
+    hidden: Sequence[Edit] = (),
+    base: Checkpoint | None = None,
+    progress: Progress = silent,
+    known: MutableMapping[str, str] | None = None,
+) -> tuple[Decoded, dict[str, Place]]:
+    """Decode a vector for a model, and check it against the weights. The model is not changed.
+
+    Args:
+        model: The model, without wrappers.
+        vector: The vector or patch.
+        hidden: Edits that are in the weights. The vector is decoded for the weights without them.
+        base: The base on disk, to decode the vector with. The weights are then compared with its values.
+        progress: Called for every tensor that is checked as a whole.
+        known: As in `LiveModel`.
+
+    Returns:
+        The decoded vector, and the places of its tensors.
+
+    Raises:
+        BaseMismatchError, AlreadyAppliedError, TrainingError, FormatError: As in `attach`.
+    """
+    specs = vector.specs.values()
+    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
+        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
+    live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, hidden, known)
+    application = Application(vector, live if base is None else base, progress)
+    parts: dict[str, dict[int, Edit]] = {}
+    for spec in specs:
+        place = live.placed[spec.name]
+        edit = _part(live, application, spec, place)
+        if base is not None and not torch.equal(
+            _bits(live.values(spec.name, edit.indices - place.start)), _bits(edit.old)
+        ):
+            raise BaseMismatchError(
+                f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
+                "changes it: the model was loaded from elsewhere, or was changed"
+            )
+        others = parts.setdefault(place.parameter, {})
+        first = others.setdefault(place.start, edit)
+        if not (torch.equal(first.indices, edit.indices) and torch.equal(_bits(first.new), _bits(edit.new))):
+            raise TrainingError(
+                f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
+            )
+    edits = [_joined([found[start] for start in sorted(found)], model) for found in parts.values()]
+    decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)), {})
+    return decoded, live.placed
+
+
+def _part(live: LiveModel, application: Application, spec: TensorSpec, place: Place) -> Edit:
+    """Decode the edit of one tensor, on the CPU, with int64 positions in the parameter."""
+    dtype = live.flat(spec.name).dtype
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for number, (start, _) in enumerate(spec.form.blocks()):
+        touched, before, after = application.touched(spec, number)
+        old, new = (tensor_of(spec.dtype, bits) for bits in (before, after))
+        found.append((torch.from_numpy(touched + (start + place.start)), old, new))
+    if not found:
+        return Edit(place.parameter, *(torch.empty(0, dtype=kind) for kind in (torch.int64, dtype, dtype)))
+    indices, old, new = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return Edit(place.parameter, indices, old.to(dtype), new.to(dtype))
+
+
+def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
+    """Join the edits of consecutive parts of a parameter, and move the result to the parameter's device."""
+    flat = flat_parameter(model, parts[0].parameter)
+    narrow = torch.int32 if flat.numel() < 1 << 31 else torch.int64  # half the memory
+    indices, old, new = (
+        torch.cat([getattr(part, name) for part in parts]).to(flat.device) for name in ("indices", "old", "new")
+    )
+    return Edit(parts[0].parameter, indices.to(narrow), old, new)

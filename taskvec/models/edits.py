@@ -1,0 +1,103 @@
+"""Edits: the elements of a parameter that a vector changes, decoded once and kept as tensors on the parameter's device.
+
+Writing an edit, or undoing it, is one `index_copy_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The change of one parameter.
+
+    Attributes:
+        parameter: The name of the parameter in the model.
+        indices: Flat positions, int32 [n], or int64 for parameters of 2^31 elements and more; increasing.
+        old: The values before, [n], in the dtype of the parameter.
+        new: The values after, [n], in the dtype of the parameter.
+    """
+
+    parameter: str
+    indices: torch.Tensor
+    old: torch.Tensor
+    new: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the three tensors."""
+        return sum(tensor.nbytes for tensor in (self.indices, self.old, self.new))
+
+    def put(self, model: nn.Module, values: torch.Tensor) -> None:
+        """Write values at the positions.
+
+        The parameter may have been moved or cast since the edit was decoded.
+
+        Args:
+            model: The model.
+            values: `old` or `new`.
+        """
+        flat = flat_parameter(model, self.parameter)
+        flat.index_copy_(0, self.indices.to(flat.device, torch.int64), values.to(flat))
+
+    def has(self, model: nn.Module, values: torch.Tensor) -> bool:
+        """Return whether the parameter has values at the positions, to the bit."""
+        flat = flat_parameter(model, self.parameter)
+        found = flat.index_select(0, self.indices.to(flat.device))
+        return torch.equal(carriers(found), carriers(values.to(flat)))
+
+    def undone(self, weights: torch.Tensor, start: int) -> torch.Tensor:
+        """Return a copy of a range of the parameter with the old values.
+
+        Args:
+            weights: The range, [n].
+            start: The position of its first element in the parameter.
+        """
+        ends = torch.tensor([start, start + len(weights)], dtype=self.indices.dtype, device=self.indices.device)
+        low, high = torch.searchsorted(self.indices, ends).tolist()
+        copy = weights.clone()
+        copy[(self.indices[low:high].long() - start).to(copy.device)] = self.old[low:high].to(copy)
+        return copy
+
+    def meets(self, other: Edit) -> int:
+        """Return the number of positions that two edits of one parameter share."""
+        return int(torch.isin(self.indices, other.indices, assume_unique=True).sum())
+
+
+def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
+    """Return a parameter or buffer as a flat view without a gradient."""
+    module, _, own = name.rpartition(".")
+    owner: torch.Tensor = getattr(model.get_submodule(module), own)
+    return owner.detach().view(-1)
+
+
+def write(model: nn.Module, undone: Iterable[Edit], done: Iterable[Edit]) -> None:
+    """Undo some edits, then write others. If this fails, the model keeps the values that it had.
+
+    Args:
+        model: The model.
+        undone: Edits that are written into the model.
+        done: Edits to write.
+    """
+    before: list[tuple[Edit, torch.Tensor]] = []
+    try:
+        for edit in undone:
+            before.append((edit, edit.new))
+            edit.put(model, edit.old)
+        for edit in done:
+            before.append((edit, edit.old))
+            edit.put(model, edit.new)
+    except BaseException:
+        for edit, values in reversed(before):
+            edit.put(model, values)
+        raise
+
+
+def carriers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a tensor as integers of the same size, to compare them."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
