@@ -334,7 +334,7 @@ def verify(
 @app.command("eval", cls=Command, short_help="Evaluate a model on held-out data.")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.", show_default=False)],
-    data: Annotated[Path, typer.Option(help=DATA, show_default=False)],
+    data: Annotated[str, typer.Option(help=DATA, show_default=False)],
     vectors: Annotated[
         list[Path] | None,
         typer.Option(
@@ -390,6 +390,7 @@ def evaluate(
     """
     from taskvec import TaskVector, open_checkpoint
     from taskvec.data.examples import check_examples, read_examples
+    from taskvec.data.sources import data_path
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
     from taskvec.evaluation.scoring import check_request, needs_answers
@@ -403,8 +404,9 @@ def evaluate(
     check_device(device)
     if answers is not None and not needs_answers(metrics):
         raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
-    files = check_examples(data)
-    examples = read_examples(data)[:limit]
+    source = data_path(data)
+    files = check_examples(source)
+    examples = read_examples(source)[:limit]
     opened = [TaskVector.open(path) for path in vectors or ()]
     checkpoint = open_checkpoint(model, with_code=trust_remote_code)
     if answers is not None:
@@ -430,7 +432,7 @@ def evaluate(
     if answers is not None:
         write_answers(answers, examples, evaluation.answers, force=force)
     merged = vector.provenance if vector is not None and len(opened) > 1 else None
-    summary = render.evaluation_summary(model, vectors or (), merged, notes, data, evaluation)
+    summary = render.evaluation_summary(model, vectors or (), merged, notes, source, evaluation)
     if as_json:
         render.print_json(summary)
     else:

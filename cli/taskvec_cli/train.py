@@ -220,7 +220,7 @@ class _Flags:
         ),
     ] = None
     eval_data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Examples to evaluate on during training, in one of the formats of DATA.",
             show_default=False,
@@ -309,7 +309,7 @@ def train(
         str,
         typer.Argument(metavar="BASE", help="The base model: a model folder or a Hub id.", show_default=False),
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA)],
     output: LotaFile,
     config: ConfigFile = None,
     *,
@@ -357,21 +357,23 @@ def train(
     from taskvec import TaskVector, open_checkpoint
     from taskvec.analysis.plots import check_picture
     from taskvec.data.examples import check_examples
+    from taskvec.data.sources import data_path
     from taskvec.destination import check_distinct, check_file
     from taskvec.resume import remove_work
     from taskvec.training.folder import KIND
     from taskvec.vectors.source import inputs_of
 
+    source = data_path(data)
     request: dict[str, Any] = {
         "mask_from": None if flags["mask_from"] is None else TaskVector.open(flags["mask_from"]),
         "disjoint_from": [TaskVector.open(path) for path in flags["disjoint_from"] or ()],
         "start_from": None if flags["start_from"] is None else TaskVector.open(flags["start_from"]),
         "mix": [_mixed(text) for text in flags["mix"] or ()],
-        "eval_data": flags["eval_data"],
+        "eval_data": None if flags["eval_data"] is None else data_path(flags["eval_data"]),
     }
     vectors = [request["mask_from"], request["start_from"], *request["disjoint_from"]]
-    sources = [data, request["eval_data"], *(path for path, _ in request["mix"])]
-    files = [file for source in sources if source is not None for file in check_examples(source)]
+    sources = [source, request["eval_data"], *(path for path, _ in request["mix"])]
+    files = [file for each in sources if each is not None for file in check_examples(each)]
     checkpoint = open_checkpoint(base)
     read = [*files, *inputs_of(checkpoint, *filter(None, vectors)), *([] if config is None else [config])]
     check_distinct(output, plot)
@@ -383,17 +385,17 @@ def train(
     if options.report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
     if show_example:
-        _preview(checkpoint, data, options)
+        _preview(checkpoint, source, options)
     if dry_run:
-        compare(context, checkpoint, data, request)
-        _plan(checkpoint, data, options, request, output=output, plot=plot, as_json=as_json)
+        compare(context, checkpoint, source, request)
+        _plan(checkpoint, source, options, request, output=output, plot=plot, as_json=as_json)
         return
     with progress_bars() as progress:
-        compare(context, checkpoint, data, request)
+        compare(context, checkpoint, source, request)
         from taskvec.training.train import train as train_vector
 
         trained = train_vector(
-            checkpoint, data, options, progress, **request, folder=folder, resume=resume or not force
+            checkpoint, source, options, progress, **request, folder=folder, resume=resume or not force
         )
         trained.vector.save(output, progress, force=force)
     remove_work(folder)
@@ -415,9 +417,11 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
         values["sparsity"] = 0.9
     values |= {name: values[name] or () for name in ("include", "exclude", "eval_metric")}
     options = TrainingOptions(**values)
-    options.check()
+    options.check(takes_mask=takes_mask)
     evaluates = flags["eval_data"] is not None or bool(options.eval_split)
-    check_effects(options, was_set, takes_mask=takes_mask, evaluates=evaluates)
+    check_effects(
+        options, was_set, takes_mask=takes_mask, evaluates=evaluates, starts_from=flags["start_from"] is not None
+    )
     return options
 
 
@@ -495,10 +499,12 @@ def _draw(trained: "TrainingResult", label: str, plot: Path, *, force: bool) -> 
 
 def _mixed(text: str) -> tuple[Path, float]:
     """Parse DATA:SHARE, the value of `--mix`."""
+    from taskvec.data.sources import data_path
     from taskvec.errors import UsageError
 
     path, _, share = text.rpartition(":")
     try:
-        return Path(path), float(share)
+        number = float(share)
     except ValueError:
         raise UsageError(f"--mix takes DATA:SHARE, such as other.jsonl:0.1; found {text!r}") from None
+    return data_path(path), number

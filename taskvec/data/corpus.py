@@ -62,7 +62,10 @@ def read_corpus(
     elif eval_split:
         count = max(1, round(eval_split * len(train)))
         if count >= len(train):
-            raise DataError(f"{data}: {count} of {len(train)} examples would be held out, and none is left to train on")
+            raise DataError(
+                f"{data}: `eval_split={eval_split}` would hold out {count} of {len(train)} examples, and none is left to "
+                "train on"
+            )
         out = set(rng.sample(range(len(train)), count))
         held_out = [example for number, example in enumerate(train) if number in out]
         train = [example for number, example in enumerate(train) if number not in out]
