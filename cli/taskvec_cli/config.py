@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
+from .inputs import file_path
+
 if TYPE_CHECKING:
     from taskvec.training.config import Config
     from taskvec_formats import Checkpoint
@@ -70,6 +72,7 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
+        parser=file_path,
         help="Read options from a YAML file, or from a .lota file written by taskvec train. "
         "Options on the command line take precedence.",
         show_default=False,

@@ -150,8 +150,8 @@ class _Watch(TrainerCallback):
     ) -> None:
         if logs and state.global_step == 1 and not math.isfinite(logs.get("loss", 0.0)):
             raise NotFiniteAtStartError(
-                f"the loss is {logs['loss']} before the first step of {self.stage}: the fault is in the model or in a row "
-                "of the data, not in the learning rate"
+                f"the loss is {logs['loss']} before the first step of {self.stage}: the fault is in the model or in a "
+                "row of the data, not in the learning rate"
             )
         for key in ("loss", "eval_loss"):
             if logs and key in logs and not math.isfinite(logs[key]):

@@ -403,7 +403,7 @@ def test_a_name_of_a_data_file_is_no_id_of_the_hub(name: str) -> None:
 
 def test_a_share_that_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
-    with pytest.raises(DataError, match="`eval_split=0.99` would hold out 4 of 4 examples, and none is left"):
+    with pytest.raises(UsageError, match=r"`eval_split=0\.99` would hold out 4 of 4 examples, and none is left"):
         read_corpus(rows, eval_split=0.99)
 
 

@@ -330,9 +330,9 @@ def test_patterns_that_match_nothing_are_named() -> None:
         chosen(NAMES, (), ("*q_porj*",))
     with pytest.raises(UsageError, match=r"`exclude` '\*q_proj\*' matches no tensor that would be trained"):
         chosen(NAMES, ["*mlp*"], ["*q_proj*"])
-    with pytest.raises(UsageError, match="^`include` and `exclude` leave no tensor to train"):
+    with pytest.raises(UsageError, match=r"^`include` and `exclude` leave no tensor to train"):
         chosen(NAMES, ("*mlp*",), ("*up_proj*",))
-    with pytest.raises(UsageError, match="^`exclude` leaves no tensor to train"):
+    with pytest.raises(UsageError, match=r"^`exclude` leaves no tensor to train"):
         chosen(NAMES, (), ("*",))
 
 

@@ -369,8 +369,8 @@ def test_a_model_whose_loss_is_not_a_number_is_not_blamed_on_the_rate(
     with pytest.raises(DivergedError) as caught:
         train(ModelFolder(base), data, options)
     assert str(caught.value) == (
-        f"the loss is nan before the first step of {stage}: the fault is in the model or in a row of the data, not in the "
-        "learning rate"
+        f"the loss is nan before the first step of {stage}: the fault is in the model or in a row of the data, not in "
+        "the learning rate"
     )
 
 
