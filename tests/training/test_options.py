@@ -216,7 +216,7 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
             "`mix` has no effect here: nothing is calibrated",
         ),
         (["--via", "1.5"], "`via` must be between 0 and 1, both excluded; found 1.5"),
-        (["--device", "gpu"], "device is one of auto, cpu, cuda"),
+        (["--device", "gpu"], "`device` is one of auto, cpu, cuda"),
         (["--device", "cuda:99"], "there is no device cuda:99 here: torch finds cpu"),
     ):
         result = CliRunner().invoke(app, [*asked, *more])
@@ -387,7 +387,7 @@ def test_devices_have_names(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", ["gpu", "auto:0", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "", "cuda:10000", "CPU"])
 def test_other_names_are_no_devices(choice: str) -> None:
-    with pytest.raises(UsageError, match="device is one of auto, cpu, cuda"):
+    with pytest.raises(UsageError, match="`device` is one of auto, cpu, cuda"):
         check_device(choice)
 
 

@@ -124,9 +124,12 @@ TOO_LONG = {"a name that is too long as vector": (f"inspect {'x' * 999}", "xx")}
 MISTAKEN = {
     "folders to merge": (
         "merge base tuned -o x.lota",
-        "base is a model folder, not a .lota file: pack what it changed",
+        "base is a model folder, not a .lota file: compute its difference from the base",
     ),
-    "a folder to inspect": ("inspect base", "base is a model folder, not a .lota file: pack what it changed first"),
+    "a folder to inspect": (
+        "inspect base",
+        "base is a model folder, not a .lota file: compute its difference from the base first",
+    ),
     "a folder to verify": ("verify base", "base is a model folder, not a .lota file"),
     "a folder to unpack": ("unpack tuned --base base -o x", "tuned is a model folder, not a .lota file"),
     "a folder to wear": ("eval base --data rows.jsonl --with tuned", "tuned is a model folder, not a .lota file"),
