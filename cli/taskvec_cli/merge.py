@@ -318,6 +318,10 @@ def _method_options(flags: dict[str, Any]) -> dict[str, Any]:
     return options | _further_options(flags["option"] or (), options)
 
 
+# settings of every merge, which are options of the command
+_OWN = {"density": "density", "weights": "weights", "lambda": "factor of the result"}
+
+
 def _further_options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
     """Parse the values of `--option`: option name -> value, checked against the options of the method."""
     from taskvec.errors import UsageError
@@ -334,6 +338,8 @@ def _further_options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, A
         name = key.replace("-", "_")
         if not equals:
             raise UsageError(f"--option takes KEY=VALUE, found {text!r:.80}")
+        if name in _OWN:
+            raise UsageError(f"--option is for the options of methods: use --{name} for the {_OWN[name]}")
         if name not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise UsageError(f"{method} has no option {key!r:.80}; {has}")

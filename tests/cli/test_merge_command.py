@@ -134,6 +134,7 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
         (["--method", "disjoint", "--on-overlap", "fight"], "--on-overlap is one of error, sum, mean, larger, first"),
         (["--method", "ties", "--elect", "lot"], "--elect is one of mass, frequency, found 'lot'"),
         (["--method", "breadcrumbs", "--density", "0.1", "--gamma", "1"], "--gamma must be at least 0 and below 1"),
+        (["--method", "ties", "--option", "density=0.1"], "--option is for the options of methods: use --density for"),
         (["--method", "average", "--no-normalize"], "average has no option --normalize; it has none"),
     ):
         assert f"taskvec: {message}" in refused(2, *folder, *option)
