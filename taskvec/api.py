@@ -23,7 +23,7 @@ from .applying.output import Output
 from .arguments import instance, path_of, shown, truth, whole
 from .destination import part_of
 from .errors import UsageError
-from .hub import open_checkpoint
+from .hub import open_checkpoint, open_model
 from .merging import combine as _merging
 from .merging.model_folder import write_model as _write_model
 from .merging.registry import AUTO
@@ -372,7 +372,7 @@ def train(
     chosen = replace(options, **settings)
     with bars.shown(progress) as report:
         return train_vector(
-            _checkpoint("base", base),
+            open_model(_checkpoint("base", base)),
             path_of("data", data),
             chosen,
             report,
@@ -440,11 +440,8 @@ def evaluate(
     check_device(device)
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
     opened = _vectors(vectors)
-    if isinstance(model, Checkpoint):
-        checkpoint = model
-    else:
-        with_code = truth("trust_remote_code", trust_remote_code)
-        checkpoint = open_checkpoint(path_of("model", model), with_code=with_code)
+    with_code = truth("trust_remote_code", trust_remote_code)
+    checkpoint = open_model(model if isinstance(model, Checkpoint) else path_of("model", model), with_code=with_code)
     examples = read_examples(path_of("data", data))[:limit]
     from .evaluation.evaluate import evaluate_checkpoint
     from .evaluation.merged import merged_on
@@ -586,6 +583,7 @@ def _checkpoint(what: str, value: object) -> Checkpoint:
         return value
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{what} must be a Checkpoint or a path, found {shown(value)}")
+    path_of(what, value)  # names the argument if it cannot be a path
     return open_checkpoint(value)
 
 
@@ -594,7 +592,7 @@ def _vector(what: str, value: object) -> TaskVector:
         return value
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{what} must be a TaskVector or the path of a .lota file, found {shown(value)}")
-    return TaskVector.open(Path(value))
+    return TaskVector.open(path_of(what, value))
 
 
 def _vectors(values: object, what: str = "vectors") -> list[TaskVector]:

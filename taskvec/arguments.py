@@ -84,7 +84,7 @@ def path_of(what: str, value: object) -> Path:
         value: The value to convert.
 
     Raises:
-        UsageError: The value is not a path, or cannot be one.
+        UsageError: The value is not a path, is empty, or cannot be a path.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{what} must be a path, found {shown(value)}")
@@ -92,6 +92,8 @@ def path_of(what: str, value: object) -> Path:
         name = os.fsencode(value)
     except ValueError as error:  # includes UnicodeEncodeError
         raise UsageError(f"{what} cannot be a path ({error}), found {shown(value)}") from None
+    if not name:  # the Path of an empty text is the current folder
+        raise UsageError(f"{what} must be a path, found {shown(value)}")
     if b"\0" in name:
         raise UsageError(f"{what} cannot be a path: it contains a zero byte, found {shown(value)}")
     return Path(os.fsdecode(value))

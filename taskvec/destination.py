@@ -67,9 +67,12 @@ def check_folder(path: str | os.PathLike[str], *, force: bool = False, inputs: I
 
     Raises:
         OutputExistsError: The folder contains a model and `force` is False.
-        UsageError: The output is a file, or a folder that contains something other than a model; or as in `check_file`.
+        UsageError: The output is a file, a folder that contains something other than a model, or has a name that ends
+            in .lota; or as in `check_file`.
     """
     path = _named(path)
+    if path.suffix == ".lota":
+        raise UsageError(f"{path}: a name that ends in .lota is for a task vector; the output is a model folder")
     _check_plain(path)
     if os.path.exists(path) and not os.path.isdir(path):
         raise UsageError(f"{path} is a file; the output is a folder")
@@ -163,10 +166,9 @@ def part_of(folder: Path) -> Path:
 
 
 def _named(path: str | os.PathLike[str]) -> Path:
-    found = path_of("the output", path)
-    if not os.fspath(path):
+    if path == "":
         raise UsageError("the output path is empty: expected the name of a file or folder")
-    return found
+    return path_of("the output", path)
 
 
 def _check_plain(path: Path) -> None:

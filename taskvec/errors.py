@@ -31,8 +31,8 @@ class DiffError(TaskvecError):
     """Base and tuned are not two states of one model."""
 
 
-class MaskError(TaskvecError):
-    """A mask of exactly k entries cannot be chosen."""
+class MaskError(UsageError):
+    """A mask does not fit the model, or has too few entries."""
 
 
 class MergeError(TaskvecError):

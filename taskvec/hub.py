@@ -43,6 +43,23 @@ def local_model(reference: str | os.PathLike[str], *, with_code: bool = False) -
         ) from None
 
 
+def open_model(reference: Checkpoint | str | os.PathLike[str], *, with_code: bool = False) -> Checkpoint:
+    """Open a model folder or a Hub id, for uses that need the config and the tokenizer.
+
+    Args:
+        reference: As in `open_checkpoint`.
+        with_code: As in `open_checkpoint`.
+
+    Raises:
+        UsageError: The path is a single file; or as in `open_checkpoint`.
+        FormatError: The checkpoint cannot be read.
+    """
+    checkpoint = open_checkpoint(reference, with_code=with_code)
+    if checkpoint.path.is_file():
+        raise UsageError(f"{checkpoint.path} is a single file: a model folder with config and tokenizer is needed here")
+    return checkpoint
+
+
 def open_checkpoint(reference: Checkpoint | str | os.PathLike[str], *, with_code: bool = False) -> Checkpoint:
     """Open a model folder, a single `.safetensors` file or a Hub id.
 

@@ -70,7 +70,7 @@ class RecordedFolder:
         try:
             found = _read(path, self._kind, self._beside)
             if found is not None and not self.is_stale:
-                _compare(path, found, self._record)
+                _compare(path, self._kind, found, self._record)
         except BaseException:
             self._release()
             raise
@@ -198,10 +198,10 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _compare(path: Path, found: Any, record: Any, what: str = "") -> None:
+def _compare(path: Path, kind: str, found: Any, record: Any, what: str = "") -> None:
     """Raise ResumeError at the first item in which two records differ, and name the item."""
     if isinstance(found, dict) and isinstance(record, dict):
         for key in sorted(found.keys() | record.keys()):
-            _compare(path, found.get(key), record.get(key), f"{what} {key}" if what else key)
+            _compare(path, kind, found.get(key), record.get(key), f"{what}.{key}" if what else key)
     elif found != record:
-        raise ResumeError(f"{path} belongs to another run: its {what} was {found}, here it is {record}")
+        raise ResumeError(f"{path} belongs to another {kind}: {what} is {found} there, but {record} here")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
+from .inputs import file_path
+
 if TYPE_CHECKING:
     from taskvec.training.config import Config
     from taskvec_formats import Checkpoint
@@ -70,6 +72,7 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
+        parser=file_path,
         help="Read options from a YAML file, or from a .lota file written by taskvec train. "
         "Options on the command line take precedence.",
         show_default=False,
@@ -87,8 +90,8 @@ def settle(context: typer.Context, flags: dict[str, Any]) -> set[str]:
         flags: Option name -> value; changed in place.
 
     Returns:
-        The names of the parameters that were set: on the command line to any value, even the default, or by the file
-        to a value other than the default.
+        The names of the parameters that were set on the command line or by a YAML file, to any value, even the default;
+        or by a `.lota` file, whose record lists every option, to a value other than the default.
     """
     from taskvec.training.config import RIVALS
 
@@ -98,14 +101,19 @@ def settle(context: typer.Context, flags: dict[str, Any]) -> set[str]:
 
     assert context.command.callback is not None
     parameters = signature(unwrap(context.command.callback)).parameters
+    by_file = {name for name in context.params if source(name) == "DEFAULT_MAP"}
     for pair in RIVALS:
         for one, other in (pair, pair[::-1]):
-            if source(one) == "COMMANDLINE" and source(other) == "DEFAULT_MAP":
+            if source(one) == "COMMANDLINE" and other in by_file:
                 flags[other] = parameters[other].default
-    by_file = {name for name in context.params if source(name) == "DEFAULT_MAP"}
+                by_file.remove(other)
     values = {**context.params, **flags}
-    changed = {name for name in by_file if values[name] != parameters[name].default}
-    return changed | {name for name in context.params if source(name) not in {"", "DEFAULT", "DEFAULT_MAP"}}
+    config: Config | None = context.obj
+    if config is not None and config.record is not None:
+        by_file = {name for name in by_file if values[name] != parameters[name].default}
+    # false in a file is what leaving a flag out is on the command line
+    by_file = {name for name in by_file if values[name] is not False}
+    return by_file | {name for name in context.params if source(name) not in {"", "DEFAULT", "DEFAULT_MAP"}}
 
 
 def compare(context: typer.Context, base: Checkpoint, data: Path, request: dict[str, Any]) -> None:

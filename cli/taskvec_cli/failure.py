@@ -10,7 +10,11 @@ from taskvec_formats import FormatError
 from taskvec_formats.errors import WorkerError
 from taskvec_formats.text import printable
 
+from .interrupts import Interrupted
+
 USAGE, FAILURE = 2, 1
+# options whose names in the library and on the command line differ
+_FLAGS = {"lam": "lambda", "max_bytes": "max_size"}
 _OPTION = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
 
@@ -28,6 +32,7 @@ def with_flags(text: str, names: Collection[str]) -> str:
 
     def flag(found: re.Match[str]) -> str:
         name, value = found.groups()
+        name = _FLAGS.get(name, name)
         if name not in names:
             return found[0]
         words = [f"--{name.replace('_', '-')}", *([] if value in (None, "True") else [value])]
@@ -36,7 +41,7 @@ def with_flags(text: str, names: Collection[str]) -> str:
     return _OPTION.sub(flag, text)
 
 
-def explain(error: Exception, names: Collection[str]) -> tuple[str, int]:
+def explain(error: Exception | Interrupted, names: Collection[str]) -> tuple[str, int]:
     """Return the message and the exit code for an exception.
 
     Args:
@@ -45,14 +50,14 @@ def explain(error: Exception, names: Collection[str]) -> tuple[str, int]:
         names: The names of the options, with underscores.
 
     Returns:
-        The message, one sentence, and the exit code: 2 for usage errors, 1 for failures.
+        The message, one sentence, and the exit code: 2 for usage errors, 1 for failures, 130 and 143 for signals.
     """
+    if isinstance(error, Interrupted):
+        return str(error), error.code
     if isinstance(error, OutputExistsError):
         return f"{error}; --force replaces it", USAGE
-    if isinstance(error, UsageError):
-        return with_flags(str(error), names), USAGE
     if isinstance(error, (TaskvecError, FormatError, WorkerError)):
-        return with_flags(str(error), names), FAILURE
+        return with_flags(str(error), names), USAGE if isinstance(error, UsageError) else FAILURE
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         return printable(named), FAILURE

@@ -12,8 +12,10 @@ import typer
 
 from . import streams
 from .help import Command, Commands
+from .inputs import ANY_MODEL, DATA, DATA_PATH, DEVICE, MODEL, PATH, LotaInput, LotaInputs
+from .interrupts import Interrupted, interruptible
 from .merge import merge
-from .outputs import DATA, FILE, LotaFile, ModelFolder, parse_size
+from .outputs import FILE, LotaFile, ModelFolder, folder_name, parse_size
 from .progress import progress_bars
 from .train import train
 
@@ -31,9 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_MODEL = "a model folder, a .safetensors file or a Hub id."
-Base = Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {_MODEL}", show_default=False)]
-Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=f"The tuned model: {_MODEL}", show_default=False)]
+Base = Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {ANY_MODEL}", **MODEL)]
+Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=f"The tuned model: {ANY_MODEL}", **MODEL)]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")]
 
@@ -133,8 +134,8 @@ def pack(
 
 @app.command(cls=Command, short_help="Apply a task vector and write the model folder.")
 def unpack(
-    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
-    base: Annotated[str, typer.Option("--base", help=f"The base of the vector: {_MODEL}", show_default=False)],
+    vector: LotaInput,
+    base: Annotated[str, typer.Option("--base", help=f"The base of the vector: {ANY_MODEL}", **MODEL)],
     output: ModelFolder,
     max_size: Annotated[
         str | None,
@@ -184,9 +185,7 @@ def arith(
     output: LotaFile,
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base", help="The base of the first vector of a >> b; the result is then exact.", show_default=False
-        ),
+        typer.Option("--base", help="The base of the first vector of a >> b; the result is then exact.", **MODEL),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -219,7 +218,7 @@ def arith(
 
 @app.command(cls=Command, short_help="Keep the largest entries of a task vector.")
 def shrink(
-    vector: Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", show_default=False)],
+    vector: LotaInput,
     output: LotaFile,
     sparsity: Annotated[
         float, typer.Option(help="Share of the eligible weights without an entry, e.g. 0.99.", show_default=False)
@@ -245,9 +244,7 @@ def shrink(
 
 @app.command(cls=Command, short_help="Describe .lota files and compare their masks.")
 def inspect(
-    vectors: Annotated[
-        list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
-    ],
+    vectors: LotaInputs,
     as_json: Json = False,
     plot: Annotated[
         Path | None,
@@ -262,10 +259,13 @@ def inspect(
     Example: taskvec inspect sql.lota maths.lota --plot overlap.png
     """
     from taskvec import TaskVector, overlap
+    from taskvec.errors import UsageError
     from taskvec.vectors.source import inputs_of
 
     from . import render
 
+    if force and plot is None:
+        raise UsageError("--force needs --plot: inspect writes no other file")
     opened = [TaskVector.open(path) for path in vectors]
     labels = [str(path) for path in vectors]
     files = [
@@ -285,7 +285,7 @@ def inspect(
         else:
             plot_density(vectors[0].stem, opened[0], plot, force=force)
     if as_json:
-        render.print_json({"files": files, "overlap": rows})
+        render.print_json({"files": files, "overlap": rows, "picture": None if plot is None else str(plot)})
         return
     for summary in files:
         render.print_file(summary)
@@ -297,11 +297,9 @@ def inspect(
 
 @app.command(cls=Command, short_help="Check the integrity of .lota files.")
 def verify(
-    vectors: Annotated[
-        list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", show_default=False)
-    ],
+    vectors: LotaInputs,
     base: Annotated[
-        str | None, typer.Option("--base", help=f"Also apply each of them to this base: {_MODEL}", show_default=False)
+        str | None, typer.Option("--base", help=f"Also apply each of them to this base: {ANY_MODEL}", **MODEL)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -322,7 +320,10 @@ def verify(
     with progress_bars() as progress:
         for vector in opened:
             verify_vector(vector, checkpoint, progress=progress)
-    reports = [{"path": str(path), "ok": True, "base_checked": base is not None} for path in vectors]
+    reports = [
+        {"path": str(path), "ok": True, "tensors": len(vector), "base_checked": base is not None}
+        for path, vector in zip(vectors, opened, strict=True)
+    ]
     if as_json:
         render.print_json(reports[0] if len(reports) == 1 else reports)
         return
@@ -333,14 +334,14 @@ def verify(
 
 @app.command("eval", cls=Command, short_help="Evaluate a model on held-out data.")
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.", show_default=False)],
-    data: Annotated[Path, typer.Option(help=DATA, show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.", **MODEL)],
+    data: Annotated[Path, typer.Option(help=DATA, **DATA_PATH)],
     vectors: Annotated[
         list[Path] | None,
         typer.Option(
             "--with",
             help="A .lota file to apply to MODEL; may be repeated, several vectors are merged.",
-            show_default=False,
+            **PATH,
         ),
     ] = None,
     metric: Annotated[
@@ -361,9 +362,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(help="Use only this many examples, from the beginning.", show_default=False)
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (an accelerator if available), or a name such as cpu, cuda or cuda:1.")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     answers: Annotated[
         Path | None,
         typer.Option(
@@ -388,11 +387,12 @@ def evaluate(
 
     Example: taskvec eval base/ --with sql.lota --data test.jsonl --metric loss
     """
-    from taskvec import TaskVector, open_checkpoint
+    from taskvec import TaskVector
     from taskvec.data.examples import check_examples, read_examples
     from taskvec.destination import check_file
     from taskvec.errors import UsageError
     from taskvec.evaluation.scoring import check_request, needs_answers
+    from taskvec.hub import open_model
     from taskvec.models.devices import check_device
     from taskvec.vectors.source import inputs_of
 
@@ -403,10 +403,12 @@ def evaluate(
     check_device(device)
     if answers is not None and not needs_answers(metrics):
         raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
+    if force and answers is None:
+        raise UsageError("--force needs --answers: eval writes no other file")
     files = check_examples(data)
     examples = read_examples(data)[:limit]
     opened = [TaskVector.open(path) for path in vectors or ()]
-    checkpoint = open_checkpoint(model, with_code=trust_remote_code)
+    checkpoint = open_model(model, with_code=trust_remote_code)
     if answers is not None:
         check_file(answers, force=force, inputs=[*files, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
@@ -430,7 +432,7 @@ def evaluate(
     if answers is not None:
         write_answers(answers, examples, evaluation.answers, force=force)
     merged = vector.provenance if vector is not None and len(opened) > 1 else None
-    summary = render.evaluation_summary(model, vectors or (), merged, notes, data, evaluation)
+    summary = render.evaluation_summary(model, vectors or (), merged, notes, data, evaluation, answers)
     if as_json:
         render.print_json(summary)
     else:
@@ -444,7 +446,9 @@ def evaluate(
 
 @app.command(cls=Command, short_help="Run the whole workflow on a real model.")
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.")] = Path("taskvec-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for all files.", parser=folder_name)] = Path(
+        "taskvec-demo"
+    ),
     as_json: Json = False,
 ) -> None:
     """Run the whole workflow on a real model.
@@ -477,13 +481,14 @@ def option_names() -> frozenset[str]:
 def main() -> None:
     """Run the command line.
 
-    An error is printed to standard error as one sentence. The exit code is 2 for usage errors and 1 for failures. With
-    TASKVEC_DEBUG=1 the exception is raised instead.
+    An error is printed to standard error as one sentence. The exit code is 2 for usage errors, 1 for failures, 130
+    after SIGINT (Ctrl-C) and 143 after SIGTERM. With TASKVEC_DEBUG=1 the exception is raised instead.
     """
     streams.repair()
     try:
-        app()
-    except Exception as error:
+        with interruptible():
+            app()
+    except (Exception, Interrupted) as error:
         if _debugs():
             raise
         from .failure import explain

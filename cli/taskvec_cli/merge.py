@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .flags import takes
+from .inputs import ANY_MODEL, MODEL, PATH
+from .interrupts import resumable
 from .outputs import check_unfinished, parse_size
 from .progress import progress_bars
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from taskvec.reporting.progress import Progress
 
 _METHOD = "Method options"
-_FOLDER = "Model folder (--base)"
+_FOLDER = "Model folder (--base, or a recipe with a base model)"
 
 
 class _Flags:
@@ -121,7 +123,7 @@ def merge(
         typer.Argument(
             metavar="VECTORS",
             help="One or more .lota files with the same base; with --base also fine-tuned model folders or Hub ids.",
-            show_default=False,
+            **PATH,
         ),
     ] = None,
     output: Annotated[
@@ -129,7 +131,8 @@ def merge(
         typer.Option(
             "-o",
             "--output",
-            help="The .lota file to write; with --base, the model folder.",
+            help="The .lota file to write; with --base, the model folder. With --recipe, a name that ends in .lota is "
+            "a file, any other name a model folder.",
             metavar="PATH",
             show_default="merged.lota; for a model folder merged/",
         ),
@@ -138,16 +141,16 @@ def merge(
         str | None,
         typer.Option(
             "--base",
-            help="Write a model folder: the merged vector applied to this base, a model folder, .safetensors file or "
-            "Hub id.",
-            show_default=False,
+            help=f"Write a model folder: the merged vector applied to this base, {ANY_MODEL}",
+            **MODEL,
         ),
     ] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A configuration file of mergekit, which names the models, the method and its options.",
-            show_default=False,
+            help="A configuration file of mergekit, which names the models, the method and its options. If it names a "
+            "base model, a model folder is written, unless OUTPUT ends in .lota.",
+            **PATH,
         ),
     ] = None,
     *,
@@ -218,17 +221,19 @@ def merge(
             from taskvec.merging.model_folder import write_model
 
             assert checkpoint is not None
-            notes = write_model(
-                merged,
-                parents,
-                checkpoint,
-                destination,
-                progress,
-                output=form,
-                force=force,
-                work=_part_of(destination),
-                resume=resume or not force,
-            )
+            work = _part_of(destination)
+            with resumable(work):
+                notes = write_model(
+                    merged,
+                    parents,
+                    checkpoint,
+                    destination,
+                    progress,
+                    output=form,
+                    force=force,
+                    work=work,
+                    resume=resume or not force,
+                )
         else:
             if checkpoint is not None:
                 Application(merged, checkpoint, progress)  # checks that the vectors fit the base of the recipe
@@ -313,6 +318,10 @@ def _method_options(flags: dict[str, Any]) -> dict[str, Any]:
     return options | _further_options(flags["option"] or (), options)
 
 
+# settings of every merge, which are options of the command
+_OWN = {"density": "density", "weights": "weights", "lambda": "factor of the result"}
+
+
 def _further_options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, Any]:
     """Parse the values of `--option`: option name -> value, checked against the options of the method."""
     from taskvec.errors import UsageError
@@ -329,6 +338,8 @@ def _further_options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, A
         name = key.replace("-", "_")
         if not equals:
             raise UsageError(f"--option takes KEY=VALUE, found {text!r:.80}")
+        if name in _OWN:
+            raise UsageError(f"--option is for the options of methods: use --{name} for the {_OWN[name]}")
         if name not in known:
             has = f"it has {', '.join(sorted(known))}" if known else "it has none"
             raise UsageError(f"{method} has no option {key!r:.80}; {has}")

@@ -41,8 +41,6 @@ def folder_name(text: str) -> Path:
 
 # keyword arguments of typer.Option for an output file
 FILE: dict[str, Any] = {"parser": file_name, "metavar": "PATH"}
-# help text of arguments and options that name examples
-DATA = "A file of JSON lines, JSON, CSV or Parquet, a folder of such files, or a Hub id such as org/name:split."
 LotaFile = Annotated[Path, typer.Option("-o", "--output", help="The .lota file to write.", show_default=False, **FILE)]
 ModelFolder = Annotated[
     Path,
@@ -54,6 +52,8 @@ ModelFolder = Annotated[
 
 def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> None:
     """Check, before any work begins, that a folder of unfinished work may be used.
+
+    A note on standard error says if there is nothing to resume.
 
     Args:
         folder: The folder in which the command keeps its unfinished work; it need not exist.
@@ -68,7 +68,12 @@ def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> N
     from taskvec.errors import UsageError
     from taskvec.resume import holds_work
 
-    if holds_work(folder, kind) and not resume and not force:
+    from . import render
+
+    holds = holds_work(folder, kind)
+    if resume and not holds:
+        render.say(f"taskvec: note: there is nothing to resume in {folder}: the {kind} starts anew", err=True)
+    if holds and not resume and not force:
         raise UsageError(f"{folder} contains an unfinished {kind}: --resume continues it, --force starts over")
 
 

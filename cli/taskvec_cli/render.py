@@ -122,13 +122,21 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
         print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
         return
     streams.need_no_reader()
-    say(
-        f"{output}: {summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
-        f"(density {summary['density']:.2%}), {size(summary['bytes'])}"
-    )
+    say(f"{output}: {_totals(summary)}")
     if summary["not_carried"]:
         say(not_carried(summary["not_carried"]))
     print_more(more)
+
+
+def _totals(summary: dict[str, Any]) -> str:
+    """Return the number of entries, their density, the number of replacements if there are any, and the file size."""
+    # the entries of a patch are its replacements
+    replaced = summary["replaced"] if summary["kind"] == "vector" else 0
+    return (
+        f"{summary['entries']:,} entries of {summary['eligible']:,} eligible weights "
+        f"(density {summary['density']:.2%}), {f'{replaced:,} replacements, ' if replaced else ''}"
+        f"{size(summary['bytes'])}"
+    )
 
 
 def report_folder(output: Path, as_json: bool, **more: object) -> None:
@@ -142,7 +150,8 @@ def report_folder(output: Path, as_json: bool, **more: object) -> None:
     written = ModelFolder(output)
     total = sum(shard.path.stat().st_size for shard in written.shards)
     if as_json:
-        print_json({"path": str(output), "tensors": len(written.tensors), "bytes": total, **more})
+        counts = {"tensors": len(written.tensors), "files": len(written.shards), "bytes": total}
+        print_json({"path": str(output), **counts, **more})
         return
     streams.need_no_reader()
     say(f"{output}: {len(written.tensors)} tensors in {len(written.shards)} file(s), {size(total)}")
@@ -271,6 +280,7 @@ def evaluation_summary(
     notes: Sequence[str],
     data: Path,
     evaluation: Evaluation,
+    answers: Path | None,
 ) -> dict[str, Any]:
     """Return what `eval --json` prints.
 
@@ -281,6 +291,7 @@ def evaluation_summary(
         notes: Sentences about the merge.
         data: The data, as it was given.
         evaluation: The result.
+        answers: The file that the answers were written to, if any.
     """
     return {
         "model": model,
@@ -293,6 +304,7 @@ def evaluation_summary(
         "rows": evaluation.rows and asdict(evaluation.rows),
         "cut_prompts": evaluation.cut_prompts,
         "metrics": {name: asdict(estimate) for name, estimate in evaluation.metrics.items()},
+        "answers": None if answers is None else str(answers),
     }
 
 
@@ -307,6 +319,8 @@ def print_evaluation(summary: dict[str, Any]) -> None:
         error = found["standard_error"]
         spread = "" if error is None else f" ± {error:.3f}"
         say(f"{name}: {found['value']:.3f}{spread} ({count:,} example{'' if count == 1 else 's'})")
+    if summary["answers"]:
+        say(f"answers: {summary['answers']}")
 
 
 def truncation_warning(summary: dict[str, Any]) -> str | None:
@@ -387,11 +401,7 @@ def print_file(summary: dict[str, Any]) -> None:
     from taskvec.names import layer_and_module
 
     bits = summary["bits_per_entry"]
-    say(
-        f"{summary['path']}: {summary['kind']}, {summary['entries']:,} entries of {summary['eligible']:,} "
-        f"eligible weights (density {summary['density']:.2%}), {size(summary['bytes'])}"
-        + (f", {bits:.1f} bits per entry" if bits else "")
-    )
+    say(f"{summary['path']}: {summary['kind']}, {_totals(summary)}" + (f", {bits:.1f} bits per entry" if bits else ""))
     for role in ("base", "tuned"):
         if summary[role]:
             say(f"{role}: {summary[role]['name']} ({summary[role]['fingerprint'][:12]})")

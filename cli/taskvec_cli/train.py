@@ -9,7 +9,9 @@ import typer
 
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
 from .flags import takes
-from .outputs import DATA, FILE, LotaFile, check_unfinished
+from .inputs import DATA, DATA_PATH, DEVICE, MODEL, PATH, data_path
+from .interrupts import resumable
+from .outputs import FILE, LotaFile, check_unfinished
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -90,8 +92,8 @@ class _Flags:
         Path | None,
         typer.Option(
             help="Use the mask of this .lota file; with --sparsity, only its largest entries.",
-            show_default=False,
             rich_help_panel=_MASK,
+            **PATH,
         ),
     ] = None
     include: Annotated[
@@ -192,15 +194,13 @@ class _Flags:
         list[Path] | None,
         typer.Option(
             help="Exclude the positions of this .lota file from the mask; may be repeated.",
-            show_default=False,
             rich_help_panel=_EARLIER,
+            **PATH,
         ),
     ] = None
     start_from: Annotated[
         Path | None,
-        typer.Option(
-            help="Start training from BASE with this .lota file applied.", show_default=False, rich_help_panel=_EARLIER
-        ),
+        typer.Option(help="Start training from BASE with this .lota file applied.", rich_help_panel=_EARLIER, **PATH),
     ] = None
     relative_to: Annotated[
         str,
@@ -223,8 +223,8 @@ class _Flags:
         Path | None,
         typer.Option(
             help="Examples to evaluate on during training, in one of the formats of DATA.",
-            show_default=False,
             rich_help_panel=_WATCH,
+            **DATA_PATH,
         ),
     ] = None
     eval_split: Annotated[
@@ -285,13 +285,7 @@ class _Flags:
     dtype: Annotated[
         str, typer.Option(help="Dtype of the computation: float32 or bfloat16.", rich_help_panel=_MEMORY)
     ] = "float32"
-    device: Annotated[
-        str,
-        typer.Option(
-            help="auto (an accelerator if available), or a name such as cpu, cuda, cuda:1, mps or xpu.",
-            rich_help_panel=_MEMORY,
-        ),
-    ] = "auto"
+    device: Annotated[str, typer.Option(help=DEVICE, rich_help_panel=_MEMORY)] = "auto"
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -307,9 +301,9 @@ def train(
     context: typer.Context,
     base: Annotated[
         str,
-        typer.Argument(metavar="BASE", help="The base model: a model folder or a Hub id.", show_default=False),
+        typer.Argument(metavar="BASE", help="The base model: a model folder or a Hub id.", **MODEL),
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=DATA, **DATA_PATH)],
     output: LotaFile,
     config: ConfigFile = None,
     *,
@@ -354,10 +348,11 @@ def train(
     Example: taskvec train base/ train.jsonl -o task.lota --sparsity 0.9
     """
     options = _options(flags, settle(context, flags))
-    from taskvec import TaskVector, open_checkpoint
+    from taskvec import TaskVector
     from taskvec.analysis.plots import check_picture
     from taskvec.data.examples import check_examples
     from taskvec.destination import check_distinct, check_file
+    from taskvec.hub import open_model
     from taskvec.resume import remove_work
     from taskvec.training.folder import KIND
     from taskvec.vectors.source import inputs_of
@@ -372,7 +367,7 @@ def train(
     vectors = [request["mask_from"], request["start_from"], *request["disjoint_from"]]
     sources = [data, request["eval_data"], *(path for path, _ in request["mix"])]
     files = [file for source in sources if source is not None for file in check_examples(source)]
-    checkpoint = open_checkpoint(base)
+    checkpoint = open_model(base)
     read = [*files, *inputs_of(checkpoint, *filter(None, vectors)), *([] if config is None else [config])]
     check_distinct(output, plot)
     check_file(output, force=force, inputs=read)
@@ -388,7 +383,7 @@ def train(
         compare(context, checkpoint, data, request)
         _plan(checkpoint, data, options, request, output=output, plot=plot, as_json=as_json)
         return
-    with progress_bars() as progress:
+    with resumable(folder), progress_bars() as progress:
         compare(context, checkpoint, data, request)
         from taskvec.training.train import train as train_vector
 
@@ -399,7 +394,7 @@ def train(
     remove_work(folder)
     if plot is not None:
         _draw(trained, output.stem, plot, force=force)
-    _report(trained, output, context.params, as_json=as_json, in_a_row=bool(request["disjoint_from"]))
+    _report(trained, output, plot, context.params, as_json=as_json, in_a_row=bool(request["disjoint_from"]))
 
 
 def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
@@ -415,9 +410,11 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
         values["sparsity"] = 0.9
     values |= {name: values[name] or () for name in ("include", "exclude", "eval_metric")}
     options = TrainingOptions(**values)
-    options.check()
+    options.check(takes_mask=takes_mask)
     evaluates = flags["eval_data"] is not None or bool(options.eval_split)
-    check_effects(options, was_set, takes_mask=takes_mask, evaluates=evaluates)
+    check_effects(
+        options, was_set, takes_mask=takes_mask, evaluates=evaluates, starts_from=flags["start_from"] is not None
+    )
     return options
 
 
@@ -457,12 +454,21 @@ def _plan(
         render.print_plan(found, files, folders)
 
 
-def _report(trained: "TrainingResult", output: Path, names: Collection[str], *, as_json: bool, in_a_row: bool) -> None:
+def _report(
+    trained: "TrainingResult",
+    output: Path,
+    plot: Path | None,
+    names: Collection[str],
+    *,
+    as_json: bool,
+    in_a_row: bool,
+) -> None:
     """Print the report of a run to standard output, and its warnings to standard error.
 
     Args:
         trained: The result.
         output: The file that was written.
+        plot: The picture that was drawn, if any.
         names: The names of the options, which warnings name.
         as_json: Whether to print JSON.
         in_a_row: Whether the masks of earlier tasks were excluded.
@@ -472,7 +478,8 @@ def _report(trained: "TrainingResult", output: Path, names: Collection[str], *, 
 
     summary = trained.summary()
     report = summary if as_json else render.training_lines(summary, in_a_row=in_a_row)
-    render.report_file(output, as_json, **report)
+    picture = {} if plot is None and not as_json else {"picture": None if plot is None else str(plot)}
+    render.report_file(output, as_json, **report, **picture)
     for warning in trained.warnings:
         render.say(f"taskvec: warning: {with_flags(warning, names)}", err=True)
 
@@ -499,6 +506,9 @@ def _mixed(text: str) -> tuple[Path, float]:
 
     path, _, share = text.rpartition(":")
     try:
-        return Path(path), float(share)
+        number = float(share)
     except ValueError:
-        raise UsageError(f"--mix takes DATA:SHARE, such as other.jsonl:0.1; found {text!r}") from None
+        number = None
+    if not path or number is None:
+        raise UsageError(f"--mix takes DATA:SHARE, such as other.jsonl:0.1; found {text!r}")
+    return data_path(path), number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ _FORMATS = (".png", ".svg", ".pdf")
 # names from files must not be interpreted as TeX formulas
 _LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
 _DPI, _PIXELS = 150, 1 << 16  # the most pixels per side that matplotlib supports
+_LABEL, _TITLE = 0.07, 0.085  # the mean width of a character, in inches
 
 
 def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *, force: bool = False) -> None:
@@ -43,14 +45,14 @@ def plot_overlap(labels: Sequence[str], pairs: Sequence[Overlap], path: Path, *,
     names = [printable(label, 40) for label in labels]
     panels = [
         (
-            f"{names[pair.a]} and {names[pair.b]}: {pair.total.intersection:,} shared positions, "
+            f"{names[pair.a]} and {names[pair.b]}\n{pair.total.intersection:,} shared positions, "
             f"Jaccard {pair.total.jaccard:.1%}, by chance {pair.expected_jaccard:.1%}",
             {place: cell.jaccard for place, cell in pair.modules.items()},
         )
         for pair in pairs
     ]
     chance = [pair.expected_jaccard for pair in pairs]
-    figure = _draw(panels, "Jaccard index of the masks", chance[0] if len(set(chance)) == 1 else None, "chance")
+    figure = _draw(panels, "Jaccard index", chance[0] if len(set(chance)) == 1 else None, "chance")
     _save(figure, path, force=force)
 
 
@@ -167,7 +169,10 @@ def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark:
     columns = max(len(layers), 1)
     longest = max(map(len, shown), default=0)
     width = max(6.0, 2.6 + 0.3 * columns) + 0.15 * max(0, longest - 24)
-    height = (0.34 * max(len(rows), 1) + 1.1) * len(panels)
+    room = int((width - _LABEL * longest) / _TITLE)
+    titles = [_wrapped(title, room) for title, _ in panels]
+    lines = max((title.count("\n") for title in titles), default=0)
+    height = (0.34 * max(len(rows), 2) + 1.1 + 0.17 * lines) * len(panels)
     if max(width, height) * _DPI >= _PIXELS:
         raise UsageError(
             f"a picture of {len(rows):,} modules in {columns:,} blocks, {len(panels):,} times, would be too large: "
@@ -177,7 +182,7 @@ def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark:
     top = max((value for _, values in panels for value in values.values()), default=0.0) or 1.0
     image: Any = None
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axis, (title, values) in zip(axes, panels, strict=True):
+    for axis, title, (_, values) in zip(axes, titles, panels, strict=True):
         grid = np.full((max(len(rows), 1), columns), np.nan)
         for (layer, module), value in values.items():
             # a module outside the blocks has no column and fills its row
@@ -195,19 +200,19 @@ def _draw(panels: Sequence[tuple[str, Mapping[Module, float]]], unit: str, mark:
         axis.grid(which="minor", color="white", linewidth=0.6)
         axis.tick_params(which="minor", length=0)
     axes[-1].set_xlabel("transformer block", fontsize=9)
-    bar = figure.colorbar(
-        image,
-        ax=list(axes),
-        format=PercentFormatter(1, decimals=0 if top > 0.1 else 1),
-        pad=0.02,
-    )
+    bar = figure.colorbar(image, ax=list(axes), format=PercentFormatter(1, decimals=None), pad=0.02)
     bar.set_label(unit, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if mark is not None and 0 < mark < top:
+        bar.set_label(f"{unit}\n(line: {label})", fontsize=9)
         bar.ax.axhline(mark, color="white", linewidth=1.5)
-        bar.ax.text(-0.3, mark, label, fontsize=8, ha="right", va="center", transform=bar.ax.get_yaxis_transform())
     return figure
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Wrap each line of a text to a width in characters."""
+    return "\n".join(part for line in text.splitlines() for part in wrap(line, width))
 
 
 def _save(figure: Any, path: Path, *, force: bool) -> None:

@@ -42,7 +42,7 @@ class Output:
             if self.shard_size < 1:
                 raise UsageError(f"a shard needs a size of at least 1 byte, found {said(self.shard_size)}")
         if self.dtype is not None:
-            one_of("dtype", self.dtype, list(TARGETS))
+            one_of("`dtype`", self.dtype, list(TARGETS))
         if self.card is not None:
             instance("card", self.card, str)
 

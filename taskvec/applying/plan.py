@@ -80,7 +80,7 @@ class Plan:
         if self.size > limit:
             raise SizeError(
                 f"{self.vector.name} makes a model of {self.size:,} bytes from {self.base.name}, which has {held:,}; "
-                f"the limit is {limit:,} bytes unless a larger size is allowed"
+                f"the limit is {limit:,} bytes unless `max_bytes` allows more"
             )
 
     def check_space(self, out: Path, work: Path | None) -> None:

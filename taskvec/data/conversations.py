@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from ..arguments import said
+from ..arguments import shown
 from ..errors import DataError
 
 Message = dict[str, Any]
@@ -45,21 +46,17 @@ def read_messages(value: object, column: str, where: str) -> list[Message]:
     Raises:
         DataError: The value is anything else. The message names the row and the message in it.
     """
-    expected = f'{where}: "{column}" must be {{"role", "content"}} objects, the last by the assistant'
-    if not isinstance(value, list):
-        raise DataError(f"{expected}; found {type(value).__name__}")
     messages = []
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, dict) or not isinstance(item.get("role"), str):
-            raise DataError(f"{expected}; message {number} has no role")
+    for name, item in _objects(value, '"role", "content"', column, where):
+        role = _field(item, "role", name, where)
         message: Message = {key: value for key, value in item.items() if value is not None and key != "tool_calls"}
-        calls = item.get("tool_calls") if item["role"] == "assistant" else None
+        calls = item.get("tool_calls") if role == "assistant" else None
         content = item.get("content")
         if content is None and not calls:
-            raise DataError(f"{expected}; message {number} has no content")
-        message["content"] = "" if content is None else _text(content, f"{where}: message {number}")
+            raise DataError(f'{where}: {name} has no "content"')
+        message["content"] = "" if content is None else _content(content, name, where)
         if calls:
-            message["tool_calls"] = _calls(calls, f"{where}: message {number}")
+            message["tool_calls"] = _calls(calls, name, where)
         messages.append(message)
     return messages
 
@@ -74,16 +71,13 @@ def read_sharegpt(value: object, where: str) -> list[Message]:
     Raises:
         DataError: The value is anything else. The message names the row and the message in it.
     """
-    if not isinstance(value, list):
-        raise DataError(f'{where}: "conversations" must be {{"from", "value"}} objects, found {type(value).__name__}')
     items = []
-    for number, item in enumerate(value, 1):
-        if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-            raise DataError(f'{where}: "conversations" must be {{"from", "value"}} objects; message {number} is not')
-        speaker = item.get("from")
-        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
-            raise DataError(f'{where}: "from" is human, gpt, system or tool, found {said(speaker)} in message {number}')
-        message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": item["value"]}
+    for name, item in _objects(value, '"from", "value"', "conversations", where):
+        content = _field(item, "value", name, where)
+        speaker = _field(item, "from", name, where)
+        if speaker not in _SHAREGPT_ROLES:
+            raise DataError(f'{where}: "from" of {name} must be human, gpt, system or tool, found {quoted(speaker)}')
+        message: Message = {"role": _SHAREGPT_ROLES[speaker], "content": content}
         if item.get("weight") is not None:
             message["weight"] = item["weight"]
         items.append(message)
@@ -109,7 +103,7 @@ def weighed(messages: list[Message], where: str) -> tuple[list[Message], frozens
     for number, message in enumerate(messages):
         weight = message.pop("weight", 1)
         if isinstance(weight, bool) or weight not in (0, 1):
-            raise DataError(f'{where}: "weight" of message {number + 1} must be 0 or 1, found {said(weight)}')
+            raise DataError(f'{where}: "weight" of message {number + 1} must be 0 or 1, found {quoted(weight)}')
         if not weight:
             skipped.add(number)
     if not skipped:
@@ -147,35 +141,88 @@ def read_tools(value: object, where: str) -> tuple[dict[str, Any], ...]:
     """
     tools = _parsed(value)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise DataError(f'{where}: "tools" must be a list of objects or its JSON text, found {said(value)}')
+        raise DataError(f'{where}: "tools" must be a list of objects or its JSON text, found {quoted(value)}')
     return tuple(tools)
 
 
-def _text(content: object, where: str) -> str:
+def read_text(value: object, what: str, where: str) -> str:
+    """Read a text.
+
+    Args:
+        value: The text.
+        what: Name of the value, for messages.
+        where: Name of the row, for messages.
+
+    Raises:
+        DataError: The value is not a text.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {what} must be text, found {quoted(value)}")
+    return value
+
+
+def quoted(value: object) -> str:
+    """Return a value of a row for an error message.
+
+    Args:
+        value: The value.
+    """
+    return "null" if value is None else shown(value)
+
+
+def _objects(value: object, keys: str, column: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Iterate over a list of objects with these keys: yields the name of each for messages, and the object."""
+    expected = f'{where}: "{column}" must be a list of {{{keys}}} objects'
+    if not isinstance(value, list):
+        raise DataError(f"{expected}, found {quoted(value)}")
+    for number, item in enumerate(value, 1):
+        if not isinstance(item, dict):
+            raise DataError(f"{expected}, found {quoted(item)} as message {number}")
+        yield f'message {number} of "{column}"', item
+
+
+def _field(item: dict[str, Any], key: str, message: str, where: str) -> str:
+    if item.get(key) is None:
+        raise DataError(f'{where}: {message} has no "{key}"')
+    return read_text(item[key], f'"{key}" of {message}', where)
+
+
+def _content(content: object, message: str, where: str) -> str:
+    what = f'{where}: "content" of {message}'
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise DataError(f"{where}: its content must be text or a list of text parts, found {said(content)}")
+        raise DataError(f"{what} must be text or a list of text parts, found {quoted(content)}")
+    texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else part
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise DataError(f"{where}: only text parts can be trained on, found a part of type {said(kind)}")
-    return "".join(part["text"] for part in content)
+        if not isinstance(part, dict):
+            raise DataError(f"{what} must be text or a list of text parts, found the part {quoted(part)}")
+        if part.get("type") != "text":
+            raise DataError(
+                f"{what}: only text parts can be trained on, found a part of type {quoted(part.get('type'))}"
+            )
+        texts.append(read_text(part.get("text"), f'"text" of a part of {message}', where))
+    return "".join(texts)
 
 
-def _calls(calls: object, where: str) -> list[dict[str, Any]]:
+def _calls(calls: object, message: str, where: str) -> list[dict[str, Any]]:
     """Read tool calls, with their arguments as objects: templates would quote arguments in JSON text again."""
-    found = []
-    for call in calls if isinstance(calls, list) else [None]:
+    expected = f'{where}: "tool_calls" of {message} must be a list of {{"function": {{"name", "arguments"}}}} objects'
+    if not isinstance(calls, list):
+        raise DataError(f"{expected}, found {quoted(calls)}")
+    read = []
+    for call in calls:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'{where}: "tool_calls" must be a list of {{"function": {{"name", "arguments"}}}} objects')
+            raise DataError(f"{expected}, found the call {quoted(call)}")
         arguments = _parsed(function.get("arguments", {}))
         if not isinstance(arguments, dict):
-            raise DataError(f"{where}: the arguments of a tool call must be an object, found {said(arguments)}")
+            raise DataError(
+                f'{where}: "arguments" of a tool call of {message} must be an object, found {quoted(arguments)}'
+            )
         function = {**function, "arguments": arguments}
-        found.append({**call, "function": function} if "function" in call else function)
-    return found
+        read.append({**call, "function": function} if "function" in call else function)
+    return read
 
 
 def _parsed(value: object) -> object:

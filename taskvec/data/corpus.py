@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..arguments import real
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 from .examples import Example, example_of
 from .sources import read_tables
 
@@ -49,8 +49,8 @@ def read_corpus(
         seed: Seed of the draws.
 
     Raises:
-        DataError: A row cannot be understood, or a file has too few examples.
-        UsageError: A file is missing, or the shares are not valid.
+        DataError: A row cannot be understood.
+        UsageError: A file is missing or has too few examples, or the shares are not valid.
     """
     rng = random.Random(seed)
     read = _Source(data)
@@ -62,7 +62,10 @@ def read_corpus(
     elif eval_split:
         count = max(1, round(eval_split * len(train)))
         if count >= len(train):
-            raise DataError(f"{data}: {count} of {len(train)} examples would be held out, and none is left to train on")
+            raise UsageError(
+                f"{data}: `eval_split={eval_split}` would hold out {count} of {len(train)} examples, and none is left "
+                "to train on"
+            )
         out = set(rng.sample(range(len(train)), count))
         held_out = [example for number, example in enumerate(train) if number in out]
         train = [example for number, example in enumerate(train) if number not in out]
@@ -73,7 +76,7 @@ def read_corpus(
     for number, (path, share) in enumerate(mix):
         read, wanted = _Source(path), round(share * total)
         if wanted > len(read.examples):
-            raise DataError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(read.examples)}")
+            raise UsageError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(read.examples)}")
         drawn = rng.sample(range(len(read.examples)), wanted)
         train += [read.examples[place] for place in drawn]
         files += read.records("mix", drawn, number=number)

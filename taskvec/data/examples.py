@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..arguments import said
 from ..errors import DataError
-from .conversations import THOUGHTS, Message, alpaca_prompt, read_messages, read_sharegpt, read_tools, weighed
+from .conversations import (
+    THOUGHTS,
+    Message,
+    alpaca_prompt,
+    quoted,
+    read_messages,
+    read_sharegpt,
+    read_text,
+    read_tools,
+    weighed,
+)
 from .sources import find_files, read_tables
 
 _FORMS = (
     '{"messages": [...]}, {"conversations": [...]}, {"prompt", "completion"}, {"instruction", "input", "output"} '
     'or {"text"}'
 )
+_CONVERSATIONS = ("messages", "conversations")
+# the columns that a row of each form has
+_COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"), ("text",))
 
 
 @dataclass(frozen=True)
@@ -77,44 +91,53 @@ def example_of(item: object, where: str) -> Example:
         where: Name of the row, for messages.
 
     Raises:
-        DataError: The row has none of the supported formats, or nothing to learn.
+        DataError: The row has none of the supported formats, a value of a wrong type, or nothing to learn.
     """
     if not isinstance(item, dict):
-        raise DataError(f"{where}: expected {_FORMS}, found {type(item).__name__}")
+        raise DataError(f"{where}: expected {_FORMS}, found {quoted(item)}")
     row = {key: value for key, value in item.items() if value is not None}
-    prompt, completion = row.get("prompt"), row.get("completion")
-    instruction, context, output = row.get("instruction"), row.get("input", ""), row.get("output")
+    # if no form is complete, a column of one that is null is reported
+    form = _form_of(row) or _form_of(item)
+    if form is None:
+        raise DataError(f"{where}: expected {_FORMS}, found the keys {said(sorted(map(str, item)), 200)}")
+    *_, learned = form
     tools = row.get("tools") or ()
-    if "messages" in row:
-        example = _conversation(read_messages(row["messages"], "messages", where), 0, tools, "messages", where)
-    elif "conversations" in row:
-        example = _conversation(read_sharegpt(row["conversations"], where), 0, tools, "conversations", where)
-    elif (
-        isinstance(prompt, (str, list))
-        and isinstance(completion, (str, list))
-        and list in map(type, (prompt, completion))
-    ):
-        before, after = (
-            [{"role": role, "content": row[column]}]
-            if isinstance(row[column], str)
-            else read_messages(row[column], column, where)
-            for column, role in (("prompt", "user"), ("completion", "assistant"))
-        )
-        if not after:
-            raise DataError(f"{where}: the completion is empty")
-        example = _conversation(before + after, len(before), tools, "completion", where)
-    elif isinstance(prompt, str) and isinstance(completion, str):
-        example = Example(({"role": "user", "content": prompt},), completion, where)
-    elif isinstance(instruction, str) and isinstance(context, str) and isinstance(output, str):
+    if learned == "messages":
+        example = _conversation(read_messages(item[learned], learned, where), 0, tools, learned, where)
+    elif learned == "conversations":
+        example = _conversation(read_sharegpt(item[learned], where), 0, tools, learned, where)
+    elif learned == "completion":
+        example = _completion(item["prompt"], item["completion"], tools, where)
+    elif learned == "output":
+        instruction, output = (read_text(item[column], f'"{column}"', where) for column in form)
+        context = read_text(row.get("input", ""), '"input"', where)
         example = Example(({"role": "user", "content": alpaca_prompt(instruction, context)},), output, where)
-    elif isinstance(row.get("text"), str):
-        example = Example((), row["text"], where)
     else:
-        raise DataError(f"{where}: expected {_FORMS}, found the keys {sorted(map(str, item))}")
+        example = Example((), read_text(item["text"], '"text"', where), where)
     if not example.completion.strip() and example.answer is None:
-        raise DataError(f"{where}: the completion is empty")
+        raise DataError(f"{where}: the {'last message' if learned in _CONVERSATIONS else learned} is empty")
     _check_characters(example)
     return example
+
+
+def _form_of(row: Mapping[str, object]) -> tuple[str, ...] | None:
+    """The columns of the first form that a row has all columns of."""
+    return next((columns for columns in _COLUMNS if row.keys() >= set(columns)), None)
+
+
+def _completion(prompt: object, completion: object, tools: object, where: str) -> Example:
+    for column, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, (str, list)):
+            raise DataError(f'{where}: "{column}" must be text or a list of messages, found {quoted(value)}')
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Example(({"role": "user", "content": prompt},), completion, where)
+    before, after = (
+        [{"role": role, "content": value}] if isinstance(value, str) else read_messages(value, column, where)
+        for column, value, role in (("prompt", prompt, "user"), ("completion", completion, "assistant"))
+    )
+    if not after:
+        raise DataError(f"{where}: the completion is empty")
+    return _conversation(before + after, len(before), tools, "completion", where)
 
 
 def _conversation(messages: list[Message], context: int, tools: object, column: str, where: str) -> Example:

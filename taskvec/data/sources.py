@@ -25,6 +25,7 @@ from ..vectors.lineage import shortened
 _KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _EXPECTED = "JSON lines, JSON, CSV or Parquet"
 _COMPRESSED = (".gz", ".zst")
+_LOCAL = ("./", "../", "/", "~")
 # organisation/name, optionally followed by a split, or a configuration and a split
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.+-]+))?")
 _MEDIA = {"Image", "Audio", "Video", "Pdf"}  # feature classes of the package datasets
@@ -42,6 +43,23 @@ class Table:
 
     rows: list[tuple[str, Any]]
     record: dict[str, object]
+
+
+def data_path(text: str) -> Path:
+    """Convert the text of a path or a Hub id to a Path.
+
+    A text that begins with ./, ../, / or ~ is a local path, even if it looks like a Hub id otherwise. A Path drops a
+    leading ./, so the check is made on the text.
+
+    Args:
+        text: A file, a folder or a Hub id.
+
+    Raises:
+        UsageError: The text is a local path that does not exist.
+    """
+    if text.startswith(_LOCAL) and not os.path.exists(text):
+        raise UsageError(f"{text}: no such file")
+    return Path(text)
 
 
 def find_files(data: Path) -> list[Path]:
@@ -112,10 +130,15 @@ def _kind(path: Path) -> str | None:
     return _KINDS.get(os.path.splitext(name)[1])
 
 
+def _is_data_name(name: str) -> bool:
+    """Whether a name has the ending of a data file."""
+    return _kind(Path(name)) is not None or name.lower().endswith(_COMPRESSED)
+
+
 def _hub_id(data: Path) -> tuple[str, str | None, str] | None:
     """(organisation/name, configuration, split), or None if it is not a Hub id."""
     match = _HUB_ID.fullmatch(str(data))
-    if match is None or _kind(Path(match[1])) or match[1].startswith("."):
+    if match is None or match[1].startswith(_LOCAL) or _is_data_name(match[1]):
         return None
     name, first, second = match.groups()
     return (name, first, second) if second else (name, None, first or "train")

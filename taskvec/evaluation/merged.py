@@ -31,6 +31,6 @@ def merged_on(
     """
     if len(vectors) < 2:
         return next(iter(vectors), None), ()
-    notes = compare_tokenizers(vectors, base).notes
+    notes = compare_tokenizers(vectors, base, "the base's is used").notes
     merged = merge(vectors, progress=progress, base=base)
     return merged, (*merged.provenance["notes"], *notes)

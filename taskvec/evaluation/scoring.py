@@ -23,18 +23,22 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
         **counts: Option -> a number that must be positive, or None.
 
     Raises:
-        UsageError: The metrics are not a list, there is none, one is unknown or lacks its package, or a count is not a
-            positive whole number.
+        UsageError: The metrics are not a list, there is none, one is unknown or lacks its package, a count is not a
+            positive whole number, or the length of answers is given although no metric needs answers.
     """
     instances("`metrics`", metrics, str)
     if not metrics:
         raise UsageError(f"`metrics` must be a list with at least one of {', '.join(METRICS)}, found {metrics!r}")
     for metric in metrics:
         if metric not in METRICS:
-            raise UsageError(f"metric is one of {', '.join(METRICS)}, found {metric!r}")
+            raise UsageError(f"`metric` is one of {', '.join(METRICS)}, found {metric!r}")
     for name, count in counts.items():
         if count is not None and whole(f"`{name}`", count) <= 0:
             raise UsageError(f"`{name}` must be greater than zero, found {count}")
+    if counts.get("max_new_tokens") is not None and not needs_answers(metrics):
+        raise UsageError(
+            "`max_new_tokens` needs `metric=exact_match` or `metric=rouge1`: the loss does not depend on answers"
+        )
     if "rouge1" in metrics:
         check_rouge()
 

@@ -12,6 +12,7 @@ from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
 from taskvec_formats.errors import StreamError
 from taskvec_formats.forms import Bits
 
+from ..applying.verified import check_forms
 from ..arguments import instance, instances
 from ..errors import MergeError, UsageError
 from ..reporting.progress import Progress, silent
@@ -28,8 +29,7 @@ from .methods.dialects import DIALECTS
 from .methods.options import options_of
 from .methods.pruning import Pruned, Request
 from .methods.ties import ties
-from .methods.trim import trim
-from .notes import divided_out, first_meeting, notes_on, untrimmed
+from .notes import divided_out, first_meeting, notes_on
 from .registry import AUTO, BUILT_IN, Method, method_of
 from .requests import (
     by_tensor,
@@ -82,7 +82,7 @@ def merge(
 
     Raises:
         UsageError: There is no such method, or it does not accept a setting.
-        BaseMismatchError: The vectors have different bases.
+        BaseMismatchError: The vectors have different bases, or `base` lacks a tensor that they change.
         KindError: One of the vectors is a patch.
         MergeError: The changes cannot be added: those of integer or boolean tensors, or tensors that are added, removed
             or resized. Reading or saving the result also raises it, for weights that became NaN or infinite, for
@@ -93,6 +93,9 @@ def merge(
     if not vectors:
         raise UsageError("nothing to merge: give at least one vector")
     check_bases(vectors)
+    if base is not None:
+        for vector in vectors:
+            check_forms(vector, base)
     factors, density = weights_for(weights, vectors), listed(density)
     check_lambda(lam)
     depth = depth_of(vectors, base)
@@ -196,6 +199,7 @@ class _Merge(WidenedEntries):
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
         self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
         self.inputs = inputs_of(*vectors)
+        self._requests: list[Request] = []
         self._readers = [self._reader(number) for number in range(len(vectors))]
         self._whole = WholeTensors(lambda name: self._merged(name, 0, specs[name].size))
 
@@ -205,6 +209,7 @@ class _Merge(WidenedEntries):
             return lambda name, start, stop: addend(vector.name, vector.specs[name], vector.change(name, start, stop))
         dialect = DIALECTS[options["dialect"]]
         request = Request(vector, number, self._densities[number].__getitem__, dialect)
+        self._requests.append(request)
         keep = prune(request, **{name: options[name] for name in options_of(prune)})
         return Pruned(request, keep, options["rescale"] or dialect.rescale)
 
@@ -243,7 +248,7 @@ class _Merge(WidenedEntries):
     def notes(self, progress: Progress) -> list[str]:
         """Sentences about settings that have no effect on these vectors."""
         dialect = DIALECTS[self._options.get("dialect", "reference")]
-        found = untrimmed(self._vectors, self._densities, dialect) if self._method.prune is trim else []
+        found = [note for request in self._requests for note in request.notes]
         if self._method.combine is ties and self._options["normalize"] and dialect.by_weight:
             found += divided_out(self._vectors, self._weights, self._specs, progress)
         return found

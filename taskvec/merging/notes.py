@@ -11,7 +11,6 @@ from ..analysis.overlap import meet, ranges
 from ..reporting.progress import Progress
 from ..vectors.layers import counted, recorded
 from ..vectors.vector import TaskVector
-from .methods.dialects import Dialect
 from .settings import Depth, Setting, has_gradient
 
 # tensor name -> number
@@ -66,32 +65,6 @@ def _assumed_layers(
     present = {stack for vector in vectors for stack in counted(vector.specs)}
     assumed = ", ".join(f"{stack} {depth.layers[stack]}" for stack in sorted(present - known))
     return [f"gradients are read over the layers that the vectors hold ({assumed})"] if assumed else []
-
-
-def untrimmed(vectors: Sequence[TaskVector], densities: Sequence[_ByTensor], dialect: Dialect) -> list[str]:
-    """Notes on densities that trim nothing, because the vector is already sparser.
-
-    Args:
-        vectors: The vectors to merge.
-        densities: One mapping per vector: tensor name -> density.
-        dialect: The conventions of the merge.
-    """
-    found = []
-    for vector, shares in zip(vectors, densities, strict=True):
-        asked = sorted({shares[name] for name in vector.specs})
-        if not asked or asked == [1.0] or not vector.is_stored:
-            continue
-        specs = vector.specs.values()
-        own = sum(spec.entries for spec in specs)
-        text = f"{asked[0]:g}" if len(asked) == 1 else f"{asked[0]:g} to {asked[-1]:g}"
-        if dialect.whole_vector:
-            idle = dialect.entries(asked[0], vector.eligible) >= own
-        else:
-            idle = all(dialect.entries(shares[spec.name], spec.size) >= spec.entries for spec in specs)
-        if idle:
-            share = own / vector.eligible if vector.eligible else 0.0
-            found.append(f"density {text} trims nothing from {vector.name}, whose own density is {share:.2%}")
-    return found
 
 
 def divided_out(

@@ -67,7 +67,9 @@ def vocabulary(files: Mapping[str, bytes]) -> Mapping[str, int] | None:
     return _parse(files)[0]
 
 
-def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = None) -> Agreement:
+def compare_tokenizers(
+    vectors: Sequence[TaskVector], base: Checkpoint | None = None, outcome: str = "the base's is written"
+) -> Agreement:
     """Compare the tokenizers of vectors with one another, and with that of the base if it will be written.
 
     Files may differ in their bytes as long as the tokens, their numbers and the merges are the same. A vector that
@@ -76,6 +78,7 @@ def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = 
     Args:
         vectors: The vectors to merge.
         base: Their base, or None if it is not available.
+        outcome: What becomes of a file that differs, for the notes.
 
     Returns:
         The common files, and notes on differences.
@@ -104,7 +107,7 @@ def compare_tokenizers(vectors: Sequence[TaskVector], base: Checkpoint | None = 
             carried += [file for file in listed[first] or () if file.name == name]
         elif name in _NOTED:
             one, two = (vectors[i].name for i in sorted((first, other)))
-            notes.append(f"{name} differs between {one} and {two}; the base's is written")
+            notes.append(f"{name} differs between {one} and {two}; {outcome}")
     return Agreement(carried, notes)
 
 
@@ -120,7 +123,7 @@ def check_tokenizers(parents: Sequence[TaskVector]) -> list[str]:
     Raises:
         MergeError, TokenizerError: As in `compare_tokenizers`.
     """
-    agreement = compare_tokenizers(parents)
+    agreement = compare_tokenizers(parents, outcome="the merged vector contains neither")
     names = ", ".join(file.name for file in agreement.carried)
     shared = [f"the vectors share {names}, which only a merge to a model folder writes"] if names else []
     return [*agreement.notes, *shared]

@@ -27,7 +27,9 @@ def check_device(choice: str) -> None:
     kind, colon, number = choice.partition(":")
     numbered = kind != "auto" and number.isascii() and number.isdecimal() and len(number) <= 3
     if kind not in DEVICES or (colon and not numbered):
-        raise UsageError(f"device is one of {', '.join(DEVICES)}, or has a number such as cuda:1, found {said(choice)}")
+        raise UsageError(
+            f"`device` is one of {', '.join(DEVICES)}, or has a number such as cuda:1, found {said(choice)}"
+        )
 
 
 def device_of(choice: str) -> torch.device:

@@ -13,6 +13,7 @@ from ..errors import UsageError
 from .progress import Progress, silent
 
 FIRST, EVERY = 20.0, 30.0  # seconds until the first line, and from one line to the next
+_STAGE = 24  # the largest width of the name of a stage, in characters
 
 
 @contextmanager
@@ -63,20 +64,30 @@ def _bars() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
+    from rich.table import Column
 
     from taskvec_formats.text import printable
 
     from .report import NOTE, memory
 
+    # columns with a ratio share the width that the others leave
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        Remaining(),
-        TextColumn("{task.fields[note]}", style="dim", markup=False),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(max_width=_STAGE, no_wrap=True, overflow="ellipsis")
+        ),
+        BarColumn(None, table_column=Column(ratio=1)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        Remaining(table_column=Column(no_wrap=True)),
+        TextColumn(
+            "{task.fields[note]}",
+            style="dim",
+            markup=False,
+            table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"),
+        ),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), speed_estimate_period=300, transient=True) as bars:
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, speed_estimate_period=300, transient=True, expand=True) as bars:
         stages: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str = "") -> None:

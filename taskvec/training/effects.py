@@ -11,7 +11,8 @@ from .options import TrainingOptions
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
 _WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
 _LEARNING = (
-    "optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length dtype gradient_checkpointing"
+    "optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length turns pack dtype "
+    "gradient_checkpointing"
 )
 
 
@@ -21,6 +22,7 @@ def check_effects(
     *,
     takes_mask: bool = False,
     evaluates: bool = False,
+    starts_from: bool = False,
 ) -> None:
     """Check that every setting has an effect.
 
@@ -30,6 +32,7 @@ def check_effects(
             the fields that differ from their defaults.
         takes_mask: Whether the mask is taken from another vector.
         evaluates: Whether there are examples to evaluate on.
+        starts_from: Whether training starts from another vector.
 
     Raises:
         UsageError: A setting has no effect. The message names it.
@@ -37,7 +40,8 @@ def check_effects(
     if given is None:
         given = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
     lota, trains = options.method == "lota", options.steps != 0
-    calibrates = lota and options.mask != "random" and not takes_mask
+    draws = lota and options.mask == "random" and not takes_mask
+    calibrates = lota and not draws and not takes_mask
     # settings, whether they have an effect, and the end of the message if they have none
     rules = (
         ("rank alpha", options.method == "lora", "without `method=lora`"),
@@ -49,6 +53,12 @@ def check_effects(
         ("lr", trains, "here: `steps=0` does not train; `calibration_lr` is the learning rate of calibration"),
         (_WATCHING, trains, "here: `steps=0` does not train"),
         (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and `steps=0` does not train"),
+        (
+            "seed",
+            trains or calibrates or draws,
+            "here: the mask is taken from another vector, and `steps=0` does not train",
+        ),
+        ("relative_to", starts_from, "without `start_from`"),
         (
             "eval_steps patience eval_metric",
             evaluates,

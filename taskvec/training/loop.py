@@ -44,6 +44,10 @@ CALIBRATING, TRAINING = "calibrating", "training"  # stages
 _COMPLETE = "complete"
 
 
+class NotFiniteAtStartError(DivergedError):
+    """The loss is not finite before the first update, whatever the learning rate."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """Losses, evaluations and speed of a phase.
@@ -144,6 +148,11 @@ class _Watch(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
+        if logs and state.global_step == 1 and not math.isfinite(logs.get("loss", 0.0)):
+            raise NotFiniteAtStartError(
+                f"the loss is {logs['loss']} before the first step of {self.stage}: the fault is in the model or in a "
+                "row of the data, not in the learning rate"
+            )
         for key in ("loss", "eval_loss"):
             if logs and key in logs and not math.isfinite(logs[key]):
                 kept = _last_checkpoint(self.folder)
@@ -259,7 +268,8 @@ def fit(
         Losses, evaluations and speed.
 
     Raises:
-        DivergedError: A loss is not finite.
+        NotFiniteAtStartError: The loss is not finite before the first update.
+        DivergedError: A later loss is not finite.
         TrainingError: The process was interrupted.
     """
     if options.gradient_checkpointing:

@@ -13,7 +13,6 @@ from ..data.conversations import TURNS
 from ..errors import UsageError
 from ..evaluation.scoring import METRICS, check_request
 from ..models.devices import check_device
-from ..vectors.topk import check_sparsity
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -205,20 +204,26 @@ class TrainingOptions:
                     f"{phase} takes {steps} steps: `warmup_steps` must be fewer, found {self.warmup_steps}"
                 )
 
-    def check(self) -> None:
+    def check(self, *, takes_mask: bool = False) -> None:
         """Check the values of all options and their combinations.
+
+        Args:
+            takes_mask: Whether the mask is taken from another vector.
 
         Raises:
             UsageError: A value is out of range or unknown, or options contradict each other.
         """
-        for sparsity in (self.sparsity, self.via):
-            if sparsity is not None:
-                check_sparsity(sparsity)
         self._check_numbers()
         self._check_choices()
+        if takes_mask:
+            self._check_taken_mask()
         self._check_combinations()
 
     def _check_numbers(self) -> None:
+        for name in ("sparsity", "via"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise UsageError(f"`{name}` must be between 0 and 1, both excluded; found {said(share)}")
         positive = (
             "calibration_steps calibration_epochs epochs lr calibration_lr rank alpha batch_size accumulate max_length "
             "clip eval_steps patience save_steps"
@@ -258,6 +263,11 @@ class TrainingOptions:
         if self.eval_metric:
             check_request(self.eval_metric)
 
+    def _check_taken_mask(self) -> None:
+        for name, default in (("mask", MASKS[0]), ("scope", SCOPES[0]), ("via", None)):
+            if getattr(self, name) != default:
+                raise UsageError(f"`mask_from` takes the mask from another vector: it cannot be combined with `{name}`")
+
     def _check_combinations(self) -> None:
         if self.method != "lota":
             if self.sparsity is not None or self.via is not None or self.mask != MASKS[0] or self.scope != SCOPES[0]:
@@ -270,7 +280,9 @@ class TrainingOptions:
             raise UsageError(
                 "a random mask is drawn from all weights together: `scope` and `via` need a calibrated mask"
             )
-        if self.via is not None and (self.sparsity is None or self.via >= self.sparsity):
+        if self.via is not None and self.sparsity is None:
+            raise UsageError("`via` needs `sparsity`")
+        if self.via is not None and self.sparsity is not None and self.via >= self.sparsity:
             raise UsageError(f"`via` must be lower than `sparsity`, found via {self.via}, sparsity {self.sparsity}")
         if self.via is not None and self.steps == 0:
             raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")

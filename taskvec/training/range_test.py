@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..data.rows import Row, pad_id
 from ..errors import DivergedError, TrainingError
-from .loop import fit
+from .loop import NotFiniteAtStartError, fit
 from .run import Run
 
 STAGE = "finding a learning rate"
@@ -68,6 +68,7 @@ def find_rate(
         dense: Whether weights are stored in f32 while the arithmetic may be bf16.
 
     Raises:
+        NotFiniteAtStartError: The loss is not finite before the first update.
         TrainingError: The loss falls at all learning rates of the range, or at none.
     """
     optimizer = optimizer_of(lowest)
@@ -90,6 +91,8 @@ def find_rate(
             scheduler=LambdaLR(optimizer, lambda step: _FACTOR**step),
             callbacks=[stop],
         )
+    except NotFiniteAtStartError:
+        raise
     except DivergedError:
         pass  # the losses up to here are sufficient
     finally:

@@ -15,13 +15,14 @@ from ..data.examples import check_examples
 from ..destination import check_apart
 from ..errors import BaseMismatchError, UsageError
 from ..models.devices import device_of
+from ..names import layer_and_module
 from ..reporting.progress import Progress
 from ..vectors.lineage import shortened
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
 from ..version import __version__
 from .effects import check_effects
-from .options import MASKS, SCOPES, TrainingOptions
+from .options import TrainingOptions
 from .rates import with_defaults
 from .targets import chosen
 
@@ -86,29 +87,40 @@ class Request:
             BaseMismatchError: `start_from` adds, removes or resizes tensors.
         """
         options = self.options
-        options.check()
+        options.check(takes_mask=self.mask_from is not None)
         if options.method != "lota" and (self.mask_from is not None or self.disjoint_from):
             raise UsageError(f"`method={options.method}` has no mask: it takes no `mask_from` and no `disjoint_from`")
-        if self.mask_from is not None and (options.mask, options.scope, options.via) != (MASKS[0], SCOPES[0], None):
-            raise UsageError(
-                "`mask_from` takes the mask from another vector: it cannot be combined with `mask`, `scope` or `via`"
-            )
         if options.method == "lota" and self.mask_from is None and options.sparsity is None:
             raise UsageError("`sparsity` is required unless `mask_from` is given")
-        if options.relative_to != "base" and self.start_from is None:
-            raise UsageError("`relative_to=start` needs `start_from`")
         if self.start_from is not None:
             _check_forms(self.start_from)
         if self.eval_data is not None and options.eval_split:
             raise UsageError("`eval_data` and `eval_split` cannot be used together")
         if self.eval_data is not None and options.steps == 0:
             raise UsageError("`eval_data` has no effect here: `steps=0` does not train")
-        check_effects(options, takes_mask=self.mask_from is not None, evaluates=self.evaluates)
+        if self.mix and options.steps == 0 and not self.calibrates:
+            raise UsageError("`mix` has no effect here: nothing is calibrated, and `steps=0` does not train")
+        check_effects(
+            options,
+            takes_mask=self.mask_from is not None,
+            evaluates=self.evaluates,
+            starts_from=self.start_from is not None,
+        )
         # reports a mistyped pattern before a model is loaded
-        chosen(self.base.tensors, options.include, options.exclude)
+        chosen(self.base.tensors, options.include, options.exclude, self._likely())
         if folder is not None:
             files = [file for source in self.sources for file in check_examples(source)]
             check_apart(folder, [*files, *inputs_of(self.base, *self.vectors)])
+
+    def _likely(self) -> list[str]:
+        """Tensors that would be trained, as far as that is known without the model: the matrices of the blocks."""
+        if self.options.method == "fft":
+            return list(self.base.tensors)
+        return [
+            name
+            for name, info in self.base.tensors.items()
+            if len(info.shape) > 1 and layer_and_module(name)[0] is not None
+        ]
 
     def with_defaults(self) -> Request:
         """The same request with a learning rate for each of its phases."""

@@ -31,9 +31,7 @@ def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
     before, after = base[changed], tuned[changed]
     if not dtype.additive:
         return Change(SparseTensor.empty(shape), SparseTensor.owning(shape, changed, after))
-    with np.errstate(all="ignore"):  # overflow and NaN are expected: such elements become replacements
-        difference = after.view(dtype.real).astype(dtype.compute) - before.view(dtype.real).astype(dtype.compute)
-        values = difference.astype(np.float32)
+    values = differences(dtype, before, after)
     is_entry = np.isfinite(values) & (values != 0)
     inexact = np.flatnonzero(~is_entry | (add(dtype, before, values) != after))
     entries = slice(None) if is_entry.all() else is_entry
@@ -41,6 +39,23 @@ def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
         SparseTensor.owning(shape, changed[entries], values[entries]),
         SparseTensor.owning(shape, changed[inexact], after[inexact]),
     )
+
+
+def differences(dtype: DType, before: BitArray, after: BitArray) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Return after − before, rounded to f32.
+
+    Args:
+        dtype: An additive dtype.
+        before: Carriers [n].
+        after: Carriers [n].
+
+    Returns:
+        f32 [n]. Differences that f32 cannot represent are infinite or NaN.
+    """
+    with np.errstate(all="ignore"):  # overflow and NaN are expected: such elements become replacements
+        found = after.view(dtype.real).astype(dtype.compute) - before.view(dtype.real).astype(dtype.compute)
+        values: np.ndarray[tuple[int], np.dtype[np.float32]] = found.astype(np.float32)
+    return values
 
 
 def replace_range(base: BitArray, tuned: BitArray) -> Change:

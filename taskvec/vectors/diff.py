@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from taskvec_formats import Change, Checkpoint, Header, Identity, Kind, SideFile, TensorSpec
 from taskvec_formats.checkpoint import short
 from taskvec_formats.file_names import INDEX, SINGLE
@@ -15,7 +17,7 @@ from ..arguments import instance, one_of
 from ..errors import DiffError, UsageError
 from ..reporting.progress import Progress, silent
 from . import carried
-from .delta import BaseBits, diff_range, replace_range
+from .delta import BaseBits, diff_range, differences, replace_range
 from .layers import counted, record
 from .lineage import shortened
 from .source import DeltaSource, inputs_of
@@ -36,7 +38,7 @@ def check_kind(kind: str, sparsity: float | None) -> None:
     Raises:
         UsageError: The kind is unknown, the sparsity is outside (0, 1), or a sparsity is given for a patch.
     """
-    one_of("kind", kind, KINDS)
+    one_of("`kind`", kind, KINDS)
     if sparsity is not None:
         check_sparsity(sparsity)
         if kind != "vector":
@@ -44,7 +46,7 @@ def check_kind(kind: str, sparsity: float | None) -> None:
 
 
 def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Check that two checkpoints have the same tensors with the same dtypes and shapes.
+    """Check that two checkpoints have the same tensors with the same dtypes and shapes, as a sparsity requires.
 
     Args:
         base: The model before fine-tuning.
@@ -53,13 +55,16 @@ def check_same_model(base: Checkpoint, tuned: Checkpoint) -> None:
     Raises:
         DiffError: A tensor is missing or has another dtype or shape. The message names it.
     """
+    needs = "`sparsity` needs the same tensors in both models"
     for name in sorted(base.tensors.keys() ^ tuned.tensors.keys()):
         owner, other = (base, tuned) if name in base.tensors else (tuned, base)
-        raise DiffError(f"tensor {name!r} is in {owner.name} but not in {other.name}: not two states of one model")
+        raise DiffError(f"{needs}, but tensor {name!r} is in {owner.name} and not in {other.name}")
     for name, info in base.tensors.items():
         found = tuned.tensors[name]
         if found.form != info.form:
-            raise DiffError(f"tensor {name!r} is {info.form} in {base.name} but {found.form} in {tuned.name}")
+            raise DiffError(
+                f"{needs}, but tensor {name!r} is {info.form} in {base.name} and {found.form} in {tuned.name}"
+            )
 
 
 def diff(
@@ -74,7 +79,8 @@ def diff(
     The eligible tensors are those that changed at all, because a checkpoint does not say which others were frozen.
 
     The provenance lists under "not_carried" what is not stored of the tuned folder: subfolders, weights in other files,
-    and permissions; with a sparsity also changed side files and changed tensors that cannot be added.
+    and permissions; with a sparsity also changed side files, changed tensors that cannot be added, and the number of
+    changes in a tensor that are not finite numbers, if they are left out.
 
     Args:
         base: The model before fine-tuning.
@@ -89,8 +95,9 @@ def diff(
 
     Raises:
         UsageError: As in `check_kind`.
-        DiffError: The checkpoints have no tensor in common; with a sparsity, they are not two states of one model; or a
-            side file has a name that cannot be stored.
+        DiffError: The checkpoints have no tensor in common; with a sparsity, as in `check_same_model`; or a side file
+            has a name that cannot be stored.
+        MaskError: The sparsity keeps no entry.
     """
     instance("base", base, Checkpoint)
     instance("tuned", tuned, Checkpoint)
@@ -125,7 +132,7 @@ def diff(
     specs = [spec for spec in specs if spec.dtype.additive]
     sparse = _Sparsified(source, specs, sparsity, progress)
     provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
-    provenance |= record((spec.name for spec in specs), layers) | carried.record(left_out)
+    provenance |= record((spec.name for spec in specs), layers) | carried.record([*left_out, *sparse.left_out])
     header = Header(kind, header.base, None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, tuned.name, base)
 
@@ -173,6 +180,22 @@ class _Pair:
         after = self._tuned.bits(name, start, stop)
         return replace_range(before, after) if self._kind == "patch" else diff_range(spec.dtype, before, after)
 
+    def not_finite(self, name: str, start: int, stop: int, change: Change) -> int:
+        """Return the number of elements [start, stop) of a tensor whose difference is not a finite number.
+
+        Args:
+            name: The tensor.
+            start: The first element.
+            stop: The end of the range.
+            change: The change of these elements.
+        """
+        alone = np.setdiff1d(change.replacements.indices, change.delta.indices, assume_unique=True)
+        if not len(alone):
+            return 0
+        spec = self._specs[name]
+        before, after = self._bits(spec)[start:stop], self._tuned.bits(name, start, stop)
+        return int(np.count_nonzero(~np.isfinite(differences(spec.dtype, before[alone], after[alone]))))
+
     def shards(self) -> dict[str, bytes] | None:
         base = {shard.path.name: shard.header for shard in self._base.shards}
         tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
@@ -204,7 +227,22 @@ def _side_file(file: Path, in_base: bytes | None) -> SideFile:
 
 
 class _Sparsified(DeltaSource):
-    """The Source of the k largest entries of another source, with the replacements at their positions."""
+    """The Source of the k largest entries of another source, with the replacements at their positions.
+
+    If there are at most k entries, all of them and all replacements are kept.
+
+    Args:
+        source: The other source.
+        specs: Its tensors whose changes can be added.
+        sparsity: The share of their elements without an entry.
+        progress: Called for every tensor.
+
+    Attributes:
+        left_out: Descriptions of the changes that are left out although they are no small numbers.
+
+    Raises:
+        MaskError: The sparsity keeps no entry.
+    """
 
     def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
         self._source = source
@@ -213,19 +251,30 @@ class _Sparsified(DeltaSource):
         self._passes = 0
         self._progress = progress
         wanted = entries_for(sparsity, sum(spec.size for spec in specs))
-        changes = sum(len(values) for _, values in self._deltas())
+        changes, not_finite = 0, dict.fromkeys(self._specs, 0)
+        for (name, start), stop, change in self._changes():
+            changes += len(change.delta)
+            not_finite[name] += source.not_finite(name, start, stop, change)
         self._selection = top_k(self._deltas, wanted) if wanted < changes else None
+        counts = {} if self._selection is None else not_finite
+        self.left_out = [
+            f"{count:,} changes of tensor {name} that are not finite numbers" for name, count in counts.items() if count
+        ]
 
     @property
     def content(self) -> str:
         return self._source.content
 
-    def _deltas(self) -> Iterator[tuple[tuple[str, int], FloatArray]]:
+    def _changes(self) -> Iterator[tuple[tuple[str, int], int, Change]]:
+        """Yield ((tensor, first element), end, change) of every block."""
         for done, spec in enumerate(self._specs.values()):
             self._progress("selecting", self._passes * len(self._specs) + done, 4 * len(self._specs), spec.name)
             for start, stop in spec.form.blocks():
-                yield (spec.name, start), self._source.change(spec.name, start, stop).delta.values
+                yield (spec.name, start), stop, self._source.change(spec.name, start, stop)
         self._passes += 1
+
+    def _deltas(self) -> Iterator[tuple[tuple[str, int], FloatArray]]:
+        return ((key, change.delta.values) for key, _, change in self._changes())
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         if self._selection is None:

@@ -18,8 +18,8 @@ def open_lota(path: Path) -> LotaReader:
         path: The file.
 
     Raises:
-        UsageError: The path does not exist, is a folder, a device or a pipe, or has the name of a merge recipe.
-        NotLotaError: The file is a safetensors file, but not a `.lota` file.
+        UsageError: The path does not exist; is a folder, a device, a pipe or another safetensors file; or has the name
+            of a merge recipe.
         FormatError: The file cannot be read, or is damaged.
     """
     try:
@@ -42,4 +42,4 @@ def open_lota(path: Path) -> LotaReader:
     try:
         return LotaReader(path)
     except NotLotaError as error:
-        raise NotLotaError(f"{error}; if it is a checkpoint, {pack}") from None
+        raise UsageError(f"{error}; if it is a checkpoint, {pack}") from None

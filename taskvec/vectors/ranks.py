@@ -18,18 +18,20 @@ _HELD = 1 << 24  # up to this number, magnitudes are kept in memory instead of b
 class Ranks:
     """The k entries of largest magnitude in a group of tensors, selected on first use. Ties go to the first.
 
-    Zeros are never selected. If fewer than k entries are non-zero, all of those are selected.
+    Zeros are never selected.
 
     Args:
         vector: The vector.
         names: The tensors of the group.
         k: The number of entries.
+        at_most: Whether all non-zero entries are selected if there are fewer than k.
     """
 
-    def __init__(self, vector: Vector, names: list[str], k: int) -> None:
+    def __init__(self, vector: Vector, names: list[str], k: int, *, at_most: bool = True) -> None:
         self._vector = vector
         self._names = names
         self._k = k
+        self._at_most = at_most
         self._selection: TopK | None = None
         self._lock = Lock()
 
@@ -40,10 +42,13 @@ class Ranks:
             name: The name of the tensor.
             start: The position of the first element of the block.
             block: The entries of the block.
+
+        Raises:
+            MaskError: Fewer than k entries are non-zero, and `at_most` is False.
         """
         with self._lock:
             if self._selection is None:
-                self._selection = top_k(_held(self._magnitudes), self._k, at_most=True)
+                self._selection = top_k(_held(self._magnitudes), self._k, at_most=self._at_most)
         return self._selection.indices((name, start), block.values)
 
     def _magnitudes(self) -> Iterator[tuple[Key, FloatArray]]:

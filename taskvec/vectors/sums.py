@@ -81,13 +81,14 @@ class Sum(WidenedEntries):
         return Change(total, no_replacements(self.specs[name], stop - start))
 
 
-def addend(vector: str, spec: TensorSpec, change: Change) -> SparseTensor:
+def addend(vector: str, spec: TensorSpec, change: Change, *, use: str = "added") -> SparseTensor:
     """Return the deltas of a change that can be added to those of other vectors, without its replacements.
 
     Args:
         vector: The name of the vector, for errors.
         spec: The tensor, as in the vector.
         change: The vector's change of a range of the tensor.
+        use: What is done to the deltas, for errors.
 
     Raises:
         MergeError: The vector changes a weight to NaN or infinity. This is a replacement, which the sum would lack.
@@ -95,16 +96,19 @@ def addend(vector: str, spec: TensorSpec, change: Change) -> SparseTensor:
     values = change.replacements.values.view(spec.dtype.real)
     if not np.isfinite(values).all():
         raise MergeError(
-            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be added"
+            f"{vector}: tensor {spec.name!r} has changed weights that are NaN or infinite: they cannot be {use}"
         )
     return change.delta
 
 
-def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]) -> dict[str, TensorSpec]:
+def common_specs(
+    vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]], *, use: str = "added"
+) -> dict[str, TensorSpec]:
     """Return the tensors of a combination of vectors, in dtypes that represent the values of all of them.
 
     Args:
         vectors: (name, header, specs) of each vector.
+        use: What is done to the changes, for errors.
 
     Returns:
         Tensor name -> spec, in the order of the names.
@@ -124,13 +128,13 @@ def common_specs(vectors: Sequence[tuple[str, Header, Mapping[str, TensorSpec]]]
             )
         check_vector(vector, header)
         if header.removed:
-            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: this change cannot be added")
+            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: this change cannot be {use}")
         for name, spec in own.items():
             if not spec.dtype.additive:
-                raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be added")
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be {use}")
             if not is_widened(spec):
                 origin = f"is {spec.origin} in the base" if spec.origin else "is not in the base"
-                raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: this change cannot be added")
+                raise MergeError(f"{vector}: tensor {name!r} is {spec.form} but {origin}: this change cannot be {use}")
             known = specs.get(name, spec)
             dtype = promoted(known.dtype, spec.dtype)
             if known.origin != spec.origin or dtype is None:

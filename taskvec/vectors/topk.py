@@ -40,7 +40,7 @@ def entries_for(sparsity: float, eligible: int) -> int:
     sparsity = check_sparsity(sparsity)
     k = round((1 - sparsity) * eligible)
     if k == 0:
-        raise MaskError(f"a sparsity of {sparsity} keeps none of {eligible} eligible weights")
+        raise MaskError(f"a sparsity of {sparsity} keeps none of {eligible:,} eligible weights")
     return k
 
 
@@ -110,7 +110,7 @@ def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
         if k == 0:
             return TopK(np.uint32(0xFFFF_FFFF), {})  # above every magnitude
     if high.sum() < k:
-        raise MaskError(f"{k} entries are wanted but only {high.sum()} weights changed")
+        raise MaskError(f"{k:,} entries are wanted but only {high.sum():,} weights changed")
     bucket, above = _bucket(high, k)
 
     low = np.zeros(1 << 16, np.int64)

@@ -65,7 +65,7 @@ def check_codec(codec: str) -> None:
     Raises:
         UsageError: The codec is unknown.
     """
-    one_of("codec", codec, CODECS)
+    one_of("`codec`", codec, CODECS)
 
 
 # the longest chain of lazy vectors: computing one recurses through those before it, and Python limits recursion
@@ -144,7 +144,7 @@ class TaskVector(Mapping[str, SparseTensor]):
 
         Raises:
             FormatError: The file cannot be read, or is damaged.
-            UsageError: The path is a folder or a merge recipe.
+            UsageError: The path does not exist, or is a checkpoint, a folder or a merge recipe.
         """
         file = path_of("path", path)
         reader = open_lota(file)
@@ -305,7 +305,8 @@ class TaskVector(Mapping[str, SparseTensor]):
         Raises:
             UsageError: The sparsity is outside (0, 1), or the vector was opened from a file and has fewer than k
                 entries.
-            MaskError: k is 0.
+            MaskError: k is 0. Reading or saving the result raises MaskError too, if the vector was opened from a file
+                and fewer than k of its entries are non-zero.
             KindError: This is a patch.
             MergeError: It changes tensors that are not numeric, or adds, removes or resizes tensors.
         """

@@ -616,11 +616,11 @@ def test_without_a_folder_to_go_on_in_nothing_is_left(merging: Path) -> None:
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "dtype": ({"output": Output(100, "float16")}, "its output dtype was bfloat16, here it is float16"),
-    "no dtype": ({"output": Output(100)}, "its output dtype was bfloat16, here it is None"),
-    "shard size": ({"output": Output(101, "bfloat16")}, "its output shard_size was 100, here it is 101"),
-    "weights": ({"record": {**RECORD, "weights": [1, 1]}}, r"its weights was \[1, 0.5\], here it is \[1, 1\]"),
-    "more": ({"record": {**RECORD, "method": "ties"}}, "its method was None, here it is ties"),
+    "dtype": ({"output": Output(100, "float16")}, r"output\.dtype is bfloat16 there, but float16 here"),
+    "no dtype": ({"output": Output(100)}, r"output\.dtype is bfloat16 there, but None here"),
+    "shard size": ({"output": Output(101, "bfloat16")}, r"output\.shard_size is 100 there, but 101 here"),
+    "weights": ({"record": {**RECORD, "weights": [1, 1]}}, r"weights is \[1, 0.5\] there, but \[1, 1\] here"),
+    "more": ({"record": {**RECORD, "method": "ties"}}, "method is None there, but ties here"),
 }
 
 
@@ -629,7 +629,7 @@ def test_the_folder_of_another_merge_is_refused_by_name(other: dict[str, Any], m
     with pytest.raises(StopError):
         go(merging, progress=stopping(9))
     before = shards_of(merging / "out.part")
-    with pytest.raises(ResumeError, match=rf"out\.part belongs to another run: {message}$"):
+    with pytest.raises(ResumeError, match=rf"out\.part belongs to another merge: {message}$"):
         go(merging, **other)
     assert shards_of(merging / "out.part") == before
     # another card is not: it is written at the end
@@ -642,7 +642,7 @@ def test_another_base_is_refused_although_the_vectors_fit(merging: Path) -> None
     with pytest.raises(StopError):
         go(merging, progress=stopping(9))
     base = write_checkpoint(merging / "other", {**MODEL, "bytes": tensor("U8", [9, 9, 9])}, 2, FILES)
-    with pytest.raises(ResumeError, match=r"belongs to another run: its base was \w+, here it is \w+$"):
+    with pytest.raises(ResumeError, match=r"belongs to another merge: base is \w+ there, but \w+ here$"):
         apply(the_merge(merging), base, merging / "out", output=GOES, work=merging / "out.part", record=RECORD)
 
 

@@ -197,7 +197,7 @@ def test_tickets_in_a_row_stay_disjoint_and_masks_are_reused(llama: Path, data: 
     assert all(np.isin(part[name].indices, whole[name].indices).all() for name in part)
     assert json.loads(ok("inspect", last, "--json"))["files"][0]["density"] == pytest.approx(0.01, abs=1e-3)
     full = ("--disjoint-from", first, "--sparsity", "0.05")
-    assert "earlier masks leave" in refused(1, "train", llama, data, "-o", tmp_path / "no.lota", *full, *QUICK)
+    assert "earlier masks leave" in refused(2, "train", llama, data, "-o", tmp_path / "no.lota", *full, *QUICK)
     assert "mask is one of" in refused(2, "train", llama, data, "-o", tmp_path / "no.lota", "--mask", "best", *QUICK)
 
 
@@ -217,10 +217,10 @@ def test_eval_scores_a_model_with_vectors_as_it_scores_the_result(
     assert base["metrics"]["loss"] != result["metrics"]["loss"]
     expected = {"model": str(llama), "data": str(data), "examples": 4, "rows": base["rows"], "cut_prompts": 0}
     assert base["rows"].items() >= {"rows": 4, "truncated": 0, "longest": 13}.items()
-    nothing = {"with": [], "method": None, "reason": None, "metrics": base["metrics"]}
+    nothing = {"with": [], "method": None, "reason": None, "notes": [], "answers": None, "metrics": base["metrics"]}
     assert base == {**expected, **nothing}
     for file in (vector, patch):
-        alone = {"with": [str(file)], "method": None, "reason": None, "metrics": result["metrics"]}
+        alone = {**nothing, "with": [str(file)], "metrics": result["metrics"]}
         assert json.loads(ok(*asked, "--with", file)) == {**expected, **alone}
     both = json.loads(ok(*asked, "--with", vector, "--with", other))
     assert (both["with"], both["method"]) == ([str(vector), str(other)], "ties")
@@ -248,7 +248,8 @@ def test_eval_writes_answers(llama: Path, data: Path, tmp_path: Path) -> None:
     asked = ("eval", llama, "--with", tmp_path / "x.lota", "--data", three, "--answers", answers)
     metrics = ("--metric", "exact_match", "--metric", "rouge1")
     said = ok(*asked, *metrics, "--device", "cpu", "--batch-size", "2")
-    assert said == "exact_match: 1.000 ± 0.000 (3 examples)\nrouge1: 1.000 ± 0.000 (3 examples)\n"
+    scores = "exact_match: 1.000 ± 0.000 (3 examples)\nrouge1: 1.000 ± 0.000 (3 examples)\n"
+    assert said == f"{scores}answers: {answers}\n"
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     assert [row["answer"] for row in rows] == [row["completion"] for row in rows] == ["two", "three", "four"]
     assert [row["prompt"] for row in rows] == ["one plus one is", "one plus two is", "two plus two is"]
@@ -265,12 +266,12 @@ def test_eval_refuses_what_it_cannot_do(llama: Path, gpt2: Path, vector: Path, d
     other, absent = make_llama(tmp_path / "other", seed=7), tmp_path / "absent"
     # options are checked before the model is opened, which might have to be downloaded
     asked = ("eval", absent, "--data", data)
-    assert "metric is one of loss, exact_match, rouge1, found 'bleu'" in refused(2, *asked, "--metric", "bleu")
+    assert "--metric is one of loss, exact_match, rouge1, found 'bleu'" in refused(2, *asked, "--metric", "bleu")
     for option in ("--batch-size", "--max-length", "--max-new-tokens", "--limit"):
         for value in ("0", "-1"):
             said = refused(2, *asked, option, value)
             assert f"{option[2:]} must be greater than zero, found {value}" in said
-    assert "device is one of auto, cpu" in refused(2, *asked, "--device", "toaster")
+    assert "--device is one of auto, cpu" in refused(2, *asked, "--device", "toaster")
     assert "absent.jsonl: no such file" in refused(2, "eval", llama, "--data", tmp_path / "absent.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
     assert "the file is empty" in refused(1, "eval", llama, "--data", tmp_path / "empty.jsonl")
@@ -281,7 +282,7 @@ def test_eval_refuses_what_it_cannot_do(llama: Path, gpt2: Path, vector: Path, d
     assert "no such file or folder" in refused(2, *asked)
     on_data = ("--data", data)
     assert "absent.lota" in refused(2, "eval", llama, *on_data, "--with", tmp_path / "absent.lota")
-    assert "single file" in refused(1, "eval", llama / "model.safetensors", *on_data)
+    assert "single file" in refused(2, "eval", llama / "model.safetensors", *on_data)
     assert "has other values" in refused(1, "eval", other, *on_data, "--with", vector)
     assert "has no tensor" in refused(1, "eval", gpt2, *on_data, "--with", vector, run=taskvec)
     ok("pack", llama, perturb(llama, tmp_path / "tuned", dtype="float32"), "-o", tmp_path / "x.lota", "--kind", "patch")
@@ -387,14 +388,14 @@ def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -
     ]
     assert sum(t["entries"] for t in tensors) == entries
 
-    verified = {"path": str(file), "ok": True, "base_checked": False}
+    verified = {"path": str(file), "ok": True, "tensors": 2, "base_checked": False}
     assert json.loads(ok("verify", file, "--json")) == verified
     assert json.loads(ok("verify", file, "--base", base, "--json")) == {**verified, "base_checked": True}
 
     report = json.loads(ok("unpack", file, "--base", base, "-o", out, "--json"))
     size = sum(shard.path.stat().st_size for shard in ModelFolder(tuned).shards)
     exact = {"exact": True, "differences": [], "not_carried": []}
-    assert report == {"path": str(out), "tensors": 2, "bytes": size, **exact}
+    assert report == {"path": str(out), "tensors": 2, "files": 2, "bytes": size, **exact}
     assert package(out) == package(tuned)
 
 
@@ -433,7 +434,7 @@ def test_what_is_applied_already_is_not_applied_again(kind: str, llama: Path, tu
 
 
 def test_a_patch_is_inspected_alone_and_neither_merged_nor_compared(llama: Path, tuned: Path, tmp_path: Path) -> None:
-    file, out = tmp_path / "x.lota", tmp_path / "m.lota"
+    file, out = tmp_path / "x.lota", tmp_path / "m"
     assert "entries of" in ok("pack", llama, tuned, "-o", file, "--kind", "patch")
     said = ok("inspect", file)
     assert f"{file}: patch, " in said
@@ -492,7 +493,7 @@ def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, 
     assert "holds no .safetensors file" in refused(1, "pack", llama, tmp_path / "hollow", "-o", out)
     assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
     assert "absent.lota" in refused(2, "inspect", tmp_path / "absent.lota")
-    assert "not a .lota file" in refused(1, "inspect", llama / "model.safetensors")
+    assert "not a .lota file" in refused(2, "inspect", llama / "model.safetensors")
     assert "a picture must be one of" in refused(2, "inspect", vector, "--plot", tmp_path / "p.txt")
     assert not out.exists()
 

@@ -232,7 +232,7 @@ def test_a_merge_that_was_stopped_goes_on_to_the_same_folder(how: signal.Signals
     other = [*TASKVEC, *merge, "--weights", "1,2", "-o", str(output), "--resume"]
     refused = subprocess.run(other, check=False, capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "model.part belongs to another run: its weights was [1.0, 1.0], here it is [1.0, 2.0]" in refused.stderr
+    assert "model.part belongs to another merge: weights is [1.0, 1.0] there, but [1.0, 2.0] here" in refused.stderr
 
     run(*merge, "-o", output, "--resume")
     # the model card contains the name of the folder

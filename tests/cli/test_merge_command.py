@@ -134,6 +134,7 @@ def test_options_of_one_kind_of_output_are_refused_for_the_other(llama: Path, ve
         (["--method", "disjoint", "--on-overlap", "fight"], "--on-overlap is one of error, sum, mean, larger, first"),
         (["--method", "ties", "--elect", "lot"], "--elect is one of mass, frequency, found 'lot'"),
         (["--method", "breadcrumbs", "--density", "0.1", "--gamma", "1"], "--gamma must be at least 0 and below 1"),
+        (["--method", "ties", "--option", "density=0.1"], "--option is for the options of methods: use --density for"),
         (["--method", "average", "--no-normalize"], "average has no option --normalize; it has none"),
     ):
         assert f"taskvec: {message}" in refused(2, *folder, *option)
@@ -164,8 +165,10 @@ def test_a_path_that_ends_in_a_slash_is_a_folder(llama: Path, vector: Path, tmp_
     assert ModelFolder(tmp_path / "m").tensors
     recipe = tmp_path / "merge.yaml"
     recipe.write_text(f"merge_method: ties\nbase_model: {llama}\nmodels: [{{model: {vector}}}]")
-    ok("merge", "--recipe", recipe, "-o", f"{tmp_path}/m.lota/")
-    assert ModelFolder(tmp_path / "m.lota").tensors
+    ok("merge", "--recipe", recipe, "-o", f"{tmp_path}/n/")
+    assert ModelFolder(tmp_path / "n").tensors
+    said = refused(2, "merge", "--recipe", recipe, "-o", f"{tmp_path}/m.lota/")
+    assert "m.lota: a name that ends in .lota is for a task vector; the output is a model folder" in said
 
 
 def test_what_is_no_lota_file_is_called_by_what_it_is(llama: Path, vector: Path, tmp_path: Path) -> None:
@@ -174,8 +177,14 @@ def test_what_is_no_lota_file_is_called_by_what_it_is(llama: Path, vector: Path,
     weights = llama / "model.safetensors"
     os.mkfifo(tmp_path / "pipe")
     found = {
-        llama: (2, f"{llama} is a model folder, not a .lota file: pack what it changed first"),
-        weights: (1, "not a .lota file: a safetensors file without a taskvec description; if it is a checkpoint, pack"),
+        llama: (
+            2,
+            f"{llama} is a model folder, not a .lota file: compute its difference from the base first (taskvec pack or",
+        ),
+        weights: (
+            2,
+            "not a .lota file: a safetensors file without a taskvec description; if it is a checkpoint, compute",
+        ),
         tmp_path / "empty": (2, "is a folder, not a .lota file, and contains no model"),
         tmp_path / "merge.yaml": (2, f"is merged by taskvec merge --recipe {tmp_path / 'merge.yaml'}"),
         tmp_path / "pipe": (2, "is not a regular file; expected a .lota file"),

@@ -18,6 +18,7 @@ import pytest
 import torch
 import zstandard
 from pyarrow import parquet
+from support.commands import refused
 from support.models import ROWS, TEMPLATE, make_architecture, make_tokenizer, write_rows
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
@@ -37,7 +38,7 @@ from taskvec.data.rows import (
     encode_prompt,
     length_limit,
 )
-from taskvec.data.sources import read_tables
+from taskvec.data.sources import data_path, find_files, read_tables
 from taskvec.errors import DataError, TrainingError, UsageError
 from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.loading import load_model
@@ -185,23 +186,71 @@ def test_alpaca_rows_have_alpaca_s_prompt() -> None:
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"messages": [user([{"type": "image", "url": "x"}]), assistant("a")]}, "message 1: only text parts .*'image'"),
-        ({"messages": [user(3), assistant("a")]}, "message 1: its content must be text"),
-        ({"messages": [user("a"), assistant(None)]}, "message 2 has no content"),
+        (
+            {"messages": [user([{"type": "image", "url": "x"}]), assistant("a")]},
+            "message 1 of .messages.: only text parts .*'image'",
+        ),
+        (
+            {"messages": [user([{"type": "text", "text": 5}]), assistant("a")]},
+            '"text" of a part of message 1 of "messages" must be text, found 5',
+        ),
+        (
+            {"messages": [user(["a"]), assistant("a")]},
+            '"content" of message 1 of "messages" must be text or a list of text parts, found the part \'a\'',
+        ),
+        (
+            {"messages": [user(3), assistant("a")]},
+            '"content" of message 1 of "messages" must be text or a list of text parts, found 3',
+        ),
+        ({"messages": [user("a"), assistant(None)]}, 'message 2 of "messages" has no "content"'),
+        ({"messages": [user("a"), assistant(" ")]}, "the last message is empty"),
+        ({"messages": "a"}, '"messages" must be a list of {"role", "content"} objects, found \'a\''),
+        ({"messages": None}, '"messages" must be a list of {"role", "content"} objects, found null'),
+        ({"messages": [3]}, '"messages" must be a list of {"role", "content"} objects, found 3 as message 1'),
+        ({"messages": [{"content": "a"}]}, 'message 1 of "messages" has no "role"'),
+        ({"messages": [{"role": 5, "content": "a"}]}, '"role" of message 1 of "messages" must be text, found 5'),
         ({"messages": [user("a"), assistant("b"), user("c")]}, "the last is by 'user'"),
-        ({"messages": [user("a"), {**assistant(""), "tool_calls": [3]}]}, 'message 2: "tool_calls" must be'),
+        (
+            {"messages": [user("a"), {**assistant(""), "tool_calls": [3]}]},
+            '"tool_calls" of message 2 of "messages" must be a list of .* objects, found the call 3',
+        ),
+        (
+            {"messages": [user("a"), {**assistant(""), "tool_calls": "f"}]},
+            '"tool_calls" of message 2 of "messages" must be a list of .* objects, found \'f\'',
+        ),
         (
             {"messages": [user("a"), {**assistant(""), "tool_calls": [{"name": "f", "arguments": "x"}]}]},
-            "message 2: the arguments of a tool call must be an object, found 'x'",
+            '"arguments" of a tool call of message 2 of "messages" must be an object, found \'x\'',
         ),
         ({"messages": [user("a"), assistant("b")], "tools": "f()"}, '"tools" must be a list of objects'),
-        ({"conversations": "hello"}, '"conversations" must be .* found str'),
-        ({"conversations": [{"from": "human"}]}, "message 1 is not"),
-        ({"conversations": [{"from": "bing", "value": "a"}]}, "found 'bing' in message 1"),
+        ({"conversations": "hello"}, '"conversations" must be a list of {"from", "value"} objects, found .hello'),
+        ({"conversations": ["a"]}, '"conversations" must be a list of .* objects, found .a. as message 1'),
+        ({"conversations": [{"from": "human"}]}, 'message 1 of "conversations" has no "value"'),
+        (
+            {"conversations": [{"from": "human", "value": 5}]},
+            '"value" of message 1 of "conversations" must be text, found 5',
+        ),
+        (
+            {"conversations": [{"from": 5, "value": "a"}]},
+            '"from" of message 1 of "conversations" must be text, found 5',
+        ),
+        (
+            {"conversations": [{"from": "bing", "value": "a"}]},
+            '"from" of message 1 of "conversations" must be human, gpt, system or tool, found .bing',
+        ),
         ({"prompt": [user("a")], "completion": []}, "the completion is empty"),
-        ({"prompt": [user("a")], "completion": 3}, "found the keys"),
+        ({"prompt": [user("a")], "completion": 3}, '"completion" must be text or a list of messages, found 3'),
+        ({"prompt": None, "completion": "a"}, '"prompt" must be text or a list of messages, found null'),
+        ({"prompt": ["a"], "completion": "b"}, '"prompt" must be a list of .* objects, found .a. as message 1'),
+        ({"prompt": 3, "completion": "a", "text": "b"}, '"prompt" must be text or a list of messages, found 3'),
+        ({"text": 5}, '"text" must be text, found 5'),
+        ({"text": None}, '"text" must be text, found null'),
+        ({"text": " "}, "the text is empty"),
+        ({"instruction": 5, "output": "a"}, '"instruction" must be text, found 5'),
+        ({"instruction": "a", "input": [], "output": "b"}, '"input" must be text, found '),
+        ({"instruction": "a", "output": None}, '"output" must be text, found null'),
         ({"instruction": "a", "input": "b"}, "found the keys"),
-        ({"instruction": "a", "output": " "}, "the completion is empty"),
+        ({"instruction": "a", "output": " "}, "the output is empty"),
         ({"messages": [user("\ud800"), assistant("b")]}, "half of a surrogate pair"),
     ],
 )
@@ -215,7 +264,7 @@ def test_a_row_that_is_not_understood_is_named(row: dict[str, object], complaint
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("x.json", b'[{"text": "a"}, 3]', "x.json, row 2: expected .* found int"),
+        ("x.json", b'[{"text": "a"}, 3]', "x.json, row 2: expected .* found 3$"),
         ("x.json", b'[{"text": "a"}', "x.json: not valid JSON"),
         ("x.json", b"[]", "x.json: the file is empty"),
         ("x.json", b'{\n"text": "a"}', "x.json:1: not valid JSON"),
@@ -321,6 +370,41 @@ def test_rows_of_the_hub_are_read_through_datasets(tmp_path: Path, monkeypatch: 
     Path("some").mkdir()
     write_rows(Path("some/toys"), ROWS[2:])
     assert len(read_examples(Path("some/toys"))) == 2, "a path that is there comes before a data set of its name"
+
+
+@pytest.mark.parametrize("text", ["./some/toys", "./some/toys:train", "../toys", "/some/toys", "~/toys"])
+def test_a_text_that_is_a_path_is_no_id_of_the_hub(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"^{text}: no such file$"):
+        data_path(text)
+    output = tmp_path / "x.lota"
+    for command in (
+        ("train", tmp_path, text, "-o", output),
+        ("train", tmp_path, "some/toys", "-o", output, "--eval-data", text),
+        ("train", tmp_path, "some/toys", "-o", output, "--mix", f"{text}:0.1"),
+        ("eval", tmp_path, "--data", text),
+    ):
+        assert refused(2, *command) == f"taskvec: {text}: no such file\n"
+
+
+def test_a_path_that_is_there_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some").mkdir()
+    written = write_rows(Path("some/toys"), ROWS)
+    assert data_path("./some/toys") == data_path("some/toys") == written
+    assert data_path("some/others") == Path("some/others")
+
+
+@pytest.mark.parametrize("name", ["toys.jsonl", "toys.csv", "toys.parquet", "toys.jsonl.gz", "toys.zst", "toys.JSON"])
+def test_a_name_of_a_data_file_is_no_id_of_the_hub(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^some/{name}: no such file$"):
+        find_files(Path(f"some/{name}"))
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(UsageError, match=r"`eval_split=0\.99` would hold out 4 of 4 examples, and none is left"):
+        read_corpus(rows, eval_split=0.99)
 
 
 def test_json_needs_neither_datasets_nor_torch(tmp_path: Path) -> None:

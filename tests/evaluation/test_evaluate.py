@@ -320,7 +320,7 @@ def test_rouge_counts_common_words(completion: str, answer: str, score: float) -
 def test_requests_that_cannot_be_meant(llama: Path, examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(llama)
     for metrics, message in (
-        (["loss", "bleu"], "^metric is one of loss, exact_match, rouge1, found 'bleu'"),
+        (["loss", "bleu"], "^`metric` is one of loss, exact_match, rouge1, found 'bleu'"),
         ([], r"^`metrics` must be a list with at least one of loss, exact_match, rouge1, found \[\]"),
         ("loss", "^`metrics` must be a list of strings, found 'loss'"),
         (None, "^`metrics` must be a list of strings, found None"),
@@ -336,7 +336,7 @@ def test_requests_that_cannot_be_meant(llama: Path, examples: list[Example], mon
                 evaluate(*loaded, examples, ["loss"], **{name: value})
     with pytest.raises(UsageError, match="no example"):
         evaluate(*loaded, [])
-    with pytest.raises(UsageError, match=r"device is one of auto, cpu, cuda, .*, found 'toaster'"):
+    with pytest.raises(UsageError, match=r"`device` is one of auto, cpu, cuda, .*, found 'toaster'"):
         device_of("toaster")
     with pytest.raises(DataError, match=r"test\.jsonl:1: no token of the completion"):
         evaluate(*loaded, examples, max_length=1)

@@ -344,6 +344,26 @@ def test_a_density_above_the_vectors_own_is_said_to_trim_nothing(tmp_path: Path)
     assert merge(vectors, "ties").provenance["notes"] == []
 
 
+def test_breadcrumbs_says_what_its_settings_do_not_do(tmp_path: Path) -> None:
+    vectors = stored(tmp_path, sparse((10,), {0: 1, 1: 2, 2: 3, 3: 4}))
+    assert merge(vectors, "breadcrumbs", density=0.2, gamma=0.1).provenance["notes"] == []
+    idle = "density 0.3 trims nothing from 0.lota, whose own density is 40.00%"
+    assert merge(vectors, "breadcrumbs", density=0.3, gamma=0.1).provenance["notes"] == [idle]
+    fewer, idle = merge(vectors, "breadcrumbs", density=0.95, gamma=0.2).provenance["notes"]
+    assert fewer == (
+        "the density and a gamma of 0.2 add up to more than 1: fewer of the largest changes of 0.lota are dropped"
+    )
+    assert idle.startswith("density 0.95 trims nothing")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("v", "it has no tensor 'w'"), ("w", "tensor 'w' should be .*, found ")])
+def test_a_base_that_does_not_fit_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+    vectors = stored(tmp_path, sparse((10,), {0: 1}), sparse((10,), {1: 1}))
+    base = write_checkpoint(tmp_path / "other", {name: tensor("F32", [1.0])})
+    with pytest.raises(BaseMismatchError, match=f"^other is not the base of 0.lota .*: {reason}"):
+        merge(vectors, base=base)
+
+
 def test_weights_that_normalizing_divides_out_are_said_to_have_no_effect() -> None:
     apart = vectors_of([sparse((4,), {0: 1}), sparse((4,), {1: 2})])
     merged = merge(apart, "ties", [0.5, -3], dialect="mergekit")

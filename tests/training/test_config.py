@@ -89,6 +89,33 @@ def test_a_whole_run_stands_in_a_file_and_the_command_line_wins(llama: Path, dat
     assert (provenance["run"]["options"]["steps"], provenance["run"]["options"]["eval_split"]) == (None, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 2\nepochs: 3\n", "--epochs has no effect together with --steps"),
+        ("rank: 64\n", "--rank has no effect without --method lora"),
+        ("relative-to: base\n", "--relative-to has no effect without --start-from"),
+        ("mask: random\ncalibration-steps: 20\n", "--calibration-steps has no effect here: a random mask needs no"),
+    ],
+)
+def test_a_yaml_file_is_treated_as_the_command_line(
+    text: str, message: str, llama: Path, data: Path, tmp_path: Path
+) -> None:
+    config = written(tmp_path / "c.yaml", text)
+    asked = ["train", llama, data, "-o", tmp_path / "x.lota"]
+    assert message in refused(2, *asked, "--config", config)
+    typed = [word for line in text.splitlines() for word in f"--{line}".split(": ")]
+    assert message in refused(2, *asked, *typed)
+
+
+def test_what_the_command_line_replaces_and_flags_that_are_false_have_not_been_given(
+    llama: Path, data: Path, tmp_path: Path
+) -> None:
+    config = written(tmp_path / "c.yaml", "epochs: 3\nmask: random\nlow-memory: false\nbatch-size: 2\ndevice: cpu\n")
+    ok("train", llama, data, "--config", config, "--steps", "1", "-o", tmp_path / "x.lota")
+    assert recorded(tmp_path / "x.lota")["steps"] == 1
+
+
 def test_what_a_file_must_not_say_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     for key in ("force", "resume", "json", "trust-remote-code", "config"):
         config = written(tmp_path / "c.yaml", f"{key}: true\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import wraps
@@ -127,6 +128,13 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
         ({"lr": "auto"}, {"steps": 0, "mask": "random"}, "`lr` has no effect here: `steps=0` does not train"),
         ({"calibration_lr": "auto"}, {"mask": "random"}, "here: a random mask needs no calibration"),
         ({"l1": 1.0}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and `steps=0` does not train"),
+        (
+            {"turns": "last"},
+            {"steps": 0, "mask": "random"},
+            "here: nothing is calibrated, and `steps=0` does not train",
+        ),
+        ({"pack": True}, {"steps": 0, "mask": "random"}, "here: nothing is calibrated, and `steps=0` does not train"),
+        ({"relative_to": "start"}, {}, "`relative_to` has no effect without `start_from`"),
         ({"eval_steps": 5}, {}, "it needs examples to evaluate on"),
         ({"patience": 5}, {}, "it needs examples to evaluate on"),
         ({"save_steps": 5}, {"patience": 5, "eval_split": 0.1}, "together with `patience`"),
@@ -150,6 +158,33 @@ def test_a_mask_of_another_vector_needs_no_calibration(name: str) -> None:
         check_effects(TrainingOptions(), [name], takes_mask=True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "mixed", "name"),
+    [
+        ({"pack": True}, False, "pack"),
+        ({"turns": "last"}, False, "turns"),
+        ({"seed": 1}, False, "seed"),
+        ({}, True, "mix"),
+    ],
+)
+def test_a_mask_that_is_only_copied_needs_no_data(
+    settings: dict[str, Any], mixed: bool, name: str, llama: Path, ten: Path
+) -> None:
+    base, options = ModelFolder(llama), TrainingOptions(steps=0, sparsity=None, device="cpu")
+    mask = train(base, ten, TrainingOptions(steps=0, mask="random", seed=1, device="cpu")).vector
+    assert positions(train(base, ten, options, mask_from=mask).vector) == positions(mask)
+    with pytest.raises(UsageError, match=f"`{name}` has no effect here: .* and `steps=0` does not train"):
+        train(base, ten, replace(options, **settings), mask_from=mask, mix=[(ten, 0.1)] if mixed else ())
+
+
+def test_why_a_mask_cannot_be_taken_is_said(vector: Path, llama: Path, ten: Path, tmp_path: Path) -> None:
+    asked = ["train", str(llama), str(ten), "-o", str(tmp_path / "x.lota"), "--mask-from", str(vector)]
+    for more, name in ((["--via", "0.5"], "via"), (["--mask", "random"], "mask"), (["--scope", "tensor"], "scope")):
+        result = CliRunner().invoke(app, [*asked, *more])
+        assert isinstance(result.exception, UsageError)
+        assert str(result.exception).endswith(f"it cannot be combined with `{name}`")
+
+
 def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path) -> None:
     asked = ["train", str(llama), str(ten), "-o", str(tmp_path / "x.lota")]
     for more, why in (
@@ -170,8 +205,18 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
             ["--calibration-steps", "2", "--schedule", "linear", "--warmup-steps", "2"],
             "calibration takes 2 steps: `warmup_steps` must be fewer, found 2",
         ),
-        (["--include", "*.q_porj.*"], "matches no tensor that would be trained; near are 'q_proj'"),
-        (["--device", "gpu"], "device is one of auto, cpu, cuda"),
+        (["--include", "*.q_porj.*"], "matches no tensor that would be trained; near are '*q_proj*'"),
+        (["--include", "zzz*"], "matches no tensor that would be trained; near are 'model.layers.0."),
+        (["--exclude", "*"], "`exclude` leaves no tensor to train"),
+        (["--relative-to", "base"], "`relative_to` has no effect without `start_from`"),
+        (["--steps", "0", "--mask", "random", "--turns", "all"], "`turns` has no effect here: nothing is calibrated"),
+        (["--steps", "0", "--mask", "random", "--max-length", "9"], "`max_length` has no effect here: nothing is"),
+        (
+            ["--steps", "0", "--mask", "random", "--mix", f"{ten}:0.1"],
+            "`mix` has no effect here: nothing is calibrated",
+        ),
+        (["--via", "1.5"], "`via` must be between 0 and 1, both excluded; found 1.5"),
+        (["--device", "gpu"], "`device` is one of auto, cpu, cuda"),
         (["--device", "cuda:99"], "there is no device cuda:99 here: torch finds cpu"),
     ):
         result = CliRunner().invoke(app, [*asked, *more])
@@ -184,6 +229,7 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
     [
         ({"schedule": "constant_with_warmup"}, "`schedule=constant_with_warmup` needs `warmup_steps`"),
         ({"warmup_steps": 3}, "`warmup_steps` needs `schedule=constant_with_warmup`, linear or cosine"),
+        ({"via": 0.5, "sparsity": None}, "`via` needs `sparsity`"),
         ({"via": 0.5, "steps": 0}, "cannot be used with `steps=0`"),
         ({"low_memory": True, "accumulate": 2}, "`accumulate` must be 1, found 2"),
         ({"low_memory": True, "optimizer": "adam"}, "`low_memory` needs `optimizer=rmsprop`, found adam"),
@@ -280,12 +326,29 @@ def test_patterns_choose_tensors(include: tuple[str, ...], exclude: tuple[str, .
 def test_patterns_that_match_nothing_are_named() -> None:
     with pytest.raises(UsageError, match=r"`include` 'q_proj' matches no tensor .* try '\*q_proj\*'"):
         chosen(NAMES, ("q_proj",), ())
-    with pytest.raises(UsageError, match=r"`exclude` .* near are 'q_proj'"):
+    with pytest.raises(UsageError, match=r"`exclude` .* near are '\*q_proj\*'"):
         chosen(NAMES, (), ("*q_porj*",))
     with pytest.raises(UsageError, match=r"`exclude` '\*q_proj\*' matches no tensor that would be trained"):
         chosen(NAMES, ["*mlp*"], ["*q_proj*"])
-    with pytest.raises(UsageError, match="`include` and `exclude` leave no tensor to train"):
+    with pytest.raises(UsageError, match=r"^`include` and `exclude` leave no tensor to train"):
         chosen(NAMES, ("*mlp*",), ("*up_proj*",))
+    with pytest.raises(UsageError, match=r"^`exclude` leaves no tensor to train"):
+        chosen(NAMES, (), ("*",))
+
+
+def test_patterns_that_are_suggested_match_tensors_that_would_be_trained(llama: Path, ten: Path) -> None:
+    """Also before the model is loaded, when only the names of all tensors are known."""
+    base = ModelFolder(llama)
+    for pattern in ("zzz*", "*q_porj*", "embed_tokens", "*.nrom.*"):
+        with pytest.raises(
+            UsageError, match=r"`include` .* matches no tensor that would be trained; near are "
+        ) as caught:
+            train(base, ten, replace(QUICK, include=(pattern,)))
+        for suggested in re.findall("'([^']+)'", str(caught.value).partition("near are")[2]):
+            train(base, ten, replace(QUICK, include=(suggested,), steps=0, lr=None, calibration_steps=1))
+    # with full fine-tuning every tensor may be trained
+    with pytest.raises(UsageError, match=r"`include` '\*nrom\*' .* near are '\*norm\*'"):
+        train(base, ten, replace(FFT, include=("*nrom*",)))
 
 
 def test_only_chosen_tensors_train(llama: Path, ten: Path, tmp_path: Path) -> None:
@@ -324,7 +387,7 @@ def test_devices_have_names(choice: str) -> None:
 
 @pytest.mark.parametrize("choice", ["gpu", "auto:0", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "", "cuda:10000", "CPU"])
 def test_other_names_are_no_devices(choice: str) -> None:
-    with pytest.raises(UsageError, match="device is one of auto, cpu, cuda"):
+    with pytest.raises(UsageError, match="`device` is one of auto, cpu, cuda"):
         check_device(choice)
 
 

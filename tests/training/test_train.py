@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.models import ROWS, make_llama, make_tokenizer, write_rows
 from torch import nn
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
@@ -140,16 +141,17 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
         (replace(QUICK, via=0.95), "`via` must be lower than `sparsity`"),
         (replace(QUICK, method="fft"), "`method=fft` has no mask"),
         (replace(QUICK, method="lora", sparsity=None, l1=1.0), "does not support `steps=0` or `l1`"),
-        (replace(QUICK, relative_to="start"), "needs `start_from`"),
+        (replace(QUICK, relative_to="start"), "`relative_to` has no effect without `start_from`"),
         (replace(QUICK, patience=1), "needs examples to evaluate on"),
         (replace(QUICK, low_memory=True, l1=1.0), "`low_memory` does not support"),
         (replace(QUICK, sparsity=None), "`sparsity` is required unless `mask_from` is given"),
     ):
         with pytest.raises(UsageError, match=message):
             train(base, data, options)
-    for options in (replace(QUICK, mask="random"), replace(QUICK, scope="tensor"), replace(QUICK, via=0.5)):
-        with pytest.raises(UsageError, match="cannot be combined with `mask`, `scope` or `via`"):
-            train(base, data, options, mask_from=vector)
+    for name, value in (("mask", "random"), ("scope", "tensor"), ("via", 0.5)):
+        for sparsity in (0.9, None):
+            with pytest.raises(UsageError, match=f"`mask_from` takes .*: it cannot be combined with `{name}`"):
+                train(base, data, replace(QUICK, sparsity=sparsity, **{name: value}), mask_from=vector)
     dense = replace(QUICK, method="fft", sparsity=None)
     with pytest.raises(UsageError, match="it takes no `mask_from` and no `disjoint_from`"):
         train(base, data, dense, disjoint_from=[vector])
@@ -276,14 +278,15 @@ def test_a_batch_gives_the_loss_of_its_rows(llama: Path, data: Path) -> None:
     [
         ("", "empty line"),
         ("{", "not valid JSON"),
-        ("[1]", "found list"),
+        ("[1]", r"expected {.*found \[1\]"),
+        ("null", "expected {.*found null"),
         ('{"prompt": "a"}', "found the keys"),
-        ('{"prompt": "a", "completion": 3}', "found the keys"),
+        ('{"prompt": "a", "completion": 3}', '"completion" must be text or a list of messages, found 3'),
         ('{"prompt": "a", "completion": "  "}', "the completion is empty"),
-        ('{"text": ""}', "the completion is empty"),
+        ('{"text": ""}', "the text is empty"),
         ('{"messages": []}', "the last by the assistant"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "the last by the assistant"),
-        ('{"messages": [{"role": "assistant"}]}', "the last by the assistant"),
+        ('{"messages": [{"role": "assistant"}]}', 'message 1 of "messages" has no "content"'),
     ],
 )
 def test_a_bad_line_is_named(line: str, complaint: str, tmp_path: Path) -> None:
@@ -315,7 +318,7 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ({"sparsity": 1.0}, "sparsity"),
+        ({"sparsity": 1.0}, "`sparsity` must be between 0 and 1, both excluded; found 1.0"),
         ({"steps": -1}, "steps"),
         ({"lr": float("nan")}, "lr"),
         ({"batch_size": -1}, "`batch_size` must be greater than zero"),
@@ -326,7 +329,7 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
         ({"pack": "yes"}, "`pack` must be True or False"),
         ({"dtype": "float8"}, "dtype"),
         ({"eval_split": 1.0}, "`eval_split` must be at least 0"),
-        ({"via": 1.5}, "sparsity"),
+        ({"via": 1.5}, "`via` must be between 0 and 1, both excluded; found 1.5"),
         ({"report_to": "nowhere"}, "`report_to=nowhere`"),
     ],
 )
@@ -345,6 +348,30 @@ def test_a_loss_that_is_not_a_number_stops_training(llama: Path, data: Path) -> 
         train(ModelFolder(llama), data, replace(QUICK, calibration_lr=3e38, calibration_steps=5))
     with pytest.raises(DivergedError, match=r"at step \d of training; try a lower `lr`$"):
         train(ModelFolder(llama), data, replace(QUICK, lr=3e38, steps=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "stage"),
+    [
+        (QUICK, "calibrating"),
+        (replace(QUICK, calibration_lr="auto"), "finding a learning rate"),
+        (replace(QUICK, mask="random", calibration_steps=20, accumulate=2), "training"),
+        (replace(QUICK, mask="random", calibration_steps=20, lr="auto"), "finding a learning rate"),
+    ],
+)
+def test_a_model_whose_loss_is_not_a_number_is_not_blamed_on_the_rate(
+    options: TrainingOptions, stage: str, data: Path, tmp_path: Path
+) -> None:
+    base = make_llama(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DivergedError) as caught:
+        train(ModelFolder(base), data, options)
+    assert str(caught.value) == (
+        f"the loss is nan before the first step of {stage}: the fault is in the model or in a row of the data, not in "
+        "the learning rate"
+    )
 
 
 @pytest.mark.parametrize("phase", ["calibration", "training"])

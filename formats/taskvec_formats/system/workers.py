@@ -76,20 +76,25 @@ def forked_map(
             worker.end()
 
 
+# signals whose handlers may raise an exception
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Defer SIGINT: an exception that its handler raises during a fork would be lost."""
+    """Defer SIGINT and SIGTERM: an exception that a handler raises during a fork would be lost."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     deferred: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: deferred.append(number))
+    before = {number: signal.signal(number, lambda number, _: deferred.append(number)) for number in _INTERRUPTS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if deferred:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(deferred[0])
 
 
 class _Worker:
@@ -126,7 +131,8 @@ class _Worker:
 def _serve(pipe: int, function: Callable[[Any], Any], items: Sequence[Any], each: Map[Any, Any]) -> NoReturn:
     """Run a worker process. It flushes, closes and removes nothing that belongs to its parent."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+        for number in _INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)  # the parent handles it
         allow(False)
         with os.fdopen(pipe, "wb") as results:
             try:

@@ -23,11 +23,20 @@ def outliers(request: Request, *, gamma: Annotated[float, Bounds(0, 1, below=Tru
     Returns:
         The function that selects the entries to keep.
     """
-    ranks = {}
-    for name, spec in request.vector.specs.items():
-        kept = int(request.density(name) * spec.size)
-        left_out = min(int(gamma * spec.size), spec.size - kept)
-        ranks[name] = [Ranks(request.vector, [name], k) for k in (left_out, left_out + kept)]
+    specs = request.vector.specs
+    kept = {name: int(request.density(name) * spec.size) for name, spec in specs.items()}
+    wanted = {name: int(gamma * spec.size) for name, spec in specs.items()}
+    left_out = {name: min(wanted[name], spec.size - kept[name]) for name, spec in specs.items()}
+    if left_out != wanted:
+        request.notes.append(
+            f"the density and a gamma of {gamma:g} add up to more than 1: fewer of the largest changes of "
+            f"{request.vector.name} are dropped"
+        )
+    request.note_if_idle(all(left_out[name] + kept[name] >= spec.entries for name, spec in specs.items()))
+    ranks = {
+        name: [Ranks(request.vector, [name], k) for k in (left_out[name], left_out[name] + kept[name])]
+        for name in specs
+    }
 
     def keep(name: str, start: int, block: SparseTensor) -> Indices:
         largest, inside = (rank.largest(name, start, block) for rank in ranks[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -30,12 +30,29 @@ class Request:
         number: The index of the vector in the merge.
         density: Tensor name -> the share of its weights to keep, in [0, 1].
         dialect: The conventions to follow.
+        notes: Sentences on settings that have no effect. The pruning step appends to them.
     """
 
     vector: TaskVector
     number: int
     density: Callable[[str], float]
     dialect: Dialect
+    notes: list[str] = field(default_factory=list)
+
+    def note_if_idle(self, idle: bool) -> None:
+        """Append a note if the density trims nothing because the vector is already sparser.
+
+        Args:
+            idle: Whether no entry is too small to be kept. It is ignored if the vector is lazy, whose number of entries
+                is unknown.
+        """
+        asked = sorted({self.density(name) for name in self.vector.specs})
+        if not (idle and self.vector.is_stored) or asked in ([], [1.0]):
+            return
+        own = sum(spec.entries for spec in self.vector.specs.values())
+        share = own / self.vector.eligible if self.vector.eligible else 0.0
+        text = f"{asked[0]:g}" if len(asked) == 1 else f"{asked[0]:g} to {asked[-1]:g}"
+        self.notes.append(f"density {text} trims nothing from {self.vector.name}, whose own density is {share:.2%}")
 
 
 class Pruned:

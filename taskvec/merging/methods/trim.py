@@ -32,9 +32,9 @@ def trim(request: Request) -> Keep:
                 f"choose {others}, which trim each tensor"
             )
         k = dialect.entries(max(densities, default=0.0), vector.eligible)
+        request.note_if_idle(k >= sum(spec.entries for spec in vector.specs.values()))
         return Ranks(vector, list(vector.specs), k).largest
-    ranks = {
-        name: Ranks(vector, [name], dialect.entries(request.density(name), spec.size))
-        for name, spec in vector.specs.items()
-    }
+    kept = {name: dialect.entries(request.density(name), spec.size) for name, spec in vector.specs.items()}
+    request.note_if_idle(all(kept[name] >= spec.entries for name, spec in vector.specs.items()))
+    ranks = {name: Ranks(vector, [name], k) for name, k in kept.items()}
     return lambda name, start, block: ranks[name].largest(name, start, block)

@@ -124,9 +124,12 @@ TOO_LONG = {"a name that is too long as vector": (f"inspect {'x' * 999}", "xx")}
 MISTAKEN = {
     "folders to merge": (
         "merge base tuned -o x.lota",
-        "base is a model folder, not a .lota file: pack what it changed",
+        "base is a model folder, not a .lota file: compute its difference from the base",
     ),
-    "a folder to inspect": ("inspect base", "base is a model folder, not a .lota file: pack what it changed first"),
+    "a folder to inspect": (
+        "inspect base",
+        "base is a model folder, not a .lota file: compute its difference from the base first",
+    ),
     "a folder to verify": ("verify base", "base is a model folder, not a .lota file"),
     "a folder to unpack": ("unpack tuned --base base -o x", "tuned is a model folder, not a .lota file"),
     "a folder to wear": ("eval base --data rows.jsonl --with tuned", "tuned is a model folder, not a .lota file"),
@@ -365,7 +368,8 @@ LINES = {
         b"{%s}" % b",".join(b'"%d":0' % n for n in range(100_000)),
         "x.jsonl:1: expected .*, found the keys",
     ),
-    "NaN": (b'{"text": NaN}', "x.jsonl:1: expected "),
+    "NaN": (b'{"text": NaN}', 'x.jsonl:1: "text" must be text, found nan'),
+    "a text of lists": (b'{"text": %s}' % (b"[" * 900 + b"]" * 900), 'x.jsonl:1: "text" must be text, found '),
     "a number of many digits": (b'{"text": 1%s}' % (b"0" * 9000), "x.jsonl:1: not valid JSON"),
     "no text": (b"\x80\x04.", "x.jsonl cannot be read as UTF-8 text"),
     "nothing": (b"", "x.jsonl: the file is empty"),
