@@ -57,13 +57,11 @@ class Decoded:
         name: The name of the vector.
         digest: Its digest.
         edits: One edit per parameter that it changes.
-        epochs: Parameter -> epoch (`_State.epoch`) in which the edit was last compared with the weights.
     """
 
     name: str
     digest: str
     edits: tuple[Edit, ...]
-    epochs: dict[str, int]
 
     @property
     def nbytes(self) -> int:
@@ -80,8 +78,9 @@ class _State:
         self.handles: list[Attachment] = []
         self.cache: OrderedDict[str, Decoded] = OrderedDict()
         self.limit = CACHE
-        self._seen: dict[str, tuple[int, object]] = {}
-        self._digests: dict[str, tuple[str, int, str]] = {}  # tensor -> parameter, epoch, digest of the weights
+        self._digests: dict[str, str] = {}  # tensor -> digest of its weights without what is attached
+        self._parameters: dict[str, str] = {}  # tensor -> parameter
+        self._versions: dict[str, object] = {}  # parameter -> its version when digests of its tensors were computed
 
     @property
     def model(self) -> nn.Module:
@@ -91,20 +90,16 @@ class _State:
             raise UsageError("the model of this handle no longer exists")
         return model
 
-    def epoch(self, name: str) -> int:
-        """Return a number that grows when anyone but this module has changed a parameter.
+    def _is_unchanged(self, parameter: str) -> bool:
+        """Return whether nobody but this module has changed a parameter since digests of its tensors were computed.
 
-        torch counts the changes of a tensor, except those through `.data` and those of inference tensors, which are
-        taken as changed each time.
+        torch counts the changes of a tensor, but not those of inference tensors and those through `.data`.
         """
-        epoch, version = self._seen.get(name, (0, None))
-        if version is None or version != self._version(name):
-            epoch += 1
-        self._seen[name] = epoch, self._version(name)
-        return epoch
+        version = self._version(parameter)
+        return version is not None and self._versions.get(parameter) == version
 
-    def _version(self, name: str) -> object:
-        flat = flat_parameter(self.model, name)
+    def _version(self, parameter: str) -> object:
+        flat = flat_parameter(self.model, parameter)
         return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
 
     def written(self) -> tuple[Edit, ...]:
@@ -112,12 +107,16 @@ class _State:
         return tuple(edit for handle in self.handles for edit in handle.written)
 
     def write(self, undone: Sequence[Edit], done: Sequence[Edit]) -> None:
-        """Write edits without starting a new epoch."""
-        epochs = {edit.parameter: self.epoch(edit.parameter) for edit in (*undone, *done)}
+        """Undo edits and write others. The digests of the weights without them remain known.
+
+        Raises:
+            BaseMismatchError: As in `edits.write`.
+        """
+        unchanged = {edit.parameter for edit in (*undone, *done) if self._is_unchanged(edit.parameter)}
         try:
             write(self.model, undone, done)
         finally:
-            self._seen.update({name: (epoch, self._version(name)) for name, epoch in epochs.items()})
+            self._versions.update({parameter: self._version(parameter) for parameter in unchanged})
 
     def keep(self, decoded: Decoded) -> None:
         """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
@@ -133,34 +132,20 @@ class _State:
     def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
         """Decode a vector for the weights without what is attached, or take it from the cache."""
         with self.lock:
-            known = self.cache.get(vector.digest)
-            if known is not None and self._fits(known):
-                return known
-            digests = {
-                name: digest
-                for name, (parameter, epoch, digest) in self._digests.items()
-                if self.epoch(parameter) == epoch
-            }
-            decoded, places = decode(self.model, vector, self.written(), base, progress, digests)
+            if (decoded := self.cache.get(vector.digest)) is not None:
+                return decoded  # compared with the weights when it is written
             self._digests = {
-                name: (places[name].parameter, self.epoch(places[name].parameter), digest)
-                for name, digest in digests.items()
-                if name in places
-            } | {name: known for name, known in self._digests.items() if name not in places}
-            decoded.epochs.update({edit.parameter: self.epoch(edit.parameter) for edit in decoded.edits})
+                name: digest for name, digest in self._digests.items() if self._is_unchanged(self._parameters[name])
+            }
+            decoded, places = decode(self.model, vector, self.written(), base, progress, self._digests)
+            self._parameters |= {name: place.parameter for name, place in places.items()}
+            self._versions |= {self._parameters[name]: self._version(self._parameters[name]) for name in self._digests}
             return decoded
 
-    def _fits(self, decoded: Decoded) -> bool:
-        """Return whether the weights are those that a vector was decoded for. Changed parameters are compared again."""
-        hidden = {edit.parameter for edit in self.written()}
-        for edit in decoded.edits:
-            epoch = self.epoch(edit.parameter)
-            if decoded.epochs[edit.parameter] == epoch:
-                continue
-            if edit.parameter in hidden or not edit.has(self.model, edit.old):
-                return False
-            decoded.epochs[edit.parameter] = epoch
-        return True
+    def forget(self) -> None:
+        """Forget all vectors and digests, because the weights have changed."""
+        self.cache.clear()
+        self._digests.clear()
 
 
 _STATES: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
@@ -287,7 +272,7 @@ class Attachment:
                 raise UsageError(f"{attached[0]} is attached to the model: detach it before the weights are advanced")
             decoded = self._state.decode(wanted, self._base, report)
             self._state.write((), decoded.edits)
-            self._state.cache.clear()  # its vectors are relative to the weights before
+            self._state.forget()
             self._changed(decoded.digest)
 
     @contextmanager
@@ -405,7 +390,9 @@ def load(
     of_merge = {name: options[name] for name in _MERGE if name in options}
     others = {name: value for name, value in options.items() if name not in (*_MERGE, "scale")}
     model = load_weights(base.path, others)
-    attach(model, vectors, options.get("scale", 1.0), base=base, progress=progress, **of_merge)
+    handle = attach(model, vectors, options.get("scale", 1.0), base=base, progress=progress, **of_merge)
+    if vectors is None:
+        handle.detach()
     return model
 
 
@@ -419,13 +406,13 @@ def attached(model: nn.Module) -> list[Attachment]:
 def _resolved(vector: Vectors | None, scale: float, options: dict[str, Any], progress: Progress) -> TaskVector | None:
     """Return the one vector that the arguments of `attach` describe."""
     factor = real("scale", scale)
-    if vector is None:
-        return None
-    if isinstance(vector, Sequence) and not isinstance(vector, (str, bytes)):
+    if vector is not None and isinstance(vector, Sequence) and not isinstance(vector, (str, bytes)):
         found = merge([_opened(each) for each in vector], progress=progress, **options)
     else:
         if options:
             raise UsageError(f"`{min(options)}` has no effect here: only a list of vectors is merged")
+        if vector is None:
+            return None
         found = _opened(vector)
     return found if factor == 1 else factor * found
 
@@ -499,7 +486,7 @@ def decode(
                 f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
             )
     edits = [_joined([found[start] for start in sorted(found)], model) for found in parts.values()]
-    decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)), {})
+    decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
     return decoded, live.placed
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..errors import BaseMismatchError
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -79,19 +81,27 @@ def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
 def write(model: nn.Module, undone: Iterable[Edit], done: Iterable[Edit]) -> None:
     """Undo some edits, then write others. If this fails, the model keeps the values that it had.
 
+    The weights are compared with the values that they should have before they are overwritten.
+
     Args:
         model: The model.
         undone: Edits that are written into the model.
         done: Edits to write.
+
+    Raises:
+        BaseMismatchError: The weights at the positions of an edit are not those that it replaces.
     """
     before: list[tuple[Edit, torch.Tensor]] = []
+    steps = [*((edit, edit.new, edit.old) for edit in undone), *((edit, edit.old, edit.new) for edit in done)]
     try:
-        for edit in undone:
-            before.append((edit, edit.new))
-            edit.put(model, edit.old)
-        for edit in done:
-            before.append((edit, edit.old))
-            edit.put(model, edit.new)
+        for edit, found, wanted in steps:
+            if not edit.has(model, found):
+                raise BaseMismatchError(
+                    f"parameter {edit.parameter!r} of the model has other values than before where the vector changes "
+                    "it: the weights were changed in the meantime; load the model again"
+                )
+            before.append((edit, found))
+            edit.put(model, wanted)
     except BaseException:
         for edit, values in reversed(before):
             edit.put(model, values)

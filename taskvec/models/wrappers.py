@@ -28,10 +28,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
+    inside: object = None
     if isinstance(model, (DistributedDataParallel, DataParallel)):
-        return model.module
-    if any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):  # peft is optional
-        inside: nn.Module = model.get_base_model()  # type: ignore[operator]
-        return inside
-    compiled = getattr(model, "_orig_mod", None)  # of torch.compile
-    return compiled if isinstance(compiled, nn.Module) else None
+        inside = model.module
+    elif any(kind.__name__ == "PeftModel" for kind in type(model).__mro__):  # peft is optional
+        inside = model.get_base_model()  # type: ignore[operator]
+    elif hasattr(model, "_orig_mod"):  # of torch.compile
+        inside = model._orig_mod
+    return inside if isinstance(inside, nn.Module) else None

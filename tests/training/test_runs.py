@@ -23,7 +23,7 @@ from taskvec.data.corpus import read_corpus
 from taskvec.data.examples import read_examples
 from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
 from taskvec.evaluation.evaluate import evaluate
-from taskvec.models.live import applied
+from taskvec.models.attach import attach
 from taskvec.models.loading import load_model
 from taskvec.training.lean import LeanRMSprop
 from taskvec.training.options import TrainingOptions
@@ -378,7 +378,7 @@ def test_metrics_are_those_of_the_model_at_each_evaluation(
     for number, steps in enumerate((15, 30)):
         model, tokenizer = load_model(folder)
         shorter = train(base, data, replace(options, steps=steps, eval_metric=()), eval_data=data).vector
-        with applied(model, shorter, base):
+        with attach(model, shorter, base=base):
             found = evaluate(model, tokenizer, read_examples(data), options.eval_metric, batch_size=2).metrics
         for name, points in measured.curve.eval_metrics.items():
             assert points[number] == (steps, found[name].value)

@@ -18,7 +18,7 @@ from taskvec.data.examples import read_examples
 from taskvec.data.rows import IGNORED, collate, encode
 from taskvec.errors import AlreadyAppliedError, DataError, DivergedError, MaskError, TrainingError, UsageError
 from taskvec.evaluation.evaluate import evaluate
-from taskvec.models.live import applied
+from taskvec.models.attach import attach
 from taskvec.models.loading import load_model
 from taskvec.models.placement import Place, bits_of, eligible_parameters, places
 from taskvec.training.options import TrainingOptions
@@ -173,7 +173,7 @@ def test_a_ticket_learns_its_task(llama: Path, tmp_path: Path) -> None:
     metrics = ("loss", "exact_match")
     before = evaluate(model, tokenizer, examples, metrics)
     vector = train(base, data, replace(QUICK, steps=60, lr=1e-2, sparsity=0.5)).vector
-    with applied(model, vector, base):
+    with attach(model, vector, base=base):
         after = evaluate(model, tokenizer, examples, metrics)
     assert after.metrics["loss"].value < before.metrics["loss"].value - 0.4
     assert [scored.metrics["exact_match"].value for scored in (before, after)] == [0, 1]
@@ -192,7 +192,7 @@ def test_a_live_model_has_the_tuned_weights_and_then_its_own_again(kind: str, ll
     def on_disk(checkpoint: Checkpoint) -> dict[str, bytes]:
         return {name: checkpoint.bits(name).tobytes() for name in parameters}
 
-    with applied(model, diff(base, after, kind=kind), base):
+    with attach(model, diff(base, after, kind=kind), base=base):
         assert state() == on_disk(after)
     assert state() == on_disk(base)
 

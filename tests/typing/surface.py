@@ -44,8 +44,12 @@ found = taskvec.evaluate("base", "test.jsonl", ["x.lota"], metrics=["loss"])
 assert_type(found.metrics["loss"].value, float)
 
 module = torch.nn.Linear(2, 2)
-with taskvec.applied(module, "x.lota", "base"):
+with taskvec.attach(module, "x.lota", 0.5, base="base") as handle:
     module(torch.zeros(2))
+    handle.swap(["x.lota", vector], method="ties", weights=[1.0, 0.5])
+    assert_type(handle.digest, str | None)
+    assert_type(handle.bytes_kept, int)
+assert_type(taskvec.attached(module), list[taskvec.Attachment])
 with taskvec.sparse_finetune(module, {"weight": torch.tensor([0, 3])}) as tickets:
     torch.optim.SGD(tickets.parameters(), lr=0.1).step()
     tickets.scatter()
