@@ -94,7 +94,11 @@ def diff(
         FormatError: A checkpoint cannot be read.
     """
     with bars.shown(progress) as report:
-        return _diff.diff(_checkpoint("base", base), _checkpoint("tuned", tuned), sparsity, report, kind)
+        if _on_disk(base) and _on_disk(tuned):
+            return _diff.diff(_checkpoint("base", base), _checkpoint("tuned", tuned), sparsity, report, kind)
+        from .models.states import snapshots  # takes torch to import
+
+        before, after = ({"value": _checkpoint(what, value)} if _on_disk(value) else ... )
 
 
 def apply(

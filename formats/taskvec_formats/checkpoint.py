@@ -105,6 +105,11 @@ class Checkpoint(ABC):
             A flat read-only array of carriers, [stop − start].
         """
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether the checkpoint has a folder on disk, with shards, a config and other files."""
+        return self.path.is_dir()
+
     def __repr__(self) -> str:
         size = sum(info.form.size * info.dtype.itemsize for info in self.tensors.values())
         return f"<{type(self).__name__} {self.name!r}: {len(self.tensors)} tensors, {size:,} bytes>"

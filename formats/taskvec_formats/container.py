@@ -58,6 +58,15 @@ class TensorInfo:
         """Dtype and shape of the tensor."""
         return Form(self.dtype, self.shape)
 
+    @classmethod
+    def computed(cls, form: Form) -> TensorInfo:
+        """Describe a tensor that is in no file. Its byte range begins at 0.
+
+        Args:
+            form: The dtype and shape of the tensor.
+        """
+        return cls(form.dtype, form.shape, 0, form.size * form.dtype.itemsize)
+
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)

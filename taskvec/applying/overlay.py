@@ -36,7 +36,7 @@ class Patched(Checkpoint):
         self._vector = vector
         self._application = Application(vector, base)
         tensors = {name: info for name, info in base.tensors.items() if name not in vector.header.removed}
-        tensors |= {name: _info(spec) for name, spec in vector.specs.items() if spec.origin != spec.form}
+        tensors |= {name: TensorInfo.computed(spec.form) for name, spec in vector.specs.items() if spec.origin != spec.form}
         self.tensors = dict(sorted(tensors.items()))
 
     @property
@@ -56,8 +56,3 @@ class Patched(Checkpoint):
         blocks = np.concatenate([self._application.range(spec, number) for number in numbers])
         first = spec.form.block(numbers[0])[0]
         return blocks[start - first : stop - first]
-
-
-def _info(spec: TensorSpec) -> TensorInfo:
-    """Return the info of a tensor that is not in a file."""
-    return TensorInfo(spec.dtype, spec.shape, 0, spec.size * spec.dtype.itemsize)

@@ -88,7 +88,7 @@ def compare_tokenizers(
         TokenizerError: A file does not have the expected content. The error names its owner.
     """
     listed = [vector.source.files() for vector in vectors]
-    in_base = None if base is None or not base.path.is_dir() else _read(base, listed)
+    in_base = None if base is None or not base.is_folder else _read(base, listed)
     owners = [_Owner(vector.name, _filled(files, in_base)) for vector, files in zip(vectors, listed, strict=True)]
     names = {name for owner in owners for name in owner.tokenizer}
     alike = all(len({_state(files, name, in_base) for files in listed}) == 1 for name in names)

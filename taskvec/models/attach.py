@@ -37,10 +37,9 @@ from ..reporting import bars
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .edits import Edit, flat_parameter, write
-from .edits import carriers as _bits
 from .live import LiveModel
 from .loading import load_weights
-from .placement import Place, tensor_of
+from .placement import Place, same_bits, tensor_of
 from .wrappers import unwrapped
 
 StrPath = str | PathLike[str]
@@ -472,16 +471,14 @@ def decode(
     for spec in specs:
         place = live.placed[spec.name]
         edit = _part(live, application, spec, place)
-        if base is not None and not torch.equal(
-            _bits(live.values(spec.name, edit.indices - place.start)), _bits(edit.old)
-        ):
+        if base is not None and not same_bits(live.values(spec.name, edit.indices - place.start), edit.old):
             raise BaseMismatchError(
                 f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
                 "changes it: the model was loaded from elsewhere, or was changed"
             )
         others = parts.setdefault(place.parameter, {})
         first = others.setdefault(place.start, edit)
-        if not (torch.equal(first.indices, edit.indices) and torch.equal(_bits(first.new), _bits(edit.new))):
+        if not (torch.equal(first.indices, edit.indices) and same_bits(first.new, edit.new)):
             raise TrainingError(
                 f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
             )

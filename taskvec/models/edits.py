@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import BaseMismatchError
+from .placement import same_bits
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Edit:
         """Return whether the parameter has values at the positions, to the bit."""
         flat = flat_parameter(model, self.parameter)
         found = flat.index_select(0, self.indices.to(flat.device))
-        return torch.equal(carriers(found), carriers(values.to(flat)))
+        return same_bits(found, values.to(flat))
 
     def undone(self, weights: torch.Tensor, start: int) -> torch.Tensor:
         """Return a copy of a range of the parameter with the old values.
@@ -108,6 +109,3 @@ def write(model: nn.Module, undone: Iterable[Edit], done: Iterable[Edit]) -> Non
         raise
 
 
-def carriers(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bits of a tensor as integers of the same size, to compare them."""
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])

@@ -49,7 +49,7 @@ class LiveModel(Checkpoint):
         for name in forms:
             if name not in self.placed:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
-        self.tensors = {name: _info(forms[name]) for name in sorted(forms)}
+        self.tensors = {name: TensorInfo.computed(forms[name]) for name in sorted(forms)}
         self._model = model
         self._known = {} if known is None else known
         self._hidden: dict[str, list[Edit]] = {}
@@ -60,6 +60,11 @@ class LiveModel(Checkpoint):
     def inputs(self) -> tuple[Path, ...]:
         """No files are read."""
         return ()
+
+    @property
+    def is_folder(self) -> bool:
+        """No folder exists."""
+        return False
 
     def digest(self, name: str) -> str:
         """Compute the digest of a tensor, or look it up."""
@@ -146,24 +151,3 @@ def flat_part(model: nn.Module, place: Place, size: int) -> torch.Tensor:
             f"parameter {place.parameter!r} is a DTensor, sharded as by fully_shard: apply the vector before sharding"
         )
     return part_of(model, place, size)
-
-
-def _info(form: Form) -> TensorInfo:
-    return TensorInfo(form.dtype, form.shape, 0, form.size * form.dtype.itemsize)
-
-
-def forms_of(state: Mapping[str, torch.Tensor]) -> dict[str, Form]:
-    """Return the forms of tensors in memory.
-
-    Args:
-        state: Name -> tensor, such as a state_dict.
-
-    Raises:
-        TrainingError: A tensor has a dtype that is not floating-point.
-    """
-    forms = {}
-    for name, tensor in state.items():
-        if tensor.dtype not in _NAMES:
-            raise TrainingError(f"tensor {name!r} is {tensor.dtype}: only floating-point tensors can be compared")
-        forms[name] = Form(DTYPES[_NAMES[tensor.dtype]], tuple(tensor.shape))
-    return forms

@@ -235,6 +235,11 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:
     """Round a tensor to `dtype` and return flat carriers on the CPU, [size]."""
-    rounded = weights.detach().to(TORCH_DTYPES[dtype.name]).contiguous().cpu()
-    bits: BitArray = rounded.view(_CARRIERS[dtype.itemsize]).numpy().reshape(-1).view(dtype.carrier)
+    return raw_bits(weights.to(TORCH_DTYPES[dtype.name]))
+
+
+def raw_bits(tensor: torch.Tensor) -> BitArray:
+    """Return the bits of a tensor as flat carriers on the CPU, [size]."""
+    held = tensor.detach().contiguous().cpu().view(-1)
+    bits: BitArray = held.view(_CARRIERS[held.itemsize]).numpy().view(f"<u{held.itemsize}")
     return bits

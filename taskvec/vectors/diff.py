@@ -122,7 +122,7 @@ def diff(
     layers = counted(base.tensors) if kind == "vector" else {}
     source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, stored.files)
     if sparsity is None:
-        if source.shards() is None:
+        if base.shards and source.shards() is None:
             header.provenance[LAYOUT] = layout_digest(base)
         header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(stored.left_out))
         return TaskVector(header, specs, source, tuned.name, base)
@@ -166,7 +166,7 @@ class _Pair:
         self._specs = specs
         self._kind = kind
         self._side_files = side_files
-        self._is_folder = tuned.path.is_dir()
+        self._is_folder = tuned.is_folder
         self._bits = BaseBits(base)
         self.inputs = inputs_of(base, tuned)
 
@@ -197,6 +197,8 @@ class _Pair:
         return int(np.count_nonzero(~np.isfinite(differences(spec.dtype, before[alone], after[alone]))))
 
     def shards(self) -> dict[str, bytes] | None:
+        if not self._tuned.shards:  # in memory
+            return None
         base = {shard.path.name: shard.header for shard in self._base.shards}
         tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
         if not self._is_folder:

@@ -1,0 +1,137 @@
+"""Models and state dicts in memory as checkpoints, so that differences can be taken without a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from taskvec_formats import Checkpoint, Form
+from taskvec_formats.container import TensorInfo
+from taskvec_formats.dtypes import DTYPES, BitArray
+
+from ..errors import TrainingError, UsageError
+from .placement import TORCH_DTYPES, raw_bits
+from .wrappers import unwrapped
+
+# torch dtype -> name in safetensors
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+
+
+class StateCheckpoint(Checkpoint):
+    """Tensors in memory. Their bits are read when they are asked for, so the tensors must not change before.
+
+    Args:
+        state: Tensor name -> tensor.
+        name: The name for display.
+
+    Raises:
+        TrainingError: A tensor is sharded, on the meta device, or of a dtype that safetensors files do not have.
+    """
+
+    def __init__(self, state: Mapping[str, torch.Tensor], name: str) -> None:
+        self.path, self.name = Path(), name
+        self.shards, self.side_files, self.left_out = (), (), ()
+        self.tensors = {key: _info(key, state[key]) for key in sorted(state)}
+        self._state = dict(state)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """No files are read."""
+        return ()
+
+    @property
+    def is_folder(self) -> bool:
+        """No folder exists."""
+        return False
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """Read the elements [start, stop) of a tensor."""
+        return raw_bits(self._state[name].detach().reshape(-1)[start:stop])
+
+    def frozen(self, names: Iterable[str]) -> StateCheckpoint:
+        """Return a checkpoint with the same digests and copies of some tensors, which later changes do not affect.
+
+        Args:
+            names: The tensors that will be read; others of them may not exist here.
+        """
+        copies = {name: self._state[name].detach().cpu().clone() for name in names if name in self._state}
+        copy = StateCheckpoint({**self._state, **copies}, self.name)
+        copy._state, copy._digests = copies, self.digests()
+        return copy
+
+
+def saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model under the names in which `save_pretrained` writes them.
+
+    Tied parameters appear once. Layers that transformers fuses on loading are separate again.
+
+    Args:
+        model: The model. Wrappers are looked through.
+
+    Raises:
+        TrainingError: The model is quantised.
+    """
+    model = unwrapped(model)
+    return _as_saved(model, model.state_dict())
+
+
+def state_like(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    """Return a state dict of a model under the names in which `save_pretrained` writes it.
+
+    Args:
+        model: The model.
+        state: Tensors under the names of `model.state_dict()`, or under those of its checkpoint.
+        what: The argument, for errors.
+
+    Raises:
+        UsageError: The state dict lacks a tensor of the model, or has another one.
+    """
+    model = unwrapped(model)
+    own = model.state_dict()
+    expected = own if state.keys() & own.keys() == state.keys() else saved_state(model)
+    tied = own.keys() - _untied(model, own).keys()
+    for name in sorted(state.keys() ^ expected.keys()):
+        if name not in tied:
+            verbs = ("lacks", "has") if name in expected else ("has", "lacks")
+            raise UsageError(f"{what} {verbs[0]} tensor {name!r}, which {type(model).__name__} {verbs[1]}")
+    return _as_saved(model, state) if expected is own else dict(state)
+
+
+def _as_saved(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = _untied(model, state)
+    if not isinstance(model, PreTrainedModel):
+        return found
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, found))
+
+
+def _untied(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dict of a model without the further names of tied parameters."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    once = dict(model.named_parameters())
+    return {name: tensor for name, tensor in state.items() if name in once or name not in every}
+
+
+def _info(name: str, tensor: torch.Tensor) -> TensorInfo:
+    if not isinstance(tensor, torch.Tensor):
+        raise UsageError(f"tensor {name!r} of a state dict must be a torch.Tensor, found {type(tensor).__name__}")
+    if isinstance(tensor, DTensor):
+        raise TrainingError(f"tensor {name!r} is a DTensor, sharded as by fully_shard: gather it first")
+    if tensor.is_meta:
+        raise TrainingError(f"tensor {name!r} is on the meta device: it has no values")
+    if tensor.dtype not in _NAMES:
+        raise TrainingError(f"tensor {name!r} is {tensor.dtype}: safetensors files have no such dtype")
+    return TensorInfo.computed(Form(DTYPES[_NAMES[tensor.dtype]], tuple(tensor.shape)))
