@@ -289,7 +289,7 @@ def test_unknown_kinds_and_codecs_are_refused(tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / name, s) for name, s in zip(("base", "tuned"), F32, strict=True))
     with pytest.raises(UsageError, match="`kind` is one of vector, patch, found 'zip'"):
         diff(base, tuned, kind="zip")
-    with pytest.raises(UsageError, match="codec is one of auto, fast, paper64, plain, found 'zip'"):
+    with pytest.raises(UsageError, match="`codec` is one of auto, fast, paper64, plain, found 'zip'"):
         diff(base, tuned).save(tmp_path / "vector.lota", codec="zip")
     assert not (tmp_path / "vector.lota").exists()
 

@@ -87,7 +87,7 @@ def test_beginning_anew_removes_all_but_the_lock(tmp_path: Path) -> None:
     (work / "checkpoints").mkdir()
     (work / "checkpoints" / "x").touch()
     (work / "shard").touch()
-    with pytest.raises(ResumeError, match="belongs to another merge: a is 1 there, but 2 here$"):
+    with pytest.raises(ResumeError, match=r"belongs to another merge: a is 1 there, but 2 here$"):
         RecordedFolder(work, "merge", {"a": 2})
     with RecordedFolder(work, "merge", {"a": 2}, resume=False) as keep:
         assert (work / "shard").exists()

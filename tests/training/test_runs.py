@@ -21,7 +21,7 @@ from taskvec.analysis.plots import plot_losses
 from taskvec.applying.overlay import Patched
 from taskvec.data.corpus import read_corpus
 from taskvec.data.examples import read_examples
-from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
+from taskvec.errors import BaseMismatchError, MaskError, ResumeError, TrainingError, UsageError
 from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.live import applied
 from taskvec.models.loading import load_model
@@ -339,7 +339,7 @@ def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: P
         read_corpus(task, mix=[(other, 0.6)])
     with pytest.raises(UsageError, match="add up to less than 1"):
         read_corpus(task, mix=[(other, 0.6), (other, 0.4)])
-    with pytest.raises(DataError, match="none is left to train on"):
+    with pytest.raises(UsageError, match="none is left to train on"):
         read_corpus(write_rows(tmp_path / "one.jsonl", numbers[:1]), eval_split=0.5)
 
 
