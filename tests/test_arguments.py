@@ -163,7 +163,7 @@ def outcome(call: str, case: Case, value: Any) -> str:
             10**400,
             "the sparsity must be between 0 and 1, both excluded; found a number of about 400",
         ),
-        ("diff, kind", ["vector"], "kind is one of vector, patch, found ['vector']"),
+        ("diff, kind", ["vector"], "`kind` is one of vector, patch, found ['vector']"),
         ("merge", "ab", "vectors must be a list of TaskVectors or paths, found 'ab'"),
         ("diff, base", 3, "base must be a Checkpoint or a path, found 3"),
         ("merge, a vector", 3, "vectors, number 2, must be a TaskVector or the path of a .lota file, found 3"),

@@ -19,6 +19,7 @@ from support.commands import ok, refused, taskvec
 from taskvec import TaskVector, apply, compose, diff
 from taskvec.algebra.expression import WORDS, Expression
 from taskvec.errors import UsageError
+from taskvec.vectors.diff import layout_digest
 from taskvec_formats import ModelFolder
 
 VECTORS = {
@@ -328,7 +329,7 @@ def test_the_report_as_json(tasks: Path) -> None:
     assert report["provenance"] == {
         "made_by": "arith",
         "parents": [{"name": "a.lota", "weight": weight, "digest": digest} for weight in (-1.0, 2.0)],
-        "ancestors": {digest: {"made_by": "pack"}},
+        "ancestors": {digest: {"made_by": "pack", "layout": layout_digest(ModelFolder(tasks / "base"))}},
     }
     assert (report["path"], report["kind"], report["entries"], report["tuned"]) == ("d.lota", "vector", 2, None)
     assert "tensors" not in report
@@ -363,7 +364,7 @@ def test_bad_requests_leave_nothing(tasks: Path) -> None:
         (1, "a.lota starts from base", f"{a} >> {a}"),
         (1, "is applied to base + a.lota already", f"{a} >> {a}", "--base", tasks / "base"),
         (1, "tensor 'v': a weighted sum leaves the range of f32", f"1e39*{a}"),
-        (1, "not a .lota file", str(tasks / "base" / "model.safetensors")),
+        (2, "not a .lota file", str(tasks / "base" / "model.safetensors")),
     ):
         assert message in refused(code, "arith", "-o", out, *arguments)
     assert sorted(tasks.iterdir()) == before

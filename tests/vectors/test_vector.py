@@ -170,7 +170,7 @@ def test_what_cannot_be_shrunk_is_refused(vector: TaskVector, tmp_path: Path) ->
     with pytest.raises(KindError):
         diff(base, tuned, kind="patch").shrink(0.5)
     wider = write_checkpoint(tmp_path / "wider", {"w": tensor("F32", [1, 3, 4])})
-    with pytest.raises(MergeError, match="cannot be added"):
+    with pytest.raises(MergeError, match="cannot be ranked"):
         diff(base, wider).shrink(0.5)
     said = refused(2, "shrink", tmp_path / "x.lota", "--sparsity", "0.1", "-o", tmp_path / "y.lota")
     assert "would keep 9" in said
