@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskvec_formats import Checkpoint, Kind
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 ModelLike = Checkpoint | StrPath
 VectorLike = TaskVector | StrPath
+LiveLike: TypeAlias = "torch.nn.Module | Mapping[str, torch.Tensor]"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class MergedModel:
 
 
 def diff(
-    base: ModelLike,
-    tuned: ModelLike,
+    base: ModelLike | LiveLike,
+    tuned: ModelLike | LiveLike,
     sparsity: float | None = None,
     *,
     kind: Kind = "vector",
@@ -76,7 +77,9 @@ def diff(
     """Return the task vector tuned − base, computed when it is read or saved.
 
     Args:
-        base: The model before fine-tuning: a model folder, a `.safetensors` file, a Hub id, or an open checkpoint.
+        base: The model before fine-tuning: a model folder, a `.safetensors` file, a Hub id, an open checkpoint, a torch
+            module, or a state dict. The tensors of a module have the names that `save_pretrained` gives them. The
+            weights of a module or a state dict may change afterwards: those that differ are copied.
         tuned: The model after fine-tuning.
         sparsity: None keeps every change, so that applying the vector gives `tuned` back byte for byte. A number s in
             (0, 1) keeps the k = round((1 − s)·N) changes of largest magnitude, where N is the number of weights in the
@@ -89,16 +92,20 @@ def diff(
         The vector or patch.
 
     Raises:
-        UsageError: A path does not exist, the sparsity is outside (0, 1), or a sparsity is given for a patch.
+        UsageError: A path does not exist, the sparsity is outside (0, 1), a sparsity is given for a patch, or a state
+            dict is not one of the other module.
         DiffError: The checkpoints have no tensor in common, or cannot be two states of one model.
+        TrainingError: A module is quantised, sharded or on the meta device.
         FormatError: A checkpoint cannot be read.
     """
     with bars.shown(progress) as report:
-        if _on_disk(base) and _on_disk(tuned):
-            return _diff.diff(_checkpoint("base", base), _checkpoint("tuned", tuned), sparsity, report, kind)
-        from .models.states import snapshots  # takes torch to import
+        if all(isinstance(model, (Checkpoint, str, os.PathLike)) for model in (base, tuned)):
+            before, after = _checkpoint("base", base), _checkpoint("tuned", tuned)
+        else:
+            from .models.states import snapshots
 
-        before, after = ({"value": _checkpoint(what, value)} if _on_disk(value) else ... )
+            before, after = snapshots(base, tuned, _checkpoint, report)
+        return _diff.diff(before, after, sparsity, report, kind)
 
 
 def apply(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from taskvec_formats import Checkpoint, TensorSpec
+from taskvec_formats import Checkpoint
 from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import BitArray
 
@@ -36,7 +36,9 @@ class Patched(Checkpoint):
         self._vector = vector
         self._application = Application(vector, base)
         tensors = {name: info for name, info in base.tensors.items() if name not in vector.header.removed}
-        tensors |= {name: TensorInfo.computed(spec.form) for name, spec in vector.specs.items() if spec.origin != spec.form}
+        tensors |= {
+            name: TensorInfo.computed(spec.form) for name, spec in vector.specs.items() if spec.origin != spec.form
+        }
         self.tensors = dict(sorted(tensors.items()))
 
     @property

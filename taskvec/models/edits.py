@@ -107,5 +107,3 @@ def write(model: nn.Module, undone: Iterable[Edit], done: Iterable[Edit]) -> Non
         for edit, values in reversed(before):
             edit.put(model, values)
         raise
-
-

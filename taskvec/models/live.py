@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from taskvec_formats import Checkpoint, Form
 from taskvec_formats.container import TensorInfo
-from taskvec_formats.dtypes import DTYPES, BitArray, DType
+from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import BaseMismatchError, TrainingError
 from .edits import Edit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import DTYPES, BitArray
 
 from ..errors import TrainingError, UsageError
+from ..reporting.progress import Progress
 from .placement import TORCH_DTYPES, raw_bits
 from .wrappers import unwrapped
 
@@ -72,7 +73,40 @@ class StateCheckpoint(Checkpoint):
         return copy
 
 
-def saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def snapshots(
+    base: object, tuned: object, opened: Callable[[str, object], Checkpoint], progress: Progress
+) -> tuple[Checkpoint, Checkpoint]:
+    """Return two models as checkpoints that later changes of models in memory do not affect.
+
+    Args:
+        base: The model before fine-tuning: a module, a state dict, or anything that `opened` takes.
+        tuned: The model after fine-tuning.
+        opened: Opens a checkpoint, given the name of the argument and its value.
+        progress: Called while tensors are hashed.
+
+    Raises:
+        UsageError: A state dict is not one of the other module.
+        TrainingError: A module is quantised, or a tensor is sharded or on the meta device.
+    """
+    found: list[Checkpoint] = []
+    for what, model, other in (("base", base, tuned), ("tuned", tuned, base)):
+        if isinstance(model, nn.Module):
+            found.append(StateCheckpoint(_saved_state(model), type(unwrapped(model)).__name__))
+        elif isinstance(model, Mapping):
+            state = _state_like(other, model, what) if isinstance(other, nn.Module) else model
+            found.append(StateCheckpoint(state, f"{what} (state dict)"))
+        else:
+            found.append(opened(what, model))
+    before, after = (
+        each.digests(lambda done, total, what=what: progress(f"hashing {what}", done, total, ""))  # type: ignore[misc]
+        for what, each in zip(("base", "tuned"), found, strict=True)
+    )
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    one, two = (each.frozen(changed) if isinstance(each, StateCheckpoint) else each for each in found)
+    return one, two
+
+
+def _saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a model under the names in which `save_pretrained` writes them.
 
     Tied parameters appear once. Layers that transformers fuses on loading are separate again.
@@ -87,7 +121,7 @@ def saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return _as_saved(model, model.state_dict())
 
 
-def state_like(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+def _state_like(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
     """Return a state dict of a model under the names in which `save_pretrained` writes it.
 
     Args:
@@ -100,7 +134,7 @@ def state_like(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) -
     """
     model = unwrapped(model)
     own = model.state_dict()
-    expected = own if state.keys() & own.keys() == state.keys() else saved_state(model)
+    expected = own if state.keys() & own.keys() == state.keys() else _saved_state(model)
     tied = own.keys() - _untied(model, own).keys()
     for name in sorted(state.keys() ^ expected.keys()):
         if name not in tied:
