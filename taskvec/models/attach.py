@@ -14,8 +14,9 @@ threads holds the lock of a handle while it generates:
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -37,7 +38,7 @@ from ..reporting import bars
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .edits import Edit, flat_parameter, write
-from .live import LiveModel
+from .live import Edited, LiveModel
 from .loading import load_weights
 from .placement import Place, same_bits, tensor_of
 from .wrappers import unwrapped
@@ -68,8 +69,15 @@ class Decoded:
         return sum(edit.nbytes for edit in self.edits)
 
 
-class _State:
-    """What is known of one model: the handles on it, and vectors that are decoded for it."""
+class LiveState:
+    """What is known of one model: the handles on it, and vectors that are decoded for it.
+
+    Attributes:
+        lock: Held while the weights or the handles are changed, and by users while the model computes.
+        handles: The handles on the model.
+        cache: Digest of a vector -> the decoded vector, the least recently used first.
+        limit: The largest size of the cache in bytes; vectors that are attached are kept beyond it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = ref(model)
@@ -79,7 +87,9 @@ class _State:
         self.limit = CACHE
         self._digests: dict[str, str] = {}  # tensor -> digest of its weights without what is attached
         self._parameters: dict[str, str] = {}  # tensor -> parameter
-        self._versions: dict[str, object] = {}  # parameter -> its version when digests of its tensors were computed
+        self._counts: dict[str, object] = {}  # parameter -> count of its changes when those digests were computed
+        self._version = 0  # number of changes for good
+        self._writes = 0  # odd while something is written
 
     @property
     def model(self) -> nn.Module:
@@ -94,19 +104,37 @@ class _State:
 
         torch counts the changes of a tensor, but not those of inference tensors and those through `.data`.
         """
-        version = self._version(parameter)
-        return version is not None and self._versions.get(parameter) == version
+        count = self._count(parameter)
+        return count is not None and self._counts.get(parameter) == count
 
-    def _version(self, parameter: str) -> object:
+    def _count(self, parameter: str) -> object:
         flat = flat_parameter(self.model, parameter)
         return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
 
-    def written(self) -> tuple[Edit, ...]:
-        """Return the edits that are in the weights now."""
-        return tuple(edit for handle in self.handles for edit in handle.written)
+    def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
+        """Read weights while nothing is written, without the lock.
+
+        The lock would make a thread wait for itself that holds it and decodes a vector in other threads.
+        """
+        while True:
+            before = self._writes
+            found = weights([edit for handle in self.handles for edit in handle.written])
+            if before % 2 == 0 and before == self._writes:
+                return found
+            time.sleep(0.001)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the lock, and make threads that read wait."""
+        with self.lock:
+            self._writes += 1
+            try:
+                yield
+            finally:
+                self._writes += 1
 
     def write(self, undone: Sequence[Edit], done: Sequence[Edit]) -> None:
-        """Undo edits and write others. The digests of the weights without them remain known.
+        """Undo edits and write others, within `writing`. The digests of the weights without them remain known.
 
         Raises:
             BaseMismatchError: As in `edits.write`.
@@ -115,7 +143,7 @@ class _State:
         try:
             write(self.model, undone, done)
         finally:
-            self._versions.update({parameter: self._version(parameter) for parameter in unchanged})
+            self._counts.update({parameter: self._count(parameter) for parameter in unchanged})
 
     def keep(self, decoded: Decoded) -> None:
         """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
@@ -129,32 +157,42 @@ class _State:
                 del self.cache[digest]
 
     def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
-        """Decode a vector for the weights without what is attached, or take it from the cache."""
+        """Decode a vector for the weights without what is attached, or take it from the cache.
+
+        The lock is not held meanwhile, so the model can compute.
+        """
         with self.lock:
             if (decoded := self.cache.get(vector.digest)) is not None:
                 return decoded  # compared with the weights when it is written
-            self._digests = {
+            version = self._version
+            digests = {
                 name: digest for name, digest in self._digests.items() if self._is_unchanged(self._parameters[name])
             }
-            decoded, places = decode(self.model, vector, self.written(), base, progress, self._digests)
-            self._parameters |= {name: place.parameter for name, place in places.items()}
-            self._versions |= {self._parameters[name]: self._version(self._parameters[name]) for name in self._digests}
-            return decoded
+        decoded, places = decode(self.model, vector, self, base, progress, digests)
+        with self.lock:
+            if version == self._version:
+                self._digests = digests
+                self._parameters |= {name: place.parameter for name, place in places.items()}
+                held = {self._parameters[name] for name in digests}
+                self._counts |= {parameter: self._count(parameter) for parameter in held}
+        return decoded
 
     def forget(self) -> None:
-        """Forget all vectors and digests, because the weights have changed."""
+        """Forget all vectors and digests, because the weights have changed for good."""
+        self._version += 1
         self.cache.clear()
         self._digests.clear()
 
 
-_STATES: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[nn.Module, LiveState] = WeakKeyDictionary()
 _STATES_LOCK = RLock()
 
 
-def _state_of(model: nn.Module) -> _State:
+def state_of(model: nn.Module) -> LiveState:
+    """Return the state of a model without wrappers; the same one each time."""
     with _STATES_LOCK:
         if model not in _STATES:
-            _STATES[model] = _State(model)
+            _STATES[model] = LiveState(model)
         return _STATES[model]
 
 
@@ -165,7 +203,7 @@ class Attachment:
         lock: The lock of the model: hold it while the model computes in another thread.
     """
 
-    def __init__(self, state: _State, base: Checkpoint | None) -> None:
+    def __init__(self, state: LiveState, base: Checkpoint | None) -> None:
         self.lock = state.lock
         self._state = state
         self._base = base
@@ -270,8 +308,9 @@ class Attachment:
             if attached:
                 raise UsageError(f"{attached[0]} is attached to the model: detach it before the weights are advanced")
             decoded = self._state.decode(wanted, self._base, report)
-            self._state.write((), decoded.edits)
-            self._state.forget()
+            with self._state.writing():
+                self._state.write((), decoded.edits)
+                self._state.forget()
             self._changed(decoded.digest)
 
     @contextmanager
@@ -291,8 +330,9 @@ class Attachment:
     def _enable(self, on: bool) -> None:
         with self.lock:
             if on != self._is_enabled:
-                self._state.write(*((), self.edits) if on else (self.edits, ()))
-                self._is_enabled = on
+                with self._state.writing():
+                    self._state.write(*((), self.edits) if on else (self.edits, ()))
+                    self._is_enabled = on
                 self._changed(self.digest if on else None)
 
     def _replace(self, decoded: Decoded | None) -> None:
@@ -301,9 +341,10 @@ class Attachment:
         for handle in self._state.handles:
             if handle is not self and decoded is not None:
                 _check_disjoint(decoded, handle)
-        self._state.write(self.written, new)
         changed = self._decoded is not decoded
-        self._decoded, self._is_enabled = decoded, True
+        with self._state.writing():
+            self._state.write(self.written, new)
+            self._decoded, self._is_enabled = decoded, True
         if decoded is not None:
             self._state.keep(decoded)
         if changed:
@@ -361,14 +402,18 @@ def attach(
         MergeError, KindError, FormatError: As in `taskvec.merge`.
     """
     instance("model", model, nn.Module)
-    state = _state_of(unwrapped(model))
+    state = state_of(unwrapped(model))
     handle = Attachment(state, base)
     with bars.shown(progress) as report:
         wanted = _resolved(vector, scale, merge, report)
+        decoded = None if wanted is None else state.decode(wanted, base, report)
         with state.lock:
-            if wanted is not None:
-                handle._replace(state.decode(wanted, base, report))
             state.handles.append(handle)
+            try:
+                handle._replace(decoded)
+            except BaseException:
+                state.handles.remove(handle)
+                raise
     return handle
 
 
@@ -441,7 +486,7 @@ def _check_disjoint(decoded: Decoded, handle: Attachment) -> None:
 def decode(
     model: nn.Module,
     vector: TaskVector,
-    hidden: Sequence[Edit] = (),
+    edited: Edited | None = None,
     base: Checkpoint | None = None,
     progress: Progress = silent,
     known: MutableMapping[str, str] | None = None,
@@ -451,7 +496,7 @@ def decode(
     Args:
         model: The model, without wrappers.
         vector: The vector or patch.
-        hidden: Edits that are in the weights. The vector is decoded for the weights without them.
+        edited: What is in the weights. The vector is decoded for the weights without it.
         base: The base on disk, to decode the vector with. The weights are then compared with its values.
         progress: Called for every tensor that is checked as a whole.
         known: As in `LiveModel`.
@@ -465,7 +510,7 @@ def decode(
     specs = vector.specs.values()
     if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
         raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
-    live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, hidden, known)
+    live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, edited, known)
     application = Application(vector, live if base is None else base, progress)
     parts: dict[str, dict[int, Edit]] = {}
     for spec in specs:

@@ -54,18 +54,16 @@ class Edit:
         found = flat.index_select(0, self.indices.to(flat.device))
         return same_bits(found, values.to(flat))
 
-    def undone(self, weights: torch.Tensor, start: int) -> torch.Tensor:
-        """Return a copy of a range of the parameter with the old values.
+    def undo_in(self, weights: torch.Tensor, start: int) -> None:
+        """Write the old values into a copy of a range of the parameter.
 
         Args:
-            weights: The range, [n].
+            weights: The copy, [n].
             start: The position of its first element in the parameter.
         """
         ends = torch.tensor([start, start + len(weights)], dtype=self.indices.dtype, device=self.indices.device)
         low, high = torch.searchsorted(self.indices, ends).tolist()
-        copy = weights.clone()
-        copy[(self.indices[low:high].long() - start).to(copy.device)] = self.old[low:high].to(copy)
-        return copy
+        weights[(self.indices[low:high].long() - start).to(weights.device)] = self.old[low:high].to(weights)
 
     def meets(self, other: Edit) -> int:
         """Return the number of positions that two edits of one parameter share."""

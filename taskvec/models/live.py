@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -20,13 +21,24 @@ from .placement import TORCH_DTYPES, Place, bits_of, part_of, places
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
+class Edited(Protocol):
+    """What is written into a model, possibly by another thread."""
+
+    def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
+        """Read weights while nothing is written.
+
+        Args:
+            weights: Copies weights, given the edits that are written into the model. It may be called again.
+        """
+
+
 class LiveModel(Checkpoint):
     """Some tensors of a model in memory, under the names and in the dtypes of its checkpoint.
 
     Args:
         model: The model, without wrappers.
         forms: Tensor name -> Form in the checkpoint.
-        hidden: Edits that are written into the model. The tensors read as if they were not.
+        edited: What is written into the model. The tensors read as if it were not. None if nothing is.
         known: Digests of tensors that are known already. Further ones are added to it.
 
     Attributes:
@@ -40,7 +52,7 @@ class LiveModel(Checkpoint):
         self,
         model: nn.Module,
         forms: Mapping[str, Form],
-        hidden: Iterable[Edit] = (),
+        edited: Edited | None = None,
         known: MutableMapping[str, str] | None = None,
     ) -> None:
         self.path, self.name = Path(), "the model"
@@ -52,9 +64,7 @@ class LiveModel(Checkpoint):
         self.tensors = {name: TensorInfo.computed(forms[name]) for name in sorted(forms)}
         self._model = model
         self._known = {} if known is None else known
-        self._hidden: dict[str, list[Edit]] = {}
-        for edit in hidden:
-            self._hidden.setdefault(edit.parameter, []).append(edit)
+        self._edited = edited
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -97,11 +107,18 @@ class LiveModel(Checkpoint):
         return weights[indices.to(weights.device)].cpu()
 
     def _shown(self, name: str, start: int, stop: int) -> torch.Tensor:
-        place = self.placed[name]
-        weights = self.flat(name)[start:stop]
-        for edit in self._hidden.get(place.parameter, ()):
-            weights = edit.undone(weights, place.start + start)
-        return weights
+        place, weights = self.placed[name], self.flat(name)[start:stop]
+        if self._edited is None:
+            return weights
+
+        def without(edits: Iterable[Edit]) -> torch.Tensor:
+            shown = weights.clone()
+            for edit in edits:
+                if edit.parameter == place.parameter:
+                    edit.undo_in(shown, place.start + start)
+            return shown
+
+        return self._edited.read(without)
 
 
 def stored_bits(name: str, dtype: DType, weights: torch.Tensor) -> BitArray:

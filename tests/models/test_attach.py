@@ -25,7 +25,8 @@ from taskvec import Attachment, TaskVector, attach, attached, compose, diff, mer
 from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, TrainingError, UsageError
 from taskvec.models import edits
-from taskvec.models.attach import CACHE, _state_of
+from taskvec.models.attach import CACHE
+from taskvec.models.attach import state_of as live_state
 from taskvec.models.loading import load_model, load_weights
 from taskvec.models.placement import bits_of, places
 from taskvec_formats import Checkpoint, ModelFolder
@@ -487,7 +488,7 @@ def test_the_cache_is_bounded_and_forgets_with_the_model(
     small: Small,
 ) -> None:
     model, _, files = small
-    state = _state_of(model)
+    state = live_state(model)
     assert state.limit == CACHE
     with attach(model, files[0]) as handle:
         handle.swap(files[1])
