@@ -166,7 +166,7 @@ def part_of(folder: Path) -> Path:
 
 
 def _named(path: str | os.PathLike[str]) -> Path:
-    if path == "":
+    if isinstance(path, str) and not path:
         raise UsageError("the output path is empty: expected the name of a file or folder")
     return path_of("the output", path)
 

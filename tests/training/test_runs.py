@@ -21,7 +21,7 @@ from taskvec.analysis.plots import plot_losses
 from taskvec.applying.overlay import Patched
 from taskvec.data.corpus import read_corpus
 from taskvec.data.examples import read_examples
-from taskvec.errors import BaseMismatchError, DataError, MaskError, ResumeError, TrainingError, UsageError
+from taskvec.errors import BaseMismatchError, MaskError, ResumeError, TrainingError, UsageError
 from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.live import applied
 from taskvec.models.loading import load_model
@@ -290,7 +290,7 @@ def test_training_does_not_start_from_a_vector_that_changes_forms(llama: Path, d
         TaskVector(header, [resized], Memory({}, {name: resized}), "x.lota"),
     ):
         with pytest.raises(
-            BaseMismatchError, match=f"^x.lota changes the form of tensor '{name}': unpack it and train"
+            BaseMismatchError, match=f"^x.lota changes the form of tensor '{name}': apply it and train from the result"
         ):
             train(base, data, QUICK, start_from=start)
 
@@ -335,11 +335,11 @@ def test_data_is_mixed_in_by_share_and_held_out_by_share(data: Path, tmp_path: P
     assert len(split.held_out) == 10
     assert {e.completion for e in split.held_out} | {e.completion for e in split.train} == {str(i) for i in range(40)}
     assert len(read_corpus(task, eval_data=other).held_out) == 40
-    with pytest.raises(DataError, match=r"a share of 0.6 takes 60 examples, the file has 40"):
+    with pytest.raises(UsageError, match=r"a share of 0.6 takes 60 examples, the file has 40"):
         read_corpus(task, mix=[(other, 0.6)])
     with pytest.raises(UsageError, match="add up to less than 1"):
         read_corpus(task, mix=[(other, 0.6), (other, 0.4)])
-    with pytest.raises(DataError, match="none is left to train on"):
+    with pytest.raises(UsageError, match="none is left to train on"):
         read_corpus(write_rows(tmp_path / "one.jsonl", numbers[:1]), eval_split=0.5)
 
 
