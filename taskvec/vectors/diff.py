@@ -238,7 +238,7 @@ class _Sparsified(DeltaSource):
         progress: Called for every tensor.
 
     Attributes:
-        left_out: Descriptions of the changes that are left out although they are no small numbers.
+        left_out: Descriptions of the changes that are left out because they are not finite numbers.
 
     Raises:
         MaskError: The sparsity keeps no entry.
