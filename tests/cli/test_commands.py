@@ -161,6 +161,14 @@ def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> N
     assert "final loss" in real
 
 
+def test_a_run_without_unfinished_work_says_so(llama: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.lota"
+    done = inside("train", llama, data, "-o", output, "--resume", "--mask", "random", "--steps", "0", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"taskvec: note: there is nothing to resume in {output}.run: the run starts anew\n"
+    assert output.exists()
+
+
 def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path: Path) -> None:
     train = ("train", llama, data, "-o", tmp_path / "x.lota", *QUICK)
     assert "--mix takes DATA:SHARE" in refused(2, *train, "--mix", "rows.jsonl")
