@@ -287,9 +287,9 @@ def test_a_sparse_patch_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_kinds_and_codecs_are_refused(tmp_path: Path) -> None:
     base, tuned = (write_checkpoint(tmp_path / name, s) for name, s in zip(("base", "tuned"), F32, strict=True))
-    with pytest.raises(UsageError, match="kind is one of vector, patch, found 'zip'"):
+    with pytest.raises(UsageError, match="`kind` is one of vector, patch, found 'zip'"):
         diff(base, tuned, kind="zip")
-    with pytest.raises(UsageError, match="codec is one of auto, fast, paper64, plain, found 'zip'"):
+    with pytest.raises(UsageError, match="`codec` is one of auto, fast, paper64, plain, found 'zip'"):
         diff(base, tuned).save(tmp_path / "vector.lota", codec="zip")
     assert not (tmp_path / "vector.lota").exists()
 
@@ -310,10 +310,10 @@ def test_a_sparsity_of_no_change_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {n: x for n, x in t.items() if n != "b.weight"}, "'b.weight' is in base but not in tuned"),
-        (lambda t: {**t, "c.weight": t["a.weight"]}, "'c.weight' is in tuned but not in base"),
-        (lambda t: {**t, "a.weight": tensor("F32", WEIGHTS.T)}, r"'a.weight' is F32 \[8, 5\] in base but F32 \[5, 8\]"),
-        (lambda t: {**t, "a.weight": tensor("BF16", WEIGHTS)}, r"'a.weight' is F32 \[8, 5\] in base but BF16 \[8, 5\]"),
+        (lambda t: {n: x for n, x in t.items() if n != "b.weight"}, "'b.weight' is in base and not in tuned"),
+        (lambda t: {**t, "c.weight": t["a.weight"]}, "'c.weight' is in tuned and not in base"),
+        (lambda t: {**t, "a.weight": tensor("F32", WEIGHTS.T)}, r"'a.weight' is F32 \[8, 5\] in base and F32 \[5, 8\]"),
+        (lambda t: {**t, "a.weight": tensor("BF16", WEIGHTS)}, r"'a.weight' is F32 \[8, 5\] in base and BF16 \[8, 5\]"),
     ],
     ids=["missing", "more", "shape", "dtype"],
 )

@@ -382,7 +382,7 @@ def test_a_config_that_does_not_allow_another_dtype(
 
 
 def test_what_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(UsageError, match="dtype is one of float32, bfloat16, float16, found 'float8'"):
+    with pytest.raises(UsageError, match="`dtype` is one of float32, bfloat16, float16, found 'float8'"):
         Output(dtype="float8")
     with pytest.raises(UsageError, match="a shard needs a size of at least 1 byte, found 0"):
         Output(shard_size=0)
