@@ -324,11 +324,12 @@ def test_a_chain_of_two_leads_to_the_last(kind: str, tasks: Path) -> None:
 
 def test_the_report_as_json(tasks: Path) -> None:
     report = json.loads(ok("arith", "2*a.lota - a.lota", "-o", "d.lota", "--json", cwd=tasks))
-    digest = TaskVector.open(tasks / "a.lota").digest
+    vector = TaskVector.open(tasks / "a.lota")
+    digest = vector.digest
     assert report["provenance"] == {
         "made_by": "arith",
         "parents": [{"name": "a.lota", "weight": weight, "digest": digest} for weight in (-1.0, 2.0)],
-        "ancestors": {digest: {"made_by": "pack"}},
+        "ancestors": {digest: vector.provenance},
     }
     assert (report["path"], report["kind"], report["entries"], report["tuned"]) == ("d.lota", "vector", 2, None)
     assert "tensors" not in report
@@ -363,7 +364,7 @@ def test_bad_requests_leave_nothing(tasks: Path) -> None:
         (1, "a.lota starts from base", f"{a} >> {a}"),
         (1, "is applied to base + a.lota already", f"{a} >> {a}", "--base", tasks / "base"),
         (1, "tensor 'v': a weighted sum leaves the range of f32", f"1e39*{a}"),
-        (1, "not a .lota file", str(tasks / "base" / "model.safetensors")),
+        (2, "not a .lota file", str(tasks / "base" / "model.safetensors")),
     ):
         assert message in refused(code, "arith", "-o", out, *arguments)
     assert sorted(tasks.iterdir()) == before
