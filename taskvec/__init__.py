@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation
     from .models.attach import Attachment
     from .models.sparse_model import SparseModel
+    from .models.switcher import TaskSwitcher
     from .training.options import TrainingOptions
     from .training.result import TrainingResult
 
@@ -45,6 +46,7 @@ _ON_DEMAND = {
     "Attachment": "models.attach",
     "Evaluation": "evaluation.evaluate",
     "SparseModel": "models.sparse_model",
+    "TaskSwitcher": "models.switcher",
     "TrainingOptions": "training.options",
     "TrainingResult": "training.result",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "Overlap",
     "SparseModel",
     "SparseTensor",
+    "TaskSwitcher",
     "TaskVector",
     "TaskvecError",
     "TrainingOptions",

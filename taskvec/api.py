@@ -368,6 +368,7 @@ def train(
         DataError: A row of the data cannot be understood.
         MaskError: Fewer weights are free than the mask needs.
         TrainingError: The model cannot be trained, or training diverged.
+        StoppedError: The process received SIGINT or SIGTERM; the current step was completed.
         ResumeError: `folder` belongs to another run, or is in use.
         BaseMismatchError: A vector does not fit the base.
         FormatError: A file cannot be read.

@@ -67,5 +67,18 @@ class TrainingError(TaskvecError):
     """A model cannot be trained with the given options."""
 
 
+class StoppedError(TrainingError):
+    """Training was stopped by a signal, after the step that it interrupted. The exit code is 128 + the signal.
+
+    Args:
+        message: The message.
+        signal: The number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class DivergedError(TrainingError):
     """The training loss is not a finite number."""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from taskvec_formats import Checkpoint, ModelFolder
+from taskvec_formats.errors import NotModelError
 
 from .arguments import path_of
 from .errors import UsageError
@@ -68,7 +69,7 @@ def open_checkpoint(reference: Checkpoint | str | os.PathLike[str], *, with_code
         with_code: Whether to download the model's own Python code too, for a Hub id. Opening does not run it.
 
     Raises:
-        UsageError: The path does not exist, and no such model can be downloaded.
+        UsageError: The path does not exist, and no such model can be downloaded; or it is not a model.
         FormatError: The checkpoint cannot be read.
     """
     if isinstance(reference, Checkpoint):
@@ -76,4 +77,7 @@ def open_checkpoint(reference: Checkpoint | str | os.PathLike[str], *, with_code
     path_of("the model", reference)
     path = local_model(reference, with_code=with_code)
     is_hub_id = not os.path.exists(Path(reference))
-    return ModelFolder(path, name=str(reference) if is_hub_id else None)
+    try:
+        return ModelFolder(path, name=str(reference) if is_hub_id else None)
+    except NotModelError as error:
+        raise UsageError(str(error)) from None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from support.live import Small
 
 # the same examples on every machine, regardless of its speed, so that a failure can be reproduced
 settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,3 +72,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.models import write_rows
 
     return write_rows(tmp_path_factory.mktemp("data") / "train.jsonl")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    """A Llama in memory, its base, and two disjoint vectors."""
+    from support.live import loaded, task
+    from support.models import make_llama
+
+    from taskvec_formats import ModelFolder
+
+    base = make_llama(tmp_path / "base")
+    vectors = [task(base, tmp_path / f"{n}.lota", slice(n, None, 2), seed=n) for n in range(2)]
+    return loaded(base), ModelFolder(base), vectors

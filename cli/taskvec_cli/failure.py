@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from taskvec.errors import OutputExistsError, TaskvecError, UsageError
+from taskvec.errors import OutputExistsError, StoppedError, TaskvecError, UsageError
 from taskvec_formats import FormatError
 from taskvec_formats.errors import WorkerError
 from taskvec_formats.text import printable
@@ -57,10 +57,17 @@ def explain(error: Exception | Interrupted, names: Collection[str]) -> tuple[str
     if isinstance(error, OutputExistsError):
         return f"{error}; --force replaces it", USAGE
     if isinstance(error, (TaskvecError, FormatError, WorkerError)):
-        return with_flags(str(error), names), USAGE if isinstance(error, UsageError) else FAILURE
+        return with_flags(str(error), names), _code(error)
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         return printable(named), FAILURE
     if isinstance(error, MemoryError):
         return "out of memory", FAILURE
     return printable(f"unexpected {type(error).__name__}: {error} (set TASKVEC_DEBUG=1 to see the traceback)"), FAILURE
+
+
+def _code(error: Exception) -> int:
+    """Return the exit code for an exception that the packages raise on purpose."""
+    if isinstance(error, StoppedError):
+        return 128 + error.signal
+    return USAGE if isinstance(error, UsageError) else FAILURE

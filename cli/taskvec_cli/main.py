@@ -245,7 +245,6 @@ def shrink(
 @app.command(cls=Command, short_help="Describe .lota files and compare their masks.")
 def inspect(
     vectors: LotaInputs,
-    as_json: Json = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -253,6 +252,7 @@ def inspect(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing picture.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Describe .lota files and, if there are several, the overlap of their masks.
 

@@ -209,7 +209,7 @@ def merge(
     if to_folder:
         _refuse("codec", codec if codec != "auto" else None, "is for a .lota file, not for a model folder")
     else:
-        for name, value in (("dtype", dtype), ("shard_size", shard_size), ("resume", resume)):
+        for name, value in (("dtype", dtype), ("shard_size", shard_size), ("resume", resume or None)):
             _refuse(name, value, "is for a model folder, not for a .lota file")
     destination = _checked(output, read, to_folder=to_folder, resume=resume, force=force)
     size = None if shard_size is None else parse_size("--shard-size", shard_size)
@@ -350,10 +350,10 @@ def _further_options(texts: Sequence[str], given: dict[str, Any]) -> dict[str, A
 
 
 def _refuse(name: str, value: object, why: str) -> None:
-    """Refuse a parameter of the command that was given."""
+    """Refuse a parameter of the command that was given. Its value may be False or zero."""
     from taskvec.errors import UsageError
 
-    if value not in (None, [], False):
+    if value not in (None, []):
         shown = {"lam": "--lambda", "vectors": "VECTORS"}.get(name, f"--{name.replace('_', '-')}")
         raise UsageError(f"{shown} {why}")
 

@@ -14,6 +14,8 @@ _HEAD = """# The command line
 
 Made from the commands by `make docs`. `taskvec COMMAND --help` prints the same.
 
+The exit code is 0 for success, 1 for failures, 2 for invalid requests, 130 after Ctrl-C and 143 after SIGTERM.
+
 """
 
 

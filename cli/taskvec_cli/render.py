@@ -182,9 +182,10 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say(f"examples: {plan.examples:,}{held_out}")
     say(f"tokens per example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
     for phase in plan.phases:
+        steps = f"{phase.steps:,} step{'' if phase.steps == 1 else 's'}"
         rate = "" if phase.lr is None else f" at a learning rate of {phase.lr:g}"
         say(
-            f"{phase.name}: {phase.steps:,} steps{rate}, about {phase.tokens / phase.steps:,.0f} tokens per step and "
+            f"{phase.name}: {steps}{rate}, about {phase.tokens / phase.steps:,.0f} tokens per step and "
             f"{phase.tokens:,} in total, peak memory about {size(phase.memory)} ({plan.device})"
         )
     say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
@@ -372,6 +373,7 @@ def demo_summary(demo: Demo) -> dict[str, Any]:
         "sizes": demo.sizes,
         "overlap": overlap_summary(list(demo.scores["base"]), demo.overlap),
         "picture": str(demo.picture),
+        "merged": str(demo.folder / "merged"),
         "method": demo.method,
         "reason": demo.reason,
         "samples": [{"question": question, "answer": answer} for question, answer in demo.samples],

@@ -16,7 +16,7 @@ from blake3 import blake3
 from .container import SafetensorsFile, TensorInfo, strict_json
 from .description import KEY
 from .dtypes import BitArray
-from .errors import CheckpointError, HeaderError
+from .errors import CheckpointError, HeaderError, NotModelError
 from .file_names import INDEX, SHARD, SINGLE, is_config, is_weights
 from .forms import Form
 from .system.parallel import ordered_map
@@ -181,7 +181,7 @@ class ModelFolder(Checkpoint):
         elif os.path.isfile(path):
             path, names, listed = path.parent, [path.name], {}
         elif os.path.exists(path):
-            raise CheckpointError(f"{path} is not a regular file; expected a model folder or a .safetensors file")
+            raise NotModelError(f"{path} is not a regular file; expected a model folder or a .safetensors file")
         else:
             raise CheckpointError(f"{path}: no such file or folder")
         self.shards = [SafetensorsFile(path / shard) for shard in names]
@@ -203,7 +203,7 @@ class ModelFolder(Checkpoint):
         owners: dict[str, SafetensorsFile] = {}
         for shard in self.shards:
             if KEY in shard.metadata:
-                raise CheckpointError(
+                raise NotModelError(
                     f"{shard.path} is a .lota file, which holds changes; expected the weights of a model"
                 )
             for tensor in shard.tensors:
@@ -286,7 +286,7 @@ def find_shards(names: Collection[str], index: bytes | None, where: str) -> tupl
     if index is None:
         shards = [SINGLE] if SINGLE in names else sorted(name for name in names if name.endswith(SHARD))
         if not shards:
-            raise CheckpointError(f"{where} holds no .safetensors file")
+            raise NotModelError(f"{where} holds no .safetensors file")
         return shards, {}
     try:
         document = strict_json(index)

@@ -41,7 +41,11 @@ class StreamError(FormatError):
 
 
 class CheckpointError(FormatError):
-    """A model folder is missing or contains no safetensors file, or its shards contradict each other."""
+    """A model folder is missing or invalid, for example because its shards contradict each other."""
+
+
+class NotModelError(CheckpointError):
+    """The path is not a model: a `.lota` file, a device, a pipe or a folder without a safetensors file."""
 
 
 class WorkerError(PlainError):

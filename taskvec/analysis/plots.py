@@ -107,6 +107,7 @@ def plot_losses(
     """
     check_picture(path, force=force)
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     metrics = {name: points for name, points in (metrics or {}).items() if points}
     figure = Figure(figsize=(7, 6 if metrics else 4), layout="constrained")
@@ -120,8 +121,9 @@ def plot_losses(
     axes.plot(range(1, len(losses) + 1), losses, label="training")
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", label="held out")
-    axes.set(ylabel="loss (nats a token)")
+    axes.set(ylabel="loss (nats per token)")
     last.set(xlabel="step")
+    last.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_title(printable(label, 60), **_LITERAL)
     axes.legend()
     for number, (name, points) in enumerate(metrics.items()):

@@ -63,8 +63,8 @@ def read_corpus(
         count = max(1, round(eval_split * len(train)))
         if count >= len(train):
             raise UsageError(
-                f"{data}: `eval_split={eval_split}` would hold out {count} of {len(train)} examples, and none is left "
-                "to train on"
+                f"{data}: `eval_split={eval_split}` would hold out {count:,} of {len(train):,} examples, and none is "
+                "left to train on"
             )
         out = set(rng.sample(range(len(train)), count))
         held_out = [example for number, example in enumerate(train) if number in out]
@@ -76,7 +76,9 @@ def read_corpus(
     for number, (path, share) in enumerate(mix):
         read, wanted = _Source(path), round(share * total)
         if wanted > len(read.examples):
-            raise UsageError(f"{path}: a share of {share} takes {wanted} examples, the file has {len(read.examples)}")
+            raise UsageError(
+                f"{path}: a share of {share} takes {wanted:,} examples, the file has {len(read.examples):,}"
+            )
         drawn = rng.sample(range(len(read.examples)), wanted)
         train += [read.examples[place] for place in drawn]
         files += read.records("mix", drawn, number=number)

@@ -23,7 +23,7 @@ def check_device(choice: str) -> None:
     Raises:
         UsageError: It is something else.
     """
-    instance("device", choice, str)
+    instance("`device`", choice, str)
     kind, colon, number = choice.partition(":")
     numbered = kind != "auto" and number.isascii() and number.isdecimal() and len(number) <= 3
     if kind not in DEVICES or (colon and not numbered):

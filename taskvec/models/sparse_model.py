@@ -160,7 +160,7 @@ class SparseModel(nn.Module):
             if missed := leaf.missed() if self._open else leaf.changed():
                 raise TrainingError(
                     f"parameter {name!r} is not its base plus its deltas"
-                    + (f" at {missed} of {len(leaf.indices)} masked positions" if self._open else "")
+                    + (f" at {missed:,} of {len(leaf.indices):,} masked positions" if self._open else "")
                     + ": update the deltas alone, inside the block, by an optimizer over tickets.parameters() or with "
                     "tickets.scatter() after each update"
                 )

@@ -34,7 +34,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.pairs import collator_of
 from ..data.rows import Row
-from ..errors import DivergedError, TrainingError, UsageError
+from ..errors import DivergedError, StoppedError, UsageError
 from ..models.devices import device_of
 from ..reporting.progress import Progress
 from .lean import LeanRMSprop, TwoPassTrainer
@@ -132,7 +132,7 @@ class _Watch(TrainerCallback):
         self.evaluates = evaluates
         self.folder = folder
         self.progress = progress
-        self.interrupted = False
+        self.signal: int | None = None  # that stops the training
         self.rate = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -168,7 +168,7 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.evaluates and state.global_step >= state.max_steps:
             control.should_evaluate = True  # the last weights are always evaluated, whatever eval_steps is
-        if self.interrupted:
+        if self.signal is not None:
             control.should_save = self.folder is not None
             control.should_training_stop = True
 
@@ -192,7 +192,7 @@ def _finishing_the_step(watch: _Watch) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        watch.interrupted = True
+        watch.signal = number
         restore()
 
     def restore() -> None:
@@ -270,7 +270,7 @@ def fit(
     Raises:
         NotFiniteAtStartError: The loss is not finite before the first update.
         DivergedError: A later loss is not finite.
-        TrainingError: The process was interrupted.
+        StoppedError: The process received SIGINT or SIGTERM.
     """
     if options.gradient_checkpointing:
         # the first name is that of transformers 5.23 and later
@@ -340,9 +340,10 @@ def fit(
         last = _last_checkpoint(folder)
         with _finishing_the_step(watch):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if watch.interrupted:
+    if watch.signal is not None:
         resumed = "; `resume` continues from there" if folder else ""
-        raise TrainingError(f"stopped after step {trainer.state.global_step} of {steps} of {stage}{resumed}")
+        where = f"step {trainer.state.global_step:,} of {steps:,} of {stage}"
+        raise StoppedError(f"stopped after {where}{resumed}", watch.signal)
     history = trainer.state.log_history
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     eval_losses = [(int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]

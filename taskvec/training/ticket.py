@@ -70,7 +70,8 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
     Raises:
         MaskError: Fewer weights are free, or have changed, than the mask needs.
-        TrainingError: Training was interrupted or diverged.
+        StoppedError: Training was interrupted.
+        DivergedError: The loss is not finite.
     """
     options = run.options
     k = entries_wanted(options, run.eligible, taken)
@@ -152,7 +153,7 @@ def entries_wanted(options: TrainingOptions, eligible: int, taken: Masks) -> int
     k = None if options.sparsity is None else entries_for(options.sparsity, eligible)
     free = eligible - sum(map(len, taken.values()))
     if free < (k or 1):
-        raise MaskError(f"{k or 1} entries are wanted but earlier masks leave {free} of {eligible} weights free")
+        raise MaskError(f"{k or 1:,} entries are wanted but earlier masks leave {free:,} of {eligible:,} weights free")
     return k
 
 

@@ -63,7 +63,8 @@ def train(
         UsageError: Options contradict each other or have no effect; a file or package is missing.
         DataError: A row of the data cannot be understood.
         MaskError: A mask does not fit the model, or fewer weights are free than it needs.
-        TrainingError: The model cannot be trained, or training was interrupted.
+        TrainingError: The model cannot be trained.
+        StoppedError: The process received SIGINT or SIGTERM.
         DivergedError: The loss or the weights are not finite.
         ResumeError: `folder` contains another run, or is in use.
         BaseMismatchError: A vector does not fit the base.

@@ -142,7 +142,7 @@ class Aligned:
             # the values and weights are finite, so the sum has overflowed
             raise MergeError("a weighted sum leaves the range of f32")
         count = finite.size - np.count_nonzero(finite)
-        raise self._error(f"the result must be finite f32 numbers, found {count} that are NaN or infinite")
+        raise self._error(f"the result must be finite f32 numbers, found {count:,} that are NaN or infinite")
 
     def _error(self, text: str) -> MergeError:
         return MergeError(text if self.method is None else f"the method {self.method}: {text}")

@@ -240,7 +240,7 @@ class _Sparsified(DeltaSource):
         progress: Called for every tensor.
 
     Attributes:
-        left_out: Descriptions of the changes that are left out although they are no small numbers.
+        left_out: Descriptions of the changes that are left out because they are not finite numbers.
 
     Raises:
         MaskError: The sparsity keeps no entry.
@@ -260,7 +260,9 @@ class _Sparsified(DeltaSource):
         self._selection = top_k(self._deltas, wanted) if wanted < changes else None
         counts = {} if self._selection is None else not_finite
         self.left_out = [
-            f"{count:,} changes of tensor {name} that are not finite numbers" for name, count in counts.items() if count
+            f"changes of tensor {name} that are not finite numbers ({count:,})"
+            for name, count in counts.items()
+            if count
         ]
 
     @property

@@ -53,9 +53,9 @@ def check_sparsity(sparsity: float) -> float:
     Raises:
         UsageError: The sparsity is not a number in (0, 1).
     """
-    share = real("the sparsity", sparsity)
+    share = real("`sparsity`", sparsity)
     if not 0 < share < 1:
-        raise UsageError(f"the sparsity must be between 0 and 1, both excluded; found {said(sparsity)}")
+        raise UsageError(f"`sparsity` must be between 0 and 1, both excluded; found {said(sparsity)}")
     return share
 
 

@@ -20,7 +20,6 @@ from taskvec import Applied, Checkpoint, TaskVector, apply, compose, diff
 from taskvec.applying.apply import check_result
 from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, MergeError, UsageError
-from taskvec.vectors.diff import layout_digest
 from taskvec_formats import Form, Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.forms import BLOCK_ELEMENTS
@@ -390,7 +389,7 @@ def test_side_files_of_another_b_are_not_taken_for_those_that_second_means(tmp_p
 def test_the_provenance_names_both(tmp_path: Path) -> None:
     (base, *_), (first, second) = chain(tmp_path, [MODEL, FIRST, LAST])
     parents = [{"name": v.name, "digest": v.digest} for v in (first, second)]
-    ancestors = {v.digest: {"made_by": "pack", "layout": layout_digest(base)} for v in (first, second)}
+    ancestors = {v.digest: v.provenance for v in (first, second)}
     for composed in (compose(first, second), compose(first, second, base)):
         assert composed.provenance == {"made_by": "compose", "parents": parents, "ancestors": ancestors}
         assert composed.name == "ab.lota >> bc.lota"

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.axes
 import matplotlib.figure
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from support.building import sparse, vector_of
 
 from taskvec import TaskVector, overlap
@@ -30,8 +31,8 @@ NAMES = [
 ]
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> list[str]:
-    """The titles and labels of a picture but for its scale of colours, as matplotlib was given them."""
+def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> Any:
+    """Return the matplotlib figure that a function draws and saves."""
     figures: list[Any] = []
     save = matplotlib.figure.Figure.savefig
 
@@ -42,6 +43,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> list[str
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
     draw()
     (figure,) = figures
+    return figure
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> list[str]:
+    """The titles and labels of a picture but for its scale of colours, as matplotlib was given them."""
+    figure = figure_of(monkeypatch, draw)
     texts = [text for axis in figure.axes[:-1] for text in (axis.title, axis._left_title, *axis.get_yticklabels())]
     assert not any(text.get_parse_math() for text in texts if text.get_text())
     return [text.get_text() for text in texts]
@@ -57,7 +64,8 @@ def test_any_name_is_drawn_as_text(name: str, kind: str, tmp_path: Path, monkeyp
     path = tmp_path / f"x{kind}"
     texts = drawn(monkeypatch, lambda: plot_density(name, vector(name), path))
     assert path.stat().st_size > 0
-    assert all(line.isprintable() and len(line) < 80 for text in texts for line in text.split("\n"))
+    lines = [line for text in texts for line in text.split("\n")]  # titles are wrapped
+    assert all(line.isprintable() and len(line) < 80 for line in lines)
     if name.isprintable() and len(name) < 40:
         assert {name, f"{name}: 2 entries, density 25.00%"} <= set(texts)
     a, b = vector(name), vector("other")
@@ -97,3 +105,33 @@ def test_a_module_in_the_blocks_and_a_tensor_of_its_name_outside_have_a_row_each
     deltas = {"model.layers.0.w.weight": sparse((4,), {0: 1}), "w.weight": sparse((4,), {0: 1, 1: 1})}
     plot_density("x", vector_of(deltas), tmp_path / "x.png")
     assert grids[0].tolist() == [[0.25], [0.5]]
+
+
+@pytest.mark.parametrize("module", ["w", "a_module_with_a_name_as_long_as_it_may_be"])
+def test_titles_and_scales_of_a_picture_are_whole(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # one entry of 3,000 weights: a density of 0.03%
+    names = ["a fine-tune of a model with a long name", "another fine-tune with an even longer name"]
+    vectors = [
+        vector_of({f"model.layers.0.{module}.weight": sparse((3000,), {0: 1})}),
+        vector_of({f"model.layers.0.{module}.weight": sparse((3000,), {0: 1, 1: 1})}),
+    ]
+    for number, draw in enumerate(
+        (
+            lambda path: plot_density(names[0], vectors[0], path),
+            lambda path: plot_overlap(names, overlap(vectors), path),
+        )
+    ):
+        with monkeypatch.context() as patch:
+            figure = figure_of(patch, lambda draw=draw, number=number: draw(tmp_path / f"{number}.png"))
+        FigureCanvasAgg(figure).draw()  # places the texts
+        picture = figure.bbox
+        title = figure.axes[0]._left_title.get_window_extent()
+        assert picture.x0 <= title.x0 < title.x1 <= picture.x1
+        assert picture.y0 <= title.y0 < title.y1 <= picture.y1
+        ticks = [label.get_text() for label in figure.axes[-1].get_yticklabels()]
+        assert len(set(ticks)) == len(ticks) > 2
+
+
+def test_steps_are_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = figure_of(monkeypatch, lambda: plot_losses("x", [2.5], [2.0, 1.0], [], tmp_path / "x.png"))
+    assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())

@@ -161,6 +161,14 @@ def test_train_reports_what_it_did(llama: Path, data: Path, tmp_path: Path) -> N
     assert "final loss" in real
 
 
+def test_a_run_without_unfinished_work_says_so(llama: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.lota"
+    done = inside("train", llama, data, "-o", output, "--resume", "--mask", "random", "--steps", "0", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"taskvec: note: there is nothing to resume in {output}.run: the run starts anew\n"
+    assert output.exists()
+
+
 def test_training_requests_that_cannot_be_met(llama: Path, data: Path, tmp_path: Path) -> None:
     train = ("train", llama, data, "-o", tmp_path / "x.lota", *QUICK)
     assert "--mix takes DATA:SHARE" in refused(2, *train, "--mix", "rows.jsonl")
@@ -490,7 +498,7 @@ def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, 
     (tmp_path / "junk.lota").write_bytes(b"PK\x03\x04 not a lota file")
     assert "no such file or folder" in refused(2, "pack", tmp_path / "absent", tuned, "-o", out)
     assert "no-such-org/no-such-model" in refused(2, "pack", "no-such-org/no-such-model", tuned, "-o", out)
-    assert "holds no .safetensors file" in refused(1, "pack", llama, tmp_path / "hollow", "-o", out)
+    assert "holds no .safetensors file" in refused(2, "pack", llama, tmp_path / "hollow", "-o", out)
     assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
     assert "absent.lota" in refused(2, "inspect", tmp_path / "absent.lota")
     assert "not a .lota file" in refused(2, "inspect", llama / "model.safetensors")

@@ -168,6 +168,48 @@ def test_a_full_disk_is_said_and_left_empty(name: str, share: float, cases: dict
     assert re.fullmatch(re.escape(f"taskvec: {tmp_path / 'out'}") + said + "\n", done.stderr)
 
 
+# a command that sends itself a signal when it reports a step
+INTERRUPTED = """
+import os, signal, sys
+from contextlib import contextmanager
+from taskvec.reporting import bars
+
+@contextmanager
+def interrupting():
+    yield lambda stage, done, *_: (stage, done) == ("{stage}", 3) and os.kill(os.getpid(), {number})
+
+bars.progress_bars = interrupting
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from taskvec_cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["SIGINT", "SIGTERM"]
+)
+@pytest.mark.parametrize(
+    ("name", "stage"), [("pack", "hashing tuned"), ("pack", "writing"), ("unpack", "applying"), ("merge", "applying")]
+)
+def test_a_signal_is_answered_by_one_sentence_and_leaves_no_temporary_files(
+    name: str, stage: str, how: signal.Signals, sentence: str, cases: dict[str, Case], tmp_path: Path
+) -> None:
+    vector, base = cases["pack"].new, cases["unpack"].command[3]
+    merge = ["merge", str(vector), "--base", base, "--shard-size", "1MB", "-o"]
+    command = merge if name == "merge" else cases[name].command
+    program = INTERRUPTED.format(stage=stage, number=int(how))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (128 + how, "")
+    if name == "merge":  # the finished shards
+        assert done.stderr == f"taskvec: {sentence}; --resume continues\n"
+        assert [path.name for path in tmp_path.iterdir()] == ["out.part"]
+    else:
+        assert done.stderr == f"taskvec: {sentence}\n"
+        assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tmp_path: Path) -> None:
     base, data = make_llama(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
@@ -186,7 +228,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     if how == signal.SIGKILL:
         assert process.returncode == -how
     else:
-        assert process.returncode == 1
+        assert process.returncode == 128 + how
         step = re.fullmatch(
             r"taskvec: stopped after step (\d+) of 150 of training; --resume continues from there",
             said.splitlines()[-1],

@@ -108,9 +108,11 @@ def test_a_recipe_says_all_but_the_output(llama: Path, vector: Path, second: Pat
     recipe.write_text(f"merge_method: ties\n{models}")
     assert "names no base_model, so only a .lota file can be written" in refused(2, "merge", "--recipe", recipe)
     ok("merge", "--recipe", recipe, "-o", tmp_path / "n.lota")
-    for option in (["--method", "ties"], ["--weights", "1,2"], ["--base", llama], ["--density", "0.5"]):
+    given = ["--method", "ties"], ["--weights", "1,2"], ["--base", llama], ["--density", "0.5"]
+    for option in (*given, ["--lambda", "0"], ["--seed", "0"], ["--normalize"]):
         message = refused(2, "merge", "--recipe", recipe, *option, "-o", tmp_path / "x.lota")
         assert f"{option[0]} cannot be used with --recipe: the recipe names the models and all options" in message
+    assert "--normalize cannot be used with" in refused(2, "merge", "--recipe", recipe, "--no-normalize")
     assert "VECTORS cannot be used with --recipe" in refused(2, "merge", vector, "--recipe", recipe)
     recipe.write_text(f"merge_method: ties\nspeed: 3\ndtype: float16\n{models}")
     said = ok("merge", "--recipe", recipe, "-o", tmp_path / "o.lota")

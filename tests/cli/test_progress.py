@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -128,7 +129,8 @@ def test_lines_need_no_standard_error(where: str, lines: bool, tmp_path: Path) -
     assert lines == any("packing 1/2" in path.read_text() for path in tmp_path.iterdir())
 
 
-def test_bars_show_the_same_figures_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, *steps: tuple[str, int, int, str]) -> str:
+    """Return what the bars write to a terminal of this width for a sequence of steps."""
     parent, child = pty.openpty()
     shown = bytearray()
 
@@ -141,16 +143,32 @@ def test_bars_show_the_same_figures_on_a_terminal(monkeypatch: pytest.MonkeyPatc
     reader.start()
     with os.fdopen(child, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("TERM", "xterm")
         with progress_bars() as progress:
-            progress("[red]training", 1, 600, "loss 2.113")
-            progress("[red]training", 2, 600, "loss 2.0")
+            for step in steps:
+                progress(*step)
     reader.join(timeout=60)
     os.close(parent)
-    text = shown.decode()
+    return shown.decode()
+
+
+def test_bars_show_the_same_figures_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = ("[red]training", 1, 600, "loss 2.113"), ("[red]training", 2, 600, "loss 2.0")
+    text = shown_on_a_terminal(monkeypatch, 160, *steps)
     assert "[red]training" in text
     assert "2/600" in text
     assert "loss 2.0" in text
     if sys.platform == "linux":
         assert "memory" in text
+
+
+@pytest.mark.parametrize("stage", ["writing", "50%: calibrating at a rate", "stage " * 30])
+def test_bars_fit_a_terminal_of_80_columns(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "model.layers.31.block_sparse_moe.experts.7.w1.weight"
+    text = shown_on_a_terminal(monkeypatch, 80, (stage, 1, 26_000, name), (stage, 12_345, 26_000, name * 3))
+    lines = [line for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)) if line.strip()]
+    assert all(len(line) <= 80 for line in lines)
+    assert stage[:20] in lines[-1]
+    assert "12345/26000" in lines[-1]
+    assert "model.l" in lines[-1]

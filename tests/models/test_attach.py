@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.building import tensor, write_checkpoint
+from support.live import Small, State, changed, loaded, on_disk, state_of, task
 from support.models import make_gpt2, make_llama, make_mixtral
 from torch import nn
-from transformers import PreTrainedModel
 
 import taskvec
 from taskvec import Attachment, TaskVector, attach, attached, compose, diff, merge
@@ -28,52 +28,8 @@ from taskvec.models import edits
 from taskvec.models.attach import CACHE
 from taskvec.models.attach import state_of as live_state
 from taskvec.models.loading import load_model, load_weights
-from taskvec.models.placement import bits_of, places
-from taskvec_formats import Checkpoint, ModelFolder
-
-State = dict[str, bytes]
-Small = tuple[PreTrainedModel, ModelFolder, list[Path]]
-
-
-def state_of(model: nn.Module, base: Checkpoint) -> State:
-    """The bits of the parameters that have tensors in the base, in the dtypes of the base."""
-    placed = places(model, {name: info.form for name, info in base.tensors.items()})
-    flat = {name: edits.flat_parameter(model, placed[name].parameter) for name in placed}
-    sizes = {name: base.tensors[name].form.size for name in placed}
-    return {
-        name: bits_of(base.tensors[name].dtype, flat[name][place.start : place.start + sizes[name]]).tobytes()
-        for name, place in placed.items()
-    }
-
-
-def on_disk(checkpoint: Checkpoint) -> State:
-    return {name: checkpoint.bits(name).tobytes() for name in checkpoint.tensors}
-
-
-def loaded(folder: Path) -> PreTrainedModel:
-    """The model in the dtype of its checkpoint."""
-    return load_weights(folder, {})
-
-
-def changed(base: Path, out: Path, positions: slice, *, seed: int) -> Path:
-    """A copy of the base in which random elements among the positions of each tensor differ."""
-    shutil.copytree(base, out)
-    generator = torch.Generator().manual_seed(seed)
-    for shard in out.glob("*.safetensors"):
-        tensors = load_file(shard)
-        for values in tensors.values():
-            chosen = values.view(-1)[positions]
-            where = torch.rand(chosen.shape, generator=generator) < 0.3
-            noise = torch.randn(chosen.shape, generator=generator).to(values.dtype)
-            chosen.copy_(torch.where(where, chosen + noise, chosen))
-        save_file(tensors, shard, {"format": "pt"})
-    return out
-
-
-def task(base: Path, out: Path, positions: slice, *, seed: int, kind: str = "vector") -> Path:
-    """A `.lota` file of changes of some positions."""
-    diff(base, changed(base, out.with_suffix(""), positions, seed=seed), kind=kind).save(out)
-    return out
+from taskvec.models.placement import bits_of
+from taskvec_formats import ModelFolder
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
@@ -83,14 +39,6 @@ def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     base = make_llama(folder / "base", dtype=request.param)
     slices = [slice(0, None, 3), slice(1, None, 3), slice(2, None, 3), slice(None), slice(None)]
     return base, [task(base, folder / f"{n}.lota", slices[n], seed=n) for n in range(5)]
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Small:
-    """A model, its base and two disjoint vectors."""
-    base = make_llama(tmp_path / "base")
-    vectors = [task(base, tmp_path / f"{n}.lota", slice(n, None, 2), seed=n) for n in range(2)]
-    return loaded(base), ModelFolder(base), vectors
 
 
 # exactness

@@ -160,10 +160,21 @@ def test_a_shrunk_vector_is_that_of_trimming(vector: TaskVector, tmp_path: Path)
     assert (tmp_path / "command.lota").read_bytes() == (tmp_path / "smaller.lota").read_bytes()
 
 
+def test_entries_of_value_zero_do_not_count_when_a_vector_is_shrunk(tmp_path: Path) -> None:
+    """A mask without values has entries of value zero."""
+    stored(vector_of({"w": sparse((10,), {0: 0.0, 3: 2.0, 5: 0.0, 7: -1.0})}), tmp_path / "x.lota")
+    file = tmp_path / "y.lota"
+    said = refused(2, "shrink", tmp_path / "x.lota", "--sparsity", "0.7", "-o", file)
+    assert said == "taskvec: x.lota: 3 entries are wanted but only 2 weights changed\n"
+    assert not file.exists()
+    ok("shrink", tmp_path / "x.lota", "--sparsity", "0.8", "-o", file)
+    assert list(TaskVector.open(file)["w"].indices) == [3, 7]
+
+
 def test_what_cannot_be_shrunk_is_refused(vector: TaskVector, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has 4 entries of 10 eligible weights; a sparsity of 0\.1 would keep 9"):
         vector.shrink(0.1)
-    with pytest.raises(UsageError, match="the sparsity must be between 0 and 1"):
+    with pytest.raises(UsageError, match="`sparsity` must be between 0 and 1"):
         vector.shrink(1)
     base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1, 2])})
     tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [1, 3])})

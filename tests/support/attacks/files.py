@@ -298,12 +298,16 @@ def not_unicode(folder: Path) -> Sequence[object]:
 CHECKPOINTS = [
     Attack("a FIFO as vector", partial(fifo, "x.lota", ("inspect", "x.lota")), "is not a regular file", 2),
     Attack(
-        "a FIFO as checkpoint", partial(fifo, "x.safetensors", ("pack", "base", "x.safetensors", "-o", "y.lota")), "."
+        "a FIFO as checkpoint",
+        partial(fifo, "x.safetensors", ("pack", "base", "x.safetensors", "-o", "y.lota")),
+        "is not a regular file",
+        2,
     ),
     Attack(
         "a FIFO as shard",
         partial(fifo, "tuned/model.safetensors", ("pack", "base", "tuned", "-o", "y.lota")),
         "holds no",
+        2,
     ),
     Attack("a tensor's name with a line break", partial(with_tensor, "w U8 [1]\nx"), "has the control character"),
     Attack("a model beside an index of another", two_models, "remove one of them"),

@@ -135,16 +135,16 @@ OTHERS = {
     f'merge_method: ties\nbase_model: "base\\0"\n{MODELS}': "base_model must be a path or a Hub id, found",
     f"merge_method: ties\n{MODELS}": "names no base_model, so only a .lota file can be written",
     f"merge_method: linear\nbase_model: base\n{MODELS}parameters: {{normalize: false}}": "would scale the base",
-}
-UNREADABLE = {
     "merge_method: ties\nbase_model: base\nmodels: [{model: /dev/zero}]": "/dev/zero is not a regular file",
-    "merge_method: ties\nbase_model: base\nmodels: [{model: /proc/self/mem}]": "/proc/self/mem",
     "merge_method: ties\nbase_model: base\nmodels: [{model: pipe}]": "pipe is not a regular file",
-    "merge_method: ties\nbase_model: base\nmodels: [{model: text.lota}]": "text.lota is not a safetensors file",
     "merge_method: ties\nbase_model: base\nmodels: [{model: empty}]": "empty holds no .safetensors file",
     f"merge_method: ties\nbase_model: pipe\n{MODELS}": "pipe is not a regular file",
     f"merge_method: ties\nbase_model: /dev/zero\n{MODELS}": "/dev/zero is not a regular file",
     f"merge_method: ties\nbase_model: b.lota\n{MODELS}": "b.lota is a .lota file, which holds changes",
+}
+UNREADABLE = {
+    "merge_method: ties\nbase_model: base\nmodels: [{model: /proc/self/mem}]": "/proc/self/mem",
+    "merge_method: ties\nbase_model: base\nmodels: [{model: text.lota}]": "text.lota is not a safetensors file",
 }
 NOTED = {
     f"{TIES}what: 1\nparameters: {{temperature: 3}}": "note: the key what has .*\nnote: temperature has no",
