@@ -61,9 +61,10 @@ class TaskSwitcher:
         self._lock = Lock()
         self._loading: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, "taskvec-prefetch")
+        self._model = unwrapped(model)  # a handle alone would not keep it
         self._base = base
         self._handle = attach(model, None, base=base)
-        self._state = state_of(unwrapped(model))
+        self._state = state_of(self._model)
         self._state.limit = cache_bytes
         self._task: str | None = None
         for name, vector in (tasks or {}).items():
@@ -154,7 +155,7 @@ class TaskSwitcher:
             if self._handle.digest != (None if vector is None else vector.digest):
                 self._handle.swap(vector)
             self._task = name
-            yield self._handle.model
+            yield self._model
 
     def on_change(self, hook: Callable[[str | None], None]) -> None:
         """Call a function whenever the weights have changed, as `Attachment.on_change` does."""
@@ -181,6 +182,4 @@ class TaskSwitcher:
         self.close()
 
     def __repr__(self) -> str:
-        return (
-            f"<TaskSwitcher on {type(self._handle.model).__name__}: {len(self.tasks)} tasks, {self.task!r} is attached>"
-        )
+        return f"<TaskSwitcher on {type(self._model).__name__}: {len(self.tasks)} tasks, {self.task!r} is attached>"

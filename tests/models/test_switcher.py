@@ -49,7 +49,7 @@ def test_a_switcher_attaches_the_vector_of_the_task(small: Small, tmp_path: Path
             pass
     assert state_of(model, base) == on_disk(base)
     assert attached(model) == []
-    assert len(seen) == 6
+    assert len(seen) == 7
 
 
 def test_a_task_that_does_not_fit_leaves_the_one_before(small: Small, tmp_path: Path) -> None:
