@@ -19,6 +19,7 @@ from .api import (
     compose,
     diff,
     evaluate,
+    evaluate_grid,
     load,
     merge,
     overlap,
@@ -35,6 +36,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation
+    from .evaluation.grid import EvaluationGrid
     from .models.attach import Attachment
     from .models.sparse_model import SparseModel
     from .models.switcher import TaskSwitcher
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 _ON_DEMAND = {
     "Attachment": "models.attach",
     "Evaluation": "evaluation.evaluate",
+    "EvaluationGrid": "evaluation.grid",
     "SparseModel": "models.sparse_model",
     "TaskSwitcher": "models.switcher",
     "TrainingOptions": "training.options",
@@ -56,6 +59,7 @@ __all__ = [
     "Attachment",
     "Checkpoint",
     "Evaluation",
+    "EvaluationGrid",
     "FormatError",
     "MergedModel",
     "Overlap",
@@ -73,6 +77,7 @@ __all__ = [
     "diff",
     "errors",
     "evaluate",
+    "evaluate_grid",
     "load",
     "merge",
     "open_checkpoint",

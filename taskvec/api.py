@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .evaluation.evaluate import Evaluation
+    from .evaluation.grid import EvaluationGrid
     from .models.attach import Attachment
     from .models.sparse_model import SparseModel
     from .training.options import TrainingOptions
@@ -456,13 +457,13 @@ def evaluate(
     checkpoint = open_model(model if isinstance(model, Checkpoint) else path_of("model", model), with_code=with_code)
     examples = read_examples(path_of("data", data))[:limit]
     from .evaluation.evaluate import evaluate_checkpoint
-    from .evaluation.merged import merged_on
+    from .evaluation.variants import merged_on
 
     with bars.shown(progress) as report:
-        one, notes = merged_on(opened, checkpoint, report)
+        whole = merged_on(opened, checkpoint, report)
         evaluation = evaluate_checkpoint(
             checkpoint,
-            one,
+            whole.vector,
             examples,
             metrics,
             device=device,
@@ -472,7 +473,80 @@ def evaluate(
             trust_remote_code=trust_remote_code,
             progress=report,
         )
-        return replace(evaluation, notes=notes)
+        return replace(evaluation, notes=whole.notes)
+
+
+def evaluate_grid(
+    model: ModelLike,
+    data: Mapping[str, StrPath],
+    vectors: Sequence[VectorLike],
+    *,
+    each: bool = False,
+    metrics: Sequence[str] = ("loss",),
+    batch_size: int = 32,
+    max_length: int = 1024,
+    max_new_tokens: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: bool | Progress = False,
+) -> EvaluationGrid:
+    """Evaluate a model, each of several vectors, and their merge, on several data sets.
+
+    The model is loaded once and switched between the vectors.
+
+    Args:
+        model: A model folder or a Hub id.
+        data: Name of a data set -> file, as in `train`.
+        vectors: Vectors to apply in memory.
+        each: Whether only the vectors are evaluated, without the base and the merge.
+        metrics: As in `evaluate`.
+        batch_size: As in `evaluate`.
+        max_length: As in `evaluate`.
+        max_new_tokens: As in `evaluate`.
+        limit: The number of examples of each data set to use, from the first. None uses all.
+        device: As in `evaluate`.
+        trust_remote_code: As in `evaluate`.
+        progress: As in `evaluate`.
+
+    Returns:
+        One row for each variant: the base, each vector, and their merge with the method "auto". `print` shows a table.
+
+    Raises:
+        MergeError, UsageError, DataError, TrainingError, BaseMismatchError, FormatError: As in `evaluate`.
+    """
+    from .data.examples import read_examples
+    from .evaluation.scoring import check_request
+    from .models.devices import check_device
+
+    check_device(device)
+    check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
+    instance("data", data, Mapping)
+    opened = _vectors(vectors)
+    with_code, alone = truth("trust_remote_code", trust_remote_code), truth("each", each)
+    if not data or (alone and not opened):
+        raise UsageError("there is nothing to evaluate: give at least one data set, and a vector with `each`")
+    checkpoint = open_model(model if isinstance(model, Checkpoint) else path_of("model", model), with_code=with_code)
+    examples = {str(name): read_examples(path_of(f"data {name!r}", path))[:limit] for name, path in data.items()}
+    from .evaluation.evaluate import evaluate_variants
+    from .evaluation.grid import grid_of
+    from .evaluation.variants import variants_of
+
+    with bars.shown(progress) as report:
+        variants = variants_of(opened, checkpoint, each=alone, grid=True, progress=report)
+        found = evaluate_variants(
+            checkpoint,
+            [variant.vector for variant in variants],
+            examples,
+            metrics,
+            device=device,
+            batch_size=batch_size,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            trust_remote_code=trust_remote_code,
+            progress=report,
+        )
+    return grid_of(variants, found)
 
 
 def attach(

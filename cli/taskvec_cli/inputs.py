@@ -1,5 +1,6 @@
 """Arguments and options that name inputs: models, `.lota` files and data."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,19 @@ def data_path(text: str) -> Path:
     return path_of(text)
 
 
+def named_data(text: str) -> tuple[str, Path]:
+    """Parse NAME=DATA, or DATA, whose name is its text.
+
+    Raises:
+        typer.BadParameter: If the data is empty.
+        UsageError: If the data is a local path that does not exist.
+    """
+    name, equals, rest = text.partition("=")
+    if equals and _NAME.fullmatch(name) and not Path(text).exists():
+        return name, data_path(rest)
+    return text, data_path(text)
+
+
 def model_name(text: str) -> str:
     """Parse the path or Hub id of a model.
 
@@ -44,8 +58,10 @@ def model_name(text: str) -> str:
     return text
 
 
+_NAME = re.compile(r"[\w.-]+")
 # keyword arguments of typer.Argument and typer.Option for inputs
 PATH: dict[str, Any] = {"parser": file_path, "show_default": False}
+NAMED_DATA: dict[str, Any] = {"parser": named_data, "metavar": "DATA", "show_default": False}
 DATA_PATH: dict[str, Any] = {"parser": data_path, "show_default": False}
 MODEL: dict[str, Any] = {"parser": model_name, "show_default": False}
 # help texts

@@ -6,13 +6,13 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from . import streams
 from .help import Command, Commands
-from .inputs import ANY_MODEL, DATA, DATA_PATH, DEVICE, MODEL, PATH, LotaInput, LotaInputs
+from .inputs import ANY_MODEL, DATA, DEVICE, MODEL, NAMED_DATA, PATH, LotaInput, LotaInputs
 from .interrupts import Interrupted, interruptible
 from .merge import merge
 from .outputs import FILE, LotaFile, ModelFolder, folder_name, parse_size
@@ -335,7 +335,9 @@ def verify(
 @app.command("eval", cls=Command, short_help="Evaluate a model on held-out data.")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.", **MODEL)],
-    data: Annotated[Path, typer.Option(help=DATA, **DATA_PATH)],
+    data: Annotated[
+        list[Any], typer.Option(help=f"{DATA} May be repeated; NAME=DATA gives it a name in the table.", **NAMED_DATA)
+    ],
     vectors: Annotated[
         list[Path] | None,
         typer.Option(
@@ -344,6 +346,12 @@ def evaluate(
             **PATH,
         ),
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", metavar="", help="Evaluate each --with alone instead of their merge.")
+    ] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", metavar="", help="Evaluate MODEL, each --with alone, and their merge, as a table.")
+    ] = False,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="loss, exact_match or rouge1; may be repeated.", show_default="loss"),
@@ -360,7 +368,8 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Use only this many examples, from the beginning.", show_default=False)
+        int | None,
+        typer.Option(help="Use only the first examples of each DATA, this many.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     answers: Annotated[
@@ -383,9 +392,9 @@ def evaluate(
     """Evaluate a model on held-out data: loss, exact match and ROUGE-1.
 
     Vectors given by --with are applied in memory.
-    Several vectors are merged first.
+    Several vectors are merged first, unless --each or --grid is given.
 
-    Example: taskvec eval base/ --with sql.lota --data test.jsonl --metric loss
+    Example: taskvec eval base/ --with sql.lota --with maths.lota --grid --data sql=dev1.jsonl --data maths=dev2.jsonl
     """
     from taskvec import TaskVector
     from taskvec.data.examples import check_examples, read_examples
@@ -405,21 +414,29 @@ def evaluate(
         raise UsageError("--answers needs --metric exact_match or rouge1: the loss has no answers")
     if force and answers is None:
         raise UsageError("--force needs --answers: eval writes no other file")
-    files = check_examples(data)
-    examples = read_examples(data)[:limit]
+    if each and (grid or not vectors):
+        raise UsageError("--grid includes --each: give one of them" if grid else "--each needs --with")
+    if answers is not None and (each or grid or len(data) > 1):
+        raise UsageError("--answers takes one DATA, and neither --each nor --grid")
+    names = [name for name, _ in data]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"two --data have the name {twice[0]!r}: NAME=DATA gives each a name")
+    named = dict(data)
+    files = [file for path in named.values() for file in check_examples(path)]
+    examples = {name: read_examples(path)[:limit] for name, path in named.items()}
     opened = [TaskVector.open(path) for path in vectors or ()]
     checkpoint = open_model(model, with_code=trust_remote_code)
     if answers is not None:
         check_file(answers, force=force, inputs=[*files, *inputs_of(checkpoint, *opened)])
     with progress_bars() as progress:
         # importing torch takes seconds, so every check that does not need it comes first
-        from taskvec.evaluation.evaluate import evaluate_checkpoint, write_answers
-        from taskvec.evaluation.merged import merged_on
+        from taskvec.evaluation.evaluate import evaluate_variants, write_answers
+        from taskvec.evaluation.variants import variants_of
 
-        vector, notes = merged_on(opened, checkpoint, progress)
-        evaluation = evaluate_checkpoint(
+        variants = variants_of(opened, checkpoint, each=each, grid=grid, progress=progress)
+        found = evaluate_variants(
             checkpoint,
-            vector,
+            [variant.vector for variant in variants],
             examples,
             metrics,
             device=device,
@@ -429,18 +446,23 @@ def evaluate(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
+    labels = dict(zip(map(id, opened), map(str, vectors or ()), strict=True))
+    rows = [
+        render.evaluation_row(variant, [labels[id(parent)] for parent in variant.parents], results)
+        for variant, results in zip(variants, found, strict=True)
+    ]
     if answers is not None:
-        write_answers(answers, examples, evaluation.answers, force=force)
-    merged = vector.provenance if vector is not None and len(opened) > 1 else None
-    summary = render.evaluation_summary(model, vectors or (), merged, notes, data, evaluation, answers)
+        ((name, result),) = found[0].items()
+        write_answers(answers, examples[name], result.answers, force=force)
+    report = render.evaluation_summary(model, named, rows, answers, is_table=each or grid or len(named) > 1)
     if as_json:
-        render.print_json(summary)
+        render.print_json(report)
     else:
-        render.print_evaluation(summary)
-    for each in opened:
-        if warning := render.evaluation_warning(each):
+        render.print_evaluation(report)
+    for vector in opened:
+        if warning := render.evaluation_warning(vector):
             render.say(f"taskvec: warning: {warning}", err=True)
-    if warning := render.truncation_warning(summary):
+    for warning in render.truncation_warnings(rows[0]):
         render.say(f"taskvec: warning: {warning}", err=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from taskvec.analysis.overlap import Overlap
     from taskvec.demo.run import Demo
     from taskvec.evaluation.evaluate import Evaluation
+    from taskvec.evaluation.variants import Variant
     from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
 
@@ -274,67 +275,119 @@ def preview_lines(preview: Preview) -> list[str]:
     ]
 
 
+def evaluation_row(variant: Variant, paths: Sequence[str], results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Return what `eval --json` prints of one variant of the model.
+
+    Args:
+        variant: The variant.
+        paths: The `.lota` files that were applied.
+        results: Name of the data -> result.
+    """
+    merged = variant.merged
+    return {
+        "with": list(paths),
+        "method": merged and merged["method"],
+        "reason": merged and merged["reason"],
+        "notes": list(variant.notes),
+        "results": {
+            name: {
+                "examples": found.examples,
+                "rows": found.rows and asdict(found.rows),
+                "cut_prompts": found.cut_prompts,
+                "metrics": {metric: asdict(value) for metric, value in found.metrics.items()},
+            }
+            for name, found in results.items()
+        },
+    }
+
+
 def evaluation_summary(
-    model: str,
-    vectors: Sequence[Path],
-    merged: dict[str, Any] | None,
-    notes: Sequence[str],
-    data: Path,
-    evaluation: Evaluation,
-    answers: Path | None,
+    model: str, data: Mapping[str, Path], rows: Sequence[dict[str, Any]], answers: Path | None, *, is_table: bool
 ) -> dict[str, Any]:
     """Return what `eval --json` prints.
 
     Args:
         model: The model, as it was given.
-        vectors: The `.lota` files that were applied to it.
-        merged: The provenance of their merge, or None if there are fewer than two.
-        notes: Sentences about the merge.
-        data: The data, as it was given.
-        evaluation: The result.
+        data: Name -> data.
+        rows: What `evaluation_row` returned for each variant.
         answers: The file that the answers were written to, if any.
+        is_table: Whether there may be several variants or data sets.
     """
+    if is_table:
+        return {"model": model, "data": {name: str(path) for name, path in data.items()}, "variants": list(rows)}
+    ((name, path),) = data.items()
+    (row,) = rows
+    alone = {key: value for key, value in row.items() if key != "results"}
     return {
         "model": model,
-        "with": [str(path) for path in vectors],
-        "method": merged and merged["method"],
-        "reason": merged and merged["reason"],
-        "notes": list(notes),
-        "data": str(data),
-        "examples": evaluation.examples,
-        "rows": evaluation.rows and asdict(evaluation.rows),
-        "cut_prompts": evaluation.cut_prompts,
-        "metrics": {name: asdict(estimate) for name, estimate in evaluation.metrics.items()},
+        **alone,
+        "data": str(path),
+        **row["results"][name],
         "answers": None if answers is None else str(answers),
     }
 
 
 def print_evaluation(summary: dict[str, Any]) -> None:
-    """Print an evaluation as text, one line per metric."""
-    if summary["method"]:
-        say(f"merged by {summary['method']}: {summary['reason']}")
-    for note in summary["notes"]:
-        say(f"note: {note}")
+    """Print an evaluation as text: one line per metric, or a table of variants and data sets."""
+    if "variants" in summary:
+        _print_variants(summary)
+        return
+    from taskvec.evaluation.estimate import Estimate
+
+    _print_merge(summary)
     count = summary["examples"]
     for name, found in summary["metrics"].items():
-        error = found["standard_error"]
-        spread = "" if error is None else f" ± {error:.3f}"
-        say(f"{name}: {found['value']:.3f}{spread} ({count:,} example{'' if count == 1 else 's'})")
+        say(f"{name}: {Estimate(**found)} ({count:,} example{'' if count == 1 else 's'})")
     if summary["answers"]:
         say(f"answers: {summary['answers']}")
 
 
-def truncation_warning(summary: dict[str, Any]) -> str | None:
-    """Return a warning if examples or prompts were truncated before they were scored; otherwise None."""
-    rows, prompts = summary["rows"], summary["cut_prompts"]
-    if rows and rows["truncated"]:
-        return (
-            f"{rows['truncated']:,} of {rows['rows']:,} examples were cut to {rows['limit']:,} tokens; "
-            f"the longest has {rows['longest']:,}"
-        )
-    if prompts:
-        return f"{prompts:,} of {summary['examples']:,} prompts lost their beginning to leave room for the answer"
-    return None
+def _print_merge(row: dict[str, Any]) -> None:
+    """Print how the vectors of a variant were merged, if they were."""
+    if row["method"]:
+        say(f"merged by {row['method']}: {row['reason']}")
+    for note in row["notes"]:
+        say(f"note: {note}")
+
+
+def _print_variants(summary: dict[str, Any]) -> None:
+    from taskvec.evaluation.estimate import Estimate
+
+    rows = summary["variants"]
+    columns = [(data, metric) for data, found in rows[0]["results"].items() for metric in found["metrics"]]
+    print_table(
+        ("model", *(f"{data}\n{metric}" for data, metric in columns)),
+        [
+            (
+                " + ".join(Path(path).name for path in row["with"]) or "base",
+                *(str(Estimate(**row["results"][data]["metrics"][metric])) for data, metric in columns),
+            )
+            for row in rows
+        ],
+    )
+    say(", ".join(f"{data}: {found['examples']:,} examples" for data, found in rows[0]["results"].items()))
+    for row in rows:
+        _print_merge(row)
+
+
+def truncation_warnings(row: dict[str, Any]) -> Iterator[str]:
+    """Yield a warning for each data set of which examples or prompts were truncated before they were scored.
+
+    Args:
+        row: What `evaluation_row` returned.
+    """
+    for name, found in row["results"].items():
+        of = f" of {name}" if len(row["results"]) > 1 else ""
+        rows, prompts = found["rows"], found["cut_prompts"]
+        if rows and rows["truncated"]:
+            yield (
+                f"{rows['truncated']:,} of {rows['rows']:,} examples{of} were cut to {rows['limit']:,} tokens; "
+                f"the longest has {rows['longest']:,}"
+            )
+        elif prompts:
+            yield (
+                f"{prompts:,} of {found['examples']:,} prompts{of} lost their beginning to leave room for the answer"
+            )
 
 
 def evaluation_warning(vector: TaskVector) -> str | None:

@@ -19,6 +19,10 @@ class Estimate:
     value: float
     standard_error: float | None
 
+    def __str__(self) -> str:
+        spread = "" if self.standard_error is None else f" ± {self.standard_error:.3f}"
+        return f"{self.value:.3f}{spread}"
+
 
 def estimate(sums: Sequence[float], counts: Sequence[int] | None = None) -> Estimate:
     """The ratio L = Σ sums / Σ counts over n examples.

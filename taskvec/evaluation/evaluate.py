@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,6 +178,89 @@ def evaluate_checkpoint(
         TrainingError: The model is a masked language model. The errors of `load_model`, `attach` and `evaluate` are
             raised too.
     """
+    (row,) = evaluate_variants(
+        base,
+        [vector],
+        {"": examples},
+        metrics,
+        device=device,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+    return row[""]
+
+
+def evaluate_variants(
+    base: Checkpoint,
+    vectors: Sequence[TaskVector | None],
+    data: Mapping[str, Sequence[Example]],
+    metrics: Sequence[str],
+    *,
+    device: str = "auto",
+    batch_size: int = 32,
+    max_length: int = 1024,
+    max_new_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> list[dict[str, Evaluation]]:
+    """Load a model folder in f32, and evaluate it with each of several vectors, on each of several data sets.
+
+    The model is loaded once and switched between the vectors.
+
+    Args:
+        base: The model folder.
+        vectors: The vectors or patches to apply, one after the other; None for the base itself.
+        data: Name -> held-out examples.
+        metrics: As in `evaluate`.
+        device: As in `evaluate_checkpoint`.
+        batch_size: As in `evaluate`.
+        max_length: As in `evaluate`.
+        max_new_tokens: As in `evaluate`.
+        trust_remote_code: As in `evaluate_checkpoint`.
+        progress: As in `evaluate_checkpoint`.
+
+    Returns:
+        For each vector, name of the data -> result.
+
+    Raises:
+        TrainingError: As in `evaluate_checkpoint`.
+    """
+    model, tokenizer = load_for_evaluation(base, device, trust_remote_code=trust_remote_code, progress=progress)
+    from ..models.attach import attach  # needs the packages of load_model, so imported after it
+
+    found = []
+    with attach(model, None, base=base) as handle:
+        for vector in vectors:
+            handle.swap(vector, progress=progress)
+            row = {}
+            for name, examples in data.items():
+                variant = "" if vector is None or len(vectors) == 1 else f" {vector.name}"
+                row[name] = evaluate(
+                    model,
+                    tokenizer,
+                    examples,
+                    metrics,
+                    batch_size=batch_size,
+                    max_length=max_length,
+                    max_new_tokens=max_new_tokens,
+                    stage=f"evaluating{variant}" + (f" on {name}" if len(data) > 1 else ""),
+                    progress=progress,
+                )
+            found.append(row)
+    return found
+
+
+def load_for_evaluation(
+    base: Checkpoint, device: str, *, trust_remote_code: bool = False, progress: Progress = silent
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model and its tokenizer in f32 onto a device.
+
+    Raises:
+        TrainingError: The model is a masked language model. The errors of `load_model` are raised too.
+    """
     computer = device_of(device)
     progress("loading", 0, 1, base.name)
     model, tokenizer = load_model(base.path, trust_remote_code=trust_remote_code)
@@ -185,19 +268,7 @@ def evaluate_checkpoint(
     progress("loading", 1, 1, "")
     if is_masked(model):
         raise TrainingError(f"{base.name} is a masked language model: it cannot continue a text or generate an answer")
-    from ..models.attach import attach  # needs the packages of load_model, so imported after it
-
-    with attach(model, vector, base=base):
-        return evaluate(
-            model,
-            tokenizer,
-            examples,
-            metrics,
-            batch_size=batch_size,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
+    return model, tokenizer
 
 
 def write_answers(path: Path, examples: Sequence[Example], answers: Sequence[str], *, force: bool = False) -> None:

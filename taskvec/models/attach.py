@@ -510,8 +510,9 @@ def decode(
     specs = vector.specs.values()
     if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
         raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
+    fits = None if base is None else Application(vector, base, progress)  # first: it names the base in errors
     live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, edited, known)
-    application = Application(vector, live if base is None else base, progress)
+    application = fits or Application(vector, live, progress)
     parts: dict[str, dict[int, Edit]] = {}
     for spec in specs:
         place = live.placed[spec.name]
