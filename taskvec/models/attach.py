@@ -342,6 +342,8 @@ class Attachment:
             if handle is not self and decoded is not None:
                 _check_disjoint(decoded, handle)
         changed = self._decoded is not decoded
+        if self not in self._state.handles:  # it was detached
+            self._state.handles.append(self)
         with self._state.writing():
             self._state.write(self.written, new)
             self._decoded, self._is_enabled = decoded, True
@@ -408,7 +410,7 @@ def attach(
         wanted = _resolved(vector, scale, merge, report)
         decoded = None if wanted is None else state.decode(wanted, base, report)
         with state.lock:
-            state.handles.append(handle)
+            state.handles.append(handle)  # also without a vector, so that the handle is listed
             try:
                 handle._replace(decoded)
             except BaseException:

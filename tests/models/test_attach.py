@@ -404,6 +404,13 @@ def test_a_handle_says_what_is_attached(small: Small) -> None:
     handle.swap(files[0])
     handle.detach()
     handle.detach()
+    assert attached(model) == []
+    handle.swap(files[1])
+    assert attached(model) == [handle]
+    handle.swap(merge(files))
+    handle.detach()
+    assert seen.pop() is None
+    del seen[-2:]
     assert seen == [digest, None, digest, None, digest, None]
 
 
