@@ -23,6 +23,7 @@ from .api import (
     load,
     merge,
     overlap,
+    search_merge,
     sparse_finetune,
     train,
     verify,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .models.attach import Attachment
     from .models.sparse_model import SparseModel
     from .models.switcher import TaskSwitcher
+    from .search.search import SearchResult
     from .training.options import TrainingOptions
     from .training.result import TrainingResult
 
@@ -48,6 +50,7 @@ _ON_DEMAND = {
     "Attachment": "models.attach",
     "Evaluation": "evaluation.evaluate",
     "EvaluationGrid": "evaluation.grid",
+    "SearchResult": "search.search",
     "SparseModel": "models.sparse_model",
     "TaskSwitcher": "models.switcher",
     "TrainingOptions": "training.options",
@@ -63,6 +66,7 @@ __all__ = [
     "FormatError",
     "MergedModel",
     "Overlap",
+    "SearchResult",
     "SparseModel",
     "SparseTensor",
     "TaskSwitcher",
@@ -82,6 +86,7 @@ __all__ = [
     "merge",
     "open_checkpoint",
     "overlap",
+    "search_merge",
     "sparse_finetune",
     "train",
     "verify",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .evaluation.grid import EvaluationGrid
     from .models.attach import Attachment
     from .models.sparse_model import SparseModel
+    from .search.search import SearchResult
     from .training.options import TrainingOptions
     from .training.result import TrainingResult
 
@@ -547,6 +548,96 @@ def evaluate_grid(
             progress=report,
         )
     return grid_of(variants, found)
+
+
+def search_merge(
+    vectors: Sequence[VectorLike],
+    base: ModelLike,
+    data: Mapping[str, StrPath],
+    *,
+    metric: str = "loss",
+    methods: Sequence[str] | None = None,
+    by: str | None = None,
+    trials: int = 50,
+    timeout: float | None = None,
+    pareto: bool = False,
+    holdout: float = 0.5,
+    limit: int | None = None,
+    seed: int = 0,
+    study: StrPath | None = None,
+    device: str = "auto",
+    batch_size: int = 32,
+    max_length: int = 1024,
+    max_new_tokens: int | None = None,
+    trust_remote_code: bool = False,
+    progress: bool | Progress = False,
+) -> SearchResult:
+    """Search for the best merge of vectors on held-out data, with Optuna.
+
+    One model is loaded, and each merge is switched on it. Merges that are bad on a part of the data are pruned. The
+    best merge is compared with plain TIES on examples that the search did not use.
+
+    Args:
+        vectors: The vectors to merge, at least two.
+        base: The model folder or Hub id that they start from.
+        data: Task -> held-out examples, as in `train`.
+        metric: "loss", "exact_match" or "rouge1". The objective is its mean over the tasks.
+        methods: The merge methods to try. None tries linear, ties, dare_ties and breadcrumbs.
+        by: None searches one weight per vector, "layer-thirds" one for each third of the layers, "module" one for each
+            kind of module.
+        trials: The number of merges to try, with those in `study`.
+        timeout: The number of seconds after which no trial is begun.
+        pareto: Whether each task is an objective of its own; the result is then a Pareto front.
+        holdout: The share of the examples of each task that only the result is evaluated on.
+        limit: The number of examples of each task to use, from the first. None uses all.
+        seed: The seed of the search and of the division of the data.
+        study: A file for the trials, an Optuna study in SQLite. If it exists, the search continues. Several processes
+            may work on one.
+        device: As in `evaluate`.
+        batch_size: As in `evaluate`.
+        max_length: As in `evaluate`.
+        max_new_tokens: As in `evaluate`.
+        trust_remote_code: As in `evaluate`.
+        progress: As in `evaluate`.
+
+    Returns:
+        The trials, the best merge as a vector, and its comparison with plain TIES.
+
+    Raises:
+        UsageError: An argument is invalid, a task has too few examples, `study` is that of another search, or optuna is
+            missing.
+        MergeError, KindError, BaseMismatchError, DataError, TrainingError, FormatError: As in `merge` and `evaluate`.
+    """
+    from .search.request import check_search
+
+    opened, pareto = _vectors(vectors), truth("pareto", pareto)
+    instance("data", data, Mapping)
+    with_code = truth("trust_remote_code", trust_remote_code)
+    checkpoint = open_model(base if isinstance(base, Checkpoint) else path_of("base", base), with_code=with_code)
+    request = check_search(
+        opened,
+        checkpoint,
+        [(str(task), path_of(f"data {task!r}", path)) for task, path in data.items()],
+        metric=metric,
+        methods=methods,
+        by=by,
+        trials=trials,
+        timeout=timeout,
+        pareto=pareto,
+        holdout=holdout,
+        limit=limit,
+        seed=seed,
+        study=None if study is None else path_of("study", study),
+        device=device,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        trust_remote_code=with_code,
+    )
+    with bars.shown(progress) as report:
+        running = request.begin(report)
+        running.run(trials, timeout)
+        return running.result()
 
 
 def attach(

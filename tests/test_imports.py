@@ -84,6 +84,7 @@ FLOORS = (
     {"models"},
     {"data"},
     {"evaluation"},
+    {"search"},
     {"training"},
     {"demo"},
 )

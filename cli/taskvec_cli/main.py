@@ -17,6 +17,7 @@ from .interrupts import Interrupted, interruptible
 from .merge import merge
 from .outputs import FILE, LotaFile, ModelFolder, folder_name, parse_size
 from .progress import progress_bars
+from .search import search
 from .train import train
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def unpack(
 
 
 app.command(cls=Command, short_help="Merge task vectors of one base.")(merge)
+app.command(cls=Command, short_help="Search for the best merge on held-out data.")(search)
 
 
 @app.command(cls=Command, short_help="Add, scale, negate and compose task vectors.")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from taskvec.demo.run import Demo
     from taskvec.evaluation.evaluate import Evaluation
     from taskvec.evaluation.variants import Variant
+    from taskvec.search.search import SearchResult
     from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
 
@@ -388,6 +389,78 @@ def truncation_warnings(row: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"{prompts:,} of {found['examples']:,} prompts{of} lost their beginning to leave room for the answer"
             )
+
+
+def search_summary(result: SearchResult, metric: str, tasks: Sequence[str], written: Sequence[Path]) -> dict[str, Any]:
+    """Return what `search --json` prints.
+
+    Args:
+        result: The result.
+        metric: The metric.
+        tasks: The names of the tasks.
+        written: The files that were written.
+    """
+    return {
+        "metric": metric,
+        "tasks": list(tasks),
+        "trials": [
+            {
+                "number": row.number,
+                "merge": str(row.candidate),
+                "values": row.values,
+                "state": row.state,
+                "seconds": row.seconds,
+            }
+            for row in result.trials
+        ],
+        "best": [
+            {
+                "trial": each.trial,
+                "merge": str(result.candidate(each.trial)),
+                "held_out": {task: asdict(value) for task, value in each.metrics.items()},
+                "plain_ties": {task: asdict(value) for task, value in each.plain.items()},
+                "gain": asdict(each.gain),
+                "is_better": each.is_better,
+            }
+            for each in result.best
+        ],
+        "written": [str(path) for path in written] if result.best else [],
+    }
+
+
+def print_search(summary: dict[str, Any]) -> None:
+    """Print the result of a search: the best trials, and the comparison on the examples that were held out."""
+    from taskvec.evaluation.estimate import Estimate
+
+    trials, metric = summary["trials"], summary["metric"]
+    pruned = sum(trial["values"] is None for trial in trials)
+    say(f"{len(trials)} trials, {pruned} of them pruned")
+    if not summary["best"]:
+        say("no trial was completed: there is no result")
+        return
+    done = [trial for trial in trials if trial["values"] is not None]
+    order = sorted(done, key=lambda trial: sum(trial["values"]), reverse=metric != "loss")
+    names = summary["tasks"] if len(done[0]["values"]) > 1 else ["mean"]
+    print_table(
+        ("merge", "trial", *(f"{metric}\n{name}" for name in names)),
+        [(t["merge"], str(t["number"]), *(f"{value:.4f}" for value in t["values"])) for t in order[:10]],
+        "Best on the examples that were searched on",
+    )
+    rows = [("plain TIES", "", *(str(Estimate(**v)) for v in summary["best"][0]["plain_ties"].values()), "")]
+    for best in summary["best"]:
+        values = (str(Estimate(**value)) for value in best["held_out"].values())
+        rows.append((best["merge"], str(best["trial"]), *values, str(Estimate(**best["gain"]))))
+    print_table(
+        ("merge", "trial", *(f"{metric}\n{task}" for task in summary["tasks"]), "gain"),
+        rows,
+        "On the examples that were held out",
+    )
+    first = summary["best"][0]
+    verdict = "better" if first["is_better"] else "no better"
+    gain = f"the gain is {Estimate(**first['gain'])}"
+    say(f"trial {first['trial']} is {verdict} than plain TIES: {gain}; better means above 2 standard errors")
+    for path in summary["written"]:
+        say(f"written: {path}")
 
 
 def evaluation_warning(vector: TaskVector) -> str | None:

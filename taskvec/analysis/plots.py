@@ -138,6 +138,60 @@ def plot_losses(
     _save(figure, path, force=force)
 
 
+def plot_trials(
+    metric: str,
+    objectives: Sequence[str],
+    trials: Sequence[tuple[int, Sequence[float] | None, str]],
+    path: Path,
+    *,
+    force: bool = False,
+) -> None:
+    """Draw the objectives of a search by trial; two objectives are drawn against each other.
+
+    Args:
+        metric: The name of the metric. The loss is minimized, others are maximized.
+        objectives: The names of the objectives.
+        trials: (number, values, state) of each trial. The values of trials that were pruned are None.
+        path: The picture to write.
+        force: Whether to replace an existing file of that name.
+
+    Raises:
+        UsageError, OutputExistsError: As in `check_picture`.
+    """
+    check_picture(path, force=force)
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    done = [(number, values) for number, values, _ in trials if values is not None]
+    if len(objectives) == 2:
+        points = [tuple(values) for _, values in done]
+        axes.plot(*zip(*points, strict=True), "o") if points else None
+        axes.set(
+            xlabel=f"{metric} of {printable(objectives[0], 40)}", ylabel=f"{metric} of {printable(objectives[1], 40)}"
+        )
+    else:
+        best = min if metric == "loss" else max
+        for number, name in enumerate(objectives):
+            series = [(trial, values[number]) for trial, values in done]
+            if not series:
+                continue
+            axes.plot(*zip(*series, strict=True), "o", color=f"C{number}", markersize=4, label=printable(name, 40))
+            reached = [best(value for _, value in series[: count + 1]) for count in range(len(series))]
+            label = f"best until then, {printable(name, 40)}" if len(objectives) > 1 else "best until then"
+            axes.plot([trial for trial, _ in series], reached, color=f"C{number}", linewidth=1, label=label)
+        pruned = [number for number, values, _ in trials if values is None]
+        for number, trial in enumerate(pruned):
+            axes.axvline(trial, ymax=0.03, color="0.5", linewidth=2, label=None if number else "pruned")
+        axes.set(xlabel="trial", ylabel=metric.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        if done:
+            axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, force=force)
+
+
 def check_picture(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Check that a picture can be written, before any work.
 

@@ -24,6 +24,31 @@ class Estimate:
         return f"{self.value:.3f}{spread}"
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The values of a metric, one per example. The metric is Σ sums / Σ counts.
+
+    Attributes:
+        sums: One sum per example.
+        counts: One count per example; 1 each for a mean.
+    """
+
+    sums: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The metric with its standard error."""
+        return estimate(self.sums, self.counts)
+
+    def __add__(self, other: Scores) -> Scores:
+        return Scores(self.sums + other.sums, self.counts + other.counts)
+
+    def minus(self, other: Scores) -> Estimate:
+        """Return the difference from the metric of another model on the same examples, with its standard error."""
+        return estimate([a - b for a, b in zip(self.sums, other.sums, strict=True)], self.counts)
+
+
 def estimate(sums: Sequence[float], counts: Sequence[int] | None = None) -> Estimate:
     """The ratio L = Σ sums / Σ counts over n examples.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from ..models.kinds import check_reading, is_encoder_decoder, is_masked
 from ..models.loading import load_model
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
-from .estimate import Estimate, estimate
+from .estimate import Estimate, Scores
 from .scoring import check_request, exact_match, needs_answers, rouge1
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Evaluation:
         cut_prompts: The number of prompts that were truncated at their beginning to leave room for an answer. None if
             there are no answers.
         notes: Sentences about the merge of several vectors.
+        scores: Name of a metric -> its values for each example.
     """
 
     metrics: dict[str, Estimate]
@@ -69,6 +70,7 @@ class Evaluation:
     rows: RowCounts | None = None
     cut_prompts: int | None = None
     notes: tuple[str, ...] = ()
+    scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
 
 
 def evaluate(
@@ -126,22 +128,25 @@ def evaluate(
 
     model.eval()
     advance(0)
-    found: dict[str, Estimate] = {}
+    scores: dict[str, Scores] = {}
     answers: list[str] = []
     counts: RowCounts | None = None
     cut: int | None = None
     with torch.no_grad():  # tensors that a model caches in inference_mode could not be used in training later
         if "loss" in metrics:
             rows, counts = rows_of(model, examples, tokenizer, max_length, "last")
-            found["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
+            scores["loss"] = _loss(model, tokenizer, examples, rows, batch_size, advance)
         if needs_answers(metrics):
             answers, cut = _answers(model, tokenizer, examples, batch_size, max_length, max_new_tokens, advance)
     completions = [example.completion for example in examples]
+    ones = (1,) * len(examples)
     if "exact_match" in metrics:
-        found["exact_match"] = estimate([float(exact_match(*pair)) for pair in zip(completions, answers, strict=True)])
+        matches = (float(exact_match(*pair)) for pair in zip(completions, answers, strict=True))
+        scores["exact_match"] = Scores(tuple(matches), ones)
     if "rouge1" in metrics:
-        found["rouge1"] = estimate(rouge1(completions, answers))
-    return Evaluation({name: found[name] for name in metrics}, len(examples), answers, counts, cut)
+        scores["rouge1"] = Scores(tuple(rouge1(completions, answers)), ones)
+    found = {name: scores[name].estimate for name in metrics}
+    return Evaluation(found, len(examples), answers, counts, cut, scores=scores)
 
 
 def evaluate_checkpoint(
@@ -305,7 +310,7 @@ def _loss(
     rows: Sequence[Row],
     batch_size: int,
     advance: _Advance,
-) -> Estimate:
+) -> Scores:
     """The loss in nats per completion token, from the rows of the examples."""
     pairs = is_encoder_decoder(model)
     check_reading(model, rows[0])
@@ -332,7 +337,7 @@ def _loss(
                 raise TrainingError(f"{examples[i].where}: the loss is {loss}")
             sums[i], counts[i] = loss, count
         advance(len(batch))
-    return estimate(sums, counts)
+    return Scores(tuple(sums), tuple(counts))
 
 
 def _check_answers(examples: Sequence[Example]) -> None:

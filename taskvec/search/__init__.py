@@ -1,0 +1,1 @@
+"""Search for the best merge of task vectors on held-out data."""

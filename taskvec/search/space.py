@@ -1,0 +1,183 @@
+"""What is searched: methods, weights, densities and λ, for whole vectors or for groups of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from taskvec_formats import Checkpoint
+
+from ..arguments import one_of
+from ..errors import UsageError
+from ..merging.combine import merge
+from ..merging.registry import method_of
+from ..merging.settings import Rule, Setting, described
+from ..names import layer_and_module, stack_and_layer
+from ..vectors.layers import counted, most, recorded
+from ..vectors.vector import TaskVector
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+METHODS = ("linear", "ties", "dare_ties", "breadcrumbs")
+GROUPS = ("layer-thirds", "module")  # values of `by`
+_STEP = 0.05  # of all numbers, so that recipes are short
+_WEIGHT, _LAMBDA, _KEPT = (0.0, 1.5), (0.3, 1.5), (0.1, 1.0)
+# mergekit's names of methods, for recipes
+_NAMES = {"linear": "task_arithmetic", "average": "linear"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One merge.
+
+    Attributes:
+        method: The method.
+        weights: One setting per vector.
+        densities: One number per vector, or None if the method does not prune.
+        lam: The factor of the result.
+        options: Options of the method.
+        numbers: For each vector, the weight of each group of tensors.
+    """
+
+    method: str
+    weights: tuple[Setting, ...]
+    densities: tuple[float, ...] | None
+    lam: float
+    options: Mapping[str, Any]
+    numbers: tuple[tuple[float, ...], ...]
+
+    def merged(self, vectors: Sequence[TaskVector], base: Checkpoint | None = None) -> TaskVector:
+        """Merge vectors lazily. The errors of `merge` are raised."""
+        return merge(
+            vectors,
+            self.method,
+            self.weights,
+            density=self.densities,
+            lam=self.lam,
+            base=base,
+            **self.options,
+        )
+
+    def recipe(self, paths: Sequence[str], base: str) -> dict[str, Any]:
+        """Return the merge as the document of a recipe.
+
+        Args:
+            paths: The paths of the vectors.
+            base: The path of the base.
+        """
+        densities = self.densities or [None] * len(paths)
+        models = []
+        for path, weight, density in zip(paths, self.weights, densities, strict=True):
+            of_model = {"weight": described(weight), **({} if density is None else {"density": density})}
+            models.append({"model": path, "parameters": of_model})
+        parameters = {"lambda": self.lam, **self.options}
+        name = _NAMES.get(self.method, self.method)
+        return {"merge_method": name, "base_model": base, "models": models, "parameters": parameters}
+
+    def __str__(self) -> str:
+        weights = ", ".join("/".join(f"{number:g}" for number in each) for each in self.numbers)
+        parts = [self.method, f"weights {weights}", *([] if self.lam == 1 else [f"λ {self.lam:g}"])]
+        if self.densities is not None:
+            parts.append("density " + ", ".join(f"{density:.3g}" for density in self.densities))
+        return "; ".join(parts)
+
+
+class Space:
+    """The merges that a search chooses from.
+
+    Args:
+        vectors: The vectors to merge.
+        methods: The methods to choose from.
+        by: None gives each vector one weight. "layer-thirds" gives it one for each third of the layers and one for the
+            tensors outside of layers; "module" gives it one for each module, such as "self_attn.q_proj".
+
+    Raises:
+        UsageError: There are fewer than two vectors, a method or grouping is unknown, or a method needs other options.
+    """
+
+    def __init__(self, vectors: Sequence[TaskVector], methods: Sequence[str] = METHODS, by: str | None = None) -> None:
+        if len(vectors) < 2:
+            raise UsageError(f"a search needs at least two vectors, found {len(vectors)}")
+        if by is not None:
+            one_of("`by`", by, GROUPS)
+        if not methods:
+            raise UsageError("a search needs at least one method")
+        self.methods = tuple(dict.fromkeys(methods))
+        for method in self.methods:
+            method_of(method)
+        self._own = [
+            sum(spec.entries for spec in vector.specs.values()) / max(vector.eligible, 1) for vector in vectors
+        ]
+        self.groups = {} if by is None else _groups(vectors, by)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The parameters of plain TIES, or of the first method if TIES is not searched: weights 1, nothing pruned."""
+        method = "ties" if "ties" in self.methods else self.methods[0]
+        weights = {name: 1.0 for number in range(len(self._own)) for name in self._weight_names(number)}
+        return {"method": method, **weights, "lambda": 1.0, **({"kept": 1.0} if self._prunes(method) else {})}
+
+    def suggest(self, trial: Trial) -> Candidate:
+        """Choose a merge.
+
+        Args:
+            trial: The trial of Optuna that chooses the numbers.
+        """
+        method = trial.suggest_categorical("method", self.methods)
+        numbers = [
+            tuple(_number(trial, name, *_WEIGHT) for name in self._weight_names(number))
+            for number in range(len(self._own))
+        ]
+        weights = tuple(map(self._setting, numbers))
+        kept = _number(trial, "kept", *_KEPT) if self._prunes(method) else None
+        densities = None if kept is None else tuple(round(kept * own, 6) for own in self._own)
+        lam = _number(trial, "lambda", *_LAMBDA)
+        known = method_of(method).options
+        # recipes have other defaults
+        options = {name: value for name, value in (("dialect", "reference"), ("seed", 0)) if name in known}
+        return Candidate(method, weights, densities, lam, options, tuple(numbers))
+
+    def _prunes(self, method: str) -> bool:
+        return method_of(method).prune is not None
+
+    def _weight_names(self, number: int) -> list[str]:
+        return [f"weight {number + 1}{f' of {group}' if group else ''}" for group in self.groups or [""]]
+
+    def _setting(self, values: Sequence[float]) -> Setting:
+        if not self.groups:
+            return values[0]
+        pairs = zip(values, self.groups.values(), strict=True)
+        return [Rule(value, each) for value, filters in pairs for each in filters]
+
+
+def _number(trial: Trial, name: str, low: float, high: float) -> float:
+    return round(trial.suggest_float(name, low, high, step=_STEP), 2)
+
+
+def _groups(vectors: Sequence[TaskVector], by: str) -> dict[str, list[str | None]]:
+    """Group name -> filters of `Rule`, which match the tensors of the group. A last group has the other tensors."""
+    names = {name for vector in vectors for name in vector.specs}
+    found: dict[str, list[str | None]] = {}
+    if by == "module":
+        for name in sorted(names):
+            if stack_and_layer(name) is not None:
+                module = layer_and_module(name)[1]
+                found.setdefault(module, [f".{module.split('*')[0]}"])
+    else:
+        counts = most([counted(names), *(recorded(vector.provenance) for vector in vectors)])
+        for stack, layers in sorted(counts.items()):
+            for layer in range(layers):
+                third = ("first", "second", "last")[min(3 * layer // layers, 2)]
+                found.setdefault(f"{third} third", []).append(f"{stack}.{layer}.")
+    if not found:
+        raise UsageError(f"`by={by}` needs tensors inside transformer blocks, and the vectors change none")
+    if _others(names, found.values()):
+        found["other tensors"] = [None]
+    return found
+
+
+def _others(names: Iterable[str], groups: Iterable[Sequence[str | None]]) -> bool:
+    filters = [each for group in groups for each in group if each]
+    return any(not any(each in name for each in filters) for name in names)

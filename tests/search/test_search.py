@@ -1,0 +1,244 @@
+"""Search for the best merge: what is evaluated, what is reported, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.commands import ok, refused
+from support.live import Small, on_disk, task
+from support.models import ROWS, make_llama, write_rows
+
+from taskvec import TaskVector, apply, evaluate, search_merge
+from taskvec.applying.overlay import Patched
+from taskvec.data.examples import read_examples
+from taskvec.errors import UsageError
+from taskvec.merging.settings import resolve
+from taskvec.search.data import split
+from taskvec.search.space import Candidate, Space
+
+pytest.importorskip("optuna")
+QUICK: dict[str, Any] = {"trials": 7, "device": "cpu", "max_length": 64}
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> dict[str, Path]:
+    return {
+        "one": write_rows(tmp_path / "one.jsonl", ROWS[:3] * 4),
+        "two": write_rows(tmp_path / "two.jsonl", ROWS[2::-1] * 4),
+    }
+
+
+def suggest(space: Space, **numbers: Any) -> Candidate:
+    from optuna.trial import FixedTrial
+
+    return space.suggest(FixedTrial({**space.plain, **numbers}))  # type: ignore[arg-type]
+
+
+def test_the_values_are_those_of_models_that_are_written(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    files = [files[0], task(base.path, tmp_path / "third.lota", slice(None), seed=7)]
+    found = search_merge(files, base.path, sets, **QUICK)
+    assert [row.number for row in found.trials] == list(range(7))
+    assert found.vector is not None
+    best = min((row for row in found.trials if row.values), key=lambda row: row.values)
+    assert found.best[0].trial == best.number
+    candidate = found.candidate(best.number)
+
+    # on the examples that were searched on, and on those that were held out
+    parts = split(sets, 0.5)
+    written = []
+    for part in ("chosen_on", "reported_on"):
+        losses = []
+        for each in parts:
+            rows = [{"prompt": e.messages[0]["content"], "completion": e.completion} for e in getattr(each, part)]
+            data = write_rows(tmp_path / f"{part}-{each.name}.jsonl", rows)
+            model = tmp_path / f"model-{len(written)}"
+            if not model.exists():
+                merged = candidate.merged([TaskVector.open(file) for file in files], base)
+                merged.save(tmp_path / "m.lota", force=True)
+                apply(tmp_path / "m.lota", base, model)
+            losses.append(evaluate(model, data, metrics=["loss"], device="cpu", max_length=64).metrics["loss"])
+        written.append(losses)
+    assert best.values == pytest.approx((sum(loss.value for loss in written[0]) / 2,), rel=1e-6)
+    for name, loss in zip(sets, written[1], strict=True):
+        assert found.best[0].metrics[name].value == pytest.approx(loss.value, rel=1e-6)
+        assert found.best[0].metrics[name].standard_error == pytest.approx(loss.standard_error, rel=1e-6)
+    mean = sum(found.best[0].plain[name].value - found.best[0].metrics[name].value for name in sets) / 2
+    assert found.best[0].gain.value == pytest.approx(mean, rel=1e-6)
+    record = found.vector.provenance["search"]
+    assert record["trial"] == best.number
+    assert record["data"]["one"]["files"][0]["name"] == "one.jsonl"
+    assert (record["data"]["one"]["chosen_on"], record["data"]["one"]["reported_on"]) == (6, 6)
+
+
+def test_the_seed_makes_it_reproducible_also_in_pieces(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    whole = search_merge(files, base.path, sets, seed=3, **QUICK)
+    study = tmp_path / "study.db"
+    for trials in (2, 5, 7):
+        again = search_merge(files, base.path, sets, seed=3, study=study, **{**QUICK, "trials": trials})
+        assert len(again.trials) == trials
+    for one, other in zip(whole.trials, again.trials, strict=True):
+        assert (one.candidate, one.values, one.state) == (other.candidate, other.values, other.state)
+    assert again.best == whole.best
+    other = search_merge(files, base.path, sets, seed=4, **QUICK)
+    assert [row.candidate for row in other.trials[1:]] != [row.candidate for row in whole.trials[1:]]
+    with pytest.raises(UsageError, match=r"study\.db is the study of another search: seed is 3 there, but 4 here"):
+        search_merge(files, base.path, sets, seed=4, study=study, **QUICK)
+    with pytest.raises(UsageError, match="is the study of another search: vectors is"):
+        search_merge(files[::-1], base.path, sets, seed=3, study=study, **QUICK)
+
+
+def test_several_objectives_give_a_front(small: Small, sets: dict[str, Path]) -> None:
+    _, base, files = small
+    found = search_merge(files, base.path, sets, pareto=True, **QUICK)
+    values = {row.number: row.values for row in found.trials}
+    front = [each.trial for each in found.best]
+    for number, own in values.items():
+        better = [o for o in values.values() if o != own and all(a <= b for a, b in zip(o, own, strict=True))]
+        assert (number in front) == (not better)
+    assert all(row.state == "complete" for row in found.trials)
+
+
+@pytest.mark.parametrize("by", [None, "layer-thirds", "module"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "breadcrumbs"])
+def test_a_candidate_is_its_recipe(by: str | None, method: str, small: Small, tmp_path: Path) -> None:
+    _, base, files = small
+    vectors = [TaskVector.open(file) for file in files]
+    space = Space(vectors, [method], by)
+    names = [name for name in space.plain if name.startswith("weight")]
+    numbers = {name: round(0.05 * (3 + n), 2) for n, name in enumerate(names)}
+    candidate = suggest(space, method=method, **numbers, **{"lambda": 0.8})
+    assert [number for each in candidate.numbers for number in each] == list(numbers.values())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(candidate.recipe([str(file) for file in files], str(base.path))))
+    ok("merge", "--recipe", recipe, "-o", tmp_path / "x.lota")
+    assert on_disk(Patched(base, TaskVector.open(tmp_path / "x.lota"))) == on_disk(
+        Patched(base, candidate.merged(vectors, base))
+    )
+
+
+def test_groups_cover_all_tensors(small: Small) -> None:
+    _, _, files = small
+    vectors = [TaskVector.open(file) for file in files]
+    thirds, modules = (Space(vectors, ["linear"], by) for by in ("layer-thirds", "module"))
+    assert list(thirds.groups) == ["first third", "second third", "other tensors"]  # of two layers
+    candidate = suggest(
+        thirds,
+        **{f"weight {n} of {group}": 0.25 * (1 + m) for n in (1, 2) for m, group in enumerate(thirds.groups)},
+    )
+    expected = {"model.layers.0.mlp.up_proj.weight": 0.25, "model.layers.1.self_attn.q_proj.weight": 0.5}
+    for name, weight in {**expected, "model.embed_tokens.weight": 0.75, "model.norm.weight": 0.75}.items():
+        assert resolve(candidate.weights[0], name, 0.0) == weight
+    assert "self_attn.q_proj" in modules.groups
+    assert list(modules.groups)[-1] == "other tensors"
+    assert set(Space(vectors, ["ties"]).plain) == {"method", "weight 1", "weight 2", "lambda", "kept"}
+
+
+def test_the_command_writes_what_it_found(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    asked = ["search", *files, "--base", base.path, *(f"--data={name}={path}" for name, path in sets.items())]
+    asked += ["--trials", "5", "--device", "cpu", "--metric", "rouge1", "--max-new-tokens", "4"]
+    outputs = [tmp_path / name for name in ("best.lota", "best.yaml", "trials.png")]
+    written = [word for pair in zip(("-o", "--recipe", "--plot"), outputs, strict=True) for word in pair]
+    report = json.loads(ok(*asked, *written, "--json"))
+    assert report["written"] == list(map(str, outputs))
+    assert [trial["number"] for trial in report["trials"]] == list(range(5))
+    assert report["best"][0]["held_out"].keys() == {"one", "two"}
+    ok("merge", "--recipe", outputs[1], "-o", tmp_path / "again.lota")
+    again, best = (TaskVector.open(path) for path in (tmp_path / "again.lota", outputs[0]))
+    assert on_disk(Patched(base, again)) == on_disk(Patched(base, best))
+    assert best.provenance["search"]["metric"] == "rouge1"
+    assert outputs[2].stat().st_size > 1000
+    said = ok(*asked)
+    assert "5 trials, " in said
+    assert "On the examples that were held out" in said
+    assert (
+        f"trial {report['best'][0]['trial']} is no better than plain TIES: the gain is " in said or "is better" in said
+    )
+    assert "--force replaces it" in refused(2, *asked, "-o", outputs[0])
+
+
+def completed(study: Path) -> int:
+    """The number of trials in a study that is being written."""
+    if not study.exists():
+        return 0
+    with closing(sqlite3.connect(study)) as connection, suppress(sqlite3.OperationalError):
+        count: int = connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+        return count
+    return 0
+
+
+def test_what_was_found_is_kept_after_an_interrupt(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    study, recipe = tmp_path / "s.db", tmp_path / "best.yaml"
+    command = [sys.executable, "-c", "from taskvec_cli.main import main; main()", "search", *files, "--base", base.path]
+    command += [f"--data={name}={path}" for name, path in sets.items()]
+    command += ["--trials", "100000", "--device", "cpu", "--study", study, "--recipe", recipe]
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while completed(study) < 3:
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.endswith("taskvec: interrupted; the result of the trials until now was kept\n")
+    assert "On the examples that were held out" in said
+    assert yaml.safe_load(recipe.read_text())["base_model"] == str(base.path)
+
+
+def test_requests_are_refused_before_the_model_is_loaded(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    (tmp_path / "text.db").write_text("not a study" * 1000)
+    few = write_rows(tmp_path / "few.jsonl", ROWS[:3])
+    calls = tmp_path / "calls.jsonl"
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    calls.write_text(
+        json.dumps({"messages": messages}) + "\n" + (json.dumps({"prompt": "a", "completion": "b"}) + "\n") * 9
+    )
+    other = task(make_llama(tmp_path / "other", seed=9), tmp_path / "foreign.lota", slice(None), seed=1)
+    asked = ["search", *files, "--base", base.path]
+    one = ["--data", f"one={sets['one']}"]
+    for arguments, message in (
+        ([*asked, "--data", sets["one"]], "--data needs a name for each task, such as sql="),
+        ([*asked, *one, *one], "two --data have the name 'one'"),
+        ([*asked, *one, "--pareto"], "--pareto needs the data of at least two tasks"),
+        ([*asked, "--data", f"few={few}"], "3 examples are too few: with --holdout 0.5, 2 of them are reported on"),
+        ([*asked, *one, "--holdout", "1"], "--holdout must be between 0 and 1, both excluded; found 1.0"),
+        ([*asked, *one, "--trials", "0"], "--trials must be greater than zero, found 0"),
+        ([*asked, *one, "--by", "row"], "--by is one of layer-thirds, module, found 'row'"),
+        ([*asked, *one, "--method", "slerp"], "slerp"),
+        ([*asked, *one, "--metric", "bleu"], "--metric is one of loss, exact_match, rouge1"),
+        ([*asked, *one, "--timeout", "0"], "--timeout must be greater than zero"),
+        ([*asked, "--data", f"calls={calls}", "--metric", "rouge1"], "calls.jsonl:1: the last turn calls tools"),
+        (["search", files[0], "--base", base.path, *one], "a search needs at least two vectors, found 1"),
+        ([*asked, *one, "--study", tmp_path / "text.db"], "text.db is not an Optuna study in SQLite"),
+    ):
+        assert message in refused(2, *arguments)
+    mixed = ["search", files[0], other, "--base", base.path, *one]
+    assert "have different bases" in refused(1, *mixed)
+
+
+def test_the_division_of_the_data_depends_on_seed_and_task(sets: dict[str, Path]) -> None:
+    one, two = split(sets, 0.25, seed=1)
+    assert (len(one.chosen_on), len(one.reported_on)) == (9, 3)
+    whole = sorted(example.where for example in read_examples(sets["one"]))
+    assert sorted(example.where for example in (*one.chosen_on, *one.reported_on)) == whole
+    assert [e.where for e in split(sets, 0.25, seed=1)[0].reported_on] == [e.where for e in one.reported_on]
+    others = [split(sets, 0.25, seed=seed)[0].reported_on for seed in range(2, 6)]
+    assert any([e.where for e in each] != [e.where for e in one.reported_on] for each in others)
+    assert len(split(sets, 0.5, limit=4)[1].reported_on) == 2
+    assert two.name == "two"
