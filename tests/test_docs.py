@@ -19,7 +19,7 @@ from taskvec.merging import METHODS
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/format.md")
+PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/live.md", "docs/format.md")
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -79,6 +79,7 @@ def test_the_page_runs(page: str, prepared: Path, tmp_path: Path, monkeypatch: p
     # a vector that the page makes itself is not there before
     folder = shutil.copytree(prepared, tmp_path / "folder", ignore=shutil.ignore_patterns(*written))
     monkeypatch.chdir(folder)
+    names = {"__name__": "__main__"}
     for kind, block in blocks:
         if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", block)):
             Path(name[1]).write_text(block, encoding="utf-8")
@@ -87,7 +88,7 @@ def test_the_page_runs(page: str, prepared: Path, tmp_path: Path, monkeypatch: p
                 done = inside(*words[1:])
                 assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
         elif kind == "python":
-            exec(compile(block, page, "exec"), {"__name__": "__main__"})
+            exec(compile(block, page, "exec"), names)
 
 
 def test_the_digest_of_the_worked_example_is_that_of_the_page(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_the_programs_run(llama: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for program in PROGRAMS:
         assert set(re.findall(r"\btaskvec\.(\w+)", program)) <= set(taskvec.__all__)
         exec(compile(program, "docs/python.md", "exec"), {})
-    made = "tuned largest task second both ties sum forget small own"
+    made = "tuned largest task second both ties sum forget small own best"
     assert {path.name for path in tmp_path.glob("*.lota")} == {f"{name}.lota" for name in made.split()}
     assert (tmp_path / "merged" / "README.md").exists()
 

@@ -8,7 +8,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.building import tensor, write_checkpoint
-from support.live import Small, State, changed, loaded, on_disk, state_of, task
+from support.live import Small, changed, loaded, on_disk, random_steps, state_of, task
 from support.models import make_gpt2, make_llama, make_mixtral
 from torch import nn
 
 import taskvec
-from taskvec import Attachment, TaskVector, attach, attached, compose, diff, merge
+from taskvec import TaskVector, attach, attached, compose, diff, merge
 from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, TrainingError, UsageError
 from taskvec.models import edits
@@ -46,70 +45,9 @@ def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_random_steps_leave_what_a_fresh_application_gives(tasks: tuple[Path, list[Path]]) -> None:
     folder, files = tasks
-    base = ModelFolder(folder)
-    vectors = [TaskVector.open(file) for file in files]
-    scales = (1.0, 0.5, -1.25)
-    masks = [{name: set(vector[name].indices.tolist()) for name in vector} for vector in vectors]
-    meets = {
-        frozenset(pair)
-        for pair in combinations(range(5), 2)
-        if any(masks[pair[0]].get(name, set()) & masks[pair[1]].get(name, set()) for name in base.tensors)
-    }
-    assert len(meets) == 7
-    alone = {(n, s): Patched(base, vectors[n] if s == 1 else s * vectors[n]) for n in range(5) for s in scales}
-    before = on_disk(base)
-
-    def expected(on: list[tuple[int, float]]) -> State:
-        found = {name: base.bits(name).copy() for name in base.tensors}
-        for key in on:
-            for name, bits in found.items():
-                other = alone[key].bits(name)
-                where = other != base.bits(name)
-                bits[where] = other[where]
-        return {name: bits.tobytes() for name, bits in found.items()}
-
-    model = loaded(folder)
-    rng = np.random.default_rng(0)
-    live: list[tuple[Attachment, tuple[int, float], bool]] = []
-    refused = 0
-    for _ in range(120):
-        move = rng.choice(["attach", "detach", "swap", "enable"])
-        key = (int(rng.integers(5)), float(rng.choice(scales)))
-        if move == "attach" or not live:
-            others = [held for _, held, _ in live]
-        else:
-            at = int(rng.integers(len(live)))
-            handle, held, is_on = live[at]
-            others = [each for n, (_, each, _) in enumerate(live) if n != at]
-        fits = not any(key[0] == other or frozenset((key[0], other)) in meets for other, _ in others)
-        if move == "attach" or not live:
-            if fits:
-                live.append((attach(model, vectors[key[0]], key[1]), key, True))
-            else:
-                refused += 1
-                with pytest.raises(UsageError, match="both change"):
-                    attach(model, files[key[0]], key[1])
-        elif move == "detach":
-            handle.detach()
-            del live[at]
-        elif move == "swap":
-            if fits:
-                handle.swap(files[key[0]], key[1])
-                live[at] = (handle, key, True)
-            else:
-                refused += 1
-                with pytest.raises(UsageError, match="both change"):
-                    handle.swap(vectors[key[0]], key[1])
-        else:
-            with handle.enabled(not is_on):
-                rest = [each for n, (_, each, on) in enumerate(live) if on and n != at]
-                assert state_of(model, base) == expected(rest if is_on else [*rest, held])
-        assert state_of(model, base) == expected([held for _, held, on in live if on])
+    refused, shared = random_steps(loaded(folder), ModelFolder(folder), files, 120)
+    assert shared == 7
     assert refused
-    for handle, _, _ in live:
-        handle.detach()
-    assert state_of(model, base) == before
-    assert attached(model) == []
 
 
 @pytest.mark.parametrize("kind", ["vector", "patch"])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from taskvec import diff
+from taskvec import Attachment, TaskVector, attach, attached, diff
+from taskvec.applying.overlay import Patched
+from taskvec.errors import UsageError
 from taskvec.models.edits import flat_parameter
 from taskvec.models.loading import load_weights
 from taskvec.models.placement import bits_of, places
@@ -59,3 +65,76 @@ def task(base: Path, out: Path, positions: slice, *, seed: int, kind: str = "vec
     """A `.lota` file of changes of some positions."""
     diff(base, changed(base, out.with_suffix(""), positions, seed=seed), kind=kind).save(out)
     return out
+
+
+def random_steps(
+    model: PreTrainedModel, base: ModelFolder, files: Sequence[Path], steps: int, seed: int = 0
+) -> tuple[int, int]:
+    """Attach, detach, swap, scale and disable vectors at random, and compare the weights after each step.
+
+    The expected weights are those of the base, with the elements that differ in the checkpoint base + scale · vector,
+    which `apply` would write, for each vector that is on. Steps with vectors that share elements must be refused.
+
+    Args:
+        model: A model with the weights of the base, which it has again at the end.
+        base: The base.
+        files: The vectors.
+        steps: The number of steps.
+        seed: The seed of the steps.
+
+    Returns:
+        The number of refused steps, and of pairs of vectors that share elements.
+    """
+    vectors, scales = [TaskVector.open(file) for file in files], (1.0, 0.5, -1.25)
+    alone = {
+        (n, s): Patched(base, vector if s == 1 else s * vector) for n, vector in enumerate(vectors) for s in scales
+    }
+    masks = [{name: set(vector[name].indices.tolist()) for name in vector} for vector in vectors]
+    meets = {
+        frozenset(pair)
+        for pair in combinations(range(len(vectors)), 2)
+        if any(masks[pair[0]].get(name, set()) & masks[pair[1]].get(name, set()) for name in base.tensors)
+    }
+    before = {name: base.bits(name) for name in base.tensors}
+    deltas = {}
+    for key, checkpoint in alone.items():
+        bits = {name: checkpoint.bits(name) for name in before}
+        deltas[key] = {name: (np.flatnonzero(bits[name] != before[name]), bits[name]) for name in before}
+
+    def check(on: Iterable[tuple[int, float]]) -> None:
+        wanted = {name: bits.copy() for name, bits in before.items()}
+        for key in on:
+            for name, (where, bits) in deltas[key].items():
+                wanted[name][where] = bits[where]
+        assert state_of(model, base) == {name: bits.tobytes() for name, bits in wanted.items()}
+
+    rng = np.random.default_rng(seed)
+    live: list[tuple[Attachment, tuple[int, float]]] = []
+    refused = 0
+    for _ in range(steps):
+        move = rng.choice(["attach", "detach", "swap", "disable"]) if live else "attach"
+        key = (int(rng.integers(len(vectors))), float(rng.choice(scales)))
+        at = int(rng.integers(len(live))) if live else 0
+        others = [held for n, (_, held) in enumerate(live) if move == "attach" or n != at]
+        fits = not any(key[0] == other or frozenset((key[0], other)) in meets for other, _ in others)
+        if move in ("attach", "swap") and not fits:
+            refused += 1
+            with pytest.raises(UsageError, match="both change"):
+                attach(model, files[key[0]], key[1]) if move == "attach" else live[at][0].swap(vectors[key[0]], key[1])
+        elif move == "attach":
+            live.append((attach(model, vectors[key[0]], key[1]), key))
+        elif move == "swap":
+            live[at][0].swap(files[key[0]], key[1])
+            live[at] = (live[at][0], key)
+        elif move == "detach":
+            live[at][0].detach()
+            del live[at]
+        else:
+            with live[at][0].enabled(False):
+                check(others)
+        check(held for _, held in live)
+    for handle, _ in live:
+        handle.detach()
+    check([])
+    assert attached(model) == []
+    return refused, len(meets)
