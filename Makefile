@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge clean
+.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge bench-live clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-train    time and memory of training beside full fine-tuning, LoRA and SHiRA"
 	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (an hour and a half)"
 	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
+	@echo "make bench-live     swaps on a running model beside peft, a search beside mergekit, a server under load"
 	@echo "make clean   remove what make made"
 
 # the stamps depend on the packaging only: the install is editable, so the code needs no new one
@@ -114,6 +115,9 @@ bench-tasks: $(RUNS)/base
 
 bench-merge: $(RUNS)/base $(VENV)/mergekit
 	$(BIN)/python benchmarks/merging.py $(RUNS)/base $(RUNS)/merging
+
+bench-live: demo $(VENV)/mergekit
+	PYTHONPATH=tests $(BIN)/python benchmarks/live.py $(DEMO) $(RUNS)/live
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(PAIRS) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
