@@ -48,11 +48,11 @@ demo: $(VENV)/smollm2
 	$(BIN)/taskvec demo $(DEMO)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # without the modules that take seconds per test
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fuzz: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m support.fuzz $(FUZZ)

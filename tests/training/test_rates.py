@@ -80,14 +80,11 @@ def same(one: TrainingResult, other: TrainingResult, folder: Path) -> bool:
 @pytest.mark.parametrize(
     "options",
     [
-        replace(QUICK, lr="auto"),
         replace(QUICK, lr="auto", calibration_lr="auto"),
         replace(QUICK, calibration_lr="auto", low_memory=True, dtype="bfloat16"),
         replace(QUICK, calibration_lr="auto", mask="fisher", steps=0),
         replace(QUICK, lr="auto", mask="random", calibration_steps=20, weight_decay=0.1, dtype="bfloat16"),
         replace(QUICK, lr="auto", method="fft", sparsity=None, calibration_steps=20, accumulate=2),
-        replace(QUICK, lr="auto", method="fft", sparsity=None, calibration_steps=20, dtype="bfloat16"),
-        replace(QUICK, lr="auto", method="lora", sparsity=None, calibration_steps=20),
         replace(QUICK, lr="auto", method="lora", sparsity=None, calibration_steps=20, dtype="bfloat16"),
         replace(
             QUICK,
