@@ -20,12 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep imported modules out of garbage collections: accelerate collects after every training, 0.2 s each."""
-    import taskvec.training.loop  # noqa: F401  # torch and transformers
+    if any(item.get_closest_marker("slow") for item in session.items):
+        import taskvec.training.loop  # noqa: F401  # torch and transformers
 
-    gc.collect()
-    gc.freeze()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
