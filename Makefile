@@ -11,7 +11,11 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
+<<<<<<< HEAD
 .PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge bench-live clean
+=======
+.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge clean
+>>>>>>> work
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -25,7 +29,8 @@ help:
 	@echo "make families    train a tiny model of each of a hundred architectures, and print which can be trained (about four minutes)"
 	@echo "make bench-format   size, time and memory of .lota files beside other layouts"
 	@echo "make bench-train    time and memory of training beside full fine-tuning, LoRA and SHiRA"
-	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (an hour and a half)"
+	@echo "make bench-rates    learning rates on real tasks, TASKS=folder (several hours; results are kept)"
+	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (two hours)"
 	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
 	@echo "make bench-live     swaps on a running model beside peft, a search beside mergekit, a server under load"
 	@echo "make clean   remove what make made"
@@ -48,11 +53,11 @@ demo: $(VENV)/smollm2
 	$(BIN)/taskvec demo $(DEMO)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # without the modules that take seconds per test
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 fuzz: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m support.fuzz $(FUZZ)
@@ -109,7 +114,10 @@ bench-train: $(RUNS)/base
 	$(BIN)/python benchmarks/training.py $(RUNS)/base
 	$(BIN)/python benchmarks/calibration.py $(RUNS)/base $(RUNS)/calibration
 
-# TASKS holds NAME/train.jsonl and NAME/test.jsonl
+# TASKS contains NAME/train.jsonl and NAME/test.jsonl
+bench-rates: $(RUNS)/base
+	$(BIN)/python benchmarks/rates.py $(TASKS) $(RUNS)
+
 bench-tasks: $(RUNS)/base
 	$(BIN)/python benchmarks/tasks.py $(TASKS) $(RUNS)
 

@@ -55,7 +55,7 @@ METHODS = {
     "LoTA, 90 % sparse": ["--sparsity", "0.9"],
     "random mask, 90 % sparse": ["--sparsity", "0.9", "--mask", "random"],
 }
-DENSE, _, CALIBRATED, _ = METHODS
+DENSE, ADAPTED, CALIBRATED, _ = METHODS
 Row = tuple[str, str]  # method and optimizer
 Cell = dict[str, Any]
 
@@ -105,9 +105,9 @@ def parts(tasks: Path, folder: Path, recipe: str) -> tuple[Path, Path]:
 
 
 def rows_of(recipe: str) -> list[Row]:
-    """The methods and optimizers of a recipe; two methods if there are several optimizers."""
+    """The methods and optimizers of a recipe; without the random mask if there are several optimizers."""
     optimizers = RECIPES[recipe].optimizers
-    methods = list(METHODS) if len(optimizers) == 1 else [DENSE, CALIBRATED]
+    methods = list(METHODS) if len(optimizers) == 1 else [DENSE, ADAPTED, CALIBRATED]
     return [(method, optimizer) for optimizer in optimizers for method in methods]
 
 

@@ -16,6 +16,8 @@ from taskvec import TaskVector, overlap
 from taskvec.analysis.plots import plot_density, plot_losses, plot_overlap
 from taskvec.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "w$_{$",
     "$x$",

@@ -29,6 +29,8 @@ from taskvec_formats.dtypes import DTYPES
 from taskvec_formats.errors import NotSafetensorsError
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 both_kinds = pytest.mark.parametrize("kind", ["vector", "patch"])
 every_codec = pytest.mark.parametrize("codec", CODECS)

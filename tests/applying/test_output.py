@@ -36,6 +36,8 @@ from taskvec_formats.dtypes import DTYPES, DType
 from taskvec_formats.errors import CheckpointError
 from taskvec_formats.file_names import INDEX
 
+pytestmark = pytest.mark.slow
+
 FLOATS = [name for name, dtype in DTYPES.items() if dtype.additive]
 CONFIG = {"architectures": ["Some"], "dtype": "float32", "rope": {"theta": 1e4, "limit": math.inf}, "names": ["ö"]}
 FILES = {"config.json": json.dumps(CONFIG).encode(), "README.md": b"of the base", "tokenizer.json": b"{}"}

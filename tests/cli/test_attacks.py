@@ -10,6 +10,8 @@ from support.attacks.collected import ATTACKS
 from support.commands import inside
 from support.inputs import snapshot
 
+pytestmark = pytest.mark.slow
+
 QUICK = [attack for attack in ATTACKS if not attack.is_heavy]
 
 

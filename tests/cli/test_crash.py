@@ -210,14 +210,23 @@ def test_a_signal_is_answered_by_one_sentence_and_leaves_no_temporary_files(
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tmp_path: Path) -> None:
-    base, data = make_llama(tmp_path / "base"), write_rows(tmp_path / "rows.jsonl")
-    recipe = "--calibration-steps 2 --steps 150 --save-steps 1 --batch-size 2 --lr 1e-3 --device cpu".split()
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], bytes]:
+    """A command that trains, without its output, and the file that it writes."""
+    folder = tmp_path_factory.mktemp("training")
+    base, data = make_llama(folder / "base"), write_rows(folder / "rows.jsonl")
+    recipe = "--calibration-steps 2 --steps 50 --save-steps 1 --batch-size 2 --lr 1e-3 --device cpu".split()
     train = ["train", str(base), str(data), *recipe]
-    run(*train, "-o", tmp_path / "whole.lota")
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "rows.jsonl", "whole.lota"}
+    run(*train, "-o", folder / "whole.lota")
+    assert {path.name for path in folder.iterdir()} == {"base", "rows.jsonl", "whole.lota"}
+    return train, (folder / "whole.lota").read_bytes()
 
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_stopped_goes_on_to_the_same_file(
+    how: signal.Signals, training: tuple[list[str], bytes], tmp_path: Path
+) -> None:
+    train, whole = training
     output, folder = tmp_path / "x.lota", tmp_path / "x.lota.run"
     process = subprocess.Popen([*TASKVEC, *train, "-o", str(output)], stderr=subprocess.PIPE, text=True)
     while len(list(folder.glob("checkpoints/*/complete"))) < 1:
@@ -230,7 +239,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     else:
         assert process.returncode == 128 + how
         step = re.fullmatch(
-            r"taskvec: stopped after step (\d+) of 150 of training; --resume continues from there",
+            r"taskvec: stopped after step (\d+) of 50 of training; --resume continues from there",
             said.splitlines()[-1],
         )
         assert step, said
@@ -241,7 +250,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(how: signal.Signals, tm
     assert "x.lota.run contains an unfinished run: --resume continues it, --force starts over" in again.stderr
 
     run(*train, "-o", output, "--resume")
-    assert output.read_bytes() == (tmp_path / "whole.lota").read_bytes()
+    assert output.read_bytes() == whole
     assert not folder.exists()
 
 

@@ -24,6 +24,8 @@ from taskvec.vectors.align import align
 from taskvec_formats import Identity, ModelFolder, SparseTensor
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (3, 4)
 # few distinct values, so that sums cancel, and some that do not add up exactly
 VALUES = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.0]) | st.floats(-1e3, 1e3, width=32, allow_subnormal=False)

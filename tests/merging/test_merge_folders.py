@@ -9,6 +9,8 @@ import pytest
 from support.folder_oracle import Oracle
 from support.peer_folders import METHODS, Case, by_taskvec, draw
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_writes_the_folder_that_its_dense_definition_says(method: str, tmp_path: Path) -> None:

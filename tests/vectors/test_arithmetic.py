@@ -22,6 +22,8 @@ from taskvec.vectors.source import DeltaSource, no_replacements
 from taskvec_formats import Change, Form, Header, Identity, ModelFolder, TensorSpec
 from taskvec_formats.dtypes import DTYPES, BitArray
 
+pytestmark = pytest.mark.slow
+
 FORMS = {
     "a.weight": Form(DTYPES["F32"], (3, 4)),
     "b.weight": Form(DTYPES["BF16"], (5,)),

@@ -18,6 +18,8 @@ from taskvec.vectors.lineage import ANCESTORS, BYTES, NAME
 from taskvec.vectors.vector import DEPTH
 from taskvec_formats import Header, LotaWriter
 
+pytestmark = pytest.mark.slow
+
 ONE = {"w": sparse((4,), {0: 1})}
 OTHER = {"w": sparse((4,), {0: 1, 2: 3})}
 Make = Callable[[TaskVector, TaskVector], TaskVector]
