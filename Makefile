@@ -11,11 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-<<<<<<< HEAD
-.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-tasks bench-merge bench-live clean
-=======
-.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge clean
->>>>>>> work
+.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
