@@ -73,9 +73,11 @@ def swap(demo: Path, folder: Path) -> None:
 
 def compared(base: Path, files: list[Path], rank: int) -> str:
     """Time one pair of vectors and one LoRA, and return the cells of the table."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
     config = LoraConfig(r=rank, target_modules=LINEAR, init_lora_weights=False)
-    adapted: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    adapted: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False), config
+    )
     handle = attach(model, files[0])
     handle.swap(files[1])
     size = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
@@ -142,7 +144,7 @@ def mergekit(demo: Path, folder: Path, files: list[Path]) -> None:
         shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
         subprocess.run([program, str(folder / "mergekit.yaml"), str(out)], capture_output=True, check=True)
-        AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=False)
         times.append(time.perf_counter() - start)
     print(f"mergekit: merge to disk and load, median of three {statistics.median(times):.1f} s")
 
@@ -159,13 +161,13 @@ def server(demo: Path, folder: Path) -> None:
         for line in (demo / "data" / f"{name}-test.jsonl").read_text(encoding="utf-8").splitlines()[:10]
     ]
     prompts = [row["prompt"] for row in rows]
-    tokenizer = AutoTokenizer.from_pretrained(demo / "base")
+    tokenizer = AutoTokenizer.from_pretrained(demo / "base", trust_remote_code=False)
     expected = {}
     for name, file in tasks.items():
         out = folder / f"written-{name}"
         if not out.exists():
             taskvec.apply(file, demo / "base", out)
-        model: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=False)
         for prompt in prompts:
             ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
             mask = torch.ones_like(ids)

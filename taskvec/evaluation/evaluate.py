@@ -234,9 +234,10 @@ def evaluate_variants(
         TrainingError: As in `evaluate_checkpoint`.
     """
     model, tokenizer = load_for_evaluation(base, device, trust_remote_code=trust_remote_code, progress=progress)
-    from ..models.attach import attach  # needs the packages of load_model, so imported after it
+    from ..models.attach import attach, state_of  # needs the packages of load_model, so imported after it
 
     found = []
+    state_of(model).limit = 0  # no vector is attached twice
     with attach(model, None, base=base) as handle:
         for vector in vectors:
             handle.swap(vector, progress=progress)

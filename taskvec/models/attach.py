@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from threading import RLock
 from typing import Any
@@ -63,7 +64,7 @@ class Decoded:
     digest: str
     edits: tuple[Edit, ...]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The size of its tensors."""
         return sum(edit.nbytes for edit in self.edits)
@@ -147,14 +148,15 @@ class LiveState:
 
     def keep(self, decoded: Decoded) -> None:
         """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
-        self.cache[decoded.digest] = decoded
-        self.cache.move_to_end(decoded.digest)
-        attached = {handle.digest for handle in self.handles}
-        for digest in list(self.cache):
-            if sum(each.nbytes for each in self.cache.values()) <= self.limit:
-                break
-            if digest not in attached:
-                del self.cache[digest]
+        with self.lock:
+            self.cache[decoded.digest] = decoded
+            self.cache.move_to_end(decoded.digest)
+            needed = {decoded.digest, *(handle.digest for handle in self.handles)}
+            size = sum(each.nbytes for each in self.cache.values())
+            for digest in [digest for digest in self.cache if digest not in needed]:
+                if size <= self.limit:
+                    break
+                size -= self.cache.pop(digest).nbytes
 
     def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
         """Decode a vector for the weights without what is attached, or take it from the cache.

@@ -63,14 +63,17 @@ def load_weights(path: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     Raises:
         UsageError, TrainingError: As in `load_model`.
     """
-    trust = truth("trust_remote_code", options.get("trust_remote_code", False))
+    others = {"dtype": "auto", **options}
+    trust_remote_code = truth("trust_remote_code", others.pop("trust_remote_code", False))
     _check_folder(path)
-    with _failing_for(path, trust):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-    loader = loader_of(config, path, trust_remote_code=trust)
-    with _failing_for(path, trust):
+    with _failing_for(path, trust_remote_code):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    loader = loader_of(config, path, trust_remote_code=trust_remote_code)
+    with _failing_for(path, trust_remote_code):
         model: PreTrainedModel
-        model, report = loader.from_pretrained(path, **{"dtype": "auto", **options}, output_loading_info=True)
+        model, report = loader.from_pretrained(
+            path, **others, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
     check_loaded(model, report, path)
     return model
 

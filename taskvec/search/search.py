@@ -156,10 +156,11 @@ class Search:
         self._model, self._tokenizer = load_for_evaluation(
             base, settings.device, trust_remote_code=settings.trust_remote_code, progress=progress
         )
-        from ..models.attach import attach
+        from ..models.attach import attach, state_of
 
         self._held = [_held(vector) for vector in self._vectors]  # reading files would take longer than merging
         self._handle = attach(self._model, None, base=base)
+        state_of(self._model).limit = 0  # no merge is tried twice
         self._handle.swap(merge(self._held, "ties"), progress=progress)  # checks that all of them fit
 
     @property
