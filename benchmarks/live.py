@@ -78,12 +78,13 @@ def compared(base: Path, files: list[Path], rank: int) -> str:
     adapted: Any = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False), config
     )
-    handle = attach(model, files[0])
-    handle.swap(files[1])
+    vectors = [TaskVector.open(file) for file in files]
+    handle = attach(model, vectors[0])
+    handle.swap(vectors[1])
     size = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
     ours, theirs = [], []
     for run in range(RUNS):
-        ours.append(timed(partial(handle.swap, files[run % 2])))
+        ours.append(timed(partial(handle.swap, vectors[run % 2])))
         theirs.append(timed(adapted.merge_adapter) + timed(adapted.unmerge_adapter))
     fast, slow = 1000 * statistics.median(ours), 1000 * statistics.median(theirs)
     kept = f"{handle.bytes_kept / handle.entries:.1f}"

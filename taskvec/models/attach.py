@@ -38,7 +38,7 @@ from ..merging.combine import merge
 from ..reporting import bars
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
-from .edits import Edit, flat_parameter, write
+from .edits import Edit, flat_parameter, flat_parameters, write
 from .live import Edited, LiveModel
 from .loading import load_weights
 from .placement import Place, same_bits, tensor_of
@@ -100,17 +100,15 @@ class LiveState:
             raise UsageError("the model of this handle no longer exists")
         return model
 
-    def _is_unchanged(self, parameter: str) -> bool:
+    def _is_unchanged(self, parameter: str, flat: torch.Tensor | None = None) -> bool:
         """Return whether nobody but this module has changed a parameter since digests of its tensors were computed.
 
         torch counts the changes of a tensor, but not those of inference tensors and those through `.data`.
         """
-        count = self._count(parameter)
-        return count is not None and self._counts.get(parameter) == count
-
-    def _count(self, parameter: str) -> object:
-        flat = flat_parameter(self.model, parameter)
-        return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
+        if parameter not in self._counts:
+            return False
+        count = _count(flat_parameter(self.model, parameter) if flat is None else flat)
+        return count is not None and self._counts[parameter] == count
 
     def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
         """Read weights while nothing is written, without the lock.
@@ -140,11 +138,12 @@ class LiveState:
         Raises:
             BaseMismatchError: As in `edits.write`.
         """
-        unchanged = {edit.parameter for edit in (*undone, *done) if self._is_unchanged(edit.parameter)}
+        flats = flat_parameters(self.model, {edit.parameter: None for edit in (*undone, *done)})
+        unchanged = [parameter for parameter, flat in flats.items() if self._is_unchanged(parameter, flat)]
         try:
-            write(self.model, undone, done)
+            write(flats, undone, done)
         finally:
-            self._counts.update({parameter: self._count(parameter) for parameter in unchanged})
+            self._counts.update({parameter: _count(flats[parameter]) for parameter in unchanged})
 
     def keep(self, decoded: Decoded) -> None:
         """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
@@ -176,7 +175,7 @@ class LiveState:
                 self._digests = digests
                 self._parameters |= {name: place.parameter for name, place in places.items()}
                 held = {self._parameters[name] for name in digests}
-                self._counts |= {parameter: self._count(parameter) for parameter in held}
+                self._counts |= {parameter: _count(flat_parameter(self.model, parameter)) for parameter in held}
         return decoded
 
     def forget(self) -> None:
@@ -184,6 +183,11 @@ class LiveState:
         self._version += 1
         self.cache.clear()
         self._digests.clear()
+
+
+def _count(flat: torch.Tensor) -> object:
+    """Return what changes when a parameter is changed or replaced; None if torch does not count it."""
+    return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
 
 
 _STATES: WeakKeyDictionary[nn.Module, LiveState] = WeakKeyDictionary()

@@ -5,7 +5,7 @@ Writing an edit, or undoing it, is one `index_copy_`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,23 +36,20 @@ class Edit:
         """The size of the three tensors."""
         return sum(tensor.nbytes for tensor in (self.indices, self.old, self.new))
 
-    def put(self, model: nn.Module, values: torch.Tensor) -> None:
+    def put(self, flat: torch.Tensor, values: torch.Tensor) -> None:
         """Write values at the positions.
 
         The parameter may have been moved or cast since the edit was decoded.
 
         Args:
-            model: The model.
+            flat: The parameter as a flat view.
             values: `old` or `new`.
         """
-        flat = flat_parameter(model, self.parameter)
         flat.index_copy_(0, self.indices.to(flat.device, torch.int64), values.to(flat))
 
-    def has(self, model: nn.Module, values: torch.Tensor) -> bool:
+    def has(self, flat: torch.Tensor, values: torch.Tensor) -> bool:
         """Return whether the parameter has values at the positions, to the bit."""
-        flat = flat_parameter(model, self.parameter)
-        found = flat.index_select(0, self.indices.to(flat.device))
-        return same_bits(found, values.to(flat))
+        return same_bits(flat.index_select(0, self.indices.to(flat.device)), values.to(flat))
 
     def undo_in(self, weights: torch.Tensor, start: int) -> None:
         """Write the old values into a copy of a range of the parameter.
@@ -70,6 +67,12 @@ class Edit:
         return int(torch.isin(self.indices, other.indices, assume_unique=True).sum())
 
 
+def flat_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return parameters or buffers as flat views without gradients, by name."""
+    known = dict(model.named_parameters(remove_duplicate=False))  # quicker than a walk for each name
+    return {name: known[name].detach().view(-1) if name in known else flat_parameter(model, name) for name in names}
+
+
 def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
     """Return a parameter or buffer as a flat view without a gradient."""
     module, _, own = name.rpartition(".")
@@ -77,13 +80,13 @@ def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
     return owner.detach().view(-1)
 
 
-def write(model: nn.Module, undone: Iterable[Edit], done: Iterable[Edit]) -> None:
+def write(flats: Mapping[str, torch.Tensor], undone: Iterable[Edit], done: Iterable[Edit]) -> None:
     """Undo some edits, then write others. If this fails, the model keeps the values that it had.
 
     The weights are compared with the values that they should have before they are overwritten.
 
     Args:
-        model: The model.
+        flats: The name of each parameter -> the parameter as a flat view.
         undone: Edits that are written into the model.
         done: Edits to write.
 
@@ -94,14 +97,15 @@ def write(model: nn.Module, undone: Iterable[Edit], done: Iterable[Edit]) -> Non
     steps = [*((edit, edit.new, edit.old) for edit in undone), *((edit, edit.old, edit.new) for edit in done)]
     try:
         for edit, found, wanted in steps:
-            if not edit.has(model, found):
+            flat = flats[edit.parameter]
+            if not edit.has(flat, found):
                 raise BaseMismatchError(
                     f"parameter {edit.parameter!r} of the model has other values than before where the vector changes "
                     "it: the weights were changed in the meantime; load the model again"
                 )
             before.append((edit, found))
-            edit.put(model, wanted)
+            edit.put(flat, wanted)
     except BaseException:
         for edit, values in reversed(before):
-            edit.put(model, values)
+            edit.put(flats[edit.parameter], values)
         raise

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
+from functools import cached_property
 from html import escape
 from numbers import Real
 from pathlib import Path
@@ -193,11 +194,15 @@ class TaskVector(Mapping[str, SparseTensor]):
         Raises:
             UsageError: The provenance cannot be stored.
         """
-        more: list[object] = []
-        if not self.is_stored:
-            more = [self.header.tuned, stored_text(self.name, self.provenance)]
-            more += [] if self._source.content is None else [self._source.content]
+        if self.is_stored:
+            return self._digest_of_file
+        more: list[object] = [self.header.tuned, stored_text(self.name, self.provenance)]
+        more += [] if self._source.content is None else [self._source.content]
         return digest_of(self.header.base, self.specs.values(), more)
+
+    @cached_property
+    def _digest_of_file(self) -> str:
+        return digest_of(self.header.base, self.specs.values(), [])
 
     @property
     def is_stored(self) -> bool:

@@ -302,11 +302,11 @@ def test_a_failure_in_the_middle_leaves_what_was_there(small: Small, monkeypatch
     before = state_of(model, base)
     put, left = edits.Edit.put, [5]
 
-    def failing(self: edits.Edit, model: nn.Module, values: torch.Tensor) -> None:
+    def failing(self: edits.Edit, flat: torch.Tensor, values: torch.Tensor) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise RuntimeError("the device is gone")
-        put(self, model, values)
+        put(self, flat, values)
 
     for count in (1, 5, 25):
         left[0] = count
