@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,20 +183,23 @@ class Search:
         while (done := self.finished) < trials and (end is None or monotonic() < end):
             self._progress("searching", done, trials, self._best_so_far())
             self._study.sampler = _sampler(self._settings.seed, len(self._study.get_trials(deepcopy=False)))
-            trial = self._study.ask()
+            with _undisturbed():
+                trial = self._study.ask()
             try:
-                with _quiet():
-                    self._try(trial)
+                self._try(trial)
             except BaseException:
-                self._study.tell(trial, state=_state("FAIL"))
+                with _undisturbed(), suppress(ValueError):  # it may have been told already
+                    self._study.tell(trial, state=_state("FAIL"))
                 raise
         self._progress("searching", trials, trials, self._best_so_far())
 
     def _try(self, trial: Trial) -> None:
-        candidate = self._space.suggest(trial)
+        with _undisturbed(), _quiet():
+            candidate = self._space.suggest(trial)
         start = monotonic()
         self._handle.swap(candidate.merged(self._held, self._base))
-        trial.set_user_attr("seconds", monotonic() - start)
+        with _undisturbed():
+            trial.set_user_attr("seconds", monotonic() - start)
         scores: dict[str, Scores] = {}
         parts = 1 if self._settings.pareto else 2
         for part in range(parts):
@@ -205,12 +210,14 @@ class Search:
                     found = self._evaluate(examples)
                     scores[task.name] = scores[task.name] + found if task.name in scores else found
             if part < parts - 1 and len(scores) == len(self._data):
-                trial.report(_mean(scores).value, part)
-                if trial.should_prune():
-                    self._study.tell(trial, state=_state("PRUNED"))
-                    return
+                with _undisturbed():
+                    trial.report(_mean(scores).value, part)
+                    if trial.should_prune():
+                        self._study.tell(trial, state=_state("PRUNED"))
+                        return
         values = [scores[task.name].estimate.value for task in self._data]
-        self._study.tell(trial, values if self._settings.pareto else [sum(values) / len(values)])
+        with _undisturbed():
+            self._study.tell(trial, values if self._settings.pareto else [sum(values) / len(values)])
 
     def _evaluate(self, examples: Sequence[Any]) -> Scores:
         from ..evaluation.evaluate import evaluate
@@ -379,6 +386,29 @@ def _state(name: str) -> Any:
     from optuna.trial import TrialState
 
     return TrialState[name]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Delay the handlers of SIGINT and SIGTERM: an exception within a transaction would become an error of SQLAlchemy.
+
+    Only the main thread runs handlers, so nothing is done in others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in replaced:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+        for caught in received:
+            signal.raise_signal(caught)
 
 
 @contextmanager

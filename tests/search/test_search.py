@@ -179,7 +179,10 @@ def completed(study: Path) -> int:
     return 0
 
 
-def test_what_was_found_is_kept_after_a_signal(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", range(3))
+def test_what_was_found_is_kept_after_a_signal(
+    number: int, small: Small, sets: dict[str, Path], tmp_path: Path
+) -> None:
     """SIGTERM, because SIGINT is ignored if the tests run in the background."""
     _, base, files = small
     study, recipe = tmp_path / "s.db", tmp_path / "best.yaml"
@@ -191,10 +194,11 @@ def test_what_was_found_is_kept_after_a_signal(small: Small, sets: dict[str, Pat
     ) as process:
         while completed(study) < 3:
             assert process.poll() is None
-            time.sleep(0.5)
+            time.sleep(0.1)
+        time.sleep(0.037 * number)  # at different moments of a trial
         process.send_signal(signal.SIGTERM)
         said, errors = process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == 143, errors
     assert errors.endswith("taskvec: terminated; the result of the trials until now was kept\n")
     assert "On the examples that were held out" in said
     assert yaml.safe_load(recipe.read_text())["base_model"] == str(base.path)
