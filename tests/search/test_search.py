@@ -197,7 +197,7 @@ def test_what_was_found_is_kept_after_a_signal(
             time.sleep(0.1)
         time.sleep(0.037 * number)  # at different moments of a trial
         process.send_signal(signal.SIGTERM)
-        said, errors = process.communicate()
+        said, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
     assert errors.endswith("taskvec: terminated; the result of the trials until now was kept\n")
     assert "On the examples that were held out" in said
