@@ -13,6 +13,8 @@ from support.models import ROWS, write_rows
 from taskvec import evaluate, evaluate_grid, merge
 from taskvec.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def sets(tmp_path: Path) -> dict[str, Path]:

@@ -30,6 +30,8 @@ from taskvec.models.loading import load_model, load_weights
 from taskvec.models.placement import bits_of
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
 def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:

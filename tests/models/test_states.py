@@ -17,6 +17,8 @@ from taskvec.errors import TrainingError, UsageError
 from taskvec.models.loading import load_weights
 from taskvec_formats import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 
 def pair(folder: Path, make: Callable[[Path], Path] = make_llama) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Two states of one model."""

@@ -21,6 +21,8 @@ from taskvec.applying.overlay import Patched
 from taskvec.errors import BaseMismatchError, UsageError
 from taskvec.models.attach import state_of as live_state
 
+pytestmark = pytest.mark.slow
+
 SERVER = Path(__file__).parents[2] / "docs" / "examples" / "server.py"
 
 

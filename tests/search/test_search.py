@@ -26,6 +26,8 @@ from taskvec.merging.settings import resolve
 from taskvec.search.data import split
 from taskvec.search.space import Candidate, Space
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("optuna")
 QUICK: dict[str, Any] = {"trials": 7, "device": "cpu", "max_length": 64}
 
