@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from taskvec import Checkpoint, TaskVector, apply, diff, merge
 from taskvec.data.examples import read_examples
 from taskvec.errors import TaskvecError
-from taskvec.evaluation.evaluate import evaluate_checkpoint
+from taskvec.evaluation.evaluate import evaluate_variants
 from taskvec.training.options import TrainingOptions
 from taskvec.training.result import TrainingResult
 from taskvec.training.train import train
@@ -463,7 +463,9 @@ def take_through(base: Path, scratch: Path, *, masked: bool) -> TrainingResult:
     examples = read_examples(data)
     metrics = ("loss", "exact_match")
     found = [
-        evaluate_checkpoint(checkpoint, with_vector, examples, metrics, device="cpu", max_length=32).metrics
+        evaluate_variants(checkpoint, [with_vector], {"": examples}, metrics, device="cpu", max_length=32)[0][
+            ""
+        ].metrics
         for checkpoint, with_vector in ((ModelFolder(scratch / "merged"), None), (start, merged))
     ]
     assert found[0] == found[1], "the merged folder and the vector on its base are not evaluated alike"

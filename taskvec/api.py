@@ -457,15 +457,15 @@ def evaluate(
     with_code = truth("trust_remote_code", trust_remote_code)
     checkpoint = open_model(model if isinstance(model, Checkpoint) else path_of("model", model), with_code=with_code)
     examples = read_examples(path_of("data", data))[:limit]
-    from .evaluation.evaluate import evaluate_checkpoint
+    from .evaluation.evaluate import evaluate_variants
     from .evaluation.variants import merged_on
 
     with bars.shown(progress) as report:
         whole = merged_on(opened, checkpoint, report)
-        evaluation = evaluate_checkpoint(
+        (row,) = evaluate_variants(
             checkpoint,
-            whole.vector,
-            examples,
+            [whole.vector],
+            {"": examples},
             metrics,
             device=device,
             batch_size=batch_size,
@@ -474,7 +474,7 @@ def evaluate(
             trust_remote_code=trust_remote_code,
             progress=report,
         )
-        return replace(evaluation, notes=whole.notes)
+        return replace(row[""], notes=whole.notes)
 
 
 def evaluate_grid(

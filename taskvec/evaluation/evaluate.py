@@ -149,55 +149,6 @@ def evaluate(
     return Evaluation(found, len(examples), answers, counts, cut, scores=scores)
 
 
-def evaluate_checkpoint(
-    base: Checkpoint,
-    vector: TaskVector | None,
-    examples: Sequence[Example],
-    metrics: Sequence[str],
-    *,
-    device: str = "auto",
-    batch_size: int = 32,
-    max_length: int = 1024,
-    max_new_tokens: int | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress = silent,
-) -> Evaluation:
-    """Load a model folder in f32 and evaluate it, optionally with a vector or patch applied.
-
-    Args:
-        base: The model folder.
-        vector: A vector or patch to apply, or None.
-        examples: As in `evaluate`.
-        metrics: As in `evaluate`.
-        device: "auto", which takes an accelerator if there is one, or a name such as "cpu" or "cuda:1".
-        batch_size: As in `evaluate`.
-        max_length: As in `evaluate`.
-        max_new_tokens: As in `evaluate`.
-        trust_remote_code: Whether Python code from the model folder may run.
-        progress: Called while the model is loaded and evaluated.
-
-    Returns:
-        As in `evaluate`.
-
-    Raises:
-        TrainingError: The model is a masked language model. The errors of `load_model`, `attach` and `evaluate` are
-            raised too.
-    """
-    (row,) = evaluate_variants(
-        base,
-        [vector],
-        {"": examples},
-        metrics,
-        device=device,
-        batch_size=batch_size,
-        max_length=max_length,
-        max_new_tokens=max_new_tokens,
-        trust_remote_code=trust_remote_code,
-        progress=progress,
-    )
-    return row[""]
-
-
 def evaluate_variants(
     base: Checkpoint,
     vectors: Sequence[TaskVector | None],
@@ -220,21 +171,23 @@ def evaluate_variants(
         vectors: The vectors or patches to apply, one after the other; None for the base itself.
         data: Name -> held-out examples.
         metrics: As in `evaluate`.
-        device: As in `evaluate_checkpoint`.
+        device: "auto", which takes an accelerator if there is one, or a name such as "cpu" or "cuda:1".
         batch_size: As in `evaluate`.
         max_length: As in `evaluate`.
         max_new_tokens: As in `evaluate`.
-        trust_remote_code: As in `evaluate_checkpoint`.
-        progress: As in `evaluate_checkpoint`.
+        trust_remote_code: Whether Python code from the model folder may run.
+        progress: Called while the model is loaded and evaluated.
 
     Returns:
         For each vector, name of the data -> result.
 
     Raises:
-        TrainingError: As in `evaluate_checkpoint`.
+        TrainingError: The model is a masked language model. The errors of `load_model`, `attach` and `evaluate` are
+            raised too.
     """
     model, tokenizer = load_for_evaluation(base, device, trust_remote_code=trust_remote_code, progress=progress)
-    from ..models.attach import attach, state_of  # needs the packages of load_model, so imported after it
+    from ..models.attach import attach  # needs the packages of load_model, so imported after it
+    from ..models.live_state import state_of
 
     found = []
     state_of(model).limit = 0  # no vector is attached twice

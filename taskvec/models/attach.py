@@ -14,192 +14,31 @@ threads holds the lock of a handle while it generates:
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from os import PathLike
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary, ref
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from taskvec_formats import Checkpoint, TensorSpec
+from taskvec_formats import Checkpoint
 
-from ..applying.verified import Application
 from ..arguments import instance, real, said
-from ..errors import BaseMismatchError, TrainingError, UsageError
+from ..errors import UsageError
 from ..merging.combine import merge
 from ..reporting import bars
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
-from .edits import Edit, flat_parameter, flat_parameters, write
-from .live import Edited, LiveModel
+from .decoding import Decoded
+from .edits import Edit
+from .live_state import Handle, LiveState, state_of
 from .loading import load_weights
-from .placement import Place, same_bits, tensor_of
 from .wrappers import unwrapped
 
 StrPath = str | PathLike[str]
 Vectors = TaskVector | StrPath | Sequence[TaskVector | StrPath]
 _MERGE = ("method", "weights", "density", "lam")  # arguments of merge that `load` tells from those of from_pretrained
-CACHE = 1 << 30  # default limit of the decoded vectors that a model keeps, in bytes
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A vector that is decoded for a model.
-
-    Attributes:
-        name: The name of the vector.
-        digest: Its digest.
-        edits: One edit per parameter that it changes.
-    """
-
-    name: str
-    digest: str
-    edits: tuple[Edit, ...]
-
-    @cached_property
-    def nbytes(self) -> int:
-        """The size of its tensors."""
-        return sum(edit.nbytes for edit in self.edits)
-
-
-class LiveState:
-    """What is known of one model: the handles on it, and vectors that are decoded for it.
-
-    Attributes:
-        lock: Held while the weights or the handles are changed, and by users while the model computes.
-        handles: The handles on the model.
-        cache: Digest of a vector -> the decoded vector, the least recently used first.
-        limit: The largest size of the cache in bytes; vectors that are attached are kept beyond it.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = ref(model)
-        self.lock = RLock()
-        self.handles: list[Attachment] = []
-        self.cache: OrderedDict[str, Decoded] = OrderedDict()
-        self.limit = CACHE
-        self._digests: dict[str, str] = {}  # tensor -> digest of its weights without what is attached
-        self._parameters: dict[str, str] = {}  # tensor -> parameter
-        self._counts: dict[str, object] = {}  # parameter -> count of its changes when those digests were computed
-        self._version = 0  # number of changes for good
-        self._writes = 0  # odd while something is written
-
-    @property
-    def model(self) -> nn.Module:
-        """The model. Only a weak reference is kept, so that a model that nobody uses is freed."""
-        model = self._model()
-        if model is None:
-            raise UsageError("the model of this handle no longer exists")
-        return model
-
-    def _is_unchanged(self, parameter: str, flat: torch.Tensor | None = None) -> bool:
-        """Return whether nobody but this module has changed a parameter since digests of its tensors were computed.
-
-        torch counts the changes of a tensor, but not those of inference tensors and those through `.data`.
-        """
-        if parameter not in self._counts:
-            return False
-        count = _count(flat_parameter(self.model, parameter) if flat is None else flat)
-        return count is not None and self._counts[parameter] == count
-
-    def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
-        """Read weights while nothing is written, without the lock.
-
-        The lock would make a thread wait for itself that holds it and decodes a vector in other threads.
-        """
-        while True:
-            before = self._writes
-            found = weights([edit for handle in self.handles for edit in handle.written])
-            if before % 2 == 0 and before == self._writes:
-                return found
-            time.sleep(0.001)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the lock, and make threads that read wait."""
-        with self.lock:
-            self._writes += 1
-            try:
-                yield
-            finally:
-                self._writes += 1
-
-    def write(self, undone: Sequence[Edit], done: Sequence[Edit]) -> None:
-        """Undo edits and write others, within `writing`. The digests of the weights without them remain known.
-
-        Raises:
-            BaseMismatchError: As in `edits.write`.
-        """
-        flats = flat_parameters(self.model, {edit.parameter: None for edit in (*undone, *done)})
-        unchanged = [parameter for parameter, flat in flats.items() if self._is_unchanged(parameter, flat)]
-        try:
-            write(flats, undone, done)
-        finally:
-            self._counts.update({parameter: _count(flats[parameter]) for parameter in unchanged})
-
-    def keep(self, decoded: Decoded) -> None:
-        """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
-        with self.lock:
-            self.cache[decoded.digest] = decoded
-            self.cache.move_to_end(decoded.digest)
-            needed = {decoded.digest, *(handle.digest for handle in self.handles)}
-            size = sum(each.nbytes for each in self.cache.values())
-            for digest in [digest for digest in self.cache if digest not in needed]:
-                if size <= self.limit:
-                    break
-                size -= self.cache.pop(digest).nbytes
-
-    def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
-        """Decode a vector for the weights without what is attached, or take it from the cache.
-
-        The lock is not held meanwhile, so the model can compute.
-        """
-        with self.lock:
-            if (decoded := self.cache.get(vector.digest)) is not None:
-                return decoded  # compared with the weights when it is written
-            version = self._version
-            digests = {
-                name: digest for name, digest in self._digests.items() if self._is_unchanged(self._parameters[name])
-            }
-        decoded, places = decode(self.model, vector, self, base, progress, digests)
-        with self.lock:
-            if version == self._version:
-                self._digests = digests
-                self._parameters |= {name: place.parameter for name, place in places.items()}
-                held = {self._parameters[name] for name in digests}
-                self._counts |= {parameter: _count(flat_parameter(self.model, parameter)) for parameter in held}
-        return decoded
-
-    def forget(self) -> None:
-        """Forget all vectors and digests, because the weights have changed for good."""
-        self._version += 1
-        self.cache.clear()
-        self._digests.clear()
-
-
-def _count(flat: torch.Tensor) -> object:
-    """Return what changes when a parameter is changed or replaced; None if torch does not count it."""
-    return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
-
-
-_STATES: WeakKeyDictionary[nn.Module, LiveState] = WeakKeyDictionary()
-_STATES_LOCK = RLock()
-
-
-def state_of(model: nn.Module) -> LiveState:
-    """Return the state of a model without wrappers; the same one each time."""
-    with _STATES_LOCK:
-        if model not in _STATES:
-            _STATES[model] = LiveState(model)
-        return _STATES[model]
 
 
 class Attachment:
@@ -450,9 +289,7 @@ def load(
 
 def attached(model: nn.Module) -> list[Attachment]:
     """Return the handles on a model, in the order in which they were made."""
-    with _STATES_LOCK:
-        state = _STATES.get(unwrapped(model))
-    return [] if state is None else list(state.handles)
+    return [handle for handle in state_of(unwrapped(model)).handles if isinstance(handle, Attachment)]
 
 
 def _resolved(vector: Vectors | None, scale: float, options: dict[str, Any], progress: Progress) -> TaskVector | None:
@@ -479,7 +316,7 @@ def _opened(vector: object) -> TaskVector:
     return TaskVector.open(vector)
 
 
-def _check_disjoint(decoded: Decoded, handle: Attachment) -> None:
+def _check_disjoint(decoded: Decoded, handle: Handle) -> None:
     """Raise UsageError if a vector changes positions that an attached one changes."""
     theirs = {edit.parameter: edit for edit in handle.edits}
     for edit in decoded.edits:
@@ -489,77 +326,3 @@ def _check_disjoint(decoded: Decoded, handle: Attachment) -> None:
                 f"{decoded.name} and {handle.name}, which is attached, both change {count:,} elements of parameter "
                 f"{edit.parameter!r}: merge them and attach the result, or detach {handle.name}"
             )
-
-
-def decode(
-    model: nn.Module,
-    vector: TaskVector,
-    edited: Edited | None = None,
-    base: Checkpoint | None = None,
-    progress: Progress = silent,
-    known: MutableMapping[str, str] | None = None,
-) -> tuple[Decoded, dict[str, Place]]:
-    """Decode a vector for a model, and check it against the weights. The model is not changed.
-
-    Args:
-        model: The model, without wrappers.
-        vector: The vector or patch.
-        edited: What is in the weights. The vector is decoded for the weights without it.
-        base: The base on disk, to decode the vector with. The weights are then compared with its values.
-        progress: Called for every tensor that is checked as a whole.
-        known: As in `LiveModel`.
-
-    Returns:
-        The decoded vector, and the places of its tensors.
-
-    Raises:
-        BaseMismatchError, AlreadyAppliedError, TrainingError, FormatError: As in `attach`.
-    """
-    specs = vector.specs.values()
-    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
-        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
-    fits = None if base is None else Application(vector, base, progress)  # first: it names the base in errors
-    live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, edited, known)
-    application = fits or Application(vector, live, progress)
-    parts: dict[str, dict[int, Edit]] = {}
-    for spec in specs:
-        place = live.placed[spec.name]
-        edit = _part(live, application, spec, place)
-        if base is not None and not same_bits(live.values(spec.name, edit.indices - place.start), edit.old):
-            raise BaseMismatchError(
-                f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
-                "changes it: the model was loaded from elsewhere, or was changed"
-            )
-        others = parts.setdefault(place.parameter, {})
-        first = others.setdefault(place.start, edit)
-        if not (torch.equal(first.indices, edit.indices) and same_bits(first.new, edit.new)):
-            raise TrainingError(
-                f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
-            )
-    edits = [_joined([found[start] for start in sorted(found)], model) for found in parts.values()]
-    decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
-    return decoded, live.placed
-
-
-def _part(live: LiveModel, application: Application, spec: TensorSpec, place: Place) -> Edit:
-    """Decode the edit of one tensor, on the CPU, with int64 positions in the parameter."""
-    dtype = live.flat(spec.name).dtype
-    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for number, (start, _) in enumerate(spec.form.blocks()):
-        touched, before, after = application.touched(spec, number)
-        old, new = (tensor_of(spec.dtype, bits) for bits in (before, after))
-        found.append((torch.from_numpy(touched + (start + place.start)), old, new))
-    if not found:
-        return Edit(place.parameter, *(torch.empty(0, dtype=kind) for kind in (torch.int64, dtype, dtype)))
-    indices, old, new = (torch.cat(pieces) for pieces in zip(*found, strict=True))
-    return Edit(place.parameter, indices, old.to(dtype), new.to(dtype))
-
-
-def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
-    """Join the edits of consecutive parts of a parameter, and move the result to the parameter's device."""
-    flat = flat_parameter(model, parts[0].parameter)
-    narrow = torch.int32 if flat.numel() < 1 << 31 else torch.int64  # half the memory
-    indices, old, new = (
-        torch.cat([getattr(part, name) for part in parts]).to(flat.device) for name in ("indices", "old", "new")
-    )
-    return Edit(parts[0].parameter, indices.to(narrow), old, new)

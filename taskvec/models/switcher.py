@@ -14,9 +14,11 @@ from taskvec_formats import Checkpoint
 
 from ..arguments import one_of, path_of, said, whole
 from ..errors import UsageError
+from ..hub import open_checkpoint
 from ..reporting.progress import silent
 from ..vectors.vector import TaskVector
-from .attach import CACHE, attach, state_of
+from .attach import attach
+from .live_state import CACHE, state_of
 from .wrappers import unwrapped
 
 StrPath = str | PathLike[str]
@@ -38,7 +40,7 @@ class TaskSwitcher:
     Args:
         model: The model, loaded from the base of the vectors.
         tasks: Task name -> vector or the path of a `.lota` file.
-        base: The base on disk. It is needed if the model has a narrower dtype than its checkpoint.
+        base: The base on disk, or its path. It is needed if the model has a narrower dtype than its checkpoint.
         cache_bytes: The largest size of the decoded vectors that are kept, in bytes. The attached vector is kept even
             if it is larger.
 
@@ -52,7 +54,7 @@ class TaskSwitcher:
         model: nn.Module,
         tasks: Mapping[str, TaskVector | StrPath] | None = None,
         *,
-        base: Checkpoint | None = None,
+        base: Checkpoint | StrPath | None = None,
         cache_bytes: int = CACHE,
     ) -> None:
         if whole("cache_bytes", cache_bytes) < 0:
@@ -62,8 +64,8 @@ class TaskSwitcher:
         self._loading: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, "taskvec-prefetch")
         self._model = unwrapped(model)  # a handle alone would not keep it
-        self._base = base
-        self._handle = attach(model, None, base=base)
+        self._base = None if base is None else open_checkpoint(base)
+        self._handle = attach(model, None, base=self._base)
         self._state = state_of(self._model)
         self._state.limit = cache_bytes
         self._task: str | None = None

@@ -88,11 +88,11 @@ def check_search(
         limit: The number of examples of each task to use, from the first.
         seed: The seed of the search and of the division of the data.
         study: The file of the study.
-        device: As in `evaluate_checkpoint`.
+        device: As in `evaluate_variants`.
         batch_size: As in `evaluate`.
         max_length: As in `evaluate`.
         max_new_tokens: As in `evaluate`.
-        trust_remote_code: As in `evaluate_checkpoint`.
+        trust_remote_code: As in `evaluate_variants`.
 
     Raises:
         UsageError: An argument is invalid, a task has no name or too few examples, or optuna is missing.

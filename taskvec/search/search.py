@@ -42,11 +42,11 @@ class Settings:
         metric: "loss", "exact_match" or "rouge1".
         pareto: Whether each task is an objective of its own. Otherwise the objective is the mean over the tasks.
         seed: The seed of the search.
-        device: As in `evaluate_checkpoint`.
+        device: As in `evaluate_variants`.
         batch_size: As in `evaluate`.
         max_length: As in `evaluate`.
         max_new_tokens: As in `evaluate`.
-        trust_remote_code: As in `evaluate_checkpoint`.
+        trust_remote_code: As in `evaluate_variants`.
     """
 
     metric: str = "loss"
@@ -158,7 +158,8 @@ class Search:
         self._model, self._tokenizer = load_for_evaluation(
             base, settings.device, trust_remote_code=settings.trust_remote_code, progress=progress
         )
-        from ..models.attach import attach, state_of
+        from ..models.attach import attach
+        from ..models.live_state import state_of
 
         self._held = [_held(vector) for vector in self._vectors]  # reading files would take longer than merging
         self._handle = attach(self._model, None, base=base)

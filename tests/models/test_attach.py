@@ -24,8 +24,8 @@ from taskvec import TaskVector, attach, attached, compose, diff, merge
 from taskvec.applying.overlay import Patched
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, TrainingError, UsageError
 from taskvec.models import edits
-from taskvec.models.attach import CACHE
-from taskvec.models.attach import state_of as live_state
+from taskvec.models.live_state import CACHE
+from taskvec.models.live_state import state_of as live_state
 from taskvec.models.loading import load_model, load_weights
 from taskvec.models.placement import bits_of
 from taskvec_formats import ModelFolder

@@ -19,7 +19,7 @@ import taskvec
 from taskvec import TaskSwitcher, TaskVector, attach, attached
 from taskvec.applying.overlay import Patched
 from taskvec.errors import BaseMismatchError, UsageError
-from taskvec.models.attach import state_of as live_state
+from taskvec.models.live_state import state_of as live_state
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,8 @@ def test_decoded_vectors_are_kept_within_the_limit(small: Small) -> None:
     model, base, files = small
     with attach(model, files[0]) as handle:
         size = handle.bytes_kept
-    with TaskSwitcher(model, {"a": files[0], "b": files[1]}, cache_bytes=size + 1) as switcher:
+    tasks = {"a": files[0], "b": files[1]}
+    with TaskSwitcher(model, tasks, base=base.path, cache_bytes=size + 1) as switcher:
         cache = live_state(model).cache
         for name in ("a", "b", "a"):
             switcher.prefetch(name).result()

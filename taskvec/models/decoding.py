@@ -1,0 +1,114 @@
+"""Decoding of a vector for a model in memory: the elements that it changes, checked against the weights."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from taskvec_formats import Checkpoint, TensorSpec
+
+from ..applying.verified import Application
+from ..errors import BaseMismatchError, TrainingError
+from ..reporting.progress import Progress, silent
+from ..vectors.vector import TaskVector
+from .edits import Edit, flat_parameter
+from .live import Edited, LiveModel
+from .placement import Place, same_bits, tensor_of
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A vector that is decoded for a model.
+
+    Attributes:
+        name: The name of the vector.
+        digest: Its digest.
+        edits: One edit per parameter that it changes.
+    """
+
+    name: str
+    digest: str
+    edits: tuple[Edit, ...]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The size of its tensors."""
+        return sum(edit.nbytes for edit in self.edits)
+
+
+def decode(
+    model: nn.Module,
+    vector: TaskVector,
+    edited: Edited | None = None,
+    base: Checkpoint | None = None,
+    progress: Progress = silent,
+    known: MutableMapping[str, str] | None = None,
+) -> tuple[Decoded, dict[str, Place]]:
+    """Decode a vector for a model, and check it against the weights. The model is not changed.
+
+    Args:
+        model: The model, without wrappers.
+        vector: The vector or patch.
+        edited: What is in the weights. The vector is decoded for the weights without it.
+        base: The base on disk, to decode the vector with. The weights are then compared with its values.
+        progress: Called for every tensor that is checked as a whole.
+        known: As in `LiveModel`.
+
+    Returns:
+        The decoded vector, and the places of its tensors.
+
+    Raises:
+        BaseMismatchError, AlreadyAppliedError, TrainingError, FormatError: As in `attach`.
+    """
+    specs = vector.specs.values()
+    if vector.header.removed or any(spec.origin is None or spec.origin.shape != spec.shape for spec in specs):
+        raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
+    fits = None if base is None else Application(vector, base, progress)  # first: it names the base in errors
+    live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, edited, known)
+    application = fits or Application(vector, live, progress)
+    parts: dict[str, dict[int, Edit]] = {}
+    for spec in specs:
+        place = live.placed[spec.name]
+        edit = _part(live, application, spec, place)
+        if base is not None and not same_bits(live.values(spec.name, edit.indices - place.start), edit.old):
+            raise BaseMismatchError(
+                f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
+                "changes it: the model was loaded from elsewhere, or was changed"
+            )
+        others = parts.setdefault(place.parameter, {})
+        first = others.setdefault(place.start, edit)
+        if not (torch.equal(first.indices, edit.indices) and same_bits(first.new, edit.new)):
+            raise TrainingError(
+                f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
+            )
+    edits = [_joined([found[start] for start in sorted(found)], model) for found in parts.values()]
+    decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
+    return decoded, live.placed
+
+
+def _part(live: LiveModel, application: Application, spec: TensorSpec, place: Place) -> Edit:
+    """Decode the edit of one tensor, on the CPU, with int64 positions in the parameter."""
+    dtype = live.flat(spec.name).dtype
+    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for number, (start, _) in enumerate(spec.form.blocks()):
+        touched, before, after = application.touched(spec, number)
+        old, new = (tensor_of(spec.dtype, bits) for bits in (before, after))
+        found.append((torch.from_numpy(touched + (start + place.start)), old, new))
+    if not found:
+        return Edit(place.parameter, *(torch.empty(0, dtype=kind) for kind in (torch.int64, dtype, dtype)))
+    indices, old, new = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return Edit(place.parameter, indices, old.to(dtype), new.to(dtype))
+
+
+def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
+    """Join the edits of consecutive parts of a parameter, and move the result to the parameter's device."""
+    flat = flat_parameter(model, parts[0].parameter)
+    narrow = torch.int32 if flat.numel() < 1 << 31 else torch.int64  # half the memory
+    indices, old, new = (
+        torch.cat([getattr(part, name) for part in parts]).to(flat.device) for name in ("indices", "old", "new")
+    )
+    return Edit(parts[0].parameter, indices.to(narrow), old, new)
