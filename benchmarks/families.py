@@ -462,12 +462,12 @@ def take_through(base: Path, scratch: Path, *, masked: bool) -> TrainingResult:
         return trained  # an encoder is not evaluated
     examples = read_examples(data)
     metrics = ("loss", "exact_match")
-    found = [
-        evaluate_variants(checkpoint, [with_vector], {"": examples}, metrics, device="cpu", max_length=32)[0][
-            ""
-        ].metrics
-        for checkpoint, with_vector in ((ModelFolder(scratch / "merged"), None), (start, merged))
+    variants = ((ModelFolder(scratch / "merged"), None), (start, merged))
+    rows = [
+        evaluate_variants(checkpoint, [with_vector], {"": examples}, metrics, device="cpu", max_length=32)
+        for checkpoint, with_vector in variants
     ]
+    found = [row[""].metrics for (row,) in rows]
     assert found[0] == found[1], "the merged folder and the vector on its base are not evaluated alike"
     return trained
 

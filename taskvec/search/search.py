@@ -258,10 +258,6 @@ class Search:
         }
         return SearchResult(tuple(trials), tuple(found), vector)
 
-    def close(self) -> None:
-        """Restore the weights of the base."""
-        self._handle.detach()
-
     @cached_property
     def _sign(self) -> int:
         return -1 if self._settings.metric in _MINIMIZED else 1
