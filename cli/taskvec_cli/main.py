@@ -47,7 +47,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
         typer.echo(f"taskvec {taskvec.__version__}")
         raise typer.Exit
-    _keep_memory()
+    from taskvec_formats.system.memory import keep_freed_memory
+
+    keep_freed_memory()
+    gc.set_threshold(200_000, 50, 1000)  # each run visits every object of a long list of tensors
     # tracebacks of worker processes are lost
     if not _debugs() and os.environ.get("TASKVEC_PROCESSES") != "0":
         from taskvec_formats.system.workers import allow
@@ -58,22 +61,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def _debugs() -> bool:
     """Return whether exceptions are raised instead of explained."""
     return bool(os.environ.get("TASKVEC_DEBUG"))
-
-
-def _keep_memory() -> None:
-    """Tune the C library's allocator and Python's garbage collector for large blocks and many small objects.
-
-    The C library keeps freed memory, since the system would have to zero new pages for each block. The garbage
-    collector runs rarely, since each run visits every object of a long list of tensors.
-    """
-    gc.set_threshold(200_000, 50, 1000)
-    if sys.platform == "linux":
-        import ctypes
-
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):  # glibc
-            for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-                library.mallopt(parameter, 1 << 30)
 
 
 app.command(cls=Command, short_help="Train a sparse task vector.")(train)

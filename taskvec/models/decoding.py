@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 
 from taskvec_formats import Checkpoint, TensorSpec
+from taskvec_formats.system.parallel import ordered_map
 
 from ..applying.verified import Application
 from ..errors import BaseMismatchError, TrainingError
@@ -71,44 +74,51 @@ def decode(
     live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, edited, known)
     application = fits or Application(vector, live, progress)
     parts: dict[str, dict[int, Edit]] = {}
-    for spec in specs:
-        place = live.placed[spec.name]
-        edit = _part(live, application, spec, place)
-        if base is not None and not same_bits(live.values(spec.name, edit.indices - place.start), edit.old):
-            raise BaseMismatchError(
-                f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
-                "changes it: the model was loaded from elsewhere, or was changed"
-            )
-        others = parts.setdefault(place.parameter, {})
-        first = others.setdefault(place.start, edit)
-        if not (torch.equal(first.indices, edit.indices) and same_bits(first.new, edit.new)):
-            raise TrainingError(
-                f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
-            )
-    edits = [_joined([found[start] for start in sorted(found)], model) for found in parts.values()]
+
+    def part(spec: TensorSpec) -> Edit:
+        return _part(model, live, application, spec)
+
+    with closing(ordered_map(part, specs)) as found:
+        for spec, edit in zip(specs, found, strict=True):
+            place = live.placed[spec.name]
+            if base is not None and not same_bits(live.values(spec.name, edit.indices - place.start), edit.old):
+                raise BaseMismatchError(
+                    f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
+                    "changes it: the model was loaded from elsewhere, or was changed"
+                )
+            others = parts.setdefault(place.parameter, {})
+            first = others.setdefault(place.start, edit)
+            if not (torch.equal(first.indices, edit.indices) and same_bits(first.new, edit.new)):
+                raise TrainingError(
+                    f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
+                )
+    edits = [_joined([of[start] for start in sorted(of)], model) for of in parts.values()]
     decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
     return decoded, live.placed
 
 
-def _part(live: LiveModel, application: Application, spec: TensorSpec, place: Place) -> Edit:
-    """Decode the edit of one tensor, on the CPU, with int64 positions in the parameter."""
-    dtype = live.flat(spec.name).dtype
+def _part(model: nn.Module, live: LiveModel, application: Application, spec: TensorSpec) -> Edit:
+    """Decode the edit of one tensor, on the CPU."""
+    place, dtype = live.placed[spec.name], live.flat(spec.name).dtype
+    is_small = flat_parameter(model, place.parameter).numel() < 1 << 31
+    narrow = np.int32 if is_small else np.int64  # half the memory
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for number, (start, _) in enumerate(spec.form.blocks()):
         touched, before, after = application.touched(spec, number)
         old, new = (tensor_of(spec.dtype, bits) for bits in (before, after))
-        found.append((torch.from_numpy(touched + (start + place.start)), old, new))
+        found.append((torch.from_numpy((touched + (start + place.start)).astype(narrow)), old, new))
     if not found:
-        return Edit(place.parameter, *(torch.empty(0, dtype=kind) for kind in (torch.int64, dtype, dtype)))
-    indices, old, new = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        return Edit(place.parameter, *(torch.empty(0, dtype=kind) for kind in (torch.int32, dtype, dtype)))
+    indices, old, new = map(_concatenated, zip(*found, strict=True))
     return Edit(place.parameter, indices, old.to(dtype), new.to(dtype))
+
+
+def _concatenated(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
     """Join the edits of consecutive parts of a parameter, and move the result to the parameter's device."""
-    flat = flat_parameter(model, parts[0].parameter)
-    narrow = torch.int32 if flat.numel() < 1 << 31 else torch.int64  # half the memory
-    indices, old, new = (
-        torch.cat([getattr(part, name) for part in parts]).to(flat.device) for name in ("indices", "old", "new")
-    )
-    return Edit(parts[0].parameter, indices.to(narrow), old, new)
+    device = flat_parameter(model, parts[0].parameter).device
+    joined = (_concatenated([getattr(part, name) for part in parts]) for name in ("indices", "old", "new"))
+    return Edit(parts[0].parameter, *(tensor.to(device) for tensor in joined))

@@ -5,14 +5,22 @@ Writing an edit, or undoing it, is one `index_copy_`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import torch
 from torch import nn
 
+from taskvec_formats.system.parallel import threads
+
 from ..errors import BaseMismatchError
-from .placement import same_bits
+from .placement import carriers
+
+_PARALLEL = 1 << 17  # entries from which on starting threads is worth its time
+_MOST_THREADS = 8  # more do not make memory faster
 
 
 @dataclass(frozen=True)
@@ -36,20 +44,21 @@ class Edit:
         """The size of the three tensors."""
         return sum(tensor.nbytes for tensor in (self.indices, self.old, self.new))
 
-    def put(self, flat: torch.Tensor, values: torch.Tensor) -> None:
-        """Write values at the positions.
+    @cached_property
+    def _views(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.indices, carriers(self.old), carriers(self.new)
 
-        The parameter may have been moved or cast since the edit was decoded.
+    def like(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the indices and the carriers of the values before and after, for a parameter as it is now.
+
+        It may have been moved or cast since the edit was decoded.
 
         Args:
             flat: The parameter as a flat view.
-            values: `old` or `new`.
         """
-        flat.index_copy_(0, self.indices.to(flat.device, torch.int64), values.to(flat))
-
-    def has(self, flat: torch.Tensor, values: torch.Tensor) -> bool:
-        """Return whether the parameter has values at the positions, to the bit."""
-        return same_bits(flat.index_select(0, self.indices.to(flat.device)), values.to(flat))
+        if flat.dtype == self.old.dtype and flat.device == self.indices.device:
+            return self._views
+        return self.indices.to(flat.device), carriers(self.old.to(flat)), carriers(self.new.to(flat))
 
     def undo_in(self, weights: torch.Tensor, start: int) -> None:
         """Write the old values into a copy of a range of the parameter.
@@ -60,11 +69,15 @@ class Edit:
         """
         ends = torch.tensor([start, start + len(weights)], dtype=self.indices.dtype, device=self.indices.device)
         low, high = torch.searchsorted(self.indices, ends).tolist()
-        weights[(self.indices[low:high].long() - start).to(weights.device)] = self.old[low:high].to(weights)
+        indices, old, _ = self.like(weights)
+        put(carriers(weights), indices[low:high] - start if start else indices[low:high], old[low:high])
 
     def meets(self, other: Edit) -> int:
         """Return the number of positions that two edits of one parameter share."""
         return int(torch.isin(self.indices, other.indices, assume_unique=True).sum())
+
+
+_Taken = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # carriers of a parameter, positions, carriers before
 
 
 def flat_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -80,10 +93,35 @@ def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
     return owner.detach().view(-1)
 
 
+def put(bits: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+    """Write carriers into the carriers of a parameter.
+
+    Args:
+        bits: The carriers of the parameter, flat.
+        indices: Flat positions, [n].
+        values: Carriers, [n].
+    """
+    if bits.device.type == "cpu" and _scatters_int32():
+        bits.scatter_(0, indices, values)
+    else:
+        bits.index_copy_(0, indices.to(torch.int64), values)
+
+
+@cache
+def _scatters_int32() -> bool:
+    """Return whether this version of torch takes int32 positions here, so that they need not be converted."""
+    try:
+        torch.zeros(1).scatter_(0, torch.zeros(1, dtype=torch.int32), torch.zeros(1))
+    except RuntimeError:
+        return False
+    return True
+
+
 def write(flats: Mapping[str, torch.Tensor], undone: Iterable[Edit], done: Iterable[Edit]) -> None:
     """Undo some edits, then write others. If this fails, the model keeps the values that it had.
 
-    The weights are compared with the values that they should have before they are overwritten.
+    The weights are compared with the values that they should have before they are overwritten. On the CPU, several
+    threads share the parameters, because most of the time passes with waiting for memory.
 
     Args:
         flats: The name of each parameter -> the parameter as a flat view.
@@ -93,19 +131,51 @@ def write(flats: Mapping[str, torch.Tensor], undone: Iterable[Edit], done: Itera
     Raises:
         BaseMismatchError: The weights at the positions of an edit are not those that it replaces.
     """
-    before: list[tuple[Edit, torch.Tensor]] = []
-    steps = [*((edit, edit.new, edit.old) for edit in undone), *((edit, edit.old, edit.new) for edit in done)]
+    steps: dict[str, list[tuple[Edit, bool]]] = {}
+    for is_undone, edits in ((True, undone), (False, done)):
+        for edit in edits:
+            steps.setdefault(edit.parameter, []).append((edit, is_undone))
+    sizes = {parameter: sum(len(edit.indices) for edit, _ in each) for parameter, each in steps.items()}
+    waiting = deque(sorted(steps, key=lambda parameter: -sizes[parameter]))  # the largest first, for an even division
+    taken: list[_Taken] = []
+    is_inference = torch.is_inference_mode_enabled()  # a setting of the thread
+
+    def work() -> None:
+        with torch.inference_mode(is_inference):
+            while True:
+                try:
+                    parameter = waiting.popleft()
+                except IndexError:  # none is left
+                    return
+                _take(flats[parameter], steps[parameter], taken)
+
+    on_cpu = all(flats[parameter].device.type == "cpu" for parameter in steps)
+    helpers = min(threads(), _MOST_THREADS) - 1 if on_cpu and sum(sizes.values()) >= _PARALLEL else 0
     try:
-        for edit, found, wanted in steps:
-            flat = flats[edit.parameter]
-            if not edit.has(flat, found):
-                raise BaseMismatchError(
-                    f"parameter {edit.parameter!r} of the model has other values than before where the vector changes "
-                    "it: the weights were changed in the meantime; load the model again"
-                )
-            before.append((edit, found))
-            edit.put(flat, wanted)
+        with ThreadPoolExecutor(max(helpers, 1)) as pool:  # without helpers, no thread is started
+            others = [pool.submit(work) for _ in range(helpers)]
+            try:
+                work()
+                for other in others:
+                    other.result()
+            finally:
+                waiting.clear()  # after a failure, the others stop
     except BaseException:
-        for edit, values in reversed(before):
-            edit.put(flats[edit.parameter], values)
+        for bits, indices, found in reversed(taken):
+            put(bits, indices, found)
         raise
+
+
+def _take(flat: torch.Tensor, steps: Iterable[tuple[Edit, bool]], taken: list[_Taken]) -> None:
+    """Undo or write the edits of one parameter, and list what each replaces before it does."""
+    bits = carriers(flat)
+    for edit, is_undone in steps:
+        indices, old, new = edit.like(flat)
+        found, wanted = (new, old) if is_undone else (old, new)
+        if not torch.equal(bits.index_select(0, indices), found):
+            raise BaseMismatchError(
+                f"parameter {edit.parameter!r} of the model has other values than before where the vector changes "
+                "it: the weights were changed in the meantime; load the model again"
+            )
+        taken.append((bits, indices, found))
+        put(bits, indices, wanted)

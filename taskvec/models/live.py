@@ -141,7 +141,7 @@ def stored_bits(name: str, dtype: DType, weights: torch.Tensor) -> BitArray:
     bits = bits_of(dtype, weights)
     if weights.dtype == stored:
         return bits
-    if torch.promote_types(weights.dtype, stored) != weights.dtype and stored.itemsize > 1:
+    if _is_narrower(weights.dtype, stored):
         raise BaseMismatchError(
             f"tensor {name!r} is {_NAMES[weights.dtype]} in the model and {dtype.name} in its checkpoint: the rounded "
             "weights cannot be checked without the base (`base`)"
@@ -154,6 +154,26 @@ def stored_bits(name: str, dtype: DType, weights: torch.Tensor) -> BitArray:
             "the dtype in its checkpoint"
         )
     return bits
+
+
+def _is_narrower(held: torch.dtype, stored: torch.dtype) -> bool:
+    return torch.promote_types(held, stored) != held and stored.itemsize > 1
+
+
+def is_rounded(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Return whether a model holds tensors of its checkpoint in a dtype that does not represent all their values.
+
+    Args:
+        model: The model, without wrappers.
+        checkpoint: The checkpoint that it was loaded from.
+    """
+    forms = {name: info.form for name, info in checkpoint.tensors.items() if info.form.dtype.name in TORCH_DTYPES}
+    held = dict(model.named_parameters(remove_duplicate=False))
+    return any(
+        _is_narrower(held[place.parameter].dtype, TORCH_DTYPES[forms[name].dtype.name])
+        for name, place in places(model, forms).items()
+        if place.parameter in held
+    )
 
 
 def flat_part(model: nn.Module, place: Place, size: int) -> torch.Tensor:

@@ -227,10 +227,14 @@ def tensor_of(dtype: DType, bits: BitArray) -> torch.Tensor:
     return torch.from_numpy(bits.view(f"i{dtype.itemsize}").copy()).view(TORCH_DTYPES[dtype.name])
 
 
+def carriers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view of a tensor as integers of the size of its elements."""
+    return tensor.view(_CARRIERS[tensor.itemsize])
+
+
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one dtype and shape have the same bits: a NaN equals itself, −0.0 does not equal 0.0."""
-    carrier = _CARRIERS[one.dtype.itemsize]
-    return torch.equal(one.view(carrier), other.view(carrier))
+    return torch.equal(carriers(one), carriers(other))
 
 
 def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:
@@ -241,5 +245,5 @@ def bits_of(dtype: DType, weights: torch.Tensor) -> BitArray:
 def raw_bits(tensor: torch.Tensor) -> BitArray:
     """Return the bits of a tensor as flat carriers on the CPU, [size]."""
     held = tensor.detach().contiguous().cpu().view(-1)
-    bits: BitArray = held.view(_CARRIERS[held.itemsize]).numpy().view(f"<u{held.itemsize}")
+    bits: BitArray = carriers(held).numpy().view(f"<u{held.itemsize}")
     return bits

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint
+from taskvec_formats.system.memory import release_freed_memory
 
 from ..errors import UsageError
 from ..evaluation.estimate import Estimate, Scores, estimate
@@ -159,10 +160,11 @@ class Search:
             base, settings.device, trust_remote_code=settings.trust_remote_code, progress=progress
         )
         from ..models.attach import attach
+        from ..models.live import is_rounded
         from ..models.live_state import state_of
 
         self._held = [_held(vector) for vector in self._vectors]  # reading files would take longer than merging
-        self._handle = attach(self._model, None, base=base)
+        self._handle = attach(self._model, None, base=base if is_rounded(self._model, base) else None)
         state_of(self._model).limit = 0  # no merge is tried twice
         self._handle.swap(merge(self._held, "ties"), progress=progress)  # checks that all of them fit
 
@@ -198,7 +200,7 @@ class Search:
         with _undisturbed(), _quiet():
             candidate = self._space.suggest(trial)
         start = monotonic()
-        self._handle.swap(candidate.merged(self._held, self._base))
+        self._switch(candidate.merged(self._held, self._base))
         with _undisturbed():
             trial.set_user_attr("seconds", monotonic() - start)
         scores: dict[str, Scores] = {}
@@ -219,6 +221,11 @@ class Search:
         values = [scores[task.name].estimate.value for task in self._data]
         with _undisturbed():
             self._study.tell(trial, values if self._settings.pareto else [sum(values) / len(values)])
+
+    def _switch(self, vector: TaskVector) -> None:
+        self._handle.swap(None)  # first, so that one merge at a time is in memory
+        release_freed_memory()
+        self._handle.swap(vector)
 
     def _evaluate(self, examples: Sequence[Any]) -> Scores:
         from ..evaluation.evaluate import evaluate
@@ -276,7 +283,7 @@ class Search:
 
     def _reported(self, vector: TaskVector, name: str) -> dict[str, Scores]:
         self._progress(f"evaluating {name}", 0, 1, "")
-        self._handle.swap(vector)
+        self._switch(vector)
         found = {task.name: self._evaluate(task.reported_on) for task in self._data}
         self._progress(f"evaluating {name}", 1, 1, "")
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import json
 import shutil
 import threading
@@ -50,6 +51,21 @@ def test_random_steps_leave_what_a_fresh_application_gives(tasks: tuple[Path, li
     refused, shared = random_steps(loaded(folder), ModelFolder(folder), files, 120)
     assert shared == 7
     assert refused
+
+
+@pytest.fixture
+def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divide writes among several threads, as those of large models are."""
+    monkeypatch.setattr(edits, "_PARALLEL", 0)
+    monkeypatch.setenv("TASKVEC_THREADS", "4")
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_random_steps_of_several_threads(tasks: tuple[Path, list[Path]]) -> None:
+    folder, files = tasks
+    with torch.inference_mode():  # the mode belongs to the thread
+        model = loaded(folder)
+        assert random_steps(model, ModelFolder(folder), files, 40, seed=1)[0]
 
 
 @pytest.mark.parametrize("kind", ["vector", "patch"])
@@ -298,28 +314,39 @@ def test_models_whose_parameters_are_not_the_weights_are_refused(
     assert attached(model) == []
 
 
-def test_a_failure_in_the_middle_leaves_what_was_there(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_failures(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     model, base, files = small
     handle = attach(model, files[0])
     before = state_of(model, base)
-    put, left = edits.Edit.put, [5]
+    put = edits.put
 
-    def failing(self: edits.Edit, flat: torch.Tensor, values: torch.Tensor) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise RuntimeError("the device is gone")
-        put(self, flat, values)
+    for fails in (1, 5, 25):
+        calls = itertools.count(1)
 
-    for count in (1, 5, 25):
-        left[0] = count
+        def failing(bits: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+            if next(calls) == fails:  # noqa: B023  # it is called within the loop
+                raise RuntimeError("the device is gone")
+            put(bits, indices, values)
+
         with monkeypatch.context() as patch:
-            patch.setattr(edits.Edit, "put", failing)
+            patch.setattr(edits, "put", failing)
             with pytest.raises(RuntimeError, match="device is gone"):
                 handle.swap(files[1])
         assert state_of(model, base) == before
         assert handle.name == "0.lota"
     handle.detach()
     assert state_of(model, base) == on_disk(base)
+
+
+def test_a_failure_in_the_middle_leaves_what_was_there(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_failures(small, monkeypatch)
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_a_failure_in_one_of_several_threads_leaves_what_was_there(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_failures(small, monkeypatch)
 
 
 # the handle

@@ -1,0 +1,34 @@
+"""Settings of the C library's allocator (glibc). Elsewhere, these functions do nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+
+from .parallel import threads
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # numbers of mallopt
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") else None
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process, since the system would have to zero new pages for each large block.
+
+    Each thread may otherwise get an area of its own that keeps what it freed, and threads come and go.
+    """
+    if (library := _library()) is not None:
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            library.mallopt(parameter, 1 << 30)
+        library.mallopt(_ARENA_MAX, max(2, threads()))
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system."""
+    if (library := _library()) is not None:
+        library.malloc_trim(0)
