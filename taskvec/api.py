@@ -166,6 +166,7 @@ def merge(
     density: float | Sequence[Setting] | None = None,
     lam: Setting = 1.0,
     base: ModelLike | None = None,
+    device: str | None = None,
     progress: bool | Progress = False,
     **options: Any,
 ) -> TaskVector:
@@ -182,6 +183,8 @@ def merge(
         lam: λ, a factor of the result.
         base: The base model. It is needed for vectors of wider dtypes, and gives the number of layers for lists over
             the layers.
+        device: A device of torch, such as "cuda", on which the vectors are combined. None combines them with numpy. On
+            the CPU, the results are the same to the bit.
         progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
         **options: Options of the method (docs/merging.md).
 
@@ -189,7 +192,7 @@ def merge(
         The merged vector.
 
     Raises:
-        UsageError: The method does not exist, or does not take an option that was given.
+        UsageError: The method or device does not exist, or the method does not take an option that was given.
         BaseMismatchError: The vectors have different bases.
         KindError: One of the vectors is a patch.
         MergeError: The changes of the vectors cannot be added.
@@ -198,7 +201,9 @@ def merge(
     with bars.shown(progress) as report:
         opened = _vectors(vectors)
         checkpoint = None if base is None else _checkpoint("base", base)
-        return _merging.merge(opened, method, weights, report, density=density, lam=lam, base=checkpoint, **options)
+        return _merging.merge(
+            opened, method, weights, report, density=density, lam=lam, base=checkpoint, device=device, **options
+        )
 
 
 def write_model(
@@ -448,8 +453,8 @@ def evaluate(
         UsageError, DataError, TrainingError, BaseMismatchError, FormatError: As in `train`.
     """
     from .data.examples import read_examples
+    from .devices import check_device
     from .evaluation.scoring import check_request
-    from .models.devices import check_device
 
     check_device(device)
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)
@@ -517,8 +522,8 @@ def evaluate_grid(
         MergeError, UsageError, DataError, TrainingError, BaseMismatchError, FormatError: As in `evaluate`.
     """
     from .data.examples import read_examples
+    from .devices import check_device
     from .evaluation.scoring import check_request
-    from .models.devices import check_device
 
     check_device(device)
     check_request(metrics, batch_size=batch_size, max_length=max_length, max_new_tokens=max_new_tokens, limit=limit)

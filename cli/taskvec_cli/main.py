@@ -388,10 +388,10 @@ def evaluate(
     from taskvec import TaskVector
     from taskvec.data.examples import check_examples, read_examples
     from taskvec.destination import check_file
+    from taskvec.devices import check_device
     from taskvec.errors import UsageError
     from taskvec.evaluation.scoring import check_request, needs_answers
     from taskvec.hub import open_model
-    from taskvec.models.devices import check_device
     from taskvec.vectors.source import inputs_of
 
     from . import render

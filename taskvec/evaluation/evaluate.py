@@ -30,8 +30,8 @@ from ..data.rows import (
     pad_id,
 )
 from ..destination import appearing, check_file
+from ..devices import device_of
 from ..errors import DataError, TrainingError, UsageError
-from ..models.devices import device_of
 from ..models.kinds import check_reading, is_encoder_decoder, is_masked
 from ..models.loading import load_model
 from ..reporting.progress import Progress, silent

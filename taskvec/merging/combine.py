@@ -16,7 +16,7 @@ from ..applying.verified import check_forms
 from ..arguments import instance, instances
 from ..errors import MergeError, UsageError
 from ..reporting.progress import Progress, silent
-from ..vectors.align import align, merging
+from ..vectors.align import Array, align, merging, tensors_on
 from ..vectors.layers import record
 from ..vectors.lineage import joined, lineage
 from ..vectors.promotion import WidenedEntries
@@ -58,6 +58,7 @@ def merge(
     density: float | Sequence[Setting] | None = None,
     lam: Setting = 1.0,
     base: Checkpoint | None = None,
+    device: str | None = None,
     **options: Any,
 ) -> TaskVector:
     """Merge vectors of one base into a lazy vector. Entries are computed when a tensor is read or the result is saved.
@@ -74,6 +75,8 @@ def merge(
         lam: λ, a factor of the result.
         base: The base, if available. Gradients are then read over its layers. Without it they are read over the layers
             of the vectors, or over the number of layers that their provenance records if it is larger.
+        device: The device on which the vectors are combined, as torch tensors; a name as in `device_of`. None combines
+            them with numpy. On the CPU, the results are the same to the bit.
         **options: Options of the method (`METHODS[name].options`, docs/merging.md).
 
     Returns:
@@ -81,7 +84,7 @@ def merge(
         sentences about settings that have no effect on these vectors ("notes").
 
     Raises:
-        UsageError: There is no such method, or it does not accept a setting.
+        UsageError: There is no such method or device, or the method does not accept a setting.
         BaseMismatchError: The vectors have different bases, or `base` lacks a tensor that they change.
         KindError: One of the vectors is a patch.
         MergeError: The changes cannot be added: those of integer or boolean tensors, or tensors that are added, removed
@@ -96,6 +99,7 @@ def merge(
     if base is not None:
         for vector in vectors:
             check_forms(vector, base)
+    convert = None if device is None else tensors_on(device)
     factors, density = weights_for(weights, vectors), listed(density)
     check_lambda(lam)
     depth = depth_of(vectors, base)
@@ -110,7 +114,7 @@ def merge(
     chosen = method_of(method)
     effective = options_for(chosen, options, density)
     densities = densities_for(chosen, density, vectors)
-    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base)
+    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base, convert)
     settings = [*factors, *densities, lam]
     provenance = provenance_of(
         vectors,
@@ -184,6 +188,7 @@ class _Merge(WidenedEntries):
         specs: Specs,
         depth: Depth,
         base: Checkpoint | None,
+        convert: Callable[[Any], Array] | None,
     ) -> None:
         super().__init__([vector.source for vector in vectors], specs, base)
         self._vectors = vectors
@@ -195,9 +200,12 @@ class _Merge(WidenedEntries):
         self._lam = by_tensor("lambda", lam, specs, depth)
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
+        self._convert = convert
         self._theirs = None if method.name in BUILT_IN else method.name
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
-        self.by_range = not (prunes or method.whole) and all(vector.source.by_range for vector in vectors)
+        # torch is not used in processes that were forked
+        is_split = not (prunes or method.whole or convert)
+        self.by_range = is_split and all(vector.source.by_range for vector in vectors)
         self.inputs = inputs_of(*vectors)
         self._requests: list[Request] = []
         self._readers = [self._reader(number) for number in range(len(vectors))]
@@ -233,7 +241,7 @@ class _Merge(WidenedEntries):
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         lam = self._lam[name]
         with merging(name):
-            aligned = align(held, [weights[name] for weights in self._weights], method=self._theirs)
+            aligned = align(held, [weights[name] for weights in self._weights], self._convert, method=self._theirs)
             try:
                 merged = aligned.checked(self._combine(aligned))
             except StreamError as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "taskvec.merge_methods"
 AUTO = "auto"
-RESERVED = ("vectors", "method", "weights", "progress", "density", "lam", "base")  # arguments of `merge`
+RESERVED = ("vectors", "method", "weights", "progress", "density", "lam", "base", "device")  # arguments of `merge`
 Combine: TypeAlias = Callable[..., SparseTensor]
 
 
@@ -142,8 +142,9 @@ def merge_method(
     """Register a function as a merge method. Used as a decorator.
 
     The function takes the vectors of one range of a tensor (`Aligned`) and returns `vectors.result(…)`. It is called
-    from several threads or processes. Its keyword-only arguments are the options of the method. They must have
-    defaults, and none may have the name of an argument of `merge`.
+    from several threads or processes. It computes on numpy arrays, or on torch tensors if `merge` is given a device.
+    Its keyword-only arguments are the options of the method. They must have defaults, and none may have the name of an
+    argument of `merge`.
 
     If a function of the same module and qualified name is registered again, as by importlib.reload, it replaces the
     earlier one. A package makes its methods available to the command line with an entry point of the group

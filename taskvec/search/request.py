@@ -16,11 +16,11 @@ from taskvec_formats.system.atomic import atomic_file
 from ..applying.verified import check_forms
 from ..arguments import real, whole
 from ..destination import appearing, check_file
+from ..devices import check_device
 from ..errors import BaseMismatchError, UsageError
 from ..evaluation.scoring import check_request, needs_answers
 from ..merging.bases import check_bases
 from ..merging.combine import merge
-from ..models.devices import check_device
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .data import TaskData, split

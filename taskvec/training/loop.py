@@ -34,8 +34,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.pairs import collator_of
 from ..data.rows import Row
+from ..devices import device_of
 from ..errors import DivergedError, StoppedError, UsageError
-from ..models.devices import device_of
 from ..reporting.progress import Progress
 from .lean import LeanRMSprop, TwoPassTrainer
 from .options import TrainingOptions

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from ..arguments import instance, instances, real, said, truth, whole
 from ..data.conversations import TURNS
+from ..devices import check_device
 from ..errors import UsageError
 from ..evaluation.scoring import METRICS, check_request
-from ..models.devices import check_device
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")

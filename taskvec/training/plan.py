@@ -123,7 +123,7 @@ def plan(
     request = request.with_defaults()
     options, calibrates = request.options, request.calibrates
     corpus = request.prepare()
-    from ..models.devices import device_of
+    from ..devices import device_of
     from .ticket import entries_wanted
 
     dense = options.method == "fft" or (calibrates and not options.low_memory)
@@ -229,7 +229,7 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
 
 def _footprint(run: Run, *, dense: bool) -> Footprint:
     from ..data.rows import IGNORED
-    from ..models.devices import device_of
+    from ..devices import device_of
     from .footprint import Footprint, activations
 
     options = run.options

@@ -13,8 +13,8 @@ from ..applying.overlay import Patched
 from ..data.corpus import Corpus, read_corpus
 from ..data.examples import check_examples
 from ..destination import check_apart
+from ..devices import device_of
 from ..errors import BaseMismatchError, UsageError
-from ..models.devices import device_of
 from ..names import layer_and_module
 from ..reporting.progress import Progress
 from ..vectors.lineage import shortened

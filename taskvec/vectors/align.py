@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
 from ..arguments import shown
+from ..devices import device_of
 from ..errors import MergeError
 from .positions import union
 
@@ -59,6 +61,11 @@ class Aligned:
         """Return zeros over the union, f32 [u]."""
         like = self.parts[0].values
         return like.new_zeros(len(self.indices)) if hasattr(like, "new_zeros") else np.zeros(len(self.indices), "<f4")
+
+    def number(self, value: float) -> Array:
+        """Return a number as an array without axes, f32, for a division: CUDA multiplies by the inverse of a number."""
+        like = self.parts[0].values
+        return like.new_tensor(value) if hasattr(like, "new_tensor") else np.float32(value)
 
     def values(self, part: Part) -> Array:
         """Return the values of one tensor over the union, f32 [u]; zero where it has no entry."""
@@ -151,7 +158,7 @@ class Aligned:
 def align(
     tensors: Sequence[SparseTensor],
     weights: Sequence[float],
-    convert: Callable[[Any], Array] = lambda array: array,
+    convert: Callable[[Any], Array] | None = None,
     *,
     method: str | None = None,
 ) -> Aligned:
@@ -160,15 +167,31 @@ def align(
     Args:
         tensors: The tensors.
         weights: One factor per tensor.
-        convert: Converts numpy arrays to the arrays to compute with, such as `lambda a: torch.from_numpy(a).cuda()`.
+        convert: Converts numpy arrays to the arrays to compute with, such as `tensors_on("cuda")`. None
+            computes with numpy.
         method: The name of the registered merge method that computes on the result, for errors.
     """
     indices, places = union([tensor.indices for tensor in tensors], tensors[0].size)
     parts = [
-        Part(convert(own), convert(tensor.values), weight)
+        Part(own, tensor.values, weight) if convert is None else Part(convert(own), convert(tensor.values), weight)
         for own, tensor, weight in zip(places, tensors, weights, strict=True)
     ]
     return Aligned(tensors[0].shape, indices, parts, method)
+
+
+def tensors_on(device: str) -> Callable[[Any], Array]:
+    """Return a function that copies numpy arrays to torch tensors on a device.
+
+    Args:
+        device: As in `device_of`.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    there = device_of(device)
+    import torch
+
+    return partial(torch.tensor, device=there)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from taskvec.data.examples import Example, read_examples
 from taskvec.data.rows import IGNORED, encode, encode_prompt
+from taskvec.devices import device_of
 from taskvec.errors import DataError, TrainingError, UsageError
 from taskvec.evaluation.estimate import Estimate, estimate
 from taskvec.evaluation.evaluate import Evaluation, evaluate, write_answers
 from taskvec.evaluation.scoring import exact_match, rouge1
-from taskvec.models.devices import device_of
 from taskvec.models.loading import load_model
 
 ANSWERED = ("exact_match", "rouge1")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import merge_oracle as naive
@@ -17,10 +16,11 @@ from support import oracle
 from support.building import BASE, sparse, tensor, vector_of, write_checkpoint
 from support.commands import ok, refused
 
+import taskvec
 from taskvec import TaskVector, apply, diff, merge
 from taskvec.errors import BaseMismatchError, MergeError, UsageError
 from taskvec.merging import METHODS, Aligned, merge_method
-from taskvec.vectors.align import align
+from taskvec.vectors.align import align, tensors_on
 from taskvec_formats import Identity, ModelFolder, SparseTensor
 from taskvec_formats.forms import BLOCK_ELEMENTS
 
@@ -395,8 +395,32 @@ def test_the_functions_compute_with_torch_what_they_compute_with_numpy(weighted:
         every, weights = [{"normalize": True}], [abs(weight) + 1 for weight in weights]
     for options in every:
         by_numpy = function(align(tensors, weights), **options)
-        by_torch = function(align(tensors, weights, torch.tensor), **options)
+        by_torch = function(align(tensors, weights, tensors_on("cpu")), **options)
         assert oracle.exact(by_torch) == oracle.exact(by_numpy)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_merge_on_a_device_saves_the_same_file(method: str, tmp_path: Path) -> None:
+    step = 2 if method == "disjoint" else 1
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{n}.lota" for n in range(2)]
+    for n, file in enumerate(files):
+        entries = {position: float(rng.normal()) for position in range(n, 600, step) if step > 1 or rng.random() < 0.5}
+        vectors_of([sparse((600,), entries)])[0].save(file)
+    options = {"density": 0.3} if METHODS[method].prune else {}
+    outputs = [tmp_path / "numpy.lota", tmp_path / "torch.lota"]
+    for output, device in zip(outputs, (None, "cpu"), strict=True):
+        taskvec.merge(files, method, [0.7, 1.3], lam=0.9, device=device, **options).save(output)
+    assert TaskVector.open(outputs[0])["w"].values.any()
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda:99", "there is no device cuda:99 here"), ("gpu", "`device` is one of auto, cpu")]
+)
+def test_a_device_that_does_not_exist_is_refused(device: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        merge(vectors_of([sparse((3,), {0: 1})]), "linear", device=device)
 
 
 @pytest.fixture

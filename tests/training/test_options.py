@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from taskvec import TaskVector, apply, merge
 from taskvec.data.rows import RowCounts
+from taskvec.devices import check_device, device_of
 from taskvec.errors import BaseMismatchError, UsageError
-from taskvec.models.devices import check_device, device_of
 from taskvec.training.effects import check_effects
 from taskvec.training.loop import Curve
 from taskvec.training.options import TrainingOptions

@@ -25,4 +25,4 @@ def linear(vectors: Aligned, *, normalize: bool = False) -> SparseTensor:
         weight += np.float32(part.weight)
     if abs(weight) < 1e-8:
         raise MergeError("the weights add up to 0, so there is no average")
-    return vectors.result(vectors.total() / float(weight))
+    return vectors.result(vectors.total() / vectors.number(float(weight)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..arguments import instance, said
-from ..errors import UsageError
+from .arguments import instance, said
+from .errors import UsageError
 
 if TYPE_CHECKING:
     import torch
