@@ -49,7 +49,7 @@ class Application:
 
     def _check_whole(self, progress: Progress) -> None:
         """Compare whole tensors if the vector has no digests of the elements that it touches, as after a merge."""
-        specs = [spec for spec in self._vector.specs.values() if spec.origin and not _has_digests(spec)]
+        specs = [spec for spec in self._vector.specs.values() if spec.origin and not has_digests(spec)]
         found = ordered_map(self._base.digest, (spec.name for spec in specs))
         for done, (spec, digest) in enumerate(zip(specs, found, strict=True)):
             progress("checking base", done, len(specs), spec.name)
@@ -222,5 +222,6 @@ def _beyond(spec: TensorSpec, dtype: str) -> DTypeError:
     return DTypeError(f"tensor {spec.name!r}: the sum of a weight and its delta is beyond the range of {dtype}")
 
 
-def _has_digests(spec: TensorSpec) -> bool:
+def has_digests(spec: TensorSpec) -> bool:
+    """Return whether a vector has digests of the elements of a tensor that it touches, of the base at least."""
     return bool(spec.blocks) and all(block is None or block.before is not None for block in spec.blocks)

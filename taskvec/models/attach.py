@@ -14,7 +14,7 @@ threads holds the lock of a handle while it generates:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -183,9 +183,9 @@ class Attachment:
     def _replace(self, decoded: Decoded | None) -> None:
         """Write another decoded vector, or none, in place of the attached one."""
         new = () if decoded is None else decoded.edits
-        for handle in self._state.handles:
-            if handle is not self and decoded is not None:
-                _check_disjoint(decoded, handle)
+        others = [handle for handle in self._state.handles if handle is not self and handle.edits]
+        if decoded is not None and others:
+            self._state.together(lambda: _check_disjoint(decoded, others))
         changed = self._decoded is not decoded
         if self not in self._state.handles:  # it was detached
             self._state.handles.append(self)
@@ -230,7 +230,7 @@ def attach(
 
     Args:
         model: The model, loaded from the vector's base. Wrappers by DistributedDataParallel, torch.compile and peft are
-            looked through.
+            looked through. If it is sharded by fully_shard, all processes must do the same with it, in the same order.
         vector: A vector or the path of a `.lota` file; a list of them, which are merged; None attaches nothing yet.
         scale: A factor of the deltas.
         base: The base on disk. It is needed if the model has a narrower dtype than its checkpoint.
@@ -243,8 +243,8 @@ def attach(
     Raises:
         BaseMismatchError: The weights of the model are not those of the vector's base.
         AlreadyAppliedError: They have the tuned values already.
-        TrainingError: The model is quantised or sharded, lacks a parameter, or the vector adds, removes or resizes
-            tensors.
+        TrainingError: The model is quantised or sharded other than by rows, lacks a parameter, or the vector adds,
+            removes or resizes tensors; or another process that shares the model cannot attach the vector.
         UsageError: The vector shares positions with one that is attached, or an argument is invalid.
         MergeError, KindError, FormatError: As in `taskvec.merge`.
     """
@@ -316,13 +316,14 @@ def _opened(vector: object) -> TaskVector:
     return TaskVector.open(vector)
 
 
-def _check_disjoint(decoded: Decoded, handle: Handle) -> None:
+def _check_disjoint(decoded: Decoded, handles: Iterable[Handle]) -> None:
     """Raise UsageError if a vector changes positions that an attached one changes."""
-    theirs = {edit.parameter: edit for edit in handle.edits}
-    for edit in decoded.edits:
-        other = theirs.get(edit.parameter)
-        if other is not None and (count := edit.meets(other)):
-            raise UsageError(
-                f"{decoded.name} and {handle.name}, which is attached, both change {count:,} elements of parameter "
-                f"{edit.parameter!r}: merge them and attach the result, or detach {handle.name}"
-            )
+    for handle in handles:
+        theirs = {edit.parameter: edit for edit in handle.edits}
+        for edit in decoded.edits:
+            other = theirs.get(edit.parameter)
+            if other is not None and (count := edit.meets(other)):
+                raise UsageError(
+                    f"{decoded.name} and {handle.name}, which is attached, both change {count:,} elements of parameter "
+                    f"{edit.parameter!r}: merge them and attach the result, or detach {handle.name}"
+                )

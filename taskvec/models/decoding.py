@@ -14,13 +14,14 @@ from torch import nn
 from taskvec_formats import Checkpoint, TensorSpec
 from taskvec_formats.system.parallel import ordered_map
 
-from ..applying.verified import Application
+from ..applying.verified import Application, has_digests
 from ..errors import BaseMismatchError, TrainingError
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
-from .edits import Edit, flat_parameter
+from .edits import Edit
 from .live import Edited, LiveModel
-from .placement import Place, same_bits, tensor_of
+from .placement import Place, parameter_at, same_bits, tensor_of
+from .sharding import own_part, own_range
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,27 @@ def decode(
         raise TrainingError(f"{vector.name} adds, removes or resizes tensors: apply it to the base and load the result")
     fits = None if base is None else Application(vector, base, progress)  # first: it names the base in errors
     live = LiveModel(model, {spec.name: spec.origin for spec in specs if spec.origin is not None}, edited, known)
+    if live.is_shared:  # before threads compute digests, each process in another order
+        for spec in specs:
+            if not has_digests(spec):
+                live.digest(spec.name)
     application = fits or Application(vector, live, progress)
-    parts: dict[str, dict[int, Edit]] = {}
 
     def part(spec: TensorSpec) -> Edit:
-        return _part(model, live, application, spec)
+        edit = _part(model, live, application, spec)
+        positions = edit.indices - live.placed[spec.name].start
+        if base is not None and not same_bits(live.values(spec.name, positions), edit.old):
+            raise BaseMismatchError(
+                f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
+                "changes it: the model was loaded from elsewhere, or was changed"
+            )
+        return edit
 
-    with closing(ordered_map(part, specs)) as found:
+    parts: dict[str, dict[int, Edit]] = {}
+    found = (part(spec) for spec in specs) if live.is_shared else ordered_map(part, specs)
+    with closing(found):
         for spec, edit in zip(specs, found, strict=True):
             place = live.placed[spec.name]
-            if base is not None and not same_bits(live.values(spec.name, edit.indices - place.start), edit.old):
-                raise BaseMismatchError(
-                    f"tensor {spec.name!r} of the model does not have the values of {base.name} where {vector.name} "
-                    "changes it: the model was loaded from elsewhere, or was changed"
-                )
             others = parts.setdefault(place.parameter, {})
             first = others.setdefault(place.start, edit)
             if not (torch.equal(first.indices, edit.indices) and same_bits(first.new, edit.new)):
@@ -99,8 +107,8 @@ def decode(
 
 def _part(model: nn.Module, live: LiveModel, application: Application, spec: TensorSpec) -> Edit:
     """Decode the edit of one tensor, on the CPU."""
-    place, dtype = live.placed[spec.name], live.flat(spec.name).dtype
-    is_small = flat_parameter(model, place.parameter).numel() < 1 << 31
+    place, dtype = live.placed[spec.name], live.dtype(spec.name)
+    is_small = parameter_at(model, place.parameter).numel() < 1 << 31
     narrow = np.int32 if is_small else np.int64  # half the memory
     found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for number, (start, _) in enumerate(spec.form.blocks()):
@@ -118,7 +126,12 @@ def _concatenated(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
-    """Join the edits of consecutive parts of a parameter, and move the result to the parameter's device."""
-    device = flat_parameter(model, parts[0].parameter).device
-    joined = (_concatenated([getattr(part, name) for part in parts]) for name in ("indices", "old", "new"))
-    return Edit(parts[0].parameter, *(tensor.to(device) for tensor in joined))
+    """Join the edits of consecutive parts of a parameter, and move what this process has to the parameter's device."""
+    name = parts[0].parameter
+    parameter = parameter_at(model, name)
+    start, stop = own_range(name, parameter)
+    indices, old, new = (_concatenated([getattr(part, field) for part in parts]) for field in ("indices", "old", "new"))
+    if (start, stop) != (0, parameter.numel()):
+        low, high = torch.searchsorted(indices, torch.tensor([start, stop], dtype=indices.dtype)).tolist()
+        indices, old, new = indices[low:high] - start, old[low:high].clone(), new[low:high].clone()
+    return Edit(name, *(tensor.to(own_part(parameter).device) for tensor in (indices, old, new)))

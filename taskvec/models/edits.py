@@ -18,6 +18,7 @@ from taskvec_formats.system.parallel import threads
 
 from ..errors import BaseMismatchError
 from .placement import carriers
+from .sharding import own_part
 
 _PARALLEL = 1 << 17  # entries from which on starting threads is worth its time
 _MOST_THREADS = 8  # more do not make memory faster
@@ -29,7 +30,8 @@ class Edit:
 
     Attributes:
         parameter: The name of the parameter in the model.
-        indices: Flat positions, int32 [n], or int64 for parameters of 2^31 elements and more; increasing.
+        indices: Flat positions in the part of the parameter that this process has, int32 [n], or int64 for parameters
+            of 2^31 elements and more; increasing.
         old: The values before, [n], in the dtype of the parameter.
         new: The values after, [n], in the dtype of the parameter.
     """
@@ -81,16 +83,15 @@ _Taken = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # carriers of a parame
 
 
 def flat_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Return parameters or buffers as flat views without gradients, by name."""
+    """Return the parts of parameters or buffers that this process has, as flat views without gradients, by name."""
     known = dict(model.named_parameters(remove_duplicate=False))  # quicker than a walk for each name
-    return {name: known[name].detach().view(-1) if name in known else flat_parameter(model, name) for name in names}
+    return {name: own_part(known[name]).view(-1) if name in known else flat_parameter(model, name) for name in names}
 
 
 def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
-    """Return a parameter or buffer as a flat view without a gradient."""
+    """Return the part of a parameter or buffer that this process has, as a flat view without a gradient."""
     module, _, own = name.rpartition(".")
-    owner: torch.Tensor = getattr(model.get_submodule(module), own)
-    return owner.detach().view(-1)
+    return own_part(getattr(model.get_submodule(module), own)).view(-1)
 
 
 def put(bits: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
@@ -172,7 +173,14 @@ def _take(flat: torch.Tensor, steps: Iterable[tuple[Edit, bool]], taken: list[_T
     for edit, is_undone in steps:
         indices, old, new = edit.like(flat)
         found, wanted = (new, old) if is_undone else (old, new)
-        if not torch.equal(bits.index_select(0, indices), found):
+        try:
+            is_found = torch.equal(bits.index_select(0, indices), found)
+        except IndexError:
+            raise BaseMismatchError(
+                f"parameter {edit.parameter!r} of the model has only {len(bits):,} elements: it was resized or sharded "
+                "after the vector was attached"
+            ) from None
+        if not is_found:
             raise BaseMismatchError(
                 f"parameter {edit.parameter!r} of the model has other values than before where the vector changes "
                 "it: the weights were changed in the meantime; load the model again"

@@ -16,7 +16,8 @@ from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import BaseMismatchError, TrainingError
 from .edits import Edit
-from .placement import TORCH_DTYPES, Place, bits_of, part_of, places
+from .placement import TORCH_DTYPES, bits_of, parameter_at, places
+from .sharding import meshes_of, own_part, whole
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -45,7 +46,7 @@ class LiveModel(Checkpoint):
         placed: Tensor name -> Place.
 
     Raises:
-        TrainingError: The model has no parameter for a tensor, or one of another shape, or it is sharded.
+        TrainingError: The model has no parameter for a tensor, or one of another shape.
     """
 
     def __init__(
@@ -82,9 +83,14 @@ class LiveModel(Checkpoint):
             self._known[name] = super().digest(name)
         return self._known[name]
 
-    def flat(self, name: str) -> torch.Tensor:
-        """Return the weights of a tensor as a flat view, whose changes affect the model."""
-        return flat_part(self._model, self.placed[name], self.tensors[name].form.size)
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes have parts of the model, and must read its tensors together and in one order."""
+        return bool(meshes_of(self._model.parameters()))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of a tensor in the model."""
+        return parameter_at(self._model, self.placed[name].parameter).dtype
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """Read the elements [start, stop) of a tensor.
@@ -107,18 +113,22 @@ class LiveModel(Checkpoint):
         return weights[indices.to(weights.device)].cpu()
 
     def _shown(self, name: str, start: int, stop: int) -> torch.Tensor:
-        place, weights = self.placed[name], self.flat(name)[start:stop]
-        if self._edited is None:
-            return weights
+        place = self.placed[name]
+        low, high = place.start + start, place.start + stop
+        parameter = parameter_at(self._model, place.parameter)
+        is_shared = isinstance(parameter, DTensor)
+        part = own_part(parameter).view(-1)
+        part, first = (part, 0) if is_shared else (part[low:high], low)
 
         def without(edits: Iterable[Edit]) -> torch.Tensor:
-            shown = weights.clone()
+            shown = part.clone()
             for edit in edits:
                 if edit.parameter == place.parameter:
-                    edit.undo_in(shown, place.start + start)
+                    edit.undo_in(shown, first)
             return shown
 
-        return self._edited.read(without)
+        shown = part if self._edited is None else self._edited.read(without)
+        return whole(parameter, shown)[low:high] if is_shared else shown
 
 
 def stored_bits(name: str, dtype: DType, weights: torch.Tensor) -> BitArray:
@@ -174,17 +184,3 @@ def is_rounded(model: nn.Module, checkpoint: Checkpoint) -> bool:
         for name, place in places(model, forms).items()
         if place.parameter in held
     )
-
-
-def flat_part(model: nn.Module, place: Place, size: int) -> torch.Tensor:
-    """Return the weights at a place as a flat view, [size].
-
-    Raises:
-        TrainingError: The parameter is sharded, on the meta device, or not contiguous.
-    """
-    module, _, own = place.parameter.rpartition(".")
-    if isinstance(getattr(model.get_submodule(module), own), DTensor):
-        raise TrainingError(
-            f"parameter {place.parameter!r} is a DTensor, sharded as by fully_shard: apply the vector before sharding"
-        )
-    return part_of(model, place, size)

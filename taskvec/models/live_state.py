@@ -12,14 +12,16 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from taskvec_formats import Checkpoint
 
-from ..errors import UsageError
+from ..errors import BaseMismatchError, TrainingError, UsageError
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .decoding import Decoded, decode
 from .edits import Edit, flat_parameter, flat_parameters, write
+from .sharding import agree, discard_copies, meshes_of
 
 CACHE = 1 << 30  # default limit of the decoded vectors that a model keeps, in bytes
 
@@ -67,13 +69,17 @@ class LiveState:
             raise UsageError("the model of this handle no longer exists")
         return model
 
+    @property
+    def _meshes(self) -> list[DeviceMesh]:
+        return meshes_of(self.model.parameters())
+
     def _is_unchanged(self, parameter: str, flat: torch.Tensor | None = None) -> bool:
         """Return whether nobody but this module has changed a parameter since digests of its tensors were computed.
 
         torch counts the changes of a tensor, but not those of inference tensors and those through `.data`.
         """
-        if parameter not in self._counts:
-            return False
+        if parameter not in self._counts or self._meshes:
+            return False  # processes that share the model must come to the same result
         count = _count(flat_parameter(self.model, parameter) if flat is None else flat)
         return count is not None and self._counts[parameter] == count
 
@@ -105,12 +111,35 @@ class LiveState:
         Raises:
             BaseMismatchError: As in `edits.write`.
         """
+        discard_copies(self.model)
         flats = flat_parameters(self.model, {edit.parameter: None for edit in (*undone, *done)})
         unchanged = [parameter for parameter, flat in flats.items() if self._is_unchanged(parameter, flat)]
         try:
-            write(flats, undone, done)
+            self.together(lambda: write(flats, undone, done), lambda: write(flats, done, undone))
         finally:
             self._counts.update({parameter: _count(flats[parameter]) for parameter in unchanged})
+
+    def together(self, action: Callable[[], None], back: Callable[[], None] = lambda: None) -> None:
+        """Do something that only some of the processes that share the model may be able to do: all do it, or none.
+
+        Args:
+            action: What to do. It raises an error if it cannot be done.
+            back: Reverses it.
+
+        Raises:
+            TrainingError: Another process could not do it.
+        """
+        error: Exception | None = None
+        try:
+            action()
+        except (BaseMismatchError, UsageError) as found:
+            error = found
+        try:
+            agree(error, self._meshes)
+        except TrainingError:
+            if error is None:
+                back()
+            raise
 
     def keep(self, decoded: Decoded) -> None:
         """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
@@ -132,6 +161,7 @@ class LiveState:
         with self.lock:
             if (decoded := self.cache.get(vector.digest)) is not None:
                 return decoded  # compared with the weights when it is written
+            discard_copies(self.model)
             version = self._version
             digests = {
                 name: digest for name, digest in self._digests.items() if self._is_unchanged(self._parameters[name])

@@ -207,14 +207,23 @@ def part_of(model: nn.Module, place: Place, size: int) -> torch.Tensor:
         size: Number of elements.
 
     Raises:
-        TrainingError: The parameter is on the meta device or is not contiguous.
+        TrainingError: As in `parameter_at`.
     """
-    module, _, own = place.parameter.rpartition(".")
+    return parameter_at(model, place.parameter).detach().view(-1)[place.start : place.start + size]
+
+
+def parameter_at(model: nn.Module, name: str) -> torch.Tensor:
+    """Return a parameter or buffer of a model by name.
+
+    Raises:
+        TrainingError: It is on the meta device or is not contiguous.
+    """
+    module, _, own = name.rpartition(".")
     owner: torch.Tensor = getattr(model.get_submodule(module), own)
     if owner.is_meta or not owner.is_contiguous():
         what = "has no values: it is on the meta device" if owner.is_meta else "is not contiguous in memory"
-        raise TrainingError(f"parameter {place.parameter!r} {what}")
-    return owner.detach().view(-1)[place.start : place.start + size]
+        raise TrainingError(f"parameter {name!r} {what}")
+    return owner
 
 
 def values_of(dtype: DType, bits: BitArray) -> np.ndarray[tuple[int], np.dtype[Any]]:

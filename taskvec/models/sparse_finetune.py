@@ -33,6 +33,7 @@ from ..vectors.vector import TaskVector
 from .leaf import Leaf
 from .origin import Origin
 from .placement import places
+from .sharding import discard_copies
 from .sparse_model import SparseModel, is_in_a_block, sparse_model
 
 
@@ -71,6 +72,7 @@ def sparse_finetune(
     instance("masks", masks, Mapping)
     masks = {name: _positions(name, indices) for name, indices in masks.items()}
     masks = {name: indices for name, indices in masks.items() if len(indices)}
+    discard_copies(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if is_in_a_block(model):
         raise UsageError("the model is in a sparse_finetune block already: leave that one first")

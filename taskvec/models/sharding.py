@@ -1,0 +1,103 @@
+"""Parameters that several processes share, as by `fully_shard`: each process has some of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard
+
+from ..errors import TrainingError
+
+
+def discard_copies(model: nn.Module) -> None:
+    """Discard copies of whole parameters that `fully_shard` may keep after a computation, as changes of them are lost.
+
+    Args:
+        model: The model.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the elements of a tensor that this process has: all of them, or those of its shard. No copy is made."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def own_range(name: str, tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first flat position that this process has of a tensor, and the end.
+
+    Args:
+        name: The name of the tensor, for errors.
+        tensor: The tensor.
+
+    Raises:
+        TrainingError: The tensor is divided in another way than by rows.
+    """
+    if not isinstance(tensor, DTensor):
+        return 0, tensor.numel()
+    divided = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]
+    if not divided:
+        return 0, tensor.numel()
+    placement = tensor.placements[divided[0]]
+    if len(divided) > 1 or type(placement) is not Shard or placement.dim != 0:
+        raise TrainingError(
+            f"parameter {name!r} is divided among processes as {tuple(tensor.placements)}: only a division by rows, as "
+            "by fully_shard, is supported"
+        )
+    rows, inner = tensor.shape[0], tensor[0].numel() if tensor.shape[0] else 0
+    chunk = -(-rows // tensor.device_mesh.size(divided[0]))
+    first = min(chunk * tensor.device_mesh.get_local_rank(divided[0]), rows)
+    return first * inner, min(first + chunk, rows) * inner
+
+
+def whole(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return all elements of a tensor. Processes that share it must call this together.
+
+    Args:
+        tensor: The tensor.
+        own: The elements that this process has of it, flat, possibly with other values.
+
+    Returns:
+        Flat values on the same device.
+    """
+    if not isinstance(tensor, DTensor):
+        return own
+    local = own.view(own_part(tensor).shape)
+    given = DTensor.from_local(
+        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+    return given.full_tensor().reshape(-1)
+
+
+def meshes_of(tensors: Iterable[torch.Tensor]) -> list[DeviceMesh]:
+    """Return the groups of processes that share tensors, each once."""
+    return list(dict.fromkeys(tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)))
+
+
+def agree(error: Exception | None, meshes: Iterable[DeviceMesh]) -> None:
+    """Raise an error if this process or another one that shares the model has one. They must call this together.
+
+    Args:
+        error: The error of this process, if any.
+        meshes: The groups of processes.
+
+    Raises:
+        Exception: `error`.
+        TrainingError: Another process has an error.
+    """
+    failed = torch.tensor(int(error is not None))
+    for mesh in meshes:
+        failed = failed.to(mesh.device_type)
+        for axis in range(mesh.ndim):
+            distributed.all_reduce(failed, distributed.ReduceOp.MAX, group=mesh.get_group(axis))
+    if error is not None:
+        raise error
+    if failed.item():
+        raise TrainingError("another process that shares the model could not change its weights, so none does")
