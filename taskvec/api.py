@@ -651,6 +651,7 @@ def attach(
     scale: float = 1.0,
     *,
     base: ModelLike | None = None,
+    cache_bytes: int | None = None,
     progress: bool | Progress = False,
     **merge: Any,
 ) -> Attachment:
@@ -668,6 +669,8 @@ def attach(
         scale: A factor of the deltas.
         base: The base on disk. It is needed if the model has a narrower dtype than its checkpoint, such as bf16 weights
             of an f32 checkpoint.
+        cache_bytes: The largest size of the decoded vectors that the model keeps for later, in bytes. Attached vectors
+            are kept beyond it. None keeps what is set for the model, 1 GiB at first.
         progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
         **merge: How a list is merged: the arguments of `merge`, such as `method` and `weights`.
 
@@ -677,15 +680,16 @@ def attach(
     Raises:
         BaseMismatchError: The weights of the model are not those of the vector's base.
         AlreadyAppliedError: They have the tuned values already.
-        TrainingError: The model is quantised or sharded, lacks a parameter, or the vector adds, removes or resizes
-            tensors.
-        UsageError: The vector changes weights that another attached vector changes, or an argument is invalid.
+        TrainingError: The model is quantised or sharded other than by rows, lacks a parameter, or the vector adds,
+            removes or resizes tensors; or another process that shares the model cannot attach the vector.
+        UsageError: The vector changes weights that another attached vector changes, a vector is attached to a module
+            around the model or within it, or an argument is invalid.
         MergeError, KindError, FormatError: As in `merge`.
     """
     from .models.attach import attach as attach_live
 
     checkpoint = None if base is None else _checkpoint("base", base)
-    return attach_live(model, vector, scale, base=checkpoint, progress=progress, **merge)
+    return attach_live(model, vector, scale, base=checkpoint, cache_bytes=cache_bytes, progress=progress, **merge)
 
 
 def load(

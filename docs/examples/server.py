@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ import taskvec
 import torch
 import uvicorn
 from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from transformers import AutoTokenizer
 
 MOST = 16  # the most requests that are answered before another task gets its turn
@@ -33,8 +34,8 @@ class Request(BaseModel):
     """The body of POST /generate."""
 
     task: str
-    prompt: str
-    max_new_tokens: int = 32
+    prompt: str = Field(min_length=1)
+    max_new_tokens: int = Field(32, ge=1, le=4096)
 
 
 @dataclass
@@ -84,23 +85,31 @@ class Worker:
                 self.switcher.prefetch(following)
             try:
                 answers = await asyncio.to_thread(self.answer, task, [waiting.request for waiting in batch])
-            except taskvec.TaskvecError as error:
-                for waiting in batch:
-                    waiting.answer.set_exception(HTTPException(500, str(error)))
-                continue
+            except Exception as error:  # such as a vector that cannot be read: the worker must go on
+                answers = [error] * len(batch)
             for waiting, answer in zip(batch, answers, strict=True):
-                waiting.answer.set_result(answer)
+                if waiting.answer.done():  # the client went away
+                    continue
+                if isinstance(answer, Exception):
+                    waiting.answer.set_exception(HTTPException(500, f"{type(answer).__name__}: {answer}"))
+                else:
+                    waiting.answer.set_result(answer)
 
-    def answer(self, task: str, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    def answer(self, task: str, requests: Sequence[Request]) -> list[dict[str, Any] | Exception]:
         """Generate the answers to requests for one task. No other thread changes the weights meanwhile."""
         before, start = self.switcher.digest, time.perf_counter()
+        answers: list[dict[str, Any] | Exception] = []
         with self.switcher.use(task) as model, torch.inference_mode():
             if self.switcher.digest != before:
                 self.swaps.append(time.perf_counter() - start)
-            return [
-                {"task": task, "digest": self.switcher.digest, "answer": self.generate(model, each)}
-                for each in requests
-            ]
+            for request in requests:
+                try:
+                    answer = self.generate(model, request)
+                except Exception as error:  # such as a prompt that the tokenizer refuses
+                    answers.append(error)
+                else:
+                    answers.append({"task": task, "digest": self.switcher.digest, "answer": answer})
+        return answers
 
     def generate(self, model: Any, request: Request) -> str:
         """Generate one answer by greedy decoding."""
@@ -153,8 +162,17 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", metavar="TASK=VECTOR.lota")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    vectors = dict(text.split("=", 1) for text in arguments.tasks)
-    uvicorn.run(make_app(arguments.base, vectors), port=arguments.port, log_level="warning")
+    vectors = {}
+    for text in arguments.tasks:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            parser.error(f"expected TASK=VECTOR.lota, found {text!r}")
+        vectors[name] = path
+    try:
+        app = make_app(arguments.base, vectors)
+    except (taskvec.TaskvecError, taskvec.FormatError, OSError) as error:
+        sys.exit(f"server.py: {error}")
+    uvicorn.run(app, port=arguments.port, log_level="warning", timeout_graceful_shutdown=5)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,9 @@ def evaluate_variants(
     from ..models.live_state import state_of
 
     found = []
-    state_of(model).limit = 0  # no vector is attached twice
+    state = state_of(model)
+    state.limit = 0  # no vector is attached twice
+    state.digests = {}  # nobody else has this model
     with attach(model, None, base=base) as handle:
         for vector in vectors:
             handle.swap(vector, progress=progress)

@@ -15,7 +15,7 @@ threads holds the lock of a handle while it generates:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from typing import Any
 
@@ -24,15 +24,15 @@ from transformers import PreTrainedModel
 
 from taskvec_formats import Checkpoint
 
-from ..arguments import instance, real, said
+from ..arguments import instance, real, said, truth, whole
 from ..errors import UsageError
 from ..merging.combine import merge
 from ..reporting import bars
-from ..reporting.progress import Progress, silent
+from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .decoding import Decoded
 from .edits import Edit
-from .live_state import Handle, LiveState, state_of
+from .live_state import Handle, LiveState, check_alone, state_of
 from .loading import load_weights
 from .wrappers import unwrapped
 
@@ -46,14 +46,16 @@ class Attachment:
 
     Attributes:
         lock: The lock of the model: hold it while the model computes in another thread.
+        decoded: The attached vector, decoded; None if there is none.
     """
 
     def __init__(self, state: LiveState, base: Checkpoint | None) -> None:
         self.lock = state.lock
+        self.decoded: Decoded | None = None
         self._state = state
+        self._kind = type(state.model).__name__
         self._base = base
-        self._decoded: Decoded | None = None
-        self._is_enabled = True
+        self._blocks: list[list[bool]] = []  # of `enabled`; the last one decides
         self._hooks: list[Callable[[str | None], None]] = []
 
     @property
@@ -68,22 +70,29 @@ class Attachment:
     @property
     def name(self) -> str | None:
         """The name of the attached vector; None if there is none."""
-        return None if self._decoded is None else self._decoded.name
+        return None if self.decoded is None else self.decoded.name
 
     @property
     def digest(self) -> str | None:
-        """The digest of the attached vector, which identifies the weights together with the base; None without one."""
-        return None if self._decoded is None else self._decoded.digest
+        """The digest of the vector in the weights, which identifies them together with the base.
+
+        None if no vector is attached, or if the handle is disabled.
+        """
+        return None if self.decoded is None or not self._is_enabled else self.decoded.digest
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The edits of the attached vector."""
-        return () if self._decoded is None else self._decoded.edits
+        return () if self.decoded is None else self.decoded.edits
 
     @property
     def written(self) -> tuple[Edit, ...]:
         """The edits that are in the weights now: none while the handle is disabled."""
         return self.edits if self._is_enabled else ()
+
+    @property
+    def _is_enabled(self) -> bool:
+        return self._blocks[-1][0] if self._blocks else True
 
     @property
     def entries(self) -> int:
@@ -93,29 +102,51 @@ class Attachment:
     @property
     def bytes_kept(self) -> int:
         """The size of the positions and values that are kept of the attached vector."""
-        return 0 if self._decoded is None else self._decoded.nbytes
+        return 0 if self.decoded is None else self.decoded.nbytes
 
     def on_change(self, hook: Callable[[str | None], None]) -> None:
-        """Call a function whenever the weights have changed, inside the lock, with the new digest.
+        """Call a function whenever this handle has changed the weights, inside the lock.
 
-        Servers use this to drop caches that depend on the weights, such as a prefix cache.
+        Servers use this to drop caches that depend on the weights, such as a prefix cache. If a hook raises an error,
+        the others are still called, and the weights remain changed.
 
         Args:
-            hook: Takes the digest of the attached vector, or None.
+            hook: Takes the new `digest`; after `advance`, the digest of the patch.
         """
         self._hooks.append(hook)
 
     def detach(self) -> None:
-        """Restore the weights of the base. Nothing happens if no vector is attached."""
+        """Restore the weights of the base. Nothing happens if no vector is attached.
+
+        Raises:
+            BaseMismatchError, TrainingError: The weights were changed in the meantime. The vector stays attached.
+        """
         with self.lock:
-            self._replace(None)
+            was = self.digest
+            self._put(None)
             if self in self._state.handles:
                 self._state.handles.remove(self)
+            self._state.keep()
+            if was is not None:
+                self._changed(None)
+
+    def forget(self) -> None:
+        """Give up the attached vector, and leave the weights as they are.
+
+        This is the way out if the weights were changed by someone else, as by training or `load_state_dict`.
+        """
+        with self.lock, self._state.writing():
+            self.decoded = None
+            if self in self._state.handles:
+                self._state.handles.remove(self)
+            self._state.forget()
 
     def swap(
         self, vector: Vectors | None, scale: float = 1.0, *, progress: bool | Progress = False, **merge: Any
     ) -> None:
         """Attach another vector instead. The vector is decoded and checked before the weights change.
+
+        Within a block of `enabled(False)`, the vector is written at the end of the block.
 
         Args:
             vector: As in `attach`; None attaches nothing.
@@ -131,7 +162,10 @@ class Attachment:
             wanted = _resolved(vector, scale, merge, report)
             decoded = None if wanted is None else self._state.decode(wanted, self._base, report)
             with self.lock:
-                self._replace(decoded)
+                was = self.digest
+                self._put(decoded)
+                if self.digest != was:
+                    self._changed(self.digest)
 
     def advance(self, patch: TaskVector | StrPath, *, progress: bool | Progress = False) -> None:
         """Apply a vector or patch to the weights for good. Nothing is kept for restoration.
@@ -143,11 +177,10 @@ class Attachment:
             progress: As in `attach`.
 
         Raises:
-            UsageError: A vector is attached to the model, here or by another handle.
+            UsageError: A vector is attached to the model, here or by another handle, or there is no patch.
             BaseMismatchError, AlreadyAppliedError, TrainingError, FormatError: As in `attach`.
         """
-        wanted = _resolved(patch, 1.0, {}, silent)
-        assert wanted is not None
+        wanted = _opened(patch)
         with self.lock, bars.shown(progress) as report:
             attached = [handle.name for handle in self._state.handles if handle.name is not None]
             if attached:
@@ -162,44 +195,47 @@ class Attachment:
     def enabled(self, on: bool) -> Iterator[None]:
         """Within the block, take the vector off the model or put it back on, without forgetting it.
 
+        If several blocks overlap, as of several threads, the one that was begun last decides.
+
         Args:
             on: Whether the vector is on the model within the block.
         """
-        before = self._is_enabled
-        self._enable(on)
+        block = [truth("`on`", on)]
         try:
+            with self.lock:
+                self._set_blocks([*self._blocks, block])
             yield
         finally:
-            self._enable(before)
+            with self.lock:
+                self._set_blocks([each for each in self._blocks if each is not block])
 
-    def _enable(self, on: bool) -> None:
-        with self.lock:
-            if on != self._is_enabled:
-                with self._state.writing():
-                    self._state.write(*((), self.edits) if on else (self.edits, ()))
-                    self._is_enabled = on
-                self._changed(self.digest if on else None)
+    def _set_blocks(self, blocks: list[list[bool]]) -> None:
+        on = blocks[-1][0] if blocks else True
+        if on == self._is_enabled or not self.edits:
+            self._blocks = blocks
+            return
+        with self._state.writing():
+            self._state.write(*((), self.edits) if on else (self.edits, ()))
+            self._blocks = blocks
+        self._changed(self.digest)
 
-    def _replace(self, decoded: Decoded | None) -> None:
+    def _put(self, decoded: Decoded | None) -> None:
         """Write another decoded vector, or none, in place of the attached one."""
-        new = () if decoded is None else decoded.edits
         others = [handle for handle in self._state.handles if handle is not self and handle.edits]
         if decoded is not None and others:
             self._state.together(lambda: _check_disjoint(decoded, others))
-        changed = self._decoded is not decoded
-        if self not in self._state.handles:  # it was detached
-            self._state.handles.append(self)
         with self._state.writing():
-            self._state.write(self.written, new)
-            self._decoded, self._is_enabled = decoded, True
+            self._state.write(self.written, decoded.edits if decoded is not None and self._is_enabled else ())
+            self.decoded = decoded
+            if decoded is not None and self not in self._state.handles:
+                self._state.handles.append(self)
         if decoded is not None:
             self._state.keep(decoded)
-        if changed:
-            self._changed(self.digest)
 
     def _changed(self, digest: str | None) -> None:
-        for hook in self._hooks:
-            hook(digest)
+        with ExitStack() as stack:  # which calls all of them, and raises the error of the last that failed
+            for hook in reversed(self._hooks):
+                stack.callback(hook, digest)
 
     def __enter__(self) -> Attachment:
         return self
@@ -208,11 +244,11 @@ class Attachment:
         self.detach()
 
     def __repr__(self) -> str:
-        if self._decoded is None:
-            return f"<Attachment on {type(self.model).__name__}: nothing is attached>"
+        if self.decoded is None:
+            return f"<Attachment on {self._kind}: nothing is attached>"
         off = "" if self._is_enabled else ", disabled"
         return (
-            f"<Attachment on {type(self.model).__name__}: {self.name!r} ({self.digest}), {self.entries:,} entries, "
+            f"<Attachment on {self._kind}: {self.name!r} ({self.decoded.digest}), {self.entries:,} entries, "
             f"{self.bytes_kept:,} bytes kept{off}>"
         )
 
@@ -223,6 +259,7 @@ def attach(
     scale: float = 1.0,
     *,
     base: Checkpoint | None = None,
+    cache_bytes: int | None = None,
     progress: bool | Progress = False,
     **merge: Any,
 ) -> Attachment:
@@ -234,6 +271,8 @@ def attach(
         vector: A vector or the path of a `.lota` file; a list of them, which are merged; None attaches nothing yet.
         scale: A factor of the deltas.
         base: The base on disk. It is needed if the model has a narrower dtype than its checkpoint.
+        cache_bytes: The largest size of the decoded vectors that the model keeps for later, in bytes, for this handle
+            and all others. Attached vectors are kept beyond it. None keeps what is set: 1 GiB at first.
         progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
         **merge: How a list is merged: the arguments of `taskvec.merge`, such as `method` and `weights`.
 
@@ -245,22 +284,26 @@ def attach(
         AlreadyAppliedError: They have the tuned values already.
         TrainingError: The model is quantised or sharded other than by rows, lacks a parameter, or the vector adds,
             removes or resizes tensors; or another process that shares the model cannot attach the vector.
-        UsageError: The vector shares positions with one that is attached, or an argument is invalid.
+        UsageError: The vector shares positions with one that is attached, a vector is attached to a module around the
+            model or within it, or an argument is invalid.
         MergeError, KindError, FormatError: As in `taskvec.merge`.
     """
     instance("model", model, nn.Module)
+    if cache_bytes is not None and whole("`cache_bytes`", cache_bytes) < 0:
+        raise UsageError(f"`cache_bytes` must be at least 0, found {cache_bytes}")
     state = state_of(unwrapped(model))
+    check_alone(state.model)
     handle = Attachment(state, base)
     with bars.shown(progress) as report:
         wanted = _resolved(vector, scale, merge, report)
         decoded = None if wanted is None else state.decode(wanted, base, report)
         with state.lock:
-            state.handles.append(handle)  # also without a vector, so that the handle is listed
-            try:
-                handle._replace(decoded)
-            except BaseException:
-                state.handles.remove(handle)
-                raise
+            handle._put(decoded)
+            if decoded is None:
+                state.handles.append(handle)  # so that it is listed
+            if cache_bytes is not None:
+                state.limit = cache_bytes
+                state.keep()
     return handle
 
 
@@ -288,7 +331,13 @@ def load(
 
 
 def attached(model: nn.Module) -> list[Attachment]:
-    """Return the handles on a model, in the order in which they were made."""
+    """Return the handles on a model, in the order in which they were made.
+
+    Raises:
+        UsageError: It is not a module.
+        TrainingError: It is quantised.
+    """
+    instance("model", model, nn.Module)
     return [handle for handle in state_of(unwrapped(model)).handles if isinstance(handle, Attachment)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .edits import Edit
 from .live import Edited, LiveModel
-from .placement import Place, parameter_at, same_bits, tensor_of
+from .placement import parameter_at, same_bits, tensor_of
 from .sharding import own_part, own_range
 
 
@@ -51,7 +52,7 @@ def decode(
     base: Checkpoint | None = None,
     progress: Progress = silent,
     known: MutableMapping[str, str] | None = None,
-) -> tuple[Decoded, dict[str, Place]]:
+) -> Decoded:
     """Decode a vector for a model, and check it against the weights. The model is not changed.
 
     Args:
@@ -63,7 +64,7 @@ def decode(
         known: As in `LiveModel`.
 
     Returns:
-        The decoded vector, and the places of its tensors.
+        The decoded vector.
 
     Raises:
         BaseMismatchError, AlreadyAppliedError, TrainingError, FormatError: As in `attach`.
@@ -100,9 +101,9 @@ def decode(
                 raise TrainingError(
                     f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
                 )
-    edits = [_joined([of[start] for start in sorted(of)], model) for of in parts.values()]
-    decoded = Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
-    return decoded, live.placed
+    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    edits = [_joined([of[start] for start in sorted(of)], model, names) for of in parts.values()]
+    return Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
 
 
 def _part(model: nn.Module, live: LiveModel, application: Application, spec: TensorSpec) -> Edit:
@@ -116,7 +117,8 @@ def _part(model: nn.Module, live: LiveModel, application: Application, spec: Ten
         old, new = (tensor_of(spec.dtype, bits) for bits in (before, after))
         found.append((torch.from_numpy((touched + (start + place.start)).astype(narrow)), old, new))
     if not found:
-        return Edit(place.parameter, *(torch.empty(0, dtype=kind) for kind in (torch.int32, dtype, dtype)))
+        nothing = torch.empty(0, dtype=dtype)
+        return Edit(place.parameter, torch.empty(0, dtype=torch.int32), nothing, nothing)
     indices, old, new = map(_concatenated, zip(*found, strict=True))
     return Edit(place.parameter, indices, old.to(dtype), new.to(dtype))
 
@@ -125,7 +127,7 @@ def _concatenated(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
-def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
+def _joined(parts: Sequence[Edit], model: nn.Module, names: Mapping[int, int]) -> Edit:
     """Join the edits of consecutive parts of a parameter, and move what this process has to the parameter's device."""
     name = parts[0].parameter
     parameter = parameter_at(model, name)
@@ -134,4 +136,5 @@ def _joined(parts: Sequence[Edit], model: nn.Module) -> Edit:
     if (start, stop) != (0, parameter.numel()):
         low, high = torch.searchsorted(indices, torch.tensor([start, stop], dtype=indices.dtype)).tolist()
         indices, old, new = indices[low:high] - start, old[low:high].clone(), new[low:high].clone()
-    return Edit(name, *(tensor.to(own_part(parameter).device) for tensor in (indices, old, new)))
+    device = own_part(parameter).device
+    return Edit(name, indices.to(device), old.to(device), new.to(device), names[id(parameter)])

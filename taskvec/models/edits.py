@@ -5,7 +5,7 @@ Writing an edit, or undoing it, is one `index_copy_`.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from torch import nn
 
 from taskvec_formats.system.parallel import threads
 
-from ..errors import BaseMismatchError
-from .placement import carriers
+from ..errors import AlreadyAppliedError, BaseMismatchError
+from .placement import carriers, check_readable, parameter_at
 from .sharding import own_part
 
 _PARALLEL = 1 << 17  # entries from which on starting threads is worth its time
@@ -34,12 +34,14 @@ class Edit:
             of 2^31 elements and more; increasing.
         old: The values before, [n], in the dtype of the parameter.
         new: The values after, [n], in the dtype of the parameter.
+        names: The number of names that the parameter has in the model, more than one if it is tied; 0 for a buffer.
     """
 
     parameter: str
     indices: torch.Tensor
     old: torch.Tensor
     new: torch.Tensor
+    names: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -82,16 +84,53 @@ class Edit:
 _Taken = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # carriers of a parameter, positions, carriers before
 
 
-def flat_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Return the parts of parameters or buffers that this process has, as flat views without gradients, by name."""
-    known = dict(model.named_parameters(remove_duplicate=False))  # quicker than a walk for each name
-    return {name: own_part(known[name]).view(-1) if name in known else flat_parameter(model, name) for name in names}
+def edited_parameters(model: nn.Module, edits: Iterable[Edit]) -> dict[str, torch.Tensor]:
+    """Return the parameters or buffers that edits change, as flat views of what this process has of them.
+
+    Args:
+        model: The model. It may have been wrapped or changed since the edits were decoded.
+        edits: The edits.
+
+    Returns:
+        Name in the edit -> flat view without a gradient.
+
+    Raises:
+        BaseMismatchError: A parameter no longer exists, or is no longer tied to the same number of others.
+        TrainingError: It is on the meta device or is not contiguous.
+    """
+    known: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    names = Counter(map(id, known.values()))
+    found = {}
+    for edit in edits:
+        parameter = known[edit.parameter] if edit.parameter in known else _elsewhere(model, known, edit.parameter)
+        if names[id(parameter)] != edit.names:
+            raise BaseMismatchError(
+                f"parameter {edit.parameter!r} of the model was tied or untied after the vector was decoded: it had "
+                f"{edit.names} names, and has {names[id(parameter)]} now"
+            )
+        check_readable(edit.parameter, parameter)
+        found[edit.parameter] = own_part(parameter).view(-1)
+    return found
+
+
+def _elsewhere(model: nn.Module, known: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Return a buffer, or a parameter whose layer was put into a layer of peft or taken out of one in the meantime."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for names in (buffers, {_plain(other): tensor for other, tensor in known.items()}):
+        if (tensor := names.get(_plain(name))) is not None:
+            return tensor
+    raise BaseMismatchError(
+        f"the model no longer has a parameter {name!r}: its layer was replaced or wrapped after the vector was decoded"
+    )
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
 
 
 def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
     """Return the part of a parameter or buffer that this process has, as a flat view without a gradient."""
-    module, _, own = name.rpartition(".")
-    return own_part(getattr(model.get_submodule(module), own)).view(-1)
+    return own_part(parameter_at(model, name)).view(-1)
 
 
 def put(bits: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
@@ -131,6 +170,7 @@ def write(flats: Mapping[str, torch.Tensor], undone: Iterable[Edit], done: Itera
 
     Raises:
         BaseMismatchError: The weights at the positions of an edit are not those that it replaces.
+        AlreadyAppliedError: They are those that it writes.
     """
     steps: dict[str, list[tuple[Edit, bool]]] = {}
     for is_undone, edits in ((True, undone), (False, done)):
@@ -174,16 +214,20 @@ def _take(flat: torch.Tensor, steps: Iterable[tuple[Edit, bool]], taken: list[_T
         indices, old, new = edit.like(flat)
         found, wanted = (new, old) if is_undone else (old, new)
         try:
-            is_found = torch.equal(bits.index_select(0, indices), found)
+            held = bits.index_select(0, indices)
         except IndexError:
             raise BaseMismatchError(
                 f"parameter {edit.parameter!r} of the model has only {len(bits):,} elements: it was resized or sharded "
-                "after the vector was attached"
+                "after the vector was decoded"
             ) from None
-        if not is_found:
+        if not torch.equal(held, found):
+            if not is_undone and torch.equal(held, wanted):
+                raise AlreadyAppliedError(f"parameter {edit.parameter!r} of the model has the tuned values already")
+            count = int(torch.count_nonzero(held != found))
             raise BaseMismatchError(
-                f"parameter {edit.parameter!r} of the model has other values than before where the vector changes "
-                "it: the weights were changed in the meantime; load the model again"
+                f"parameter {edit.parameter!r} of the model has other values than before at {count:,} of the "
+                f"{len(indices):,} positions that the vector changes: the weights were changed in the meantime; load "
+                "the model again, or give a handle up with `forget`"
             )
         taken.append((bits, indices, found))
         put(bits, indices, wanted)

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import RLock
+from threading import Lock, RLock
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -16,11 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from taskvec_formats import Checkpoint
 
-from ..errors import BaseMismatchError, TrainingError, UsageError
+from ..errors import TaskvecError, TrainingError, UsageError
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .decoding import Decoded, decode
-from .edits import Edit, flat_parameter, flat_parameters, write
+from .edits import Edit, edited_parameters, write
 from .sharding import agree, discard_copies, meshes_of
 
 CACHE = 1 << 30  # default limit of the decoded vectors that a model keeps, in bytes
@@ -32,7 +32,7 @@ class Handle(Protocol):
     @property
     def name(self) -> str | None: ...
     @property
-    def digest(self) -> str | None: ...
+    def decoded(self) -> Decoded | None: ...
     @property
     def edits(self) -> tuple[Edit, ...]: ...
     @property
@@ -47,6 +47,8 @@ class LiveState:
         handles: The handles on the model.
         cache: Digest of a vector -> the decoded vector, the least recently used first.
         limit: The largest size of the cache in bytes; vectors that are attached are kept beyond it.
+        digests: Tensor -> digest of its weights without what is attached. It is given only for a model that nobody else
+            changes, because torch does not count all changes. None otherwise: tensors are hashed when it is necessary.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,10 +57,8 @@ class LiveState:
         self.handles: list[Handle] = []
         self.cache: OrderedDict[str, Decoded] = OrderedDict()
         self.limit = CACHE
-        self._digests: dict[str, str] = {}  # tensor -> digest of its weights without what is attached
-        self._parameters: dict[str, str] = {}  # tensor -> parameter
-        self._counts: dict[str, object] = {}  # parameter -> count of its changes when those digests were computed
-        self._version = 0  # number of changes for good
+        self.digests: dict[str, str] | None = None
+        self._cache_lock = Lock()  # vectors are decoded by threads that do not wait for `lock`
         self._writes = 0  # odd while something is written
 
     @property
@@ -72,16 +72,6 @@ class LiveState:
     @property
     def _meshes(self) -> list[DeviceMesh]:
         return meshes_of(self.model.parameters())
-
-    def _is_unchanged(self, parameter: str, flat: torch.Tensor | None = None) -> bool:
-        """Return whether nobody but this module has changed a parameter since digests of its tensors were computed.
-
-        torch counts the changes of a tensor, but not those of inference tensors and those through `.data`.
-        """
-        if parameter not in self._counts or self._meshes:
-            return False  # processes that share the model must come to the same result
-        count = _count(flat_parameter(self.model, parameter) if flat is None else flat)
-        return count is not None and self._counts[parameter] == count
 
     def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
         """Read weights while nothing is written, without the lock.
@@ -106,18 +96,20 @@ class LiveState:
                 self._writes += 1
 
     def write(self, undone: Sequence[Edit], done: Sequence[Edit]) -> None:
-        """Undo edits and write others, within `writing`. The digests of the weights without them remain known.
+        """Undo edits and write others, within `writing`.
 
         Raises:
-            BaseMismatchError: As in `edits.write`.
+            BaseMismatchError, AlreadyAppliedError, TrainingError: As in `edits.write`.
         """
         discard_copies(self.model)
-        flats = flat_parameters(self.model, {edit.parameter: None for edit in (*undone, *done)})
-        unchanged = [parameter for parameter, flat in flats.items() if self._is_unchanged(parameter, flat)]
-        try:
-            self.together(lambda: write(flats, undone, done), lambda: write(flats, done, undone))
-        finally:
-            self._counts.update({parameter: _count(flats[parameter]) for parameter in unchanged})
+
+        def forward() -> None:
+            write(edited_parameters(self.model, (*undone, *done)), undone, done)
+
+        def back() -> None:
+            write(edited_parameters(self.model, (*undone, *done)), done, undone)
+
+        self.together(forward, back)
 
     def together(self, action: Callable[[], None], back: Callable[[], None] = lambda: None) -> None:
         """Do something that only some of the processes that share the model may be able to do: all do it, or none.
@@ -132,7 +124,7 @@ class LiveState:
         error: Exception | None = None
         try:
             action()
-        except (BaseMismatchError, UsageError) as found:
+        except TaskvecError as found:
             error = found
         try:
             agree(error, self._meshes)
@@ -141,12 +133,15 @@ class LiveState:
                 back()
             raise
 
-    def keep(self, decoded: Decoded) -> None:
+    def keep(self, decoded: Decoded | None = None) -> None:
         """Keep a decoded vector, and forget the least recently used ones beyond the limit."""
-        with self.lock:
-            self.cache[decoded.digest] = decoded
-            self.cache.move_to_end(decoded.digest)
-            needed = {decoded.digest, *(handle.digest for handle in self.handles)}
+        with self._cache_lock:
+            if decoded is not None:
+                self.cache[decoded.digest] = decoded
+                self.cache.move_to_end(decoded.digest)
+            needed = {
+                each.digest for each in (decoded, *(handle.decoded for handle in self.handles)) if each is not None
+            }
             size = sum(each.nbytes for each in self.cache.values())
             for digest in [digest for digest in self.cache if digest not in needed]:
                 if size <= self.limit:
@@ -156,35 +151,20 @@ class LiveState:
     def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
         """Decode a vector for the weights without what is attached, or take it from the cache.
 
-        The lock is not held meanwhile, so the model can compute.
+        The lock is not waited for, so the model can compute in the meantime.
         """
-        with self.lock:
+        with self._cache_lock:
             if (decoded := self.cache.get(vector.digest)) is not None:
                 return decoded  # compared with the weights when it is written
-            discard_copies(self.model)
-            version = self._version
-            digests = {
-                name: digest for name, digest in self._digests.items() if self._is_unchanged(self._parameters[name])
-            }
-        decoded, places = decode(self.model, vector, self, base, progress, digests)
-        with self.lock:
-            if version == self._version:
-                self._digests = digests
-                self._parameters |= {name: place.parameter for name, place in places.items()}
-                held = {self._parameters[name] for name in digests}
-                self._counts |= {parameter: _count(flat_parameter(self.model, parameter)) for parameter in held}
-        return decoded
+        discard_copies(self.model)
+        return decode(self.model, vector, self, base, progress, self.digests)
 
     def forget(self) -> None:
         """Forget all vectors and digests, because the weights have changed for good."""
-        self._version += 1
-        self.cache.clear()
-        self._digests.clear()
-
-
-def _count(flat: torch.Tensor) -> object:
-    """Return what changes when a parameter is changed or replaced; None if torch does not count it."""
-    return None if flat.is_inference() else (flat._version, flat.dtype, flat.device, flat.data_ptr())
+        with self._cache_lock:
+            self.cache.clear()
+        if self.digests is not None:
+            self.digests.clear()
 
 
 _STATES: WeakKeyDictionary[nn.Module, LiveState] = WeakKeyDictionary()
@@ -197,3 +177,23 @@ def state_of(model: nn.Module) -> LiveState:
         if model not in _STATES:
             _STATES[model] = LiveState(model)
         return _STATES[model]
+
+
+def check_alone(model: nn.Module) -> None:
+    """Check that nothing is attached to a model of which this one is a part, or to a part of it.
+
+    Args:
+        model: The model, without wrappers.
+
+    Raises:
+        UsageError: Something is attached there, under other names and with another lock.
+    """
+    with _STATES_LOCK:
+        others = [(other, state) for other, state in _STATES.items() if other is not model]
+    for other, state in others:
+        names = [handle.name for handle in state.handles if handle.edits]
+        if names and (any(part is model for part in other.modules()) or any(part is other for part in model.modules())):
+            raise UsageError(
+                f"{names[0]} is attached to a {type(other).__name__} that shares weights with this "
+                f"{type(model).__name__}: attach all vectors to the same module"
+            )

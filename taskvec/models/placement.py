@@ -216,14 +216,27 @@ def parameter_at(model: nn.Module, name: str) -> torch.Tensor:
     """Return a parameter or buffer of a model by name.
 
     Raises:
-        TrainingError: It is on the meta device or is not contiguous.
+        TrainingError: As in `check_readable`.
     """
     module, _, own = name.rpartition(".")
     owner: torch.Tensor = getattr(model.get_submodule(module), own)
-    if owner.is_meta or not owner.is_contiguous():
-        what = "has no values: it is on the meta device" if owner.is_meta else "is not contiguous in memory"
-        raise TrainingError(f"parameter {name!r} {what}")
+    check_readable(name, owner)
     return owner
+
+
+def check_readable(name: str, parameter: torch.Tensor) -> None:
+    """Check that a parameter has values that can be read as a flat view.
+
+    Args:
+        name: The name of the parameter, for errors.
+        parameter: The parameter.
+
+    Raises:
+        TrainingError: It is on the meta device or is not contiguous.
+    """
+    if parameter.is_meta or not parameter.is_contiguous():
+        what = "has no values: it is on the meta device" if parameter.is_meta else "is not contiguous in memory"
+        raise TrainingError(f"parameter {name!r} {what}")
 
 
 def values_of(dtype: DType, bits: BitArray) -> np.ndarray[tuple[int], np.dtype[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from taskvec_formats import Checkpoint, Form
 from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import DTYPES, BitArray
 
+from ..arguments import said
 from ..errors import TrainingError, UsageError
 from ..reporting.progress import Progress
 from .placement import TORCH_DTYPES, raw_bits
@@ -27,6 +28,9 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
     torch.int16: "I16",
     torch.int32: "I32",
     torch.int64: "I64",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
 }
 
 
@@ -38,12 +42,16 @@ class StateCheckpoint(Checkpoint):
         name: The name for display.
 
     Raises:
-        TrainingError: A tensor is sharded, on the meta device, or of a dtype that safetensors files do not have.
+        UsageError: A name is not a str, or a value is not a tensor.
+        TrainingError: A tensor is sharded, sparse, on the meta device, or of a dtype that is not supported.
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor], name: str) -> None:
         self.path, self.name = Path(), name
         self.shards, self.side_files, self.left_out = (), (), ()
+        for key in state:
+            if not isinstance(key, str):
+                raise UsageError(f"the names of a state dict must be of type str, found {said(key)}")
         self.tensors = {key: _info(key, state[key]) for key in sorted(state)}
         self._state = dict(state)
 
@@ -59,7 +67,17 @@ class StateCheckpoint(Checkpoint):
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """Read the elements [start, stop) of a tensor."""
-        return raw_bits(self._state[name].detach().reshape(-1)[start:stop])
+        return raw_bits(self._state[name].detach().resolve_conj().resolve_neg().reshape(-1)[start:stop])
+
+    def without_copies(self, names: Container[str]) -> StateCheckpoint:
+        """Return the checkpoint without further names of tied tensors that another one does not have.
+
+        Args:
+            names: The names in the other one.
+        """
+        kept = {_memory(tensor) for name, tensor in self._state.items() if name in names}
+        state = {name: tensor for name, tensor in self._state.items() if name in names or _memory(tensor) not in kept}
+        return self if len(state) == len(self._state) else StateCheckpoint(state, self.name)
 
     def frozen(self, names: Iterable[str]) -> StateCheckpoint:
         """Return a checkpoint with the same digests and copies of some tensors, which later changes do not affect.
@@ -86,7 +104,7 @@ def snapshots(
 
     Raises:
         UsageError: A state dict is not one of the other module.
-        TrainingError: A module is quantised, or a tensor is sharded or on the meta device.
+        TrainingError: A module is quantised or has adapters of peft, or a tensor is sharded or on the meta device.
     """
     found: list[Checkpoint] = []
     for what, model, other in (("base", base, tuned), ("tuned", tuned, base)):
@@ -97,6 +115,9 @@ def snapshots(
             found.append(StateCheckpoint(state, f"{what} (state dict)"))
         else:
             found.append(opened(what, model))
+    for here, (model, own, other) in enumerate(((base, found[0], found[1]), (tuned, found[1], found[0]))):
+        if isinstance(model, Mapping) and isinstance(own, StateCheckpoint):
+            found[here] = own.without_copies(other.tensors)
     before, after = (
         each.digests(lambda done, total, what=what: progress(f"hashing {what}", done, total, ""))  # type: ignore[misc]
         for what, each in zip(("base", "tuned"), found, strict=True)
@@ -115,9 +136,9 @@ def _saved_state(model: nn.Module) -> dict[str, torch.Tensor]:
         model: The model. Wrappers are looked through.
 
     Raises:
-        TrainingError: The model is quantised.
+        TrainingError: The model is quantised, or has adapters of peft.
     """
-    model = unwrapped(model)
+    model = _without_adapters(model)
     return _as_saved(model, model.state_dict())
 
 
@@ -132,7 +153,7 @@ def _state_like(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) 
     Raises:
         UsageError: The state dict lacks a tensor of the model, or has another one.
     """
-    model = unwrapped(model)
+    model = _without_adapters(model)
     own = model.state_dict()
     expected = own if state.keys() & own.keys() == state.keys() else _saved_state(model)
     tied = own.keys() - _untied(model, own).keys()
@@ -141,6 +162,17 @@ def _state_like(model: nn.Module, state: Mapping[str, torch.Tensor], what: str) 
             verbs = ("lacks", "has") if name in expected else ("has", "lacks")
             raise UsageError(f"{what} {verbs[0]} tensor {name!r}, which {type(model).__name__} {verbs[1]}")
     return _as_saved(model, state) if expected is own else dict(state)
+
+
+def _without_adapters(model: nn.Module) -> nn.Module:
+    """Return the model inside wrappers, if its weights alone are what it computes with."""
+    inside = unwrapped(model)
+    if hasattr(model, "peft_config") or hasattr(inside, "peft_config"):
+        raise TrainingError(
+            f"{type(inside).__name__} has adapters of peft, which are not weights of its checkpoint: merge them into "
+            "the weights (`merge_and_unload`), or take them off (`unload`)"
+        )
+    return inside
 
 
 def _as_saved(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -159,6 +191,11 @@ def _untied(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, to
     return {name: tensor for name, tensor in state.items() if name in once or name not in every}
 
 
+def _memory(tensor: torch.Tensor) -> object:
+    """Return what is equal for tensors that are views of the same elements."""
+    return tensor.device, tensor.data_ptr() or id(tensor), tensor.dtype, tensor.shape, tensor.stride()
+
+
 def _info(name: str, tensor: torch.Tensor) -> TensorInfo:
     if not isinstance(tensor, torch.Tensor):
         raise UsageError(f"tensor {name!r} of a state dict must be a torch.Tensor, found {type(tensor).__name__}")
@@ -166,6 +203,8 @@ def _info(name: str, tensor: torch.Tensor) -> TensorInfo:
         raise TrainingError(f"tensor {name!r} is a DTensor, sharded as by fully_shard: gather it first")
     if tensor.is_meta:
         raise TrainingError(f"tensor {name!r} is on the meta device: it has no values")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise TrainingError(f"tensor {name!r} is nested or sparse ({tensor.layout}): only dense tensors are supported")
     if tensor.dtype not in _NAMES:
-        raise TrainingError(f"tensor {name!r} is {tensor.dtype}: safetensors files have no such dtype")
+        raise TrainingError(f"tensor {name!r} is {tensor.dtype}, which is not supported here")
     return TensorInfo.computed(Form(DTYPES[_NAMES[tensor.dtype]], tuple(tensor.shape)))

@@ -12,7 +12,7 @@ from torch import nn
 
 from taskvec_formats import Checkpoint
 
-from ..arguments import one_of, path_of, said, whole
+from ..arguments import instance, one_of, path_of, said
 from ..errors import UsageError
 from ..hub import open_checkpoint
 from ..reporting.progress import silent
@@ -45,7 +45,7 @@ class TaskSwitcher:
             if it is larger.
 
     Raises:
-        UsageError: A path does not exist, or another handle has a vector attached to the model.
+        UsageError: A path does not exist, an argument is invalid, or a vector is attached to the model.
         FormatError: A file cannot be read.
     """
 
@@ -57,20 +57,23 @@ class TaskSwitcher:
         base: Checkpoint | StrPath | None = None,
         cache_bytes: int = CACHE,
     ) -> None:
-        if whole("cache_bytes", cache_bytes) < 0:
-            raise UsageError(f"cache_bytes must be at least 0, found {cache_bytes}")
+        instance("tasks", {} if tasks is None else tasks, Mapping)
         self._tasks: dict[str, TaskVector] = {}
         self._lock = Lock()
-        self._loading: dict[str, Future[None]] = {}
-        self._pool = ThreadPoolExecutor(1, "taskvec-prefetch")
-        self._model = unwrapped(model)  # a handle alone would not keep it
-        self._base = None if base is None else open_checkpoint(base)
-        self._handle = attach(model, None, base=self._base)
-        self._state = state_of(self._model)
-        self._state.limit = cache_bytes
-        self._task: str | None = None
         for name, vector in (tasks or {}).items():
             self.add(name, vector)
+        self._base = None if base is None else open_checkpoint(base)
+        self._handle = attach(model, None, base=self._base, cache_bytes=cache_bytes)
+        self._model = unwrapped(model)  # a handle alone would not keep it
+        self._state = state_of(self._model)
+        others = [handle.name for handle in self._state.handles if handle.edits]
+        if others:
+            self._handle.detach()
+            raise UsageError(f"{others[0]} is attached to the model: detach it, so that tasks start from the base")
+        self._loading: dict[str, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(1, "taskvec-prefetch")
+        self._task: str | None = None
+        self._is_used = self._is_closed = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -125,10 +128,11 @@ class TaskSwitcher:
             A future that is done when the vector is decoded. It has the exception if the vector does not fit.
 
         Raises:
-            UsageError: There is no such task.
+            UsageError: There is no such task, or the switcher is closed.
         """
         vector = self._vector(name)
         with self._lock:
+            self._check_open()
             running = self._loading.get(name)
             if running is None or running.done():
                 running = self._loading[name] = self._pool.submit(self._prepare, vector)
@@ -147,17 +151,23 @@ class TaskSwitcher:
             The model.
 
         Raises:
-            UsageError: There is no such task.
+            UsageError: There is no such task, the switcher is closed, or this thread uses a task already.
             BaseMismatchError, TrainingError, FormatError: As in `attach`. The model then keeps what was attached.
         """
+        self._check_open()
         vector = None if name is None else self._vector(name)
         if name is not None:
             self.prefetch(name).result()
         with self._handle.lock:
+            if self._is_used:  # by this thread, as others wait for the lock
+                raise UsageError(f"task {self._task!r} is in use in this thread: leave its block first")
             if self._handle.digest != (None if vector is None else vector.digest):
                 self._handle.swap(vector)
-            self._task = name
-            yield self._model
+            self._task, self._is_used = name, True
+            try:
+                yield self._model
+            finally:
+                self._is_used = False
 
     def on_change(self, hook: Callable[[str | None], None]) -> None:
         """Call a function whenever the weights have changed, as `Attachment.on_change` does."""
@@ -165,12 +175,19 @@ class TaskSwitcher:
 
     def close(self) -> None:
         """Restore the weights of the base, and end the thread that decodes in the background."""
+        self._is_closed = True
         self._pool.shutdown()
         self._handle.detach()
         self._task = None
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UsageError("the switcher is closed")
+
     def _vector(self, name: str) -> TaskVector:
         with self._lock:
+            if not self._tasks:
+                raise UsageError(f"there is no task {name!r}: the switcher has no tasks")
             one_of("the task", name, tuple(self._tasks))
             return self._tasks[name]
 

@@ -165,7 +165,9 @@ class Search:
 
         self._held = [_held(vector) for vector in self._vectors]  # reading files would take longer than merging
         self._handle = attach(self._model, None, base=base if is_rounded(self._model, base) else None)
-        state_of(self._model).limit = 0  # no merge is tried twice
+        state = state_of(self._model)
+        state.limit = 0  # no merge is tried twice
+        state.digests = {}  # nobody else has this model
         self._handle.swap(merge(self._held, "ties"), progress=progress)  # checks that all of them fit
 
     @property

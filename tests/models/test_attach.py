@@ -10,15 +10,18 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.building import tensor, write_checkpoint
 from support.live import Small, changed, loaded, on_disk, random_steps, state_of, task
 from support.models import make_gpt2, make_llama, make_mixtral
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import taskvec
 from taskvec import TaskVector, attach, attached, compose, diff, merge
@@ -264,6 +267,94 @@ def test_weights_that_someone_else_changed_are_noticed(small: Small) -> None:
     assert attached(model) == []
 
 
+def test_a_change_that_torch_does_not_count_is_noticed(small: Small) -> None:
+    """Vectors without digests of the elements that they change are compared with whole tensors, each time anew."""
+    model, base, files = small
+    attach(model, files[0], 0.5).detach()
+    model.model.layers[0].mlp.up_proj.weight.data.add_(1.0)
+    before = state_of(model, base)
+    with pytest.raises(BaseMismatchError, match=r"tensor 'model\.layers\.0\.mlp\.up_proj\.weight' has other values"):
+        attach(model, files[1], 0.5)
+    assert state_of(model, base) == before
+
+
+def wrapped_by_modules_to_save(model: Any) -> None:
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["k_proj"]))
+
+
+def pruned(model: Any) -> None:
+    prune.identity(model.model.layers[0].self_attn.k_proj, "weight")
+
+
+def parametrized(model: Any) -> None:
+    parametrize.register_parametrization(model.model.layers[0].self_attn.k_proj, "weight", nn.Identity())
+
+
+def without_a_parameter(model: Any) -> None:
+    model.model.layers[0].self_attn.k_proj.weight = None
+
+
+@pytest.mark.parametrize("change", [wrapped_by_modules_to_save, pruned, parametrized, without_a_parameter])
+def test_layers_that_were_replaced_are_noticed(change: Callable[[Any], None], small: Small) -> None:
+    model, _, files = small
+    handle = attach(model, files[0])
+    change(model)
+    with pytest.raises(
+        BaseMismatchError, match=r"no longer has a parameter 'model\.layers\.0\.self_attn\.k_proj\.weight'"
+    ):
+        handle.detach()
+    assert attached(model) == [handle]
+    handle.forget()
+    assert attached(model) == []
+    assert handle.name is None
+
+
+def test_tied_weights_that_were_untied_are_noticed(llama: Path, tuned: Path) -> None:
+    model = loaded(llama)
+    if not model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    handle = attach(model, diff(ModelFolder(llama), ModelFolder(tuned)).shrink(0.9))
+    embedding = next(edit for edit in handle.edits if "embed" in edit.parameter or "lm_head" in edit.parameter)
+    assert embedding.names == 2
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    with pytest.raises(BaseMismatchError, match=r"was tied or untied .*: it had 2 names, and has 1"):
+        handle.detach()
+
+
+def test_adapters_of_peft_may_come_and_go(small: Small) -> None:
+    model, base, files = small
+    handle = attach(model, files[0])
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    handle.swap(files[1])
+    inside = attach(adapted, files[0])  # decoded under the names of peft's layers
+    assert adapted.unload() is model
+    inside.detach()
+    handle.detach()
+    assert state_of(model, base) == on_disk(base)
+
+
+def test_weights_that_cannot_be_read_are_refused_with_a_handle(small: Small) -> None:
+    model, _, files = small
+    handle = attach(model, files[0])
+    layer = model.model.layers[0].self_attn.k_proj
+    layer.weight.data = layer.weight.data.T.contiguous().T
+    with pytest.raises(TrainingError, match=r"k_proj\.weight' is not contiguous"):
+        handle.detach()
+    model.to("meta")
+    with pytest.raises(TrainingError, match="meta device"):
+        handle.swap(files[1])
+
+
+def test_a_part_of_a_model_has_no_vectors_of_its_own(small: Small) -> None:
+    model, _, files = small
+    handle = attach(model, files[0])
+    with pytest.raises(UsageError, match=r"0\.lota is attached to a LlamaForCausalLM that shares weights"):
+        attach(model.model, files[1])
+    handle.detach()
+    with attach(model.model, None) as part:
+        assert attached(model.model) == [part]
+
+
 def test_a_second_application_and_shared_positions_are_refused(small: Small, tmp_path: Path) -> None:
     model, base, files = small
     third = task(base.path, tmp_path / "all.lota", slice(None), seed=3)
@@ -379,6 +470,79 @@ def test_a_handle_says_what_is_attached(small: Small) -> None:
     assert seen.pop() is None
     del seen[-2:]
     assert seen == [digest, None, digest, None, digest, None]
+
+
+def test_blocks_may_overlap_and_a_vector_may_be_swapped_in_them(small: Small) -> None:
+    model, base, files = small
+    handle = attach(model, files[0])
+    first = state_of(model, base)
+    one, other = handle.enabled(False), handle.enabled(False)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert state_of(model, base) == on_disk(base)
+    assert handle.digest is None
+    with handle.enabled(True):
+        assert state_of(model, base) == first
+    handle.swap(files[1])
+    assert state_of(model, base) == on_disk(base)
+    other.__exit__(None, None, None)
+    second = state_of(model, base)
+    assert handle.digest == TaskVector.open(files[1]).digest
+    assert second not in (first, on_disk(base))
+    with pytest.raises(UsageError, match="`on` must be"), handle.enabled("no"):  # type: ignore[arg-type]
+        pass
+    handle.detach()
+    assert state_of(model, base) == on_disk(base)
+
+
+def test_a_hook_that_fails_stops_no_other_one(small: Small) -> None:
+    model, base, files = small
+    handle = attach(model, files[0])
+    seen: list[str | None] = []
+
+    def failing(digest: str | None) -> None:
+        raise RuntimeError("no cache")
+
+    handle.on_change(failing)
+    handle.on_change(seen.append)
+    with pytest.raises(RuntimeError, match="no cache"), handle.enabled(False):
+        pass
+    assert handle.digest == TaskVector.open(files[0]).digest
+    with pytest.raises(RuntimeError, match="no cache"):
+        handle.detach()
+    assert seen == [None, TaskVector.open(files[0]).digest, None]
+    assert attached(model) == []
+    assert state_of(model, base) == on_disk(base)
+    with handle.enabled(False):  # nothing is attached, so nothing changes
+        assert len(seen) == 3
+    handle.swap(None)
+    assert attached(model) == []
+
+
+def test_a_handle_can_be_given_up(small: Small) -> None:
+    """The weights were replaced by those of the base, so nothing is left to restore."""
+    model, base, files = small
+    handle = attach(model, files[0])
+    model.load_state_dict(loaded(base.path).state_dict())
+    with pytest.raises(BaseMismatchError, match=r"at \d+ of the \d+ positions that the vector changes.*`forget`"):
+        handle.detach()
+    handle.forget()
+    with attach(model, files[0]):
+        assert state_of(model, base) != on_disk(base)
+    with pytest.raises(UsageError, match="vector must be a TaskVector"):
+        attach(model, None).advance(None)  # type: ignore[arg-type]
+
+
+def test_the_memory_of_decoded_vectors_can_be_bounded(small: Small) -> None:
+    model, _, files = small
+    handle = attach(model, files[0], cache_bytes=0)
+    handle.swap(files[1])
+    assert list(live_state(model).cache) == [handle.digest]
+    handle.detach()
+    assert not live_state(model).cache
+    with pytest.raises(UsageError, match="`cache_bytes` must be at least 0"):
+        attach(model, files[0], cache_bytes=-1)
 
 
 def test_a_model_follows_a_sequence_of_versions(small: Small) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from support.models import make_gpt2, make_llama, make_mixtral
 from torch import nn
@@ -104,6 +105,15 @@ def test_a_folder_is_one_side(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
 
 
+def test_a_state_dict_with_tied_names_is_compared_with_a_folder(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    folder = saved(base, tmp_path / "base")
+    assert "lm_head.weight" in tuned.state_dict().keys() - folder.tensors.keys()
+    for vector in (diff(folder, tuned.state_dict()), diff(folder, dict(sorted(tuned.state_dict().items())))):
+        assert entries(vector) == entries(diff(base, tuned))
+    assert diff(tuned.state_dict(), folder).specs.keys() == diff(tuned, folder).specs.keys()
+
+
 def test_any_module_and_any_dtype(tmp_path: Path) -> None:
     def state(offset: int) -> dict[str, torch.Tensor]:
         return {
@@ -134,6 +144,14 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         diff({"w": [1.0]}, {"w": torch.ones(1)})  # type: ignore[dict-item]
     with pytest.raises(UsageError, match="tuned must be a Checkpoint or a path, found 3"):
         diff(base, 3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the names of a state dict must be of type str, found 1"):
+        diff({1: torch.ones(1)}, {"w": torch.ones(1)})  # type: ignore[dict-item]
+    with pytest.raises(TrainingError, match="tensor 'w' is nested or sparse"):
+        diff({"w": torch.ones(2, 2).to_sparse()}, {"w": torch.ones(2, 2)})
+    adapted = get_peft_model(pair(tmp_path / "other")[0], LoraConfig(target_modules=["q_proj"], r=2))
+    with pytest.raises(TrainingError, match=r"LlamaForCausalLM has adapters of peft.*merge_and_unload"):
+        diff(base, adapted)
+    assert isinstance(diff(adapted.unload(), tuned), TaskVector)
     with torch.device("meta"):
         empty = type(base)(base.config)
     with pytest.raises(TrainingError, match="is on the meta device: it has no values"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def test_a_task_that_does_not_fit_leaves_the_one_before(small: Small, tmp_path: 
         assert state_of(model, base) == before
         with pytest.raises(UsageError, match="no such file"):
             switcher.add("absent", tmp_path / "absent.lota")
-    with pytest.raises(UsageError, match="cache_bytes must be at least 0, found -1"):
+    with pytest.raises(UsageError, match="`cache_bytes` must be at least 0, found -1"):
         TaskSwitcher(model, cache_bytes=-1)
 
 
@@ -127,14 +129,16 @@ def test_the_example_server_answers_as_the_written_models_do(small: Small, tmp_p
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, SERVER, base.path, *(f"{file.stem}={file}" for file in files), "--port", str(port)]
+    broken = shutil.copy(files[0], tmp_path / "broken.lota")
+    tasks = [f"{file.stem}={file}" for file in [*files, broken]]
+    command = [sys.executable, SERVER, base.path, *tasks, "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, httpx.Client(timeout=60) as client:
         try:
             while True:
                 assert server.poll() is None, server.stderr and server.stderr.read()
                 try:
-                    assert client.get(f"{address}/tasks").json()["tasks"] == ["0", "1", "2"]
+                    assert client.get(f"{address}/tasks").json()["tasks"] == ["0", "1", "2", "broken"]
                     break
                 except httpx.ConnectError:
                     time.sleep(0.1)
@@ -151,9 +155,60 @@ def test_the_example_server_answers_as_the_written_models_do(small: Small, tmp_p
                     "answer": expected[name, prompt],
                 }
 
+            def status(**body: object) -> int:
+                text = json.dumps({"task": "0", "prompt": prompts[0], "max_new_tokens": 1, **body})
+                headers = {"Content-Type": "application/json"}
+                return client.post(f"{address}/generate", content=text, headers=headers).status_code
+
+            with broken.open("r+b") as file:
+                file.truncate(broken.stat().st_size // 2)
+            assert [status(prompt=""), status(max_new_tokens=0), status(task="x")] == [422, 422, 404]
+            assert status(task="broken") == 500
             with ThreadPoolExecutor(8) as threads:
                 assert all(threads.map(ask, range(60)))
             assert len(client.get(f"{address}/tasks").json()["swaps"]) >= 3
-            assert client.post(f"{address}/generate", json={"task": "x", "prompt": "y"}).status_code == 404
         finally:
             server.terminate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["base", "a"], "expected TASK=VECTOR.lota, found 'a'"), (["absent", "a=x"], "absent")]
+)
+def test_the_example_server_refuses_arguments_in_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi")
+    done = subprocess.run(
+        [sys.executable, SERVER, *arguments], capture_output=True, check=False, text=True, cwd=tmp_path
+    )
+    assert done.returncode
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_task_is_not_used_within_another_one(small: Small) -> None:
+    model, _, files = small
+    with TaskSwitcher(model, {"a": files[0], "b": files[1]}) as switcher:
+        with switcher.use("a"):
+            switcher.prefetch("b").result(30)  # the lock of the model is not needed to decode
+            with pytest.raises(UsageError, match="task 'a' is in use in this thread"), switcher.use("b"):
+                pass
+            assert switcher.task == "a"
+        with switcher.use("b"):
+            assert switcher.task == "b"
+    for closed in (switcher.prefetch, lambda name: switcher.use(name).__enter__()):
+        with pytest.raises(UsageError, match="the switcher is closed"):
+            closed("a")
+
+
+def test_arguments_of_a_switcher_are_checked(small: Small, tmp_path: Path) -> None:
+    model, _, files = small
+    with pytest.raises(UsageError, match="tasks must be"):
+        TaskSwitcher(model, ["a"])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no such file"):
+        TaskSwitcher(model, {"a": tmp_path / "absent.lota"})
+    with attach(model, files[0]), pytest.raises(UsageError, match=r"0\.lota is attached to the model: detach it"):
+        TaskSwitcher(model, {"a": files[1]})
+    assert attached(model) == []
+    with TaskSwitcher(model) as switcher, pytest.raises(UsageError, match="no task 'a': the switcher has no tasks"):
+        switcher.prefetch("a")
