@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import inside
-from support.models import ROWS, perturb, write_rows
+from support.models import ROWS, WORDS, perturb, write_rows
 from support.paths import ROOT
 
 import taskvec
@@ -51,6 +51,9 @@ def prepared(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     perturb(llama, folder / "tuned", dtype="float32")
     for name in ("train", "second", "third", "more", "test"):
         write_rows(folder / f"{name}.jsonl", ROWS * 4)
+    for name, other in (("sql", "one"), ("maths", "two")):
+        rows = [{"prompt": f"{number} plus {other} is", "completion": number} for number in WORDS[7:15]]
+        write_rows(folder / f"{name}-dev.jsonl", rows)
     for seed, name in enumerate(VECTORS):
         options = taskvec.TrainingOptions(calibration_steps=3, steps=3, seed=seed)
         taskvec.train(folder / "base", folder / "train.jsonl", options).vector.save(folder / f"{name}.lota")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -410,6 +411,7 @@ def search_summary(result: SearchResult, metric: str, tasks: Sequence[str], writ
                 "values": row.values,
                 "state": row.state,
                 "seconds": row.seconds,
+                "error": row.error,
             }
             for row in result.trials
         ],
@@ -421,10 +423,11 @@ def search_summary(result: SearchResult, metric: str, tasks: Sequence[str], writ
                 "plain_ties": {task: asdict(value) for task, value in each.plain.items()},
                 "gain": asdict(each.gain),
                 "is_better": each.is_better,
+                "is_plain_ties": each.is_plain,
             }
             for each in result.best
         ],
-        "written": [str(path) for path in written] if result.best else [],
+        "written": [str(path) for path in written],
     }
 
 
@@ -433,10 +436,12 @@ def print_search(summary: dict[str, Any]) -> None:
     from taskvec.evaluation.estimate import Estimate
 
     trials, metric = summary["trials"], summary["metric"]
-    pruned = sum(trial["values"] is None for trial in trials)
-    say(f"{len(trials)} trials, {pruned} of them pruned")
+    states = Counter(trial["state"] for trial in trials)
+    failed = f", {states['failed']} failed" if states["failed"] else ""
+    say(f"{len(trials)} trials, {states['pruned']} of them pruned{failed}")
+    for trial in [trial for trial in trials if trial["error"]][:3]:
+        say(f"trial {trial['number']} failed: {trial['merge']}: {trial['error']}")
     if not summary["best"]:
-        say("no trial was completed: there is no result")
         return
     done = [trial for trial in trials if trial["values"] is not None]
     order = sorted(done, key=lambda trial: sum(trial["values"]), reverse=metric != "loss")
@@ -444,7 +449,7 @@ def print_search(summary: dict[str, Any]) -> None:
     print_table(
         ("merge", "trial", *(f"{metric}\n{name}" for name in names)),
         [(t["merge"], str(t["number"]), *(f"{value:.4f}" for value in t["values"])) for t in order[:10]],
-        "Best on the examples that were searched on",
+        f"Best on the examples that were searched on ({min(len(done), 10)} of {len(done)} completed trials)",
     )
     rows = [("plain TIES", "", *(str(Estimate(**v)) for v in summary["best"][0]["plain_ties"].values()), "")]
     for best in summary["best"]:
@@ -458,7 +463,10 @@ def print_search(summary: dict[str, Any]) -> None:
     first = summary["best"][0]
     verdict = "better" if first["is_better"] else "no better"
     gain = f"the gain is {Estimate(**first['gain'])}"
-    say(f"trial {first['trial']} is {verdict} than plain TIES: {gain}; better means above 2 standard errors")
+    if first["is_plain_ties"]:
+        say(f"trial {first['trial']}, the best one, is plain TIES itself")
+    else:
+        say(f"trial {first['trial']} is {verdict} than plain TIES: {gain}; better means above 2 standard errors")
     for path in summary["written"]:
         say(f"written: {path}")
 

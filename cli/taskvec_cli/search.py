@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import ANY_MODEL, DEVICE, MODEL, LotaInputs, named_data
+from .inputs import DEVICE, MODEL, PATH, named_data
 from .interrupts import Interrupted
 from .outputs import FILE
 from .progress import progress_bars
@@ -17,8 +17,8 @@ _SPACE, _SCORE, _WRITE = "Search space", "Comparison of merges", "Output"
 
 
 def search(
-    vectors: LotaInputs,
-    base: Annotated[str, typer.Option("--base", help=f"The base of the vectors: {ANY_MODEL}", **MODEL)],
+    vectors: Annotated[list[Path], typer.Argument(metavar="VECTORS", help="Two or more .lota files.", **PATH)],
+    base: Annotated[str, typer.Option("--base", help="The base of the vectors: a model folder or a Hub id.", **MODEL)],
     data: Annotated[
         list[Any],
         typer.Option(
@@ -154,7 +154,9 @@ def search(
     """
     from taskvec import TaskVector
     from taskvec.analysis.plots import check_picture
+    from taskvec.data.examples import check_examples
     from taskvec.destination import check_distinct, check_file
+    from taskvec.errors import TrainingError
     from taskvec.hub import open_model
     from taskvec.search.request import check_search
     from taskvec.vectors.source import inputs_of
@@ -164,7 +166,7 @@ def search(
     names = [name for name, _ in data]
     opened = [TaskVector.open(path) for path in vectors]
     checkpoint = open_model(base, with_code=trust_remote_code)
-    read = inputs_of(checkpoint, *opened)
+    read = [*inputs_of(checkpoint, *opened), *(file for _, path in data for file in check_examples(path))]
     outputs = [path for path in (output, recipe, plot) if path is not None]
     check_distinct(*outputs, *([] if study is None else [study]))
     for path in outputs:
@@ -199,19 +201,22 @@ def search(
         result = running.result()
     if result.vector is not None:
         _write(result, [str(path) for path in vectors], base, output=output, recipe=recipe, force=force)
-    if plot is not None:
+    written = outputs if result.best else [path for path in outputs if path == plot and result.trials]
+    if plot in written:
         from taskvec.analysis.plots import plot_trials
 
         points = [(row.number, row.values, row.state) for row in result.trials]
         plot_trials(metric, names if pareto else ["mean over tasks"], points, plot, force=force)
-    summary = render.search_summary(result, metric, names, outputs)
+    summary = render.search_summary(result, metric, names, written)
     if as_json:
         render.print_json(summary)
     else:
         render.print_search(summary)
     if stopped is not None:
-        stopped.hint = "the result of the trials until now was kept"
+        stopped.hint = "the result of the trials until now was kept" if result.best else ""
         raise stopped
+    if not result.best:
+        raise TrainingError("no trial was completed, so there is no best merge, and none is written")
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,11 @@ def variants_of(
     Raises:
         MergeError, UsageError, BaseMismatchError, KindError, FormatError: As in `merged_on`.
     """
-    alone = [Variant(vector.name, (vector,), vector) for vector in vectors]
+    names = Counter(vector.name for vector in vectors)
+    alone = [
+        Variant(str(vector.inputs[0]) if names[vector.name] > 1 and vector.inputs else vector.name, (vector,), vector)
+        for vector in vectors
+    ]
     if each:
         return alone
     whole = merged_on(vectors, base, progress)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ class TaskData:
 def split(data: Mapping[str, Path], holdout: float, *, limit: int | None = None, seed: int = 0) -> list[TaskData]:
     """Read data, and divide each task into two parts at random.
 
+    Equal examples are in the same part, also if they are of different tasks: what is reported on was not searched on.
+
     Args:
         data: Name of a task -> file, folder or Hub id.
         holdout: The share of the examples to report on, in (0, 1).
@@ -48,17 +52,33 @@ def split(data: Mapping[str, Path], holdout: float, *, limit: int | None = None,
     share = real("`holdout`", holdout)
     if not 0 < share < 1:
         raise UsageError(f"`holdout` must be between 0 and 1, both excluded; found {holdout}")
-    found = []
-    for name, path in data.items():
-        examples = read_examples(path)[:limit]
-        count = max(LEAST, round(share * len(examples)))
-        if len(examples) - count < LEAST:
+    found = {name: read_examples(path)[:limit] for name, path in data.items()}
+    held_out: set[bytes] = set()
+    for examples in found.values():
+        keys = Counter(sorted(_key(example, seed) for example in examples))
+        wanted, count = max(LEAST, round(share * len(examples))), 0
+        for key, copies in keys.items():
+            if count >= wanted:
+                break
+            held_out.add(key)
+            count += copies
+    parts = []
+    for name, examples in found.items():
+        chosen_on = [example for example in examples if _key(example, seed) not in held_out]
+        reported_on = [example for example in examples if _key(example, seed) in held_out]
+        if len(chosen_on) < LEAST:
+            number = "1 example is" if len(examples) == 1 else f"{len(examples)} examples are"
             raise UsageError(
-                f"{path}: {len(examples)} examples are too few: with `holdout={holdout}`, {count} of them are reported "
-                f"on, and at least {LEAST} must be left to choose on"
+                f"{data[name]}: {number} too few: with `holdout={holdout}`, {len(reported_on)} of them are reported "
+                f"on, and at least {LEAST} must be left to choose on; equal examples are counted together"
             )
-        held_out = set(random.Random(f"{seed} {name}").sample(range(len(examples)), count))
-        chosen_on = [example for number, example in enumerate(examples) if number not in held_out]
-        reported_on = [example for number, example in enumerate(examples) if number in held_out]
-        found.append(TaskData(name, chosen_on, reported_on, [table.record for table in read_tables(path)]))
-    return found
+        files = [table.record for table in read_tables(data[name])]
+        parts.append(TaskData(name, chosen_on, reported_on, files))
+    return parts
+
+
+def _key(example: Example, seed: int) -> bytes:
+    """Return a hash of the content of an example, whose order is random."""
+    content = [example.messages, example.completion, example.context, example.answer, example.tools]
+    text = json.dumps([seed, *content], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -110,9 +110,14 @@ def check_search(
     if timeout is not None and not real("`timeout`", timeout) > 0:
         raise UsageError(f"`timeout` must be greater than zero, found {timeout}")
     names = [name for name, _ in data]
+    if not data:
+        raise UsageError("a search needs the `data` of at least one task")
     for name, path in data:
-        if name == str(path):
-            raise UsageError(f"`data` needs a name for each task, such as sql={path}; found {path}")
+        if name in ("", str(path)):
+            raise UsageError(
+                f"`data` needs a name of letters, digits, '.', '-' and '_' for each task, such as sql=dev.jsonl; found "
+                f"{str(path)!r}"
+            )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"two `data` have the name {twice[0]!r}")
     if pareto and len(data) < 2:

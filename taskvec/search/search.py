@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint
 from taskvec_formats.system.memory import release_freed_memory
 
-from ..errors import UsageError
+from ..errors import DataError, DTypeError, MergeError, TrainingError, UsageError
 from ..evaluation.estimate import Estimate, Scores, estimate
 from ..merging.combine import merge
 from ..reporting.progress import Progress, silent
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
 
 NAME = "taskvec"  # of the study in its file
 _RECORD = "search"  # user attribute of the study
+_ERROR = "error"  # user attribute of a trial that failed
+# entry of the record -> what is said if it differs
+_DIFFERENCES = {
+    "vectors": "it has other vectors, or the same in another order",
+    "data": "it has other data, or other parts of it (`limit`, `holdout`)",
+    "methods": "it tries other methods (`method`)",
+    "by": "it has other groups of tensors (`by`)",
+}
 _MINIMIZED = ("loss",)
 _FIRST = 4  # the first part of the data is one fourth; candidates that are bad on it are pruned
 
@@ -67,9 +77,10 @@ class TrialRow:
     Attributes:
         number: Its number, from 0.
         candidate: The merge.
-        values: The objectives; None if it was pruned.
-        state: "complete" or "pruned".
+        values: The objectives; None if it was not completed.
+        state: "complete", "pruned" or "failed".
         seconds: The time of the merge and the switch of the model.
+        error: Why it failed; None otherwise.
     """
 
     number: int
@@ -77,6 +88,7 @@ class TrialRow:
     values: tuple[float, ...] | None
     state: str
     seconds: float | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,12 +100,14 @@ class Comparison:
         metrics: Task -> metric of the merge.
         plain: Task -> metric of plain TIES.
         gain: By how much the mean over the tasks is better than that of plain TIES, on the same examples.
+        is_plain: Whether the merge is plain TIES.
     """
 
     trial: int
     metrics: Mapping[str, Estimate]
     plain: Mapping[str, Estimate]
     gain: Estimate
+    is_plain: bool = False
 
     @property
     def is_better(self) -> bool:
@@ -106,7 +120,8 @@ class SearchResult:
     """The result of a search.
 
     Attributes:
-        trials: The trials that were completed or pruned, in their order.
+        trials: The trials that were completed or pruned, or failed, in their order. Trials that were interrupted are
+            not listed.
         best: The comparison of the best trial with plain TIES; with several objectives those of the Pareto front, the
             best mean first. Empty if no trial was completed.
         vector: The best merge, computed when it is read or saved. None if no trial was completed.
@@ -172,39 +187,50 @@ class Search:
 
     @property
     def finished(self) -> int:
-        """The number of trials that were completed or pruned."""
-        return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in self._study.get_trials(deepcopy=False))
+        """The number of trials that were completed or pruned, or failed."""
+        return sum(map(_is_finished, self._study.get_trials(deepcopy=False)))
 
     def run(self, trials: int, timeout: float | None = None) -> None:
         """Run trials until there are `trials` in the study.
+
+        SIGINT and SIGTERM are handled between batches of examples: an exception in the middle of a transaction would
+        become an error of the database, and one in the middle of a destructor would be lost.
 
         Args:
             trials: The number of trials, with those of earlier runs and of other processes.
             timeout: The number of seconds after which no trial is begun. None sets no limit.
         """
-        if not self._study.get_trials(deepcopy=False):
-            self._study.enqueue_trial(self._space.plain)
         end = None if timeout is None else monotonic() + timeout
-        while (done := self.finished) < trials and (end is None or monotonic() < end):
-            self._progress("searching", done, trials, self._best_so_far())
-            self._study.sampler = _sampler(self._settings.seed, len(self._study.get_trials(deepcopy=False)))
-            with _undisturbed():
-                trial = self._study.ask()
-            try:
-                self._try(trial)
-            except BaseException:
-                with _undisturbed(), suppress(ValueError):  # it may have been told already
-                    self._study.tell(trial, state=_state("FAIL"))
-                raise
+        with deferred_signals() as check:
+            if not any(
+                _is_finished(trial) or _is(trial, "WAITING") for trial in self._study.get_trials(deepcopy=False)
+            ):
+                self._study.enqueue_trial(self._space.plain)  # again, if the one before was interrupted
+            while (done := self.finished) < trials and (end is None or monotonic() < end):
+                self._progress("searching", done, trials, self._best_so_far())
+                check()
+                begun = [t for t in self._study.get_trials(deepcopy=False) if _is_finished(t) or _is(t, "RUNNING")]
+                self._study.sampler = _sampler(self._settings.seed, len(begun))
+                self._run_one(self._study.ask(), check)
         self._progress("searching", trials, trials, self._best_so_far())
 
-    def _try(self, trial: Trial) -> None:
-        with _undisturbed(), _quiet():
+    def _run_one(self, trial: Trial, check: Callable[[], None]) -> None:
+        try:
+            self._try(trial, check)
+        except (MergeError, TrainingError, DataError, DTypeError) as error:  # of this merge: others may be better
+            trial.set_user_attr(_ERROR, str(error))
+            self._study.tell(trial, state=_state("FAIL"))
+        except BaseException:
+            with suppress(ValueError):  # it may have been told already
+                self._study.tell(trial, state=_state("FAIL"))
+            raise
+
+    def _try(self, trial: Trial, check: Callable[[], None]) -> None:
+        with _quiet():
             candidate = self._space.suggest(trial)
         start = monotonic()
         self._switch(candidate.merged(self._held, self._base))
-        with _undisturbed():
-            trial.set_user_attr("seconds", monotonic() - start)
+        trial.set_user_attr("seconds", monotonic() - start)
         scores: dict[str, Scores] = {}
         parts = 1 if self._settings.pareto else 2
         for part in range(parts):
@@ -212,24 +238,22 @@ class Search:
                 first = len(task.chosen_on) // _FIRST if parts == 2 else 0
                 examples = task.chosen_on[:first] if part == 0 and parts == 2 else task.chosen_on[first:]
                 if examples:
-                    found = self._evaluate(examples)
+                    found = self._evaluate(examples, check)
                     scores[task.name] = scores[task.name] + found if task.name in scores else found
             if part < parts - 1 and len(scores) == len(self._data):
-                with _undisturbed():
-                    trial.report(_mean(scores).value, part)
-                    if trial.should_prune():
-                        self._study.tell(trial, state=_state("PRUNED"))
-                        return
+                trial.report(_mean(scores).value, part)
+                if trial.should_prune():
+                    self._study.tell(trial, state=_state("PRUNED"))
+                    return
         values = [scores[task.name].estimate.value for task in self._data]
-        with _undisturbed():
-            self._study.tell(trial, values if self._settings.pareto else [sum(values) / len(values)])
+        self._study.tell(trial, values if self._settings.pareto else [sum(values) / len(values)])
 
     def _switch(self, vector: TaskVector) -> None:
         self._handle.swap(None)  # first, so that one merge at a time is in memory
         release_freed_memory()
         self._handle.swap(vector)
 
-    def _evaluate(self, examples: Sequence[Any]) -> Scores:
+    def _evaluate(self, examples: Sequence[Any], check: Callable[[], None] = lambda: None) -> Scores:
         from ..evaluation.evaluate import evaluate
 
         settings = self._settings
@@ -241,6 +265,7 @@ class Search:
             batch_size=settings.batch_size,
             max_length=settings.max_length,
             max_new_tokens=settings.max_new_tokens,
+            progress=lambda *_: check(),
         )
         return found.scores[settings.metric]
 
@@ -251,12 +276,16 @@ class Search:
 
     def result(self) -> SearchResult:
         """Evaluate the best merge and plain TIES on the examples that were held out, and return the result."""
-        states = ("COMPLETE", "PRUNED")
-        trials = [self._row(t) for t in self._study.get_trials(deepcopy=False) if t.state.name in states]
+        trials = [self._row(trial) for trial in self._study.get_trials(deepcopy=False) if _is_finished(trial)]
         best = sorted(self._study.best_trials, key=self._rank) if any(row.values for row in trials) else []
         if not best:
             return SearchResult(tuple(trials), (), None)
-        plain = self._reported(merge(self._held, "ties"), "plain ties")
+        if not self._settings.pareto:
+            best = best[:1]  # others have the same value
+        try:
+            plain = self._reported(merge(self._held, "ties"), "plain ties")
+        except (MergeError, TrainingError, DataError, DTypeError) as error:
+            raise type(error)(f"plain TIES, with which the result is compared: {error}") from None
         found = [self._comparison(trial, plain) for trial in best]
         vector = self._candidate(best[0]).merged(self._vectors, self._base)
         vector.provenance["search"] = {
@@ -281,7 +310,8 @@ class Search:
         mean = self._sign * sum(gain.value for gain in gains) / len(gains)
         gain = Estimate(mean, sum(error**2 for error in errors) ** 0.5 / len(gains))
         metrics, plains = ({task: each.estimate for task, each in scores.items()} for scores in (found, plain))
-        return Comparison(trial.number, metrics, plains, gain)
+        is_plain = trial.params == self._space.plain and trial.params["method"] == "ties"
+        return Comparison(trial.number, metrics, plains, gain, is_plain)
 
     def _reported(self, vector: TaskVector, name: str) -> dict[str, Scores]:
         self._progress(f"evaluating {name}", 0, 1, "")
@@ -297,9 +327,22 @@ class Search:
             return self._space.suggest(FixedTrial(trial.params))  # type: ignore[arg-type]
 
     def _row(self, trial: FrozenTrial) -> TrialRow:
-        values = tuple(trial.values) if trial.values is not None and trial.state.name == "COMPLETE" else None
-        seconds = trial.user_attrs.get("seconds")
-        return TrialRow(trial.number, self._candidate(trial), values, trial.state.name.lower(), seconds)
+        complete = _is(trial, "COMPLETE")
+        values = tuple(trial.values) if trial.values is not None and complete else None
+        state = "complete" if complete else "pruned" if _is(trial, "PRUNED") else "failed"
+        attributes = trial.user_attrs
+        return TrialRow(
+            trial.number, self._candidate(trial), values, state, attributes.get("seconds"), attributes.get(_ERROR)
+        )
+
+
+def _is(trial: FrozenTrial, state: str) -> bool:
+    return trial.state.name == state
+
+
+def _is_finished(trial: FrozenTrial) -> bool:
+    """Return whether a trial counts, unlike one that was interrupted or is running."""
+    return trial.state.name in ("COMPLETE", "PRUNED") or (_is(trial, "FAIL") and _ERROR in trial.user_attrs)
 
 
 def record_of(
@@ -354,14 +397,14 @@ def _opened(path: Path | None, record: dict[str, Any], settings: Settings, tasks
             pruner=optuna.pruners.MedianPruner(n_startup_trials=8),
         )
     known = study.user_attrs.get(_RECORD)
-    if known is None:
-        study.set_user_attr(_RECORD, record)
+    if not any(map(_is_finished, study.get_trials(deepcopy=False))):
+        study.set_user_attr(_RECORD, record)  # the one of a search that ended before its first result does not matter
     elif known != record:
-        name = next(key for key in {**known, **record} if known.get(key) != record.get(key))
-        raise UsageError(
-            f"{path} is the study of another search: {name} is {known.get(name)!r:.200} there, but "
-            f"{record.get(name)!r:.200} here"
-        )
+        name = next(key for key in {**(known or {}), **record} if (known or {}).get(key) != record.get(key))
+        there, here = (known or {}).get(name), record.get(name)
+        is_short = all(isinstance(value, (str, int, float, bool, type(None))) for value in (there, here))
+        values = f"{name} is {there!r} there, but {here!r} here" if is_short else _DIFFERENCES.get(name, name)
+        raise UsageError(f"{path} is the study of another search: {values}")
     return study
 
 
@@ -369,10 +412,20 @@ def _storage(path: Path) -> Any:
     import optuna
     from sqlalchemy.exc import DBAPIError
 
+    where = path.absolute()  # sqlite3 gives some relative names, such as :memory:, a meaning
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        if where.exists() and where.stat().st_size:
+            with closing(sqlite3.connect(f"{where.as_uri()}?mode=ro", uri=True)) as file:
+                tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            if tables and "studies" not in tables:
+                raise UsageError(f"{path} is a database of another program: it has the table {min(tables)!r}")
+        # the path is not part of the address of the database, in which some characters have a meaning
+        storage = optuna.storages.RDBStorage(
+            "sqlite:///study",
+            engine_kwargs={"creator": lambda: sqlite3.connect(where, timeout=60, check_same_thread=False)},
+        )
         others = [study.study_name for study in storage.get_all_studies() if study.study_name != NAME]
-    except (DBAPIError, RuntimeError) as error:
+    except (DBAPIError, sqlite3.Error, RuntimeError) as error:
         reason = str(getattr(error, "orig", error)).splitlines()[0]
         raise UsageError(f"{path} is not an Optuna study in SQLite, or cannot be written: {reason}") from None
     if others:
@@ -385,7 +438,7 @@ def _sampler(seed: int, number: int) -> Any:
     import optuna
 
     with _quiet():
-        return optuna.samplers.TPESampler(seed=seed * 1_000_003 + number, multivariate=True, group=True)
+        return optuna.samplers.TPESampler(seed=(seed * 1_000_003 + number) % (1 << 32), multivariate=True, group=True)
 
 
 def _state(name: str) -> Any:
@@ -395,26 +448,40 @@ def _state(name: str) -> Any:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Delay the handlers of SIGINT and SIGTERM: an exception within a transaction would become an error of SQLAlchemy.
+def deferred_signals() -> Iterator[Callable[[], None]]:
+    """Delay the handlers of SIGINT and SIGTERM within the block. A second signal is not delayed.
 
     Only the main thread runs handlers, so nothing is done in others.
+
+    Yields:
+        A function that runs the handler of a signal that was received, which usually raises an exception.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            check()
+
+    def check() -> None:
+        if received:
+            number = received[0]
+            received.clear()
+            replaced[signal.Signals(number)](number, None)
+
     for number in replaced:
-        signal.signal(number, lambda number, frame: received.append(number))
+        signal.signal(number, receive)
     try:
-        yield
+        yield check
+        check()
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
-        for caught in received:
-            signal.raise_signal(caught)
 
 
 @contextmanager

@@ -11,7 +11,10 @@ from taskvec_formats import Checkpoint
 from ..arguments import one_of
 from ..errors import UsageError
 from ..merging.combine import merge
-from ..merging.registry import method_of
+from ..merging.methods.dare import drop
+from ..merging.methods.dialects import DIALECTS
+from ..merging.methods.trim import trim
+from ..merging.registry import AUTO, Method, method_of
 from ..merging.settings import Rule, Setting, described
 from ..names import layer_and_module, stack_and_layer
 from ..vectors.layers import counted, most, recorded
@@ -24,8 +27,14 @@ METHODS = ("linear", "ties", "dare_ties", "breadcrumbs")
 GROUPS = ("layer-thirds", "module")  # values of `by`
 _STEP = 0.05  # of all numbers, so that recipes are short
 _WEIGHT, _LAMBDA, _KEPT = (0.0, 1.5), (0.3, 1.5), (0.1, 1.0)
+_GAMMA = 0.01  # of breadcrumbs: the share of the entries that are dropped as too large
+# method -> why it is not searched
+_UNSEARCHED = {
+    AUTO: "name the methods that it chooses from",
+    "average": "it is linear with other weights, and its recipe would average models instead of vectors",
+}
 # mergekit's names of methods, for recipes
-_NAMES = {"linear": "task_arithmetic", "average": "linear"}
+_NAMES = {"linear": "task_arithmetic"}
 
 
 @dataclass(frozen=True)
@@ -102,13 +111,19 @@ class Space:
             raise UsageError(f"a search needs at least two vectors, found {len(vectors)}")
         if by is not None:
             one_of("`by`", by, GROUPS)
-        if not methods:
-            raise UsageError("a search needs at least one method")
+        if isinstance(methods, str) or not methods:
+            raise UsageError(f"a search needs a list of methods, at least one, found {methods!r}")
+        for method in methods:
+            if method in _UNSEARCHED:
+                raise UsageError(f"the method {method} is not searched: {_UNSEARCHED[method]}")
         self.methods = tuple(dict.fromkeys(methods))
         for method in self.methods:
             method_of(method)
-        self._own = [
-            sum(spec.entries for spec in vector.specs.values()) / max(vector.eligible, 1) for vector in vectors
+        entries = [_entries(vector) for vector in vectors]
+        self._own = [sum(each.values()) / max(v.eligible, 1) for v, each in zip(vectors, entries, strict=True)]
+        self._densest = [
+            max((count / max(vector.specs[name].size, 1) for name, count in each.items()), default=0.0)
+            for vector, each in zip(vectors, entries, strict=True)
         ]
         self.groups = {} if by is None else _groups(vectors, by)
 
@@ -117,7 +132,8 @@ class Space:
         """The parameters of plain TIES, or of the first method if TIES is not searched: weights 1, nothing pruned."""
         method = "ties" if "ties" in self.methods else self.methods[0]
         weights = {name: 1.0 for number in range(len(self._own)) for name in self._weight_names(number)}
-        return {"method": method, **weights, "lambda": 1.0, **({"kept": 1.0} if self._prunes(method) else {})}
+        numbers = {"kept": 1.0} if method_of(method).prune is not None else {}
+        return {"method": method, **weights, "lambda": 1.0, **numbers}
 
     def suggest(self, trial: Trial) -> Candidate:
         """Choose a merge.
@@ -131,16 +147,26 @@ class Space:
             for number in range(len(self._own))
         ]
         weights = tuple(map(self._setting, numbers))
-        kept = _number(trial, "kept", *_KEPT) if self._prunes(method) else None
-        densities = None if kept is None else tuple(round(kept * own, 6) for own in self._own)
         lam = _number(trial, "lambda", *_LAMBDA)
-        known = method_of(method).options
+        known = method_of(method)
         # recipes have other defaults
-        options = {name: value for name, value in (("dialect", "reference"), ("seed", 0)) if name in known}
+        options: dict[str, Any] = {
+            name: value for name, value in (("dialect", "reference"), ("seed", 0)) if name in known.options
+        }
+        densities = None
+        if known.prune is not None:
+            kept = _number(trial, "kept", *_KEPT)
+            densities = tuple(round(kept * own, 6) for own in self._densities(known))
+            if "gamma" in known.options:
+                options["gamma"] = round(_GAMMA * min(self._densest), 8)
         return Candidate(method, weights, densities, lam, options, tuple(numbers))
 
-    def _prunes(self, method: str) -> bool:
-        return method_of(method).prune is not None
+    def _densities(self, method: Method) -> Sequence[float]:
+        """Return the density of each vector at which the method keeps all entries."""
+        if method.prune is drop:  # which is given the share of the entries
+            return [1.0] * len(self._own)
+        rules = DIALECTS[method.fixed.get("dialect", "reference")]
+        return self._own if method.prune is trim and rules.whole_vector else self._densest
 
     def _weight_names(self, number: int) -> list[str]:
         return [f"weight {number + 1}{f' of {group}' if group else ''}" for group in self.groups or [""]]
@@ -152,6 +178,11 @@ class Space:
         return [Rule(value, each) for value, filters in pairs for each in filters]
 
 
+def _entries(vector: TaskVector) -> dict[str, int]:
+    """Return the number of entries of each tensor, which a lazy vector computes."""
+    return {name: spec.entries if vector.is_stored else len(vector[name]) for name, spec in vector.specs.items()}
+
+
 def _number(trial: Trial, name: str, low: float, high: float) -> float:
     return round(trial.suggest_float(name, low, high, step=_STEP), 2)
 
@@ -161,10 +192,14 @@ def _groups(vectors: Sequence[TaskVector], by: str) -> dict[str, list[str | None
     names = {name for vector in vectors for name in vector.specs}
     found: dict[str, list[str | None]] = {}
     if by == "module":
+        filters: dict[str, str] = {}
         for name in sorted(names):
             if stack_and_layer(name) is not None:
-                module = layer_and_module(name)[1]
-                found.setdefault(module, [f".{module.split('*')[0]}"])
+                # a filter cannot skip the number of an expert, so all modules of the experts are one group
+                module, _, rest = layer_and_module(name)[1].partition(".*")
+                filters[module] = f".{module}." if rest else name[name.rindex(f".{module}") :]
+        # the first filter that a name contains applies, so the most specific one comes first
+        found = {module: [text] for module, text in sorted(filters.items(), key=lambda item: -len(item[1]))}
     else:
         counts = most([counted(names), *(recorded(vector.provenance) for vector in vectors)])
         for stack, layers in sorted(counts.items()):

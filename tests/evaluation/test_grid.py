@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_the_command_prints_the_same_table(small: Small, sets: dict[str, Path]) 
     assert "merged by disjoint: no two masks share a position" in said
     assert json.loads(ok(*asked, "--each", "--json"))["variants"] == report["variants"][1:3]
     assert json.loads(ok(*asked, "--json"))["variants"] == report["variants"][3:]
+
+
+def test_files_of_one_name_have_their_paths_as_names(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    (tmp_path / "other").mkdir()
+    same = shutil.copy(files[1], tmp_path / "other" / files[0].name)
+    grid = evaluate_grid(base.path, {"one": sets["one"]}, [files[0], same, files[1]], each=True, device="cpu")
+    assert [row.name for row in grid.rows] == [str(files[0]), str(same), "1.lota"]
 
 
 def test_tables_that_cannot_be_meant_are_refused(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:

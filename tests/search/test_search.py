@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import sqlite3
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from support.commands import ok, refused
+from support.commands import inside, ok, refused
 from support.live import Small, on_disk, task
-from support.models import ROWS, make_llama, write_rows
+from support.models import ROWS, make_llama, make_mixtral, write_rows
 
 from taskvec import TaskVector, apply, evaluate, search_merge
 from taskvec.applying.overlay import Patched
@@ -24,6 +25,7 @@ from taskvec.data.examples import read_examples
 from taskvec.errors import UsageError
 from taskvec.merging.settings import resolve
 from taskvec.search.data import split
+from taskvec.search.search import Search
 from taskvec.search.space import Candidate, Space
 
 pytestmark = pytest.mark.slow
@@ -32,12 +34,14 @@ pytest.importorskip("optuna")
 QUICK: dict[str, Any] = {"trials": 7, "device": "cpu", "max_length": 64}
 
 
+NUMBERS = ["one", "two", "three", "four"]
+
+
 @pytest.fixture
 def sets(tmp_path: Path) -> dict[str, Path]:
-    return {
-        "one": write_rows(tmp_path / "one.jsonl", ROWS[:3] * 4),
-        "two": write_rows(tmp_path / "two.jsonl", ROWS[2::-1] * 4),
-    }
+    """Two tasks of twelve different examples each."""
+    rows = [{"prompt": f"{a} {b} is", "completion": f" {a}"} for a in NUMBERS for b in [*NUMBERS, "plus", "is"]]
+    return {name: write_rows(tmp_path / f"{name}.jsonl", rows[n::2]) for n, name in enumerate(("one", "two"))}
 
 
 def suggest(space: Space, **numbers: Any) -> Candidate:
@@ -97,8 +101,64 @@ def test_the_seed_makes_it_reproducible_also_in_pieces(small: Small, sets: dict[
     assert [row.candidate for row in other.trials[1:]] != [row.candidate for row in whole.trials[1:]]
     with pytest.raises(UsageError, match=r"study\.db is the study of another search: seed is 3 there, but 4 here"):
         search_merge(files, base.path, sets, seed=4, study=study, **QUICK)
-    with pytest.raises(UsageError, match="is the study of another search: vectors is"):
+    with pytest.raises(UsageError, match="is the study of another search: it has other vectors"):
         search_merge(files[::-1], base.path, sets, seed=3, study=study, **QUICK)
+
+
+def test_an_interrupted_trial_is_repeated(
+    small: Small, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, base, files = small
+    whole = search_merge(files, base.path, sets, **QUICK)
+    study = tmp_path / "s?mode=memory #%41.db"  # no part of it has a meaning
+    switch, calls = Search._switch, itertools.count()
+    stops = {1, 5}  # the first one is that of `begin`
+
+    def stopping(self: Search, vector: TaskVector) -> None:
+        if next(calls) in stops:
+            raise KeyboardInterrupt
+        switch(self, vector)
+
+    monkeypatch.setattr(Search, "_switch", stopping)
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            search_merge(files, base.path, sets, study=study, **QUICK)
+    stops.clear()
+    again = search_merge(files, base.path, sets, study=study, **QUICK)
+    assert study.exists()
+    assert [(row.candidate, row.values) for row in again.trials] == [
+        (row.candidate, row.values) for row in whole.trials
+    ]
+
+
+def test_a_merge_that_fails_does_not_end_the_search(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    _, base, files = small
+    files = [files[0], task(base.path, tmp_path / "third.lota", slice(None), seed=7)]
+    found = search_merge(files, base.path, sets, methods=["linear", "disjoint"], **QUICK)
+    failed = [row for row in found.trials if row.state == "failed"]
+    assert len(found.trials) == 7
+    assert failed
+    for row in failed:
+        assert row.candidate.method == "disjoint"
+        assert row.error is not None
+        assert "more than one vector" in row.error
+    assert found.candidate(found.best[0].trial).method == "linear"
+    asked = [
+        "search",
+        *files,
+        "--base",
+        base.path,
+        f"--data=one={sets['one']}",
+        "--trials",
+        "2",
+        "--method",
+        "disjoint",
+    ]
+    done = inside(*asked, "--device", "cpu", "-o", tmp_path / "x.lota")
+    assert done.returncode == 1
+    assert done.stdout.startswith("2 trials, 0 of them pruned, 2 failed\ntrial 0 failed: disjoint")
+    assert done.stderr == "taskvec: no trial was completed, so there is no best merge, and none is written\n"
+    assert not (tmp_path / "x.lota").exists()
 
 
 def test_several_objectives_give_a_front(small: Small, sets: dict[str, Path]) -> None:
@@ -128,6 +188,43 @@ def test_a_candidate_is_its_recipe(by: str | None, method: str, small: Small, tm
     assert on_disk(Patched(base, TaskVector.open(tmp_path / "x.lota"))) == on_disk(
         Patched(base, candidate.merged(vectors, base))
     )
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "breadcrumbs", "magnitude_prune"])
+def test_kept_is_a_share_of_the_entries_of_a_sparse_vector(method: str, small: Small) -> None:
+    """With `kept` 1 nearly all entries are kept and not rescaled, with less a share of them."""
+    _, base, files = small
+    sparse = [TaskVector.open(file).shrink(0.98) for file in files]
+    space = Space(sparse, [method])
+    entries = sum(len(sparse[0][name]) for name in sparse[0])
+    largest = max(abs(sparse[0][name].values).max() for name in sparse[0] if len(sparse[0][name]))
+    shares = []
+    for kept in (1.0, 0.5):
+        merged = suggest(space, **{"weight 2": 0.0}, kept=kept).merged(sparse, base)
+        values = [merged[name].values for name in merged]
+        shares.append(sum(len(each) for each in values) / entries)
+        factor = 1 / kept if method.startswith("dare") else 1
+        assert max(abs(each).max() for each in values if len(each)) <= largest * factor * 1.0001
+    assert shares[0] > 0.9
+    assert shares[0] >= shares[1] > 0.2
+    if method in ("ties", "dare_ties"):
+        assert shares[1] < 0.7
+
+
+def test_groups_of_experts_are_those_that_filters_can_name(tmp_path: Path) -> None:
+    base = make_mixtral(tmp_path / "base")
+    vectors = [TaskVector.open(task(base, tmp_path / f"{n}.lota", slice(n, None, 2), seed=n)) for n in range(2)]
+    space = Space(vectors, ["linear"], "module")
+    numbers = {
+        f"weight {n} of {group}": round(0.05 * (1 + m), 2) for n in (1, 2) for m, group in enumerate(space.groups)
+    }
+    weights = suggest(space, **numbers).weights[0]
+    used = {name: resolve(weights, name, 0.0) for name in vectors[0].specs}
+    assert set(used.values()) == set(numbers.values())  # each number has an effect
+    for name, weight in used.items():
+        group = list(space.groups)[round(weight / 0.05) - 1]
+        assert group == "other tensors" or f".{group}." in name
+        assert (group == "other tensors") == (".layers." not in name)
 
 
 def test_groups_cover_all_tensors(small: Small) -> None:
@@ -214,13 +311,16 @@ def test_requests_are_refused_before_the_model_is_loaded(small: Small, sets: dic
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     calls.write_text(
-        json.dumps({"messages": messages}) + "\n" + (json.dumps({"prompt": "a", "completion": "b"}) + "\n") * 9
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [{"messages": messages}, *({"prompt": name, "completion": "b"} for name in "abcdefghi")]
+        )
     )
     other = task(make_llama(tmp_path / "other", seed=9), tmp_path / "foreign.lota", slice(None), seed=1)
     asked = ["search", *files, "--base", base.path]
     one = ["--data", f"one={sets['one']}"]
     for arguments, message in (
-        ([*asked, "--data", sets["one"]], "--data needs a name for each task, such as sql="),
+        ([*asked, "--data", sets["one"]], "--data needs a name of letters, digits"),
         ([*asked, *one, *one], "two --data have the name 'one'"),
         ([*asked, *one, "--pareto"], "--pareto needs the data of at least two tasks"),
         ([*asked, "--data", f"few={few}"], "3 examples are too few: with --holdout 0.5, 2 of them are reported on"),
@@ -235,11 +335,45 @@ def test_requests_are_refused_before_the_model_is_loaded(small: Small, sets: dic
         ([*asked, *one, "--study", tmp_path / "text.db"], "text.db is not an Optuna study in SQLite"),
     ):
         assert message in refused(2, *arguments)
+    with closing(sqlite3.connect(tmp_path / "foreign.db")) as connection:
+        connection.execute("CREATE TABLE precious (x)")
+    for arguments, message in (
+        (
+            ["--study", tmp_path / "foreign.db"],
+            "foreign.db is a database of another program: it has the table 'precious'",
+        ),
+        (["--method", "auto"], "the method auto is not searched"),
+        (["--method", "average"], "the method average is not searched: it is linear with other weights"),
+        (["--recipe", sets["one"], "--force"], "is an input: choose another output path"),
+    ):
+        assert message in refused(2, *asked, *one, *arguments)
+    with pytest.raises(UsageError, match="at least one task"):
+        search_merge(files, base.path, {})
     mixed = ["search", files[0], other, "--base", base.path, *one]
     assert "have different bases" in refused(1, *mixed)
 
 
-def test_the_division_of_the_data_depends_on_seed_and_task(sets: dict[str, Path]) -> None:
+def test_what_is_reported_on_was_not_searched_on(tmp_path: Path) -> None:
+    """Equal examples, of one task or of several, are in the same part."""
+    rows = [{"prompt": f"{a} {b}", "completion": a} for a in NUMBERS for b in NUMBERS]
+    paths = {"a": rows, "same": rows, "half": rows[:8], "twice": rows[4:] + rows[:6], "copies": rows[:3] * 5}
+    data = {name: write_rows(tmp_path / f"{name}.jsonl", each) for name, each in paths.items()}
+    for seed in range(5):
+        parts = split(data, 0.3, seed=seed)
+        chosen, reported = (
+            {(example.messages[0]["content"], example.completion) for task in parts for example in getattr(task, part)}
+            for part in ("chosen_on", "reported_on")
+        )
+        assert not chosen & reported
+        assert {part.name: len(part.chosen_on) + len(part.reported_on) for part in parts} == {
+            name: len(each) for name, each in paths.items()
+        }
+    assert [e.where.split(":")[1] for e in parts[0].reported_on] == [
+        e.where.split(":")[1] for e in parts[1].reported_on
+    ]
+
+
+def test_the_division_of_the_data_depends_on_the_seed(sets: dict[str, Path]) -> None:
     one, two = split(sets, 0.25, seed=1)
     assert (len(one.chosen_on), len(one.reported_on)) == (9, 3)
     whole = sorted(example.where for example in read_examples(sets["one"]))
@@ -249,3 +383,6 @@ def test_the_division_of_the_data_depends_on_seed_and_task(sets: dict[str, Path]
     assert any([e.where for e in each] != [e.where for e in one.reported_on] for each in others)
     assert len(split(sets, 0.5, limit=4)[1].reported_on) == 2
     assert two.name == "two"
+    few = write_rows(sets["one"].with_name("few.jsonl"), ROWS[:1])
+    with pytest.raises(UsageError, match="1 example is too few"):
+        split({"few": few}, 0.5)
