@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ import httpx
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from processes import measure
 from support.live import loaded, random_steps, task  # type: ignore[import-not-found,unused-ignore]
 from support.models import make_llama  # type: ignore[import-not-found,unused-ignore]
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,9 +59,12 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def swap(demo: Path, folder: Path) -> None:
-    """Swaps between two decoded vectors, in turns with merging and unmerging a LoRA of the same number of weights."""
-    print("\n| sparsity | entries | weights of the LoRA | swap | merge + unmerge (peft) | ratio | bytes per entry |")
-    print("|---|---|---|---|---|---|---|")
+    """Swaps between two decoded vectors: in a row, and in turns with merging and unmerging a LoRA of their size."""
+    print(
+        "\n| sparsity | entries | weights of the LoRA | swaps in a row | in turns: swap | merge + unmerge (peft) "
+        "| ratio | bytes per entry |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for sparsity, rank in ((0.99, 4), (0.9, 35)):
         files = [folder / f"{name}-{sparsity}.lota" for name in TASKS]
         for name, file in zip(TASKS, files, strict=True):
@@ -82,13 +85,15 @@ def compared(base: Path, files: list[Path], rank: int) -> str:
     handle = attach(model, vectors[0])
     handle.swap(vectors[1])
     size = sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
+    row = 1000 * statistics.median(timed(partial(handle.swap, vectors[run % 2])) for run in range(RUNS + 1))
     ours, theirs = [], []
     for run in range(RUNS):
         ours.append(timed(partial(handle.swap, vectors[run % 2])))
         theirs.append(timed(adapted.merge_adapter) + timed(adapted.unmerge_adapter))
     fast, slow = 1000 * statistics.median(ours), 1000 * statistics.median(theirs)
     kept = f"{handle.bytes_kept / handle.entries:.1f}"
-    return f"{handle.entries:,} | {size:,} | {fast:.1f} ms | {slow:.1f} ms | {fast / slow:.2f} | {kept}"
+    times = f"{row:.1f} ms | {fast:.1f} ms | {slow:.1f} ms | {fast / slow:.2f}"
+    return f"{handle.entries:,} | {size:,} | {times} | {kept}"
 
 
 def search(demo: Path, folder: Path) -> None:
@@ -100,17 +105,22 @@ def search(demo: Path, folder: Path) -> None:
         command = [taskvec_command(), "search", *files, "--base", demo / "base"]
         command += [f"--data={name}={path}" for name, path in data.items()]
         command += ["--trials", 50, "--recipe", recipe, "--plot", folder / "trials.png", "--force", "--json"]
-        start = time.perf_counter()
-        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        found = {**json.loads(done.stdout), "took": time.perf_counter() - start, "peak": peak}
+        output, took, peak = measured(command)
+        found = {**json.loads(output), "took": took, "peak": peak}
+        named = [f"--data={name}={path}" for name, path in data.items()]
+        _, _, found["peak_of_eval"] = measured([taskvec_command(), "eval", demo / "base", *named, "--json"])
+        merged = [*map(TaskVector.open, files), taskvec.merge(files, "ties")]
+        found["vectors"] = 12 * sum(len(vector[name]) for vector in merged for name in vector) / 1e9
         report.write_text(json.dumps(found), encoding="utf-8")
     found = json.loads(report.read_text(encoding="utf-8"))
     seconds = [trial["seconds"] for trial in found["trials"]]
     pruned = sum(trial["values"] is None for trial in found["trials"])
     best = found["best"][0]
+    print(f"\nsearch: {len(seconds)} merges in {found['took']:.0f} s, {pruned} pruned")
+    needed = found["peak_of_eval"] + found["vectors"]
     print(
-        f"\nsearch: {len(seconds)} merges in {found['took']:.0f} s, {pruned} pruned, peak memory {found['peak']:.2f} GB"
+        f"peak memory {found['peak']:.2f} GB: {found['peak'] / needed - 1:.0%} more than evaluating the base, "
+        f"{found['peak_of_eval']:.2f} GB, and the vectors and their merge in memory, {found['vectors']:.2f} GB"
     )
     print(f"merge and swap: median {statistics.median(seconds):.2f} s, largest {max(seconds):.2f} s")
     print(f"best: {best['merge']}")
@@ -118,6 +128,13 @@ def search(demo: Path, folder: Path) -> None:
     word = "better" if best["is_better"] else "no better"
     print(f"held out: gain {gain['value']:.4f} ± {gain['standard_error']:.4f} over plain TIES: {word}")
     mergekit(demo, folder, files)
+
+
+def measured(command: Sequence[object]) -> tuple[str, float, float]:
+    """Return the output of a command, its time in seconds and its peak memory in GB."""
+    with tempfile.NamedTemporaryFile() as output:
+        took, peak = measure(["sh", "-c", 'out=$0; exec "$@" > "$out"', output.name, *map(str, command)])
+        return Path(output.name).read_text(encoding="utf-8"), took, peak / 1000
 
 
 def mergekit(demo: Path, folder: Path, files: list[Path]) -> None:

@@ -192,7 +192,7 @@ def evaluate_variants(
     found = []
     state = state_of(model)
     state.limit = 0  # no vector is attached twice
-    state.digests = {}  # nobody else has this model
+    state.is_private = True  # nobody else has this model
     with attach(model, None, base=base) as handle:
         for vector in vectors:
             handle.swap(vector, progress=progress)

@@ -84,11 +84,14 @@ class Edit:
 _Taken = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # carriers of a parameter, positions, carriers before
 
 
-def edited_parameters(model: nn.Module, edits: Iterable[Edit]) -> dict[str, torch.Tensor]:
+def edited_parameters(
+    model: nn.Module, known: Mapping[str, torch.Tensor], edits: Iterable[Edit]
+) -> dict[str, torch.Tensor]:
     """Return the parameters or buffers that edits change, as flat views of what this process has of them.
 
     Args:
         model: The model. It may have been wrapped or changed since the edits were decoded.
+        known: Its parameters under all of their names.
         edits: The edits.
 
     Returns:
@@ -98,10 +101,11 @@ def edited_parameters(model: nn.Module, edits: Iterable[Edit]) -> dict[str, torc
         BaseMismatchError: A parameter no longer exists, or is no longer tied to the same number of others.
         TrainingError: It is on the meta device or is not contiguous.
     """
-    known: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     names = Counter(map(id, known.values()))
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for edit in edits:
+        if edit.parameter in found:
+            continue
         parameter = known[edit.parameter] if edit.parameter in known else _elsewhere(model, known, edit.parameter)
         if names[id(parameter)] != edit.names:
             raise BaseMismatchError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +24,14 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 class Edited(Protocol):
     """What is written into a model, possibly by another thread."""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether no other thread writes into the model, so that weights can be read without a copy."""
+
+    @property
+    def written(self) -> Sequence[Edit]:
+        """The edits that are written into the model."""
 
     def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
         """Read weights while nothing is written.
@@ -127,7 +135,10 @@ class LiveModel(Checkpoint):
                     edit.undo_in(shown, first)
             return shown
 
-        shown = part if self._edited is None else self._edited.read(without)
+        if self._edited is None or (self._edited.is_private and not self._edited.written):
+            shown = part
+        else:
+            shown = self._edited.read(without)
         return whole(parameter, shown)[low:high] if is_shared else shown
 
 

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from taskvec_formats import Checkpoint
 
@@ -47,8 +46,9 @@ class LiveState:
         handles: The handles on the model.
         cache: Digest of a vector -> the decoded vector, the least recently used first.
         limit: The largest size of the cache in bytes; vectors that are attached are kept beyond it.
-        digests: Tensor -> digest of its weights without what is attached. It is given only for a model that nobody else
-            changes, because torch does not count all changes. None otherwise: tensors are hashed when it is necessary.
+        is_private: Whether nobody else changes the model, nor attaches vectors to it in another thread. Digests of its
+            tensors are then remembered, and weights are read without a copy. torch does not count all changes, so this
+            cannot be found out.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,7 +57,8 @@ class LiveState:
         self.handles: list[Handle] = []
         self.cache: OrderedDict[str, Decoded] = OrderedDict()
         self.limit = CACHE
-        self.digests: dict[str, str] | None = None
+        self.is_private = False
+        self._digests: dict[str, str] = {}  # tensor -> digest of its weights without what is attached
         self._cache_lock = Lock()  # vectors are decoded by threads that do not wait for `lock`
         self._writes = 0  # odd while something is written
 
@@ -70,8 +71,9 @@ class LiveState:
         return model
 
     @property
-    def _meshes(self) -> list[DeviceMesh]:
-        return meshes_of(self.model.parameters())
+    def written(self) -> list[Edit]:
+        """The edits that are written into the model."""
+        return [edit for handle in self.handles for edit in handle.written]
 
     def read(self, weights: Callable[[Iterable[Edit]], torch.Tensor]) -> torch.Tensor:
         """Read weights while nothing is written, without the lock.
@@ -80,7 +82,7 @@ class LiveState:
         """
         while True:
             before = self._writes
-            found = weights([edit for handle in self.handles for edit in handle.written])
+            found = weights(self.written)
             if before % 2 == 0 and before == self._writes:
                 return found
             time.sleep(0.001)
@@ -102,21 +104,28 @@ class LiveState:
             BaseMismatchError, AlreadyAppliedError, TrainingError: As in `edits.write`.
         """
         discard_copies(self.model)
+        known = dict(self.model.named_parameters(remove_duplicate=False))
 
         def forward() -> None:
-            write(edited_parameters(self.model, (*undone, *done)), undone, done)
+            write(edited_parameters(self.model, known, (*undone, *done)), undone, done)
 
         def back() -> None:
-            write(edited_parameters(self.model, (*undone, *done)), done, undone)
+            write(edited_parameters(self.model, known, (*undone, *done)), done, undone)
 
-        self.together(forward, back)
+        self.together(forward, back, known.values())
 
-    def together(self, action: Callable[[], None], back: Callable[[], None] = lambda: None) -> None:
+    def together(
+        self,
+        action: Callable[[], None],
+        back: Callable[[], None] = lambda: None,
+        parameters: Iterable[torch.Tensor] | None = None,
+    ) -> None:
         """Do something that only some of the processes that share the model may be able to do: all do it, or none.
 
         Args:
             action: What to do. It raises an error if it cannot be done.
             back: Reverses it.
+            parameters: The parameters of the model, if they are known.
 
         Raises:
             TrainingError: Another process could not do it.
@@ -127,7 +136,7 @@ class LiveState:
         except TaskvecError as found:
             error = found
         try:
-            agree(error, self._meshes)
+            agree(error, meshes_of(self.model.parameters() if parameters is None else parameters))
         except TrainingError:
             if error is None:
                 back()
@@ -157,14 +166,13 @@ class LiveState:
             if (decoded := self.cache.get(vector.digest)) is not None:
                 return decoded  # compared with the weights when it is written
         discard_copies(self.model)
-        return decode(self.model, vector, self, base, progress, self.digests)
+        return decode(self.model, vector, self, base, progress, self._digests if self.is_private else None)
 
     def forget(self) -> None:
         """Forget all vectors and digests, because the weights have changed for good."""
         with self._cache_lock:
             self.cache.clear()
-        if self.digests is not None:
-            self.digests.clear()
+        self._digests.clear()
 
 
 _STATES: WeakKeyDictionary[nn.Module, LiveState] = WeakKeyDictionary()

@@ -182,7 +182,7 @@ class Search:
         self._handle = attach(self._model, None, base=base if is_rounded(self._model, base) else None)
         state = state_of(self._model)
         state.limit = 0  # no merge is tried twice
-        state.digests = {}  # nobody else has this model
+        state.is_private = True  # nobody else has this model
         self._handle.swap(merge(self._held, "ties"), progress=progress)  # checks that all of them fit
 
     @property
