@@ -176,12 +176,12 @@ def write(flats: Mapping[str, torch.Tensor], undone: Iterable[Edit], done: Itera
         BaseMismatchError: The weights at the positions of an edit are not those that it replaces.
         AlreadyAppliedError: They are those that it writes.
     """
-    steps: dict[str, list[tuple[Edit, bool]]] = {}
+    steps: dict[int, list[tuple[Edit, bool]]] = {}  # address of a parameter, which may have several names -> its edits
     for is_undone, edits in ((True, undone), (False, done)):
         for edit in edits:
-            steps.setdefault(edit.parameter, []).append((edit, is_undone))
-    sizes = {parameter: sum(len(edit.indices) for edit, _ in each) for parameter, each in steps.items()}
-    waiting = deque(sorted(steps, key=lambda parameter: -sizes[parameter]))  # the largest first, for an even division
+            steps.setdefault(flats[edit.parameter].data_ptr(), []).append((edit, is_undone))
+    sizes = {where: sum(len(edit.indices) for edit, _ in each) for where, each in steps.items()}
+    waiting = deque(sorted(steps, key=lambda where: -sizes[where]))  # the largest first, for an even division
     taken: list[_Taken] = []
     is_inference = torch.is_inference_mode_enabled()  # a setting of the thread
 
@@ -189,12 +189,12 @@ def write(flats: Mapping[str, torch.Tensor], undone: Iterable[Edit], done: Itera
         with torch.inference_mode(is_inference):
             while True:
                 try:
-                    parameter = waiting.popleft()
+                    own = steps[waiting.popleft()]
                 except IndexError:  # none is left
                     return
-                _take(flats[parameter], steps[parameter], taken)
+                _take(flats[own[0][0].parameter], own, taken)
 
-    on_cpu = all(flats[parameter].device.type == "cpu" for parameter in steps)
+    on_cpu = all(flat.device.type == "cpu" for flat in flats.values())
     helpers = min(threads(), _MOST_THREADS) - 1 if on_cpu and sum(sizes.values()) >= _PARALLEL else 0
     try:
         with ThreadPoolExecutor(max(helpers, 1)) as pool:  # without helpers, no thread is started
