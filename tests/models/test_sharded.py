@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -30,20 +31,25 @@ def test_two_processes_share_a_model(tmp_path: Path) -> None:
     for n, positions in enumerate((slice(0, None, 2), slice(1, None, 2), slice(None))):
         task(base, tmp_path / f"{n}.lota", positions, seed=n)
     paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "support.sharded", str(rank), "2", str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert output.splitlines()[-1] == "equal"
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "support.sharded", str(rank), "2", str(tmp_path)],
+                    env={**os.environ, "PYTHONPATH": paths},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for rank in range(2)
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        for process in processes:
+            output, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            assert output.splitlines()[-1] == "equal"
 
 
 @pytest.fixture
