@@ -421,12 +421,13 @@ def search_summary(result: SearchResult, metric: str, tasks: Sequence[str], writ
                 "merge": str(result.candidate(each.trial)),
                 "held_out": {task: asdict(value) for task, value in each.metrics.items()},
                 "plain_ties": {task: asdict(value) for task, value in each.plain.items()},
-                "gain": asdict(each.gain),
+                "gain": None if each.gain is None else asdict(each.gain),
                 "is_better": each.is_better,
                 "is_plain_ties": each.is_plain,
             }
             for each in result.best
         ],
+        "plain_ties_error": result.plain_error,
         "written": [str(path) for path in written],
     }
 
@@ -451,10 +452,12 @@ def print_search(summary: dict[str, Any]) -> None:
         [(t["merge"], str(t["number"]), *(f"{value:.4f}" for value in t["values"])) for t in order[:10]],
         f"Best on the examples that were searched on ({min(len(done), 10)} of {len(done)} completed trials)",
     )
-    rows = [("plain TIES", "", *(str(Estimate(**v)) for v in summary["best"][0]["plain_ties"].values()), "")]
+    plain = summary["best"][0]["plain_ties"]
+    rows = [("plain TIES", "", *(str(Estimate(**value)) for value in plain.values()), "")] if plain else []
     for best in summary["best"]:
         values = (str(Estimate(**value)) for value in best["held_out"].values())
-        rows.append((best["merge"], str(best["trial"]), *values, str(Estimate(**best["gain"]))))
+        gain = "" if best["gain"] is None or best["is_plain_ties"] else str(Estimate(**best["gain"]))
+        rows.append((best["merge"], str(best["trial"]), *values, gain))
     print_table(
         ("merge", "trial", *(f"{metric}\n{task}" for task in summary["tasks"]), "gain"),
         rows,
@@ -462,10 +465,12 @@ def print_search(summary: dict[str, Any]) -> None:
     )
     first = summary["best"][0]
     verdict = "better" if first["is_better"] else "no better"
-    gain = f"the gain is {Estimate(**first['gain'])}"
-    if first["is_plain_ties"]:
+    if first["gain"] is None:
+        say(f"plain TIES cannot be evaluated, so nothing is compared with it: {summary['plain_ties_error']}")
+    elif first["is_plain_ties"]:
         say(f"trial {first['trial']}, the best one, is plain TIES itself")
     else:
+        gain = f"the gain is {Estimate(**first['gain'])}"
         say(f"trial {first['trial']} is {verdict} than plain TIES: {gain}; better means above 2 standard errors")
     for path in summary["written"]:
         say(f"written: {path}")

@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 from taskvec_formats import Checkpoint
 
 from ..arguments import instance, real, said, truth, whole
-from ..errors import UsageError
+from ..errors import BaseMismatchError, TrainingError, UsageError
 from ..merging.combine import merge
 from ..reporting import bars
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .decoding import Decoded
-from .edits import Edit
+from .edits import Edit, plain
 from .live_state import Handle, LiveState, check_alone, state_of
 from .loading import load_weights
 from .wrappers import unwrapped
@@ -128,7 +128,7 @@ class Attachment:
                 self._state.handles.remove(self)
             self._state.keep()
             if was is not None:
-                self._changed(None)
+                self._changed()
 
     def forget(self) -> None:
         """Give up the attached vector, and leave the weights as they are.
@@ -165,7 +165,7 @@ class Attachment:
                 was = self.digest
                 self._put(decoded)
                 if self.digest != was:
-                    self._changed(self.digest)
+                    self._changed()
 
     def advance(self, patch: TaskVector | StrPath, *, progress: bool | Progress = False) -> None:
         """Apply a vector or patch to the weights for good. Nothing is kept for restoration.
@@ -195,7 +195,8 @@ class Attachment:
     def enabled(self, on: bool) -> Iterator[None]:
         """Within the block, take the vector off the model or put it back on, without forgetting it.
 
-        If several blocks overlap, as of several threads, the one that was begun last decides.
+        If several blocks overlap, as of several threads, the one that was begun last decides. If the vector cannot be
+        put back at the end because the weights were changed within the block, the handle gives it up.
 
         Args:
             on: Whether the vector is on the model within the block.
@@ -207,7 +208,20 @@ class Attachment:
             yield
         finally:
             with self.lock:
-                self._set_blocks([each for each in self._blocks if each is not block])
+                self._leave(block)
+
+    def _leave(self, block: list[bool]) -> None:
+        rest = [each for each in self._blocks if each is not block]
+        was_on = self._is_enabled
+        try:
+            self._set_blocks(rest)
+        except (BaseMismatchError, TrainingError):
+            if was_on:  # it cannot be taken off, so it is on
+                self._blocks = []
+            else:  # it cannot be put back on, so it is gone
+                self.forget()
+                self._blocks = rest
+            raise
 
     def _set_blocks(self, blocks: list[list[bool]]) -> None:
         on = blocks[-1][0] if blocks else True
@@ -217,7 +231,7 @@ class Attachment:
         with self._state.writing():
             self._state.write(*((), self.edits) if on else (self.edits, ()))
             self._blocks = blocks
-        self._changed(self.digest)
+        self._changed()
 
     def _put(self, decoded: Decoded | None) -> None:
         """Write another decoded vector, or none, in place of the attached one."""
@@ -232,10 +246,15 @@ class Attachment:
         if decoded is not None:
             self._state.keep(decoded)
 
-    def _changed(self, digest: str | None) -> None:
+    def _changed(self, patch: str | None = None) -> None:
+        """Call the hooks with the digest of a patch, or with the current digest, which a hook may change."""
+
+        def call(hook: Callable[[str | None], None]) -> None:
+            hook(self.digest if patch is None else patch)
+
         with ExitStack() as stack:  # which calls all of them, and raises the error of the last that failed
             for hook in reversed(self._hooks):
-                stack.callback(hook, digest)
+                stack.callback(call, hook)
 
     def __enter__(self) -> Attachment:
         return self
@@ -368,9 +387,9 @@ def _opened(vector: object) -> TaskVector:
 def _check_disjoint(decoded: Decoded, handles: Iterable[Handle]) -> None:
     """Raise UsageError if a vector changes positions that an attached one changes."""
     for handle in handles:
-        theirs = {edit.parameter: edit for edit in handle.edits}
+        theirs = {plain(edit.parameter): edit for edit in handle.edits}
         for edit in decoded.edits:
-            other = theirs.get(edit.parameter)
+            other = theirs.get(plain(edit.parameter))
             if other is not None and (count := edit.meets(other)):
                 raise UsageError(
                     f"{decoded.name} and {handle.name}, which is attached, both change {count:,} elements of parameter "

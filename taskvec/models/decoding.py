@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,11 +32,13 @@ class Decoded:
         name: The name of the vector.
         digest: Its digest.
         edits: One edit per parameter that it changes.
+        size: The size of its tensors in bytes, on all processes that share the model: they must keep the same vectors.
     """
 
     name: str
     digest: str
     edits: tuple[Edit, ...]
+    size: int
 
     @cached_property
     def nbytes(self) -> int:
@@ -101,9 +102,12 @@ def decode(
                 raise TrainingError(
                     f"tensor {spec.name!r} is tied to another one, but {vector.name} changes them differently"
                 )
-    names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    size = sum(edit.nbytes for of in parts.values() for edit in of.values())
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     edits = [_joined([of[start] for start in sorted(of)], model, names) for of in parts.values()]
-    return Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)))
+    return Decoded(vector.name, vector.digest, tuple(edit for edit in edits if len(edit.indices)), size)
 
 
 def _part(model: nn.Module, live: LiveModel, application: Application, spec: TensorSpec) -> Edit:
@@ -127,14 +131,21 @@ def _concatenated(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
-def _joined(parts: Sequence[Edit], model: nn.Module, names: Mapping[int, int]) -> Edit:
+def _joined(parts: Sequence[Edit], model: nn.Module, names: Mapping[int, Sequence[str]]) -> Edit:
     """Join the edits of consecutive parts of a parameter, and move what this process has to the parameter's device."""
     name = parts[0].parameter
     parameter = parameter_at(model, name)
+    known = names.get(id(parameter), ())
+    for other in known:
+        if ".original_module." in f".{other}":
+            raise TrainingError(
+                f"parameter {other!r} is kept by peft, and the model computes with a copy of it (modules_to_save): "
+                "attach the vector before the adapter is added, or merge the adapter"
+            )
     start, stop = own_range(name, parameter)
     indices, old, new = (_concatenated([getattr(part, field) for part in parts]) for field in ("indices", "old", "new"))
     if (start, stop) != (0, parameter.numel()):
         low, high = torch.searchsorted(indices, torch.tensor([start, stop], dtype=indices.dtype)).tolist()
         indices, old, new = indices[low:high] - start, old[low:high].clone(), new[low:high].clone()
     device = own_part(parameter).device
-    return Edit(name, indices.to(device), old.to(device), new.to(device), names[id(parameter)])
+    return Edit(name, indices.to(device), old.to(device), new.to(device), len(known))

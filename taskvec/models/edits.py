@@ -120,15 +120,16 @@ def edited_parameters(
 def _elsewhere(model: nn.Module, known: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     """Return a buffer, or a parameter whose layer was put into a layer of peft or taken out of one in the meantime."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    for names in (buffers, {_plain(other): tensor for other, tensor in known.items()}):
-        if (tensor := names.get(_plain(name))) is not None:
+    for names in (buffers, {plain(other): tensor for other, tensor in known.items()}):
+        if (tensor := names.get(plain(name))) is not None:
             return tensor
     raise BaseMismatchError(
         f"the model no longer has a parameter {name!r}: its layer was replaced or wrapped after the vector was decoded"
     )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return the name of a parameter without the layers that peft puts around it."""
     return name.replace(".base_layer.", ".")
 
 

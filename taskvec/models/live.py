@@ -15,7 +15,7 @@ from taskvec_formats.container import TensorInfo
 from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import BaseMismatchError, TrainingError
-from .edits import Edit
+from .edits import Edit, plain
 from .placement import TORCH_DTYPES, bits_of, parameter_at, places
 from .sharding import meshes_of, own_part, whole
 
@@ -131,7 +131,7 @@ class LiveModel(Checkpoint):
         def without(edits: Iterable[Edit]) -> torch.Tensor:
             shown = part.clone()
             for edit in edits:
-                if edit.parameter == place.parameter:
+                if plain(edit.parameter) == plain(place.parameter):
                     edit.undo_in(shown, first)
             return shown
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from taskvec_formats import Checkpoint
+from taskvec_formats.system.signals import deferred_signals
 
 from ..errors import TaskvecError, TrainingError, UsageError
 from ..reporting.progress import Progress
@@ -89,11 +90,12 @@ class LiveState:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the lock, and make threads that read wait."""
+        """Hold the lock, make threads that read wait, and delay signals until weights and handles agree again."""
         with self.lock:
             self._writes += 1
             try:
-                yield
+                with deferred_signals():
+                    yield
             finally:
                 self._writes += 1
 
@@ -151,11 +153,11 @@ class LiveState:
             needed = {
                 each.digest for each in (decoded, *(handle.decoded for handle in self.handles)) if each is not None
             }
-            size = sum(each.nbytes for each in self.cache.values())
+            size = sum(each.size for each in self.cache.values())
             for digest in [digest for digest in self.cache if digest not in needed]:
                 if size <= self.limit:
                     break
-                size -= self.cache.pop(digest).nbytes
+                size -= self.cache.pop(digest).size
 
     def decode(self, vector: TaskVector, base: Checkpoint | None, progress: Progress) -> Decoded:
         """Decode a vector for the weights without what is attached, or take it from the cache.

@@ -161,6 +161,7 @@ class TaskSwitcher:
         with self._handle.lock:
             if self._is_used:  # by this thread, as others wait for the lock
                 raise UsageError(f"task {self._task!r} is in use in this thread: leave its block first")
+            self._check_open()  # it may have been closed in the meantime
             if self._handle.digest != (None if vector is None else vector.digest):
                 self._handle.swap(vector)
             self._task, self._is_used = name, True
@@ -174,11 +175,18 @@ class TaskSwitcher:
         self._handle.on_change(hook)
 
     def close(self) -> None:
-        """Restore the weights of the base, and end the thread that decodes in the background."""
-        self._is_closed = True
+        """Restore the weights of the base, and end the thread that decodes in the background.
+
+        Raises:
+            UsageError: This thread uses a task.
+        """
+        with self._handle.lock:
+            if self._is_used:  # by this thread, as others wait for the lock
+                raise UsageError(f"task {self._task!r} is in use in this thread: leave its block first")
+            self._is_closed = True
+            self._handle.detach()
+            self._task = None
         self._pool.shutdown()
-        self._handle.detach()
-        self._task = None
 
     def _check_open(self) -> None:
         if self._is_closed:

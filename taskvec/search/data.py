@@ -14,7 +14,7 @@ from ..data.examples import Example, read_examples
 from ..data.sources import read_tables
 from ..errors import UsageError
 
-LEAST = 2  # examples in each part: a standard error needs two
+LEAST = 2  # different examples in each part: a standard error needs two
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def split(data: Mapping[str, Path], holdout: float, *, limit: int | None = None,
     held_out: set[bytes] = set()
     for examples in found.values():
         keys = Counter(sorted(_key(example, seed) for example in examples))
-        wanted, count = max(LEAST, round(share * len(examples))), 0
-        for key, copies in keys.items():
-            if count >= wanted:
+        wanted, count = round(share * len(examples)), 0
+        for different, (key, copies) in enumerate(keys.items()):
+            if count >= wanted and different >= LEAST:
                 break
             held_out.add(key)
             count += copies
@@ -66,11 +66,11 @@ def split(data: Mapping[str, Path], holdout: float, *, limit: int | None = None,
     for name, examples in found.items():
         chosen_on = [example for example in examples if _key(example, seed) not in held_out]
         reported_on = [example for example in examples if _key(example, seed) in held_out]
-        if len(chosen_on) < LEAST:
+        if len({_key(example, seed) for example in chosen_on}) < LEAST:
             number = "1 example is" if len(examples) == 1 else f"{len(examples)} examples are"
             raise UsageError(
                 f"{data[name]}: {number} too few: with `holdout={holdout}`, {len(reported_on)} of them are reported "
-                f"on, and at least {LEAST} must be left to choose on; equal examples are counted together"
+                f"on, and at least {LEAST} different ones must be left to choose on"
             )
         files = [table.record for table in read_tables(data[name])]
         parts.append(TaskData(name, chosen_on, reported_on, files))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sqlite3
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -12,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint
 from taskvec_formats.system.memory import release_freed_memory
+from taskvec_formats.system.signals import deferred_signals
 
 from ..errors import DataError, DTypeError, MergeError, TrainingError, UsageError
 from ..evaluation.estimate import Estimate, Scores, estimate
@@ -98,21 +96,23 @@ class Comparison:
     Attributes:
         trial: The number of the trial.
         metrics: Task -> metric of the merge.
-        plain: Task -> metric of plain TIES.
-        gain: By how much the mean over the tasks is better than that of plain TIES, on the same examples.
+        plain: Task -> metric of plain TIES; empty if it cannot be evaluated.
+        gain: By how much the mean over the tasks is better than that of plain TIES, on the same examples; None if plain
+            TIES cannot be evaluated.
         is_plain: Whether the merge is plain TIES.
     """
 
     trial: int
     metrics: Mapping[str, Estimate]
     plain: Mapping[str, Estimate]
-    gain: Estimate
+    gain: Estimate | None
     is_plain: bool = False
 
     @property
     def is_better(self) -> bool:
         """Whether the gain is more than two standard errors."""
-        return self.gain.standard_error is not None and self.gain.value > 2 * self.gain.standard_error
+        gain = self.gain
+        return gain is not None and gain.standard_error is not None and gain.value > 2 * gain.standard_error
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,13 @@ class SearchResult:
         best: The comparison of the best trial with plain TIES; with several objectives those of the Pareto front, the
             best mean first. Empty if no trial was completed.
         vector: The best merge, computed when it is read or saved. None if no trial was completed.
+        plain_error: Why plain TIES cannot be evaluated; None otherwise.
     """
 
     trials: tuple[TrialRow, ...]
     best: tuple[Comparison, ...]
     vector: TaskVector | None
+    plain_error: str | None = None
 
     def candidate(self, number: int) -> Candidate:
         """Return the merge of a trial."""
@@ -183,7 +185,8 @@ class Search:
         state = state_of(self._model)
         state.limit = 0  # no merge is tried twice
         state.is_private = True  # nobody else has this model
-        self._handle.swap(merge(self._held, "ties"), progress=progress)  # checks that all of them fit
+        for vector in self._held:
+            self._handle.swap(vector, progress=progress)  # checks that it fits
 
     @property
     def finished(self) -> int:
@@ -201,7 +204,7 @@ class Search:
             timeout: The number of seconds after which no trial is begun. None sets no limit.
         """
         end = None if timeout is None else monotonic() + timeout
-        with deferred_signals() as check:
+        with deferred_signals(second_at_once=True) as check:
             if not any(
                 _is_finished(trial) or _is(trial, "WAITING") for trial in self._study.get_trials(deepcopy=False)
             ):
@@ -284,8 +287,9 @@ class Search:
             best = best[:1]  # others have the same value
         try:
             plain = self._reported(merge(self._held, "ties"), "plain ties")
+            plain_error = None
         except (MergeError, TrainingError, DataError, DTypeError) as error:
-            raise type(error)(f"plain TIES, with which the result is compared: {error}") from None
+            plain, plain_error = {}, str(error)
         found = [self._comparison(trial, plain) for trial in best]
         vector = self._candidate(best[0]).merged(self._vectors, self._base)
         vector.provenance["search"] = {
@@ -294,7 +298,7 @@ class Search:
             "value": best[0].values,
             **record_of(self._vectors, self._data, self._space, self._settings),
         }
-        return SearchResult(tuple(trials), tuple(found), vector)
+        return SearchResult(tuple(trials), tuple(found), vector, plain_error)
 
     @cached_property
     def _sign(self) -> int:
@@ -305,10 +309,12 @@ class Search:
 
     def _comparison(self, trial: FrozenTrial, plain: Mapping[str, Scores]) -> Comparison:
         found = self._reported(self._candidate(trial).merged(self._held, self._base), f"trial {trial.number}")
-        gains = [found[task].minus(plain[task]) for task in found]
-        errors = [gain.standard_error or 0.0 for gain in gains]
-        mean = self._sign * sum(gain.value for gain in gains) / len(gains)
-        gain = Estimate(mean, sum(error**2 for error in errors) ** 0.5 / len(gains))
+        gain = None
+        if plain:
+            gains = [found[task].minus(plain[task]) for task in found]
+            errors = [each.standard_error or 0.0 for each in gains]
+            mean = self._sign * sum(each.value for each in gains) / len(gains)
+            gain = Estimate(mean, sum(error**2 for error in errors) ** 0.5 / len(gains))
         metrics, plains = ({task: each.estimate for task, each in scores.items()} for scores in (found, plain))
         is_plain = trial.params == self._space.plain and trial.params["method"] == "ties"
         return Comparison(trial.number, metrics, plains, gain, is_plain)
@@ -445,43 +451,6 @@ def _state(name: str) -> Any:
     from optuna.trial import TrialState
 
     return TrialState[name]
-
-
-@contextmanager
-def deferred_signals() -> Iterator[Callable[[], None]]:
-    """Delay the handlers of SIGINT and SIGTERM within the block. A second signal is not delayed.
-
-    Only the main thread runs handlers, so nothing is done in others.
-
-    Yields:
-        A function that runs the handler of a signal that was received, which usually raises an exception.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    received: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            check()
-
-    def check() -> None:
-        if received:
-            number = received[0]
-            received.clear()
-            replaced[signal.Signals(number)](number, None)
-
-    for number in replaced:
-        signal.signal(number, receive)
-    try:
-        yield check
-        check()
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -156,9 +156,10 @@ class Space:
         densities = None
         if known.prune is not None:
             kept = _number(trial, "kept", *_KEPT)
-            densities = tuple(round(kept * own, 6) for own in self._densities(known))
+            # rounded up, so that with all entries kept none is lost to the rounding of a product
+            densities = tuple(min(1.0, float(f"{kept * own * (1 + 1e-9):.12g}")) for own in self._densities(known))
             if "gamma" in known.options:
-                options["gamma"] = round(_GAMMA * min(self._densest), 8)
+                options["gamma"] = float(f"{_GAMMA * min(self._densest):.6g}")
         return Candidate(method, weights, densities, lam, options, tuple(numbers))
 
     def _densities(self, method: Method) -> Sequence[float]:

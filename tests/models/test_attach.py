@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -333,6 +334,58 @@ def test_adapters_of_peft_may_come_and_go(small: Small) -> None:
     assert state_of(model, base) == on_disk(base)
 
 
+def test_vectors_may_be_swapped_when_adapters_came_and_went(small: Small, tmp_path: Path) -> None:
+    model, base, files = small
+    both = task(base.path, tmp_path / "both.lota", slice(None), seed=5)
+    handle = attach(model, files[0])
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    handle.swap(files, method="linear")  # compared as whole tensors, without what is attached
+    with pytest.raises(UsageError, match="both change"):
+        attach(adapted, both)
+    handle.swap(both)
+    adapted.unload()
+    handle.swap(files[1])
+    assert state_of(model, base) == on_disk(Patched(base, TaskVector.open(files[1])))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_a_copy_that_peft_computes_with_is_refused(small: Small) -> None:
+    model, _, files = small
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"]))
+    with pytest.raises(TrainingError, match=r"lm_head\.original_module\.weight' is kept by peft"):
+        attach(adapted, files[0])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_interruption_leaves_weights_and_handle_in_agreement(
+    several: bool, small: Small, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of a swap is handled when the swap is complete."""
+    if several:
+        request.getfixturevalue("several_threads")
+    model, base, files = small
+    handle = attach(model, files[1])
+    handle.swap(files[0])  # both are decoded now
+    put, main, calls = edits.put, threading.get_ident(), itertools.count()
+
+    def interrupted(bits: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+        if next(calls) == 5:
+            signal.pthread_kill(main, signal.SIGTERM)
+        put(bits, indices, values)
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(edits, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            handle.swap(files[1])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert handle.name == "1.lota"
+    assert state_of(model, base) == on_disk(Patched(base, TaskVector.open(files[1])))
+    handle.detach()
+    assert state_of(model, base) == on_disk(base)
+
+
 def test_weights_that_cannot_be_read_are_refused_with_a_handle(small: Small) -> None:
     model, _, files = small
     handle = attach(model, files[0])
@@ -518,6 +571,42 @@ def test_a_hook_that_fails_stops_no_other_one(small: Small) -> None:
         assert len(seen) == 3
     handle.swap(None)
     assert attached(model) == []
+
+
+def test_a_vector_that_cannot_be_put_back_is_given_up(small: Small) -> None:
+    model, base, files = small
+    handle = attach(model, files[0])
+    weight = model.model.norm.weight.data
+    before = weight.clone()
+    block = handle.enabled(False)
+    block.__enter__()
+    base_weight = weight.clone()
+    weight.add_(1)
+    with pytest.raises(BaseMismatchError, match="other values than before"):
+        block.__exit__(None, None, None)
+    assert not torch.equal(before, base_weight)
+    assert handle.name is None
+    assert attached(model) == []
+    weight.copy_(base_weight)
+    handle.swap(files[1])
+    assert handle.digest == TaskVector.open(files[1]).digest
+    assert state_of(model, base) == on_disk(Patched(base, TaskVector.open(files[1])))
+
+
+def test_hooks_that_swap_see_the_digests_in_their_order(small: Small) -> None:
+    model, _, files = small
+    handle = attach(model, None)
+    seen: list[str | None] = []
+    left = [files[1]]
+
+    def swapping(digest: str | None) -> None:
+        if left:
+            handle.swap(left.pop())
+
+    handle.on_change(swapping)
+    handle.on_change(seen.append)
+    handle.swap(files[0])
+    assert seen[-1] == handle.digest == TaskVector.open(files[1]).digest
 
 
 def test_a_handle_can_be_given_up(small: Small) -> None:

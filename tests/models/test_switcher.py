@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +200,33 @@ def test_a_task_is_not_used_within_another_one(small: Small) -> None:
     for closed in (switcher.prefetch, lambda name: switcher.use(name).__enter__()):
         with pytest.raises(UsageError, match="the switcher is closed"):
             closed("a")
+
+
+def test_a_switcher_that_was_closed_attaches_nothing(small: Small) -> None:
+    model, base, files = small
+    switcher = TaskSwitcher(model, {"a": files[0], "b": files[1]})
+    found: list[Exception] = []
+
+    def wait_for_b() -> None:
+        try:
+            with switcher.use("b"):
+                pass
+        except UsageError as error:
+            found.append(error)
+
+    with switcher.use("a"):
+        with pytest.raises(UsageError, match="in use in this thread"):
+            switcher.close()
+        waiting = threading.Thread(target=wait_for_b)
+        waiting.start()
+        closing = threading.Thread(target=switcher.close)
+        closing.start()
+        time.sleep(0.1)
+    waiting.join()
+    closing.join()
+    assert switcher.digest is None
+    assert state_of(model, base) == on_disk(base)
+    assert all("closed" in str(error) for error in found)
 
 
 def test_arguments_of_a_switcher_are_checked(small: Small, tmp_path: Path) -> None:

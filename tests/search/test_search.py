@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 from support.commands import inside, ok, refused
-from support.live import Small, on_disk, task
+from support.live import Small, loaded, on_disk, task
 from support.models import ROWS, make_llama, make_mixtral, write_rows
 
-from taskvec import TaskVector, apply, evaluate, search_merge
+from taskvec import TaskVector, apply, diff, evaluate, search_merge
 from taskvec.applying.overlay import Patched
 from taskvec.data.examples import read_examples
 from taskvec.errors import UsageError
@@ -161,6 +161,29 @@ def test_a_merge_that_fails_does_not_end_the_search(small: Small, sets: dict[str
     assert not (tmp_path / "x.lota").exists()
 
 
+def test_a_result_does_not_need_plain_ties(small: Small, sets: dict[str, Path], tmp_path: Path) -> None:
+    """The sum of two vectors overflows, with smaller weights it does not."""
+    _, base, _ = small
+    files = []
+    for n, name in enumerate(("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight")):
+        state = loaded(base.path).state_dict()
+        state[name][:] = 3e18 * 10 ** (1 - n)
+        files.append(tmp_path / f"large{n}.lota")
+        diff(base, {name: state[name] for name in base.tensors}).save(files[-1])
+    found = search_merge(files, base.path, sets, methods=["linear"], **{**QUICK, "trials": 12})
+    assert found.trials[0].state == "failed"
+    asked = ["search", *files, "--base", base.path, f"--data=one={sets['one']}", "--trials", 12, "--device", "cpu"]
+    done = inside(*asked, "--method", "linear", "-o", tmp_path / "x.lota")
+    if found.best:
+        assert found.plain_error is not None
+        assert found.best[0].gain is None
+        assert not found.best[0].is_better
+        assert "plain TIES cannot be evaluated, so nothing is compared with it" in done.stdout
+        assert (tmp_path / "x.lota").exists()
+    else:
+        assert done.returncode == 1
+
+
 def test_several_objectives_give_a_front(small: Small, sets: dict[str, Path]) -> None:
     _, base, files = small
     found = search_merge(files, base.path, sets, pareto=True, **QUICK)
@@ -205,7 +228,7 @@ def test_kept_is_a_share_of_the_entries_of_a_sparse_vector(method: str, small: S
         shares.append(sum(len(each) for each in values) / entries)
         factor = 1 / kept if method.startswith("dare") else 1
         assert max(abs(each).max() for each in values if len(each)) <= largest * factor * 1.0001
-    assert shares[0] > 0.9
+    assert shares[0] == 1 if method in ("ties", "dare_ties", "magnitude_prune") else shares[0] > 0.9
     assert shares[0] >= shares[1] > 0.2
     if method in ("ties", "dare_ties"):
         assert shares[1] < 0.7
@@ -356,7 +379,7 @@ def test_requests_are_refused_before_the_model_is_loaded(small: Small, sets: dic
 def test_what_is_reported_on_was_not_searched_on(tmp_path: Path) -> None:
     """Equal examples, of one task or of several, are in the same part."""
     rows = [{"prompt": f"{a} {b}", "completion": a} for a in NUMBERS for b in NUMBERS]
-    paths = {"a": rows, "same": rows, "half": rows[:8], "twice": rows[4:] + rows[:6], "copies": rows[:3] * 5}
+    paths = {"a": rows, "same": rows, "half": rows[:8], "twice": rows[4:] + rows[:6], "copies": rows[:8] * 2}
     data = {name: write_rows(tmp_path / f"{name}.jsonl", each) for name, each in paths.items()}
     for seed in range(5):
         parts = split(data, 0.3, seed=seed)
@@ -386,3 +409,6 @@ def test_the_division_of_the_data_depends_on_the_seed(sets: dict[str, Path]) -> 
     few = write_rows(sets["one"].with_name("few.jsonl"), ROWS[:1])
     with pytest.raises(UsageError, match="1 example is too few"):
         split({"few": few}, 0.5)
+    same = write_rows(sets["one"].with_name("same.jsonl"), [ROWS[0]] * 9 + ROWS[1:3])
+    with pytest.raises(UsageError, match=r"11 examples are too few.*at least 2 different ones"):
+        split({"same": same}, 0.5)
