@@ -102,7 +102,7 @@ def write_model(folder: Path, shape: Shape, density: float, seed: int) -> None:
             for _, form in shard:
                 left = int(np.prod(form))
                 while left:
-                    part = np.resize(np.roll(pool, -start)[: min(left, POOL)], min(left, POOL)).copy()
+                    part = np.roll(pool, -start)[:left]
                     start = (start + 7919 * 1013) % POOL
                     if density and len(form) == 2:
                         chosen = np.flatnonzero(changes.random(len(part), np.float32) < density)

@@ -17,7 +17,7 @@ from torch import nn
 from taskvec_formats.system.parallel import threads
 
 from ..errors import AlreadyAppliedError, BaseMismatchError
-from .placement import carriers, check_readable, parameter_at
+from .placement import carriers, check_readable
 from .sharding import own_part
 
 _PARALLEL = 1 << 17  # entries from which on starting threads is worth its time
@@ -131,11 +131,6 @@ def _elsewhere(model: nn.Module, known: Mapping[str, torch.Tensor], name: str) -
 def plain(name: str) -> str:
     """Return the name of a parameter without the layers that peft puts around it."""
     return name.replace(".base_layer.", ".")
-
-
-def flat_parameter(model: nn.Module, name: str) -> torch.Tensor:
-    """Return the part of a parameter or buffer that this process has, as a flat view without a gradient."""
-    return own_part(parameter_at(model, name)).view(-1)
 
 
 def put(bits: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:

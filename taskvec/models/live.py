@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,6 +15,7 @@ from taskvec_formats.dtypes import BitArray, DType
 
 from ..errors import BaseMismatchError, TrainingError
 from .edits import Edit, plain
+from .memory import MemoryCheckpoint
 from .placement import TORCH_DTYPES, bits_of, parameter_at, places
 from .sharding import meshes_of, own_part, whole
 
@@ -41,7 +41,7 @@ class Edited(Protocol):
         """
 
 
-class LiveModel(Checkpoint):
+class LiveModel(MemoryCheckpoint):
     """Some tensors of a model in memory, under the names and in the dtypes of its checkpoint.
 
     Args:
@@ -64,26 +64,14 @@ class LiveModel(Checkpoint):
         edited: Edited | None = None,
         known: MutableMapping[str, str] | None = None,
     ) -> None:
-        self.path, self.name = Path(), "the model"
-        self.shards, self.side_files, self.left_out = (), (), ()
+        super().__init__("the model", {name: TensorInfo.computed(forms[name]) for name in sorted(forms)})
         self.placed = places(model, forms)
         for name in forms:
             if name not in self.placed:
                 raise TrainingError(f"the model has no parameter for tensor {name!r}")
-        self.tensors = {name: TensorInfo.computed(forms[name]) for name in sorted(forms)}
         self._model = model
         self._known = {} if known is None else known
         self._edited = edited
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """No files are read."""
-        return ()
-
-    @property
-    def is_folder(self) -> bool:
-        """No folder exists."""
-        return False
 
     def digest(self, name: str) -> str:
         """Compute the digest of a tensor, or look it up."""

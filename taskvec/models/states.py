@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from taskvec_formats.dtypes import DTYPES, BitArray
 from ..arguments import said
 from ..errors import TrainingError, UsageError
 from ..reporting.progress import Progress
+from .memory import MemoryCheckpoint
 from .placement import TORCH_DTYPES, raw_bits
 from .wrappers import unwrapped
 
@@ -34,7 +34,7 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
 }
 
 
-class StateCheckpoint(Checkpoint):
+class StateCheckpoint(MemoryCheckpoint):
     """Tensors in memory. Their bits are read when they are asked for, so the tensors must not change before.
 
     Args:
@@ -47,23 +47,11 @@ class StateCheckpoint(Checkpoint):
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor], name: str) -> None:
-        self.path, self.name = Path(), name
-        self.shards, self.side_files, self.left_out = (), (), ()
         for key in state:
             if not isinstance(key, str):
                 raise UsageError(f"the names of a state dict must be of type str, found {said(key)}")
-        self.tensors = {key: _info(key, state[key]) for key in sorted(state)}
+        super().__init__(name, {key: _info(key, state[key]) for key in sorted(state)})
         self._state = dict(state)
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """No files are read."""
-        return ()
-
-    @property
-    def is_folder(self) -> bool:
-        """No folder exists."""
-        return False
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """Read the elements [start, stop) of a tensor."""

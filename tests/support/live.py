@@ -17,9 +17,8 @@ from transformers import PreTrainedModel
 from taskvec import Attachment, TaskVector, attach, attached, diff
 from taskvec.applying.overlay import Patched
 from taskvec.errors import UsageError
-from taskvec.models.edits import flat_parameter
 from taskvec.models.loading import load_weights
-from taskvec.models.placement import bits_of, places
+from taskvec.models.placement import bits_of, parameter_at, places
 from taskvec_formats import Checkpoint, ModelFolder
 
 State = dict[str, bytes]
@@ -29,7 +28,7 @@ Small = tuple[PreTrainedModel, ModelFolder, list[Path]]
 def state_of(model: nn.Module, base: Checkpoint) -> State:
     """The bits of the parameters that have tensors in the base, in the dtypes of the base."""
     placed = places(model, {name: info.form for name, info in base.tensors.items()})
-    flat = {name: flat_parameter(model, placed[name].parameter) for name in placed}
+    flat = {name: parameter_at(model, placed[name].parameter).detach().view(-1) for name in placed}
     sizes = {name: base.tensors[name].form.size for name in placed}
     return {
         name: bits_of(base.tensors[name].dtype, flat[name][place.start : place.start + sizes[name]]).tobytes()

@@ -96,10 +96,9 @@ def steps(rank: int, folder: Path) -> None:
     first.detach()
     assert same(whole_state(model), untouched)
     # processes have parts of other sizes, but keep the same vectors
-    decoded = [attach(model, file, cache_bytes=0) for file in files[:1]]
-    decoded[0].swap(files[1])
-    limit = (decoded[0].decoded.size + attach(whole, None).bytes_kept) if decoded[0].decoded else 0
-    decoded[0].detach()
+    with attach(model, files[0], cache_bytes=0) as handle:
+        assert handle.decoded is not None
+        limit = handle.decoded.size
     for size in (limit, limit + 1, 2 * limit - 1, 2 * limit):
         with attach(model, files[0], cache_bytes=size) as handle:
             for file in (files[1], files[2], files[0], files[1]):
