@@ -78,7 +78,7 @@ class Origin:
         Raises:
             BaseMismatchError: A value differs. The message names the tensor.
         """
-        positions = leaf.indices.cpu().numpy()
+        positions = leaf.first + leaf.indices.cpu().numpy().astype(np.int64)
         for name in self.parts(leaf.name):
             start = self.tensors[name].start
             low, high = np.searchsorted(positions, (start, start + self.base.tensors[name].form.size))

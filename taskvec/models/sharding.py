@@ -1,16 +1,24 @@
-"""Parameters that several processes share, as by `fully_shard`: each process has some of the rows."""
+"""Parameters that several processes share, as by `fully_shard`: each process has some of the rows.
+
+Processes may also have the same rows, as replicas. Functions that exchange something must be called by all processes
+that share the parameter, in the same order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
 from ..errors import TrainingError
+
+Value = TypeVar("Value")
 
 
 def discard_copies(model: nn.Module) -> None:
@@ -57,6 +65,39 @@ def own_range(name: str, tensor: torch.Tensor) -> tuple[int, int]:
     return first * inner, min(first + chunk, rows) * inner
 
 
+def _group(tensor: DTensor) -> ProcessGroup:
+    """The processes that have different rows of a tensor which `own_range` accepts."""
+    divided = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]
+    return tensor.device_mesh.get_group(divided[0])
+
+
+def parts_of(tensor: torch.Tensor, value: Value) -> list[Value]:
+    """Return what each process that has other rows of a tensor gives, in the order of the rows.
+
+    Args:
+        tensor: The tensor. If it is not divided, only this process gives something.
+        value: Anything that can be pickled.
+    """
+    if not isinstance(tensor, DTensor) or all(placement.is_replicate() for placement in tensor.placements):
+        return [value]
+    group = _group(tensor)
+    found: list[Value] = [value] * distributed.get_world_size(group)
+    distributed.all_gather_object(found, value, group=group)
+    return found
+
+
+def like_parts(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return a flat tensor that is divided among the processes like another one.
+
+    Args:
+        tensor: The other tensor. If it is not divided, the result is `own`.
+        own: The part of this process, [n]. All parts have the same length.
+    """
+    if not isinstance(tensor, DTensor):
+        return own
+    return DTensor.from_local(own, tensor.device_mesh, tensor.placements, run_check=False)
+
+
 def whole(tensor: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Return all elements of a tensor. Processes that share it must call this together.
 
@@ -81,12 +122,17 @@ def meshes_of(tensors: Iterable[torch.Tensor]) -> list[DeviceMesh]:
     return list(dict.fromkeys(tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)))
 
 
-def agree(error: Exception | None, meshes: Iterable[DeviceMesh]) -> None:
+def agree(
+    error: Exception | None,
+    meshes: Iterable[DeviceMesh],
+    otherwise: str = "could not change its weights, so none does",
+) -> None:
     """Raise an error if this process or another one that shares the model has one. They must call this together.
 
     Args:
         error: The error of this process, if any.
         meshes: The groups of processes.
+        otherwise: What is said of another process that has an error.
 
     Raises:
         Exception: `error`.
@@ -100,4 +146,4 @@ def agree(error: Exception | None, meshes: Iterable[DeviceMesh]) -> None:
     if error is not None:
         raise error
     if failed.item():
-        raise TrainingError("another process that shares the model could not change its weights, so none does")
+        raise TrainingError(f"another process that shares the model {otherwise}")

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -26,6 +27,7 @@ from ..errors import MaskError, TrainingError, UsageError
 from ..vectors.vector import TaskVector, vector_of
 from .leaf import Leaf
 from .origin import Origin
+from .sharding import agree, discard_copies, meshes_of, parts_of
 
 # ids of the parameters, and of the deltas, of all models inside a sparse_finetune block
 _held: set[int] = set()
@@ -42,6 +44,9 @@ class SparseModel(nn.Module):
     `sparse_finetune` creates it. Calling it calls the model, and other attributes, such as `config` or `generate`, are
     those of the model. Its state_dict contains the deltas and a digest of the mask, so checkpoints are as small as the
     entries. Loading a checkpoint of another mask raises MaskError.
+
+    If processes share the model, the deltas are DTensors, and a state_dict has those of this process.
+    torch.distributed.checkpoint saves and loads it, for the same number of processes.
 
     Attributes:
         leaves: Parameter name -> Leaf.
@@ -61,6 +66,8 @@ class SparseModel(nn.Module):
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self.train(model.training)
         uses = _uses(model)
+        self._meshes = meshes_of(leaf.weight for leaf in leaves.values())
+        self._digest = self._digest_of_mask() if self._meshes else None  # needs all processes
         self._uses = {name: uses[id(leaf.weight)] for name, leaf in leaves.items()}
         self._open = True  # inside the `with` block
         self._trained = False  # whether leaves were written after a gradient arrived
@@ -80,6 +87,8 @@ class SparseModel(nn.Module):
         Raises:
             TrainingError: A trained parameter of the model was replaced or moved.
         """
+        if self._meshes:
+            discard_copies(self.model)  # of weights before the last step
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_parameters()
         return self.model(*args, **kwargs)
@@ -118,6 +127,8 @@ class SparseModel(nn.Module):
             raise UsageError("the sparse_finetune block has ended: its deltas are no longer written into the model")
 
     def _write(self) -> None:
+        if self._meshes:
+            discard_copies(self.model)
         for leaf in self.leaves.values():
             leaf.scatter()
         if self._arrived():
@@ -136,12 +147,12 @@ class SparseModel(nn.Module):
             if uses[id(leaf.weight)] < self._uses[name] or leaf.weight.shape != leaf.shape:
                 raise TrainingError(
                     f"parameter {name!r} of the model was replaced inside the block, by an assignment, fully_shard or "
-                    "a change of its size: change the model before sparse_finetune, and do not shard it"
+                    "a change of its size: change the model before sparse_finetune"
                 )
             if id(leaf.delta) not in own:
                 raise TrainingError(
-                    f"the deltas of parameter {name!r} were replaced, as fully_shard does: deltas cannot be sharded, "
-                    "use DistributedDataParallel"
+                    f"the deltas of parameter {name!r} were replaced, as fully_shard does: call fully_shard on the "
+                    "model before sparse_finetune, not on its tickets"
                 )
             if leaf.weight.device != leaf.indices.device:
                 raise TrainingError(
@@ -154,6 +165,17 @@ class SparseModel(nn.Module):
 
         The model's weights are not checked after the block, because the caller may change them then.
         """
+        if self._meshes:
+            discard_copies(self.model)
+        error: Exception | None = None
+        try:
+            self._verify_own()
+        except TrainingError as failure:
+            error = failure
+        agree(error, self._meshes, "did not train its part, so none has a result")
+
+    def _verify_own(self) -> None:
+        """As `_verify`, for the part of this process."""
         if self._open:
             self._check_parameters()
         for name, leaf in self.leaves.items():
@@ -252,6 +274,8 @@ class SparseModel(nn.Module):
     ) -> None:
         """Save the state_dict, deltas and digest of the mask, as model.safetensors. `Trainer.save_model` calls this.
 
+        Not supported if processes share the model: save the state_dict by torch.distributed.checkpoint.
+
         Load the file with `load_state_dict`. To save the dense model, call `tickets.model.save_pretrained(folder)`.
         Options of transformers' `save_pretrained` that are not listed here have no effect.
 
@@ -262,8 +286,13 @@ class SparseModel(nn.Module):
             push_to_hub: Must be False.
 
         Raises:
-            UsageError: `push_to_hub` is set.
+            UsageError: `push_to_hub` is set, or processes share the model.
         """
+        if self._meshes:
+            raise UsageError(
+                "each process has a part of the deltas, and no file has all of them: save tickets.state_dict() by "
+                "torch.distributed.checkpoint, or the vector that tickets.vector() returns"
+            )
         if push_to_hub:
             self.push_to_hub()
         if is_main_process:
@@ -295,25 +324,29 @@ class SparseModel(nn.Module):
         )
 
     def entries(self) -> dict[str, SparseTensor]:
-        """The trained entries as they are stored, by parameter name."""
+        """The trained entries of this process as they are stored, by parameter name."""
         return {name: leaf.entries() for name, leaf in self.leaves.items()}
 
     def entries_by_tensor(self) -> dict[str, SparseTensor]:
-        """The trained entries as they are stored, by the name of the tensor in the base.
+        """The trained entries of this process as they are stored, by the name of the tensor in the base.
 
         Raises:
             UsageError: No base was given.
             TrainingError: Nothing was trained.
         """
+        return self._origin().split(self.entries())
+
+    def _origin(self) -> Origin:
         if self.origin is None:
             raise UsageError("a task vector needs its base: sparse_finetune(model, masks, base)")
         self._verify()
-        return self.origin.split(self.entries())
+        return self.origin
 
     def vector(self, provenance: Mapping[str, object] | None = None) -> TaskVector:
         """The task vector that was trained, which can be saved as a `.lota` file.
 
-        Its eligible weights are those of the tensors in the mask.
+        Its eligible weights are those of the tensors in the mask. If processes share the model, all of them call this,
+        and each gets the whole vector, of which one may save it.
 
         Args:
             provenance: Further entries of the vector's provenance.
@@ -323,9 +356,11 @@ class SparseModel(nn.Module):
             TrainingError: Nothing was trained.
         """
         instance("provenance", provenance or {}, Mapping)
-        deltas = self.entries_by_tensor()
-        assert self.origin is not None
-        base = self.origin.base
+        origin = self._origin()
+        entries = self.entries()
+        if self._meshes:
+            entries = {name: _joined(parts_of(leaf.weight, entries[name])) for name, leaf in self.leaves.items()}
+        deltas, base = origin.split(entries), origin.base
         forms = {name: base.tensors[name].form for name in deltas}
         return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})}, name="ticket")
 
@@ -333,11 +368,17 @@ class SparseModel(nn.Module):
         """Digest of the mask, uint8 [32]. It is part of the state_dict because deltas are meaningless without their
         mask.
         """
+        return torch.tensor(list(self._digest or self._digest_of_mask()), dtype=torch.uint8)
+
+    def _digest_of_mask(self) -> bytes:
+        """SHA-256 of the mask. If processes share the model, it covers the digests of their parts."""
         digest = hashlib.sha256()
         for name, leaf in self.leaves.items():
             digest.update(f"{name} {list(leaf.weight.shape)}\n".encode())
-            digest.update(leaf.indices.cpu().numpy().astype("<i8").tobytes())
-        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+            positions = leaf.indices.cpu().numpy().astype("<i8").tobytes()
+            for part in parts_of(leaf.weight, hashlib.sha256(positions).digest()) if self._meshes else [positions]:
+                digest.update(part)
+        return digest.digest()
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Check that a checkpoint has the same mask.
@@ -356,6 +397,12 @@ def _after_load(sparse: SparseModel, keys: _IncompatibleKeys) -> None:
             raise MaskError(f"the state dict does not belong to this mask: it has no {key!r}")
     sparse._check_open()
     sparse._write()
+
+
+def _joined(parts: list[SparseTensor]) -> SparseTensor:
+    """Join the entries of several processes, whose positions count in the whole parameter."""
+    indices, values = (np.concatenate(arrays) for arrays in zip(*((part.indices, part.values) for part in parts), strict=True))
+    return SparseTensor.owning(parts[0].shape, indices, values)
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
