@@ -82,3 +82,7 @@ class StoppedError(TrainingError):
 
 class DivergedError(TrainingError):
     """The training loss is not a finite number."""
+
+
+class ProcessError(TrainingError):
+    """Another process of a distributed run has ended or does not answer."""

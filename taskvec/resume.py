@@ -198,10 +198,27 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _compare(path: Path, kind: str, found: Any, record: Any, what: str = "") -> None:
+def _compare(path: Path, kind: str, found: Any, record: Any) -> None:
     """Raise ResumeError at the first item in which two records differ, and name the item."""
-    if isinstance(found, dict) and isinstance(record, dict):
-        for key in sorted(found.keys() | record.keys()):
-            _compare(path, kind, found.get(key), record.get(key), f"{what}.{key}" if what else key)
-    elif found != record:
-        raise ResumeError(f"{path} belongs to another {kind}: {what} is {found} there, but {record} here")
+    if difference := first_difference(found, record):
+        what, there, here = difference
+        raise ResumeError(f"{path} belongs to another {kind}: {what} is {there} there, but {here} here")
+
+
+def first_difference(found: Any, record: Any, what: str = "") -> tuple[str, Any, Any] | None:
+    """Return the first item in which two records differ.
+
+    Args:
+        found: A record, as JSON.
+        record: Another one.
+        what: The name of the item that they are.
+
+    Returns:
+        The name of the item and its two values; None if the records are equal.
+    """
+    if not (isinstance(found, dict) and isinstance(record, dict)):
+        return None if found == record else (what, found, record)
+    for key in sorted(found.keys() | record.keys()):
+        if difference := first_difference(found.get(key), record.get(key), f"{what}.{key}" if what else key):
+            return difference
+    return None

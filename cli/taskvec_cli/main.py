@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from . import streams
+from . import jobs, streams
 from .help import Command, Commands
 from .inputs import ANY_MODEL, DATA, DEVICE, MODEL, NAMED_DATA, PATH, LotaInput, LotaInputs
 from .interrupts import Interrupted, interruptible
@@ -506,5 +506,10 @@ def main() -> None:
 
         sentence, code = explain(error, option_names())
         streams.settle()
-        typer.echo(f"taskvec: {sentence}", err=True)
+        if jobs.says(error):
+            typer.echo(f"taskvec: {sentence}", err=True)
+        jobs.leave(code)
         sys.exit(code)
+    except SystemExit as end:
+        jobs.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise

@@ -11,14 +11,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
+def progress_bars(*, shown: bool = True) -> Iterator[Progress]:
     """Show progress while the block runs.
 
     This is `taskvec.reporting.bars.progress_bars`, imported on use, so that `--help` does not load the library.
 
+    Args:
+        shown: Whether this process shows progress. Of several, one does.
+
     Yields:
         The progress callback.
     """
+    if not shown:
+        from taskvec.reporting.progress import silent
+
+        yield silent
+        return
     from taskvec.reporting import bars
 
     with bars.progress_bars() as progress:

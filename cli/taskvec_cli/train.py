@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import jobs
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
 from .flags import takes
 from .inputs import DATA, DATA_PATH, DEVICE, MODEL, PATH, data_path
@@ -286,6 +287,15 @@ class _Flags:
         str, typer.Option(help="Dtype of the computation: float32 or bfloat16.", rich_help_panel=_MEMORY)
     ] = "float32"
     device: Annotated[str, typer.Option(help=DEVICE, rich_help_panel=_MEMORY)] = "auto"
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="With several processes (torchrun): the number among which the weights are divided. 1 gives each "
+            "process all of them.",
+            show_default="all",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = None
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -357,40 +367,45 @@ def train(
     from taskvec.training.folder import KIND
     from taskvec.vectors.source import inputs_of
 
-    request: dict[str, Any] = {
-        "mask_from": None if flags["mask_from"] is None else TaskVector.open(flags["mask_from"]),
-        "disjoint_from": [TaskVector.open(path) for path in flags["disjoint_from"] or ()],
-        "start_from": None if flags["start_from"] is None else TaskVector.open(flags["start_from"]),
-        "mix": [_mixed(text) for text in flags["mix"] or ()],
-        "eval_data": flags["eval_data"],
-    }
-    vectors = [request["mask_from"], request["start_from"], *request["disjoint_from"]]
-    sources = [data, request["eval_data"], *(path for path, _ in request["mix"])]
-    files = [file for source in sources if source is not None for file in check_examples(source)]
-    checkpoint = open_model(base)
-    read = [*files, *inputs_of(checkpoint, *filter(None, vectors)), *([] if config is None else [config])]
-    check_distinct(output, plot)
-    check_file(output, force=force, inputs=read)
-    if plot is not None:
-        check_picture(plot, force=force, inputs=read)
     folder = output.with_name(f"{output.name}.run")
-    check_unfinished(folder, KIND, resume=resume, force=force)
+    with jobs.agreeing(options) as reports:
+        request: dict[str, Any] = {
+            "mask_from": None if flags["mask_from"] is None else TaskVector.open(flags["mask_from"]),
+            "disjoint_from": [TaskVector.open(path) for path in flags["disjoint_from"] or ()],
+            "start_from": None if flags["start_from"] is None else TaskVector.open(flags["start_from"]),
+            "mix": [_mixed(text) for text in flags["mix"] or ()],
+            "eval_data": flags["eval_data"],
+        }
+        vectors = [request["mask_from"], request["start_from"], *request["disjoint_from"]]
+        sources = [data, request["eval_data"], *(path for path, _ in request["mix"])]
+        files = [file for source in sources if source is not None for file in check_examples(source)]
+        checkpoint = open_model(base)
+        read = [*files, *inputs_of(checkpoint, *filter(None, vectors)), *([] if config is None else [config])]
+        if reports:  # the process that writes the outputs
+            check_distinct(output, plot)
+            check_file(output, force=force, inputs=read)
+            if plot is not None:
+                check_picture(plot, force=force, inputs=read)
+            check_unfinished(folder, KIND, resume=resume, force=force)
+            if show_example:
+                _preview(checkpoint, data, options)
+        jobs.check_dry_run(dry_run=dry_run)
     if options.report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", f"runs/{output.stem}")
-    if show_example:
-        _preview(checkpoint, data, options)
     if dry_run:
         compare(context, checkpoint, data, request)
         _plan(checkpoint, data, options, request, output=output, plot=plot, as_json=as_json)
         return
-    with resumable(folder), progress_bars() as progress:
+    with resumable(folder), progress_bars(shown=reports) as progress:
         compare(context, checkpoint, data, request)
         from taskvec.training.train import train as train_vector
 
         trained = train_vector(
             checkpoint, data, options, progress, **request, folder=folder, resume=resume or not force
         )
-        trained.vector.save(output, progress, force=force)
+        jobs.in_one(lambda: trained.vector.save(output, progress, force=force))
+    if not reports:
+        return
     remove_work(folder)
     if plot is not None:
         _draw(trained, output.stem, plot, force=force)

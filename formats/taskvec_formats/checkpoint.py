@@ -150,6 +150,14 @@ class Checkpoint(ABC):
             self._digests = digests
         return self._digests
 
+    def remember(self, digests: dict[str, str]) -> None:
+        """Use digests that are known, so that the bytes need not be read.
+
+        Args:
+            digests: Mapping from the name of each tensor to its digest, in hex, as `digest` computes it.
+        """
+        self._digests = {name: digests[name] for name in self.tensors}
+
     @cached_property
     def fingerprint(self) -> str:
         """BLAKE3 of the digests of all tensors in the order of their names, independent of the sharding."""

@@ -80,7 +80,7 @@ def check_packing(model: nn.Module, rows: Sequence[Row], padding: int) -> None:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             apart = torch.cat([model(**_inputs([row], padding, accepts)).logits[0] for row in some])
             together: torch.Tensor = model(**_inputs([_joined(some)], padding, accepts)).logits[0]
     except (TypeError, ValueError, RuntimeError, IndexError):

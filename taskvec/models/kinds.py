@@ -159,7 +159,7 @@ def check_reading(model: nn.Module, row: Mapping[str, list[int]]) -> None:
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = model(**{key: values.to(device) for key, values in inputs.items()}).logits
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):

@@ -41,7 +41,7 @@ def load_model(
     config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     loader = loader_of(config, path, trust_remote_code=trust_remote_code)
     model: PreTrainedModel
-    with _failing_for(path, trust_remote_code):
+    with failing_for(path, trust_remote_code):
         model, report = loader.from_pretrained(
             path,
             dtype=dtype,
@@ -66,10 +66,10 @@ def load_weights(path: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     others = {"dtype": "auto", **options}
     trust_remote_code = truth("trust_remote_code", others.pop("trust_remote_code", False))
     _check_folder(path)
-    with _failing_for(path, trust_remote_code):
+    with failing_for(path, trust_remote_code):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     loader = loader_of(config, path, trust_remote_code=trust_remote_code)
-    with _failing_for(path, trust_remote_code):
+    with failing_for(path, trust_remote_code):
         model: PreTrainedModel
         model, report = loader.from_pretrained(
             path, **others, trust_remote_code=trust_remote_code, output_loading_info=True
@@ -93,10 +93,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any,
         TrainingError: As in `load_model`.
     """
     _check_folder(path)
-    with _failing_for(path, trust_remote_code):
+    with failing_for(path, trust_remote_code):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     loader_of(config, path, trust_remote_code=trust_remote_code)
-    with _failing_for(path, trust_remote_code):
+    with failing_for(path, trust_remote_code):
         return config, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -108,7 +108,7 @@ def _check_folder(path: Path) -> None:
 
 
 @contextmanager
-def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
+def failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
     """Convert any error of an untrusted config, tokenizer or code into an error of one sentence."""
     try:
         yield

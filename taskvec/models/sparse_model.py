@@ -401,7 +401,9 @@ def _after_load(sparse: SparseModel, keys: _IncompatibleKeys) -> None:
 
 def _joined(parts: list[SparseTensor]) -> SparseTensor:
     """Join the entries of several processes, whose positions count in the whole parameter."""
-    indices, values = (np.concatenate(arrays) for arrays in zip(*((part.indices, part.values) for part in parts), strict=True))
+    indices, values = (
+        np.concatenate(arrays) for arrays in zip(*((part.indices, part.values) for part in parts), strict=True)
+    )
     return SparseTensor.owning(parts[0].shape, indices, values)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import DivergedError
+from ..models.sharding import own_part
 from ..vectors.topk import FloatArray
 from .lean import LeanRMSprop
 from .loop import Curve
@@ -35,8 +36,8 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         run: The run.
 
     Returns:
-        A function that returns the scores of a tensor, f32 [size], by name, and the losses of the phase. The function
-        raises DivergedError, naming the tensor, if a score is not finite.
+        A function that returns the scores of a tensor by name, f32 [size], of the elements that this process has, and
+        the losses of the phase. The function raises DivergedError, naming the tensor, if a score is not finite.
     """
     options = run.options
     parameters = run.parameters()
@@ -49,7 +50,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
 
     def optimizer_of(lr: float) -> Optimizer:
         if options.low_memory:
-            return LeanRMSprop(parameters.values(), lr, options.clip)
+            return LeanRMSprop(parameters.values(), lr, options.clip, total=run.processes.add)
         optimizer = make_optimizer(options.optimizer, parameters.values(), lr)
         run.pull(optimizer, lambda parameter: run.moved(names[id(parameter)]))
         return optimizer
@@ -65,15 +66,16 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
     run.model.zero_grad(set_to_none=True)
 
     def scores(name: str) -> FloatArray:
-        place, form = run.placed[name], run.forms[name]
         if sums:
-            values = sums[place.parameter].view(-1)[place.start : place.start + form.size]
+            values = run.part(name, sums[run.placed[name].parameter])
         else:
             weight = run.weight(name)
             values = weight.float() - run.started(name).to(weight).float()
-            lost = optimizer.lost(parameters[place.parameter]) if isinstance(optimizer, LeanRMSprop) else None
+            lost = (
+                optimizer.lost(parameters[run.placed[name].parameter]) if isinstance(optimizer, LeanRMSprop) else None
+            )
             if lost is not None:
-                values += lost.view(-1)[place.start : place.start + form.size]
+                values += run.part(name, lost)
         # a step that diverges shows in the loss of the next step only, so the last step is checked here
         if not bool(values.isfinite().all()):
             raise DivergedError(
@@ -82,6 +84,10 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         result: FloatArray = values.cpu().numpy()
         return result
 
+    if run.processes.count > 1:
+        with run.processes.agreeing():  # while the mask is chosen, no process can fail alone
+            for name in run.forms:
+                scores(name)
     return scores, curve
 
 
@@ -91,7 +97,7 @@ def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[d
     if criterion == "magnitude":
         yield {}
         return
-    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+    sums = {name: torch.zeros_like(own_part(values), dtype=torch.float32) for name, values in parameters.items()}
 
     accumulation = GradientState()
 
@@ -100,11 +106,11 @@ def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[d
         if not accumulation.sync_gradients:
             return  # later backward passes of the step add to this gradient
         total = sums[name] = sums[name].to(weight.device)
+        grad = own_part(weight.grad)
         if criterion == "gradient":
-            total.add_(weight.grad)
+            total.add_(grad)
         else:
-            grad = weight.grad.float()
-            total.addcmul_(grad, grad)
+            total.addcmul_(grad.float(), grad.float())
 
     handles = [
         parameter.register_post_accumulate_grad_hook(lambda weight, name=name: observe(weight, name))

@@ -19,6 +19,7 @@ from taskvec_formats.forms import Bits
 
 from ..errors import UsageError
 from ..models.placement import TORCH_DTYPES, Place, bits_of, part_of
+from ..models.sharding import own_part
 from ..vectors.delta import diff_range
 from ..vectors.source import DeltaSource, digest_of_entries
 from ..vectors.vector import TaskVector, header_of, specs_of
@@ -123,7 +124,7 @@ def _train(
     def optimizer_of(lr: float) -> Optimizer:
         optimizer = make_optimizer(options.optimizer, parameters, lr)
         # biases and norms (vectors) do not decay, as in transformers' Trainer
-        run.pull(optimizer, lambda weight: weight.detach() if weight.dim() > 1 else torch.zeros_like(weight))
+        run.pull(optimizer, lambda w: own_part(w) if w.dim() > 1 else torch.zeros_like(own_part(w)))
         return optimizer
 
     def find() -> float:
@@ -150,7 +151,10 @@ def difference(run: Run) -> TaskVector:
 
 
 class _Trained(DeltaSource):
-    """Source of trained − start, with the trained weights rounded to the dtypes of the start."""
+    """Source of trained − start, with the trained weights rounded to the dtypes of the start.
+
+    If processes divide the model, each provides the ranges that it has.
+    """
 
     def __init__(self, run: Run, names: list[str]) -> None:
         self._run = run
@@ -165,4 +169,5 @@ class _Trained(DeltaSource):
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
         dtype = self._run.start.tensors[name].dtype
         before = self._run.start.bits(name, start, stop) if base is None else base[start:stop]
-        return diff_range(dtype, before, bits_of(dtype, self._run.weight(name)[start:stop]))
+        first, _ = self._run.owned(name)
+        return diff_range(dtype, before, bits_of(dtype, self._run.weight(name)[start - first : stop - first]))

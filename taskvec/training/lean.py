@@ -1,15 +1,17 @@
-"""RMSprop in half the memory, and the Trainer that runs it."""
+"""RMSprop in half the memory, and the Trainer that runs it. If processes share a model, each updates its own part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from transformers import Trainer
+
+from ..models.sharding import own_part
+from .trainer import PhaseTrainer
 
 
 class LeanRMSprop(Optimizer):
@@ -27,16 +29,24 @@ class LeanRMSprop(Optimizer):
         clip: Maximum norm of the gradient.
         alpha: α, decay of the second moments.
         eps: ε, added to the denominator.
+        total: Adds up a number of all processes that share the model.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, clip: float, alpha: float = 0.99, eps: float = 1e-8
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        clip: float,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        total: Callable[[torch.Tensor], torch.Tensor] = lambda own: own,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "alpha": alpha, "eps": eps})
         self._clip = clip
         self._squares: list[torch.Tensor] = []  # squared norm of each gradient
         self._scale: torch.Tensor | float = 1.0
         self._measures = False
+        self._total = total
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -58,26 +68,30 @@ class LeanRMSprop(Optimizer):
             yield
         finally:
             self._measures = False
-        norm = torch.stack(self._squares).sum().sqrt()
+        norm = self._total(torch.stack(self._squares).sum()).sqrt()
         self._scale = (self._clip / (norm + 1e-6)).clamp(max=1)  # as in torch's clip_grad_norm_
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do nothing: the backward pass has updated the parameters."""
 
     def lost(self, weight: nn.Parameter) -> torch.Tensor | None:
-        """Return the rounding error of the last step to a parameter, in its shape and dtype; None if it is f32."""
+        """Return the rounding error of the last step to the elements of a parameter that this process has.
+
+        Returns:
+            A tensor in their shape and dtype; None if it is f32.
+        """
         found: torch.Tensor | None = self.state[weight].get("lost")
         return found
 
     @torch.no_grad()
     def _arrived(self, weight: torch.Tensor) -> None:
         assert weight.grad is not None
-        grad, weight.grad = weight.grad, None
+        grad, weight.grad = own_part(weight.grad), None
         if self._measures:
             self._squares.append(torch.linalg.vector_norm(grad, dtype=torch.float32).square())
             return
         (group,) = self.param_groups
-        state = self.state[weight]
+        state, weight = self.state[weight], own_part(weight)
         if not state:
             state["square"] = torch.zeros_like(weight, dtype=torch.bfloat16)
             if weight.dtype != torch.float32:
@@ -94,12 +108,12 @@ class LeanRMSprop(Optimizer):
         state["lost"].copy_(wanted.sub_(weight))
 
 
-class TwoPassTrainer(Trainer):
-    """Trainer for LeanRMSprop. It passes every batch twice: for the norm of the gradients, then for the updates.
+class TwoPassTrainer(PhaseTrainer):
+    """PhaseTrainer for LeanRMSprop. It passes every batch twice: for the norm of the gradients, then for the updates.
 
     Args:
         optimizer: The optimizer, which `optimizers` contains too.
-        **options: The arguments of Trainer.
+        **options: The arguments of PhaseTrainer.
     """
 
     def __init__(self, optimizer: LeanRMSprop, **options: Any) -> None:

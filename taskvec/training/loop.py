@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +23,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -35,10 +35,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..data.pairs import collator_of
 from ..data.rows import Row
 from ..devices import device_of
-from ..errors import DivergedError, StoppedError, UsageError
+from ..errors import DivergedError, ProcessError, StoppedError, UsageError
 from ..reporting.progress import Progress
 from .lean import LeanRMSprop, TwoPassTrainer
 from .options import TrainingOptions
+from .processes import Processes
+from .trainer import Measure, PhaseTrainer
 
 CALIBRATING, TRAINING = "calibrating", "training"  # stages
 _COMPLETE = "complete"
@@ -90,43 +92,22 @@ class Curve:
         return sum(last) > sum(first)
 
 
-# returns metric -> value for the current weights
-Measure = Callable[[], Mapping[str, float]]
-
-
-class _Measured(Trainer):
-    """Trainer that evaluates further metrics, in the same arithmetic and without drawing training's random numbers.
-
-    Args:
-        measure: Returns the further metrics, if any.
-        watch: The callback that measures the speed, from which the time of evaluations is left out.
-        **options: The arguments of Trainer.
-    """
-
-    def __init__(self, measure: Measure | None, watch: _Watch, **options: Any) -> None:
-        super().__init__(**options)
-        self._measures = measure
-        self._watch = watch
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the metrics of Trainer, and those measured here with the prefix "eval_"."""
-        began = time.perf_counter()
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if self._measures is not None:
-            with torch.random.fork_rng(), self.accelerator.autocast():
-                found = {f"eval_{name}": value for name, value in self._measures().items()}
-            self.log(found)
-            metrics |= found
-        self._watch.began += time.perf_counter() - began
-        return metrics
-
-
 class _Watch(TrainerCallback):
     """Callback that reports steps and losses, stops at a loss that is not finite, and stops after the step if
     interrupted.
     """
 
-    def __init__(self, stage: str, folder: Path | None, progress: Progress, *, evaluates: bool = False) -> None:
+    def __init__(
+        self,
+        stage: str,
+        folder: Path | None,
+        progress: Progress,
+        processes: Processes,
+        *,
+        evaluates: bool = False,
+    ) -> None:
+        self.processes = processes
+        self.trainer: PhaseTrainer | None = None  # without the time that it takes to evaluate
         self.stage = stage
         self.setting = "`calibration_lr`" if stage == CALIBRATING else "`lr`"
         self.evaluates = evaluates
@@ -161,20 +142,31 @@ class _Watch(TrainerCallback):
                     f"lower {self.setting}" + (f"; the last checkpoint is {kept}" if kept else "")
                 )
         if logs and "loss" in logs:
-            self.rate = (state.num_input_tokens_seen - self.seen) / (time.perf_counter() - self.began)
+            evaluating = self.trainer.evaluating if self.trainer else 0.0
+            self.rate = (state.num_input_tokens_seen - self.seen) / (time.perf_counter() - self.began - evaluating)
             note = f"loss {logs['loss']:.3f}, {self.rate:,.0f} tokens/s"
             self.progress(self.stage, state.global_step, state.max_steps, note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.evaluates and state.global_step >= state.max_steps:
             control.should_evaluate = True  # the last weights are always evaluated, whatever eval_steps is
+        self.signal = self.processes.highest(self.signal or 0) or None  # all processes stop after the same step
         if self.signal is not None:
             control.should_save = self.folder is not None
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.folder is not None:
-            (self.folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / _COMPLETE).touch()
+        """Mark the checkpoint as complete, and remove those before it but the best."""
+        self.processes.wait()
+        if self.folder is None or not self.processes.is_first:
+            return
+        last = self.folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        (last / _COMPLETE).touch()
+        kept = {last.name, Path(state.best_model_checkpoint or last).name}
+        for checkpoint in self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            if checkpoint.name not in kept:
+                (checkpoint / _COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(checkpoint)
 
 
 def _last_checkpoint(folder: Path | None) -> Path | None:
@@ -185,7 +177,11 @@ def _last_checkpoint(folder: Path | None) -> Path | None:
 
 @contextmanager
 def _finishing_the_step(watch: _Watch) -> Iterator[None]:
-    """Within the block, the first Ctrl-C or SIGTERM stops after the current step; a second one has its usual effect."""
+    """Within the block, the first Ctrl-C or SIGTERM stops after the current step; a second one has its usual effect.
+
+    A launcher of several processes passes on a signal that they have got already, so that a second one has no effect:
+    it kills them if they do not end.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -193,7 +189,8 @@ def _finishing_the_step(watch: _Watch) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         watch.signal = number
-        restore()
+        if watch.processes.count == 1:
+            restore()
 
     def restore() -> None:
         for number, handler in before.items():
@@ -205,6 +202,17 @@ def _finishing_the_step(watch: _Watch) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextmanager
+def _naming(folder: Path | None, processes: Processes) -> Iterator[None]:
+    """Name the last checkpoint if another process has ended."""
+    try:
+        with processes.watching():
+            yield
+    except ProcessError as error:
+        kept = _last_checkpoint(folder)
+        raise ProcessError(f"{error}; the last checkpoint is {kept}" if kept else str(error)) from error
 
 
 def check_report_to(name: str) -> None:
@@ -242,6 +250,7 @@ def fit(
     report_to: str = "none",
     scheduler: LambdaLR | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    processes: Processes | None = None,
 ) -> Curve:
     """Take optimizer steps over rows, in an order drawn from `seed`.
 
@@ -263,6 +272,7 @@ def fit(
         report_to: An integration of Trainer, or "none".
         scheduler: Schedule of the learning rate, instead of options.schedule.
         callbacks: Further callbacks of Trainer.
+        processes: The processes of the run, which share the model and each batch. None is this process alone.
 
     Returns:
         Losses, evaluations and speed.
@@ -271,12 +281,14 @@ def fit(
         NotFiniteAtStartError: The loss is not finite before the first update.
         DivergedError: A later loss is not finite.
         StoppedError: The process received SIGINT or SIGTERM.
+        ProcessError: Another process has ended or does not answer.
     """
+    processes = processes or Processes()
     if options.gradient_checkpointing:
         # the first name is that of transformers 5.23 and later
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    watch = _Watch(stage, folder, progress, evaluates=bool(eval_rows))
+    watch = _Watch(stage, folder, progress, processes, evaluates=bool(eval_rows))
     device = device_of(options.device)
     every = options.eval_steps or max(1, steps // 10)
     best = bool(eval_rows) and options.patience is not None
@@ -300,7 +312,6 @@ def fit(
             prediction_loss_only=True,
             save_strategy="steps" if folder or best else "no",
             save_steps=save_steps,
-            save_total_limit=1,  # the best checkpoint is kept in addition
             load_best_model_at_end=best,
             metric_for_best_model="eval_loss" if eval_rows else None,
             restore_callback_states_from_checkpoint=True,
@@ -322,12 +333,10 @@ def fit(
             all_callbacks.append(EarlyStoppingCallback(options.patience))
         lr = float(optimizer.param_groups[0]["lr"])
         scheduler = scheduler or get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
-        make = (
-            partial(TwoPassTrainer, optimizer)
-            if isinstance(optimizer, LeanRMSprop)
-            else partial(_Measured, measure, watch)
-        )
-        trainer: Trainer = make(
+        make = partial(TwoPassTrainer, optimizer) if isinstance(optimizer, LeanRMSprop) else PhaseTrainer
+        trainer = watch.trainer = make(
+            processes=processes,
+            measure=measure,
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -338,7 +347,7 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         last = _last_checkpoint(folder)
-        with _finishing_the_step(watch):
+        with _finishing_the_step(watch), _naming(folder, processes):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if watch.signal is not None:
         resumed = "; `resume` continues from there" if folder else ""

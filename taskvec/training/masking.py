@@ -16,10 +16,16 @@ from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
 from ..reporting.progress import Progress, silent
-from ..vectors.topk import FloatArray, top_k
+from ..vectors.topk import FloatArray, Parts, top_k
 from ..vectors.vector import TaskVector
 
 Masks = dict[str, Indices]
+Kept = Callable[[str, Indices], Indices]  # those of a tensor's positions that this process has
+
+
+def every(name: str, indices: Indices) -> Indices:
+    """Keep all positions, as a process does that has the whole model."""
+    return indices
 
 
 def quotas(k: int, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -43,12 +49,15 @@ def quotas(k: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
-def top_k_each(deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, int]) -> Masks:
+def top_k_each(
+    deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, int], parts: Parts | None = None
+) -> Masks:
     """Select the largest magnitudes of each tensor separately.
 
     Args:
         deltas: (tensor name, f32 [size]) pairs.
         wanted: Tensor name -> number of entries to select.
+        parts: As in `top_k`.
 
     Raises:
         MaskError: A tensor has fewer nonzero values. The message names it.
@@ -56,7 +65,7 @@ def top_k_each(deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, in
     masks = {}
     for name, delta in deltas:
         try:
-            chosen = top_k(lambda: [(name, delta)], wanted[name]) if wanted[name] else None  # noqa: B023 - used at once
+            chosen = top_k(lambda: [(name, delta)], wanted[name], parts=parts) if wanted[name] else None  # noqa: B023 - used at once
         except MaskError as error:
             raise MaskError(f"tensor {name!r}: {error}") from None
         masks[name] = chosen.indices(name, delta) if chosen else np.empty(0, np.int64)
@@ -70,16 +79,21 @@ def largest(
     scope: str,
     taken: Masks,
     progress: Progress = silent,
+    parts: Parts | None = None,
 ) -> Masks:
     """Select the k positions with the largest scores that are not taken.
+
+    If processes divide the tensors, each gives the scores of the elements that it has, and gets the positions among
+    them.
 
     Args:
         scores: Returns the scores of a tensor, f32 [size]. Called several times per tensor.
         forms: Tensor name -> Form of the eligible tensors.
         k: Number of positions.
         scope: "global" ranks all tensors together; "tensor" distributes k among them by size.
-        taken: Positions that may not be selected.
+        taken: Positions that may not be selected, among those that the scores are of.
         progress: Called with the stage, the tensors done, the tensors in all, and a note.
+        parts: As in `top_k`.
 
     Raises:
         MaskError: Fewer than k positions are free and have a nonzero score.
@@ -95,15 +109,15 @@ def largest(
             yield name, values
 
     if scope == "global":
-        selection = top_k(free_scores, k)
+        selection = top_k(free_scores, k, parts=parts)
         masks = {name: selection.indices(name, values) for name, values in free_scores()}
     else:
-        masks = top_k_each(free_scores(), quotas(k, {name: form.size for name, form in forms.items()}))
+        masks = top_k_each(free_scores(), quotas(k, {name: form.size for name, form in forms.items()}), parts)
     progress("choosing the mask", in_all, in_all, "")
     return masks
 
 
-def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int) -> Masks:
+def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int, kept: Kept = every) -> Masks:
     """Draw k positions uniformly from those that are not taken. The result depends only on the seed and the forms.
 
     The positions are those of the largest of random magnitudes, so only one tensor is in memory at a time.
@@ -113,6 +127,7 @@ def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int) -> M
         forms: Tensor name -> Form of the eligible tensors.
         taken: Positions that may not be selected.
         seed: Seed of the draw.
+        kept: Returns the positions to return, of those that are drawn.
 
     Raises:
         MaskError: Fewer than k positions are free.
@@ -125,10 +140,10 @@ def random_mask(k: int, forms: Mapping[str, Form], taken: Masks, seed: int) -> M
             yield name, drawn
 
     chosen = top_k(magnitudes, k)
-    return {name: chosen.indices(name, drawn) for name, drawn in magnitudes()}
+    return {name: kept(name, chosen.indices(name, drawn)) for name, drawn in magnitudes()}
 
 
-def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int | None) -> Masks:
+def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int | None, kept: Kept = every) -> Masks:
     """Use the positions of a vector that are not taken as a mask.
 
     Args:
@@ -136,6 +151,7 @@ def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int 
         forms: Tensor name -> Form of the eligible tensors.
         taken: Positions that may not be selected.
         k: Number of positions of largest magnitude to select; None selects all.
+        kept: Returns the positions to return, of those that are selected.
 
     Raises:
         MaskError: A tensor of the vector is not in `forms` or has another shape, or too few positions are left.
@@ -147,28 +163,33 @@ def mask_of(vector: TaskVector, forms: Mapping[str, Form], taken: Masks, k: int 
         free = ~np.isin(held.indices, taken.get(name, ()), assume_unique=True)
         return held.indices[free], held.values[free]
 
+    masks: Masks = {}
     if k is None:
-        masks = {name: entries(name)[0] for name in vector}
-        if not any(map(len, masks.values())):
+        found = 0
+        for name in vector:
+            indices, _ = entries(name)
+            found += len(indices)
+            masks[name] = kept(name, indices)
+        if not found:
             raise MaskError(f"{vector.name} contains no position that is free")
         return masks
     try:
         chosen = top_k(lambda: ((name, entries(name)[1]) for name in vector), k)
     except MaskError as error:
         raise MaskError(f"{vector.name}: {error}") from None
-    masks = {}
     for name in vector:
         indices, values = entries(name)
-        masks[name] = indices[chosen.indices(name, values)]
+        masks[name] = kept(name, indices[chosen.indices(name, values)])
     return masks
 
 
-def taken_by(vectors: Sequence[TaskVector], forms: Mapping[str, Form]) -> Masks:
+def taken_by(vectors: Sequence[TaskVector], forms: Mapping[str, Form], kept: Kept = every) -> Masks:
     """Positions that any of the vectors has an entry for (LoTTO, arXiv 2406.16797, section 3).
 
     Args:
         vectors: Vectors of earlier tasks.
         forms: Tensor name -> Form of the eligible tensors.
+        kept: Returns the positions to return, of all.
 
     Raises:
         MaskError: A tensor of a vector is not in `forms` or has another shape.
@@ -177,7 +198,7 @@ def taken_by(vectors: Sequence[TaskVector], forms: Mapping[str, Form]) -> Masks:
     for vector in vectors:
         check_forms(vector, forms)
         for name in vector:
-            held = vector.change(name).touched()
+            held = kept(name, vector.change(name).touched())
             taken[name] = np.union1d(taken[name], held) if name in taken else held
     return taken
 
@@ -191,18 +212,16 @@ def check_forms(vector: TaskVector, forms: Mapping[str, Form]) -> None:
             raise MaskError(f"tensor {name!r} is {list(spec.shape)} in {vector.name}, {list(forms[name].shape)} here")
 
 
-def free_share(masks: Sequence[Masks], forms: Mapping[str, Form]) -> dict[str, float]:
-    """Share of each tensor's weights that none of the masks contains.
+def free_share(counts: Sequence[Mapping[str, int]], forms: Mapping[str, Form]) -> dict[str, float]:
+    """Share of each tensor's weights that none of several masks contains.
 
     Args:
-        masks: Disjoint masks.
+        counts: Of each of the disjoint masks, tensor name -> number of positions.
         forms: Tensor name -> Form of the eligible tensors.
 
     Returns:
         Tensor name -> share.
     """
     return {
-        name: 1 - sum(len(mask.get(name, ())) for mask in masks) / form.size
-        for name, form in forms.items()
-        if form.size
+        name: 1 - sum(count.get(name, 0) for count in counts) / form.size for name, form in forms.items() if form.size
     }

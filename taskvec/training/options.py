@@ -93,7 +93,7 @@ class TrainingOptions:
         optimizer: One of `OPTIMIZERS`, for both phases. The paper uses "rmsprop".
         rank: Rank of the LoRA adapters.
         alpha: α of the LoRA adapters.
-        batch_size: Examples per backward pass. The last batch of a pass over the data may have fewer.
+        batch_size: Examples per backward pass, of all processes together. The last batch of a pass over the data may have fewer.
         accumulate: Backward passes per optimizer step. The last step of a pass over the data may have fewer.
         max_length: Maximum number of tokens of an example, or of a row if `pack` is set.
         turns: The assistant's turns of a conversation that the loss is computed on: "all", or the "last".
@@ -112,6 +112,9 @@ class TrainingOptions:
         report_to: "none", "tensorboard", "wandb" or another integration of transformers' Trainer.
         seed: Seed of all random choices, such as the order of the data.
         device: "auto", an accelerator if one is available, or a device that `check_device` accepts.
+        shards: Number of processes among which the weights are divided, if torchrun or `accelerate launch` has started
+            several. It divides their number; each further group of processes has a replica of the weights. None divides
+            them among all; 1 gives each process all weights, as DistributedDataParallel does.
         dtype: One of `DTYPES`, of the arithmetic. With "bfloat16", weights are also stored in bf16, except in phases
             that train all weights, which store them in f32.
         relative_to: One of `RELATIVES`: whether the vector of a run that starts from another vector is relative to the
@@ -155,6 +158,7 @@ class TrainingOptions:
     report_to: str = "none"
     seed: int = 0
     device: str = "auto"
+    shards: int | None = None
     dtype: str = "float32"
     relative_to: str = "base"
     trust_remote_code: bool = False
@@ -226,7 +230,7 @@ class TrainingOptions:
                 raise UsageError(f"`{name}` must be between 0 and 1, both excluded; found {said(share)}")
         positive = (
             "calibration_steps calibration_epochs epochs lr calibration_lr rank alpha batch_size accumulate max_length "
-            "clip eval_steps patience save_steps"
+            "clip eval_steps patience save_steps shards"
         ).split()
         for name in positive:
             value = getattr(self, name)

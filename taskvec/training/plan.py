@@ -129,11 +129,12 @@ def plan(
     dense = options.method == "fft" or (calibrates and not options.low_memory)
     run = request.open(corpus, progress, dense=dense)
     taken = run.taken(disjoint_from)
+    excluded = sum(map(len, taken.values()))
     entries, by_tensor = None, None
     if options.method == "lota":
         if options.via is not None:
-            entries_wanted(replace(options, sparsity=options.via), run.eligible, taken)
-        entries = entries_wanted(options, run.eligible, taken)
+            entries_wanted(replace(options, sparsity=options.via), run.eligible, excluded)
+        entries = entries_wanted(options, run.eligible, excluded)
         by_tensor = _by_tensor(run, taken, mask_from, entries)
         if entries is None:
             assert by_tensor is not None

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec_formats import Checkpoint
+from taskvec_formats.system.parallel import ordered_map
 
 from ..applying.overlay import Patched
+from ..arguments import said
 from ..data.corpus import Corpus, read_corpus
 from ..data.examples import check_examples
 from ..destination import check_apart
 from ..devices import device_of
-from ..errors import BaseMismatchError, UsageError
+from ..errors import BaseMismatchError, TrainingError, UsageError
 from ..names import layer_and_module
-from ..reporting.progress import Progress
+from ..reporting.progress import Progress, silent
+from ..resume import first_difference
 from ..vectors.lineage import shortened
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
@@ -27,6 +32,7 @@ from .rates import with_defaults
 from .targets import chosen
 
 if TYPE_CHECKING:
+    from .processes import Processes
     from .run import Run
 
 
@@ -156,21 +162,75 @@ class Request:
             check_peft()
         return corpus
 
-    def open(self, corpus: Corpus, progress: Progress, *, dense: bool) -> Run:
+    def check_processes(self, processes: Processes, folder: Path | None) -> None:
+        """Check that the run fits the number of its processes.
+
+        Args:
+            processes: The processes of the run.
+            folder: The folder that the run stores its state in.
+
+        Raises:
+            UsageError: It does not.
+        """
+        options, count = self.options, processes.count
+        if count == 1:
+            if options.shards is not None:
+                raise UsageError("`shards` has no effect in one process: start several, for example with torchrun")
+            return
+        if folder is None:
+            raise UsageError(f"{count} processes need `folder`, a folder that all of them can read and write")
+        if options.method == "lora":
+            raise UsageError("`method=lora` trains in one process; lota and fft train in several")
+        if options.batch_size < count:
+            raise UsageError(
+                f"`batch_size` counts the examples of all {count} processes, so it must be at least {count}, "
+                f"found {options.batch_size}"
+            )
+
+    def open(self, corpus: Corpus, progress: Progress, processes: Processes | None = None, *, dense: bool) -> Run:
         """Load the model at its start.
 
         Args:
             corpus: What `prepare` returned.
             progress: Called with the stage, the steps done, the steps in all, and a note.
+            processes: The processes of the run; None is this process alone.
             dense: Whether all weights train, and are therefore stored in f32 whatever options.dtype is.
         """
+        from .processes import Processes
         from .run import Run
 
+        processes = processes or Processes()
         start = self.base if self.start_from is None else Patched(self.base, self.start_from)
         changed = [] if self.start_from is None else list(self.start_from.specs)
-        run = Run(start, changed, corpus, self.options, progress, dense=dense)
+        if start is not self.base:
+            hash_together(start, processes, progress)
+        with processes.agreeing():
+            run = Run(start, changed, corpus, self.options, progress, processes, dense=dense)
         self.options.check_warmup(len(run.rows), calibrates=self.calibrates, packed=True)
         return run
+
+    def agreed_record(self, corpus: Corpus, processes: Processes) -> dict[str, Any]:
+        """As `record`, and check that all processes have read the same.
+
+        Args:
+            corpus: What `prepare` returned.
+            processes: The processes of the run.
+
+        Raises:
+            TrainingError: Processes have different inputs. The message names the first difference.
+        """
+        hash_together(self.base, processes, silent)
+        record = self.record(corpus)
+        expected, *others = processes.gather(record)
+        with processes.agreeing():
+            for rank, found in enumerate(others, 1):
+                if difference := first_difference(found, expected):
+                    name, there, here = difference
+                    raise TrainingError(
+                        f"process {rank} of {processes.count} has other input than process 0: {name} is "
+                        f"{said(there, 100)} there, {said(here, 100)} in process 0"
+                    )
+        return record
 
     def record(self, corpus: Corpus) -> dict[str, Any]:
         """Identity of this run as JSON: compared before a run is resumed, and stored in the `.lota` file.
@@ -178,7 +238,9 @@ class Request:
         Args:
             corpus: What `prepare` returned.
         """
-        options = {name: value for name, value in asdict(self.options).items() if name not in {"device", "report_to"}}
+        options = {
+            name: value for name, value in asdict(self.options).items() if name not in {"device", "report_to", "shards"}
+        }
         return {
             "base": self.base.fingerprint,
             "data": corpus.files,
@@ -189,6 +251,30 @@ class Request:
             "start_from": _identity(self.start_from),
             "versions": _versions(),
         }
+
+
+def hash_together(checkpoint: Checkpoint, processes: Processes, progress: Progress) -> None:
+    """Hash a checkpoint. Processes that read the same files share the work.
+
+    Args:
+        checkpoint: The checkpoint. Its digests are known afterwards.
+        processes: The processes of the run.
+        progress: Called while tensors are hashed.
+    """
+    if processes.count == 1:
+        return
+    with processes.agreeing():
+        stats = [os.stat(path) for path in checkpoint.inputs]
+        seen = (platform.node(), tuple((stat.st_dev, stat.st_ino, stat.st_mtime_ns) for stat in stats))
+    same = [rank for rank, found in enumerate(processes.gather(seen)) if found == seen]
+    names = list(checkpoint.tensors)[same.index(processes.rank) :: len(same)]
+    with processes.agreeing():
+        own = {}
+        for name, digest in zip(names, ordered_map(checkpoint.digest, names), strict=True):
+            own[name] = digest
+            progress("hashing base", len(own), len(names), "")
+    found = processes.gather(own)
+    checkpoint.remember({name: digest for rank in same for name, digest in found[rank].items()})
 
 
 def _check_forms(start: TaskVector) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from taskvec_formats import Change, Checkpoint, Form, SparseTensor
+from taskvec_formats.sparse import Indices
 
 from ..data.corpus import Corpus
 from ..data.packing import check_packing, pack
@@ -20,25 +22,31 @@ from ..data.pairs import rows_of
 from ..data.rows import first_position, length_limit, pad_id
 from ..errors import DivergedError, TrainingError, UsageError
 from ..evaluation.evaluate import evaluate
+from ..models.divided import load_divided
 from ..models.kinds import check_reading, is_masked
 from ..models.loading import load_model
-from ..models.placement import TORCH_DTYPES, eligible_parameters, part_of, places, tensor_of
+from ..models.placement import TORCH_DTYPES, eligible_parameters, parameter_at, places, tensor_of
+from ..models.sharding import discard_copies, own_part, own_range
 from ..reporting.progress import Progress
 from ..vectors.delta import apply_range
 from ..vectors.vector import TaskVector
 from .loop import CALIBRATING, TRAINING, Curve, fit
 from .masking import Masks, taken_by
 from .options import TrainingOptions
+from .processes import Processes
 from .targets import chosen as chosen_tensors
 
 
 class Run:
     """A model that is being trained, and its data.
 
+    If several processes divide the model, each has a range of the elements of every tensor, and of its entries.
+
     Attributes:
         start: The checkpoint with the initial weights.
         options: The options of the run.
         progress: Called with the stage, the steps done, the steps in all, and a note.
+        processes: The processes of the run.
         bf16: Whether the arithmetic is in bf16.
         model: The model, as transformers loads it.
         tokenizer: Its tokenizer.
@@ -60,6 +68,7 @@ class Run:
         corpus: Corpus,
         options: TrainingOptions,
         progress: Progress,
+        processes: Processes | None = None,
         *,
         dense: bool,
     ) -> None:
@@ -71,6 +80,7 @@ class Run:
             corpus: The examples.
             options: The options of the run.
             progress: Called with the stage, the steps done, the steps in all, and a note.
+            processes: The processes of the run; None is this process alone.
             dense: Whether all weights train, and are therefore stored in f32 whatever options.dtype is: most updates
                 are too small for bf16 weights.
 
@@ -82,11 +92,12 @@ class Run:
         self.start = start
         self.options = options
         self.progress = progress
+        self.processes = processes or Processes()
         progress("loading", 0, 1, start.name)
         self.bf16 = options.dtype == "bfloat16"
-        held = torch.bfloat16 if self.bf16 and not dense else torch.float32
+        self._changed = list(changed)
         self.model: nn.Module
-        self.model, self.tokenizer = load_model(start.path, held, trust_remote_code=options.trust_remote_code)
+        self.model, self.tokenizer = self._load(torch.bfloat16 if self.bf16 and not dense else torch.float32)
         if is_masked(self.model) and options.eval_metric:
             raise UsageError(f"{start.name} is a masked language model and gives no answers: leave `eval_metric` out")
         limit = length_limit(self.model.config, options.max_length, first_position(self.model))
@@ -95,6 +106,7 @@ class Run:
         self.held_out = corpus.held_out
         self.eval_rows, self.eval_counts = rows_of(self.model, corpus.held_out, self.tokenizer, limit, "last")
         check_reading(self.model, self.rows[0])
+        discard_copies(self.model)
         if options.pack:
             check_packing(self.model, self.rows, pad_id(self.tokenizer))
             self.rows = pack(self.rows, limit, options.seed)
@@ -102,10 +114,27 @@ class Run:
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.layers = self._layers()
         self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}
-        for name in changed:
-            if name in self.placed:
-                self._set(name)
+        if self.processes.count == 1:
+            self.restore(name for name in self._changed if name in self.placed)
         progress("loading", 1, 1, "")
+
+    def _load(self, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+        """Load the model and its tokenizer. In one process, the weights are those of the folder."""
+        trusted = self.options.trust_remote_code
+        if self.processes.mesh is None:
+            return load_model(self.start.path, dtype, trust_remote_code=trusted)
+        with self.processes.agreeing():
+            return load_divided(self.start, self.start.path, dtype, self.processes.mesh, trust_remote_code=trusted)
+
+    def narrow(self) -> None:
+        """Store the weights, which are those of the start, in bf16 if the arithmetic is bf16."""
+        if not self.bf16:
+            return
+        if self.processes.count == 1:
+            self.model.to(torch.bfloat16)
+        elif next(self.model.parameters()).dtype != torch.bfloat16:
+            self.model = nn.Module()  # frees the other one first
+            self.model, _ = self._load(torch.bfloat16)
 
     def chosen(self, names: Collection[str]) -> list[str]:
         """Filter tensor names by options.include and options.exclude.
@@ -128,12 +157,29 @@ class Run:
         return found
 
     def taken(self, earlier: Sequence[TaskVector]) -> Masks:
-        """Positions of earlier vectors in the eligible tensors.
+        """Positions of earlier vectors in the eligible tensors, of those that this process has.
 
         Raises:
             MaskError: A vector belongs to another model.
         """
-        return {name: held for name, held in taken_by(earlier, self.layers).items() if name in self.forms}
+        return {name: held for name, held in taken_by(earlier, self.layers, self.kept).items() if name in self.forms}
+
+    def owned(self, name: str) -> tuple[int, int]:
+        """The range of a tensor's elements that this process has."""
+        place, size = self.placed[name], self.start.tensors[name].form.size
+        low, high = own_range(place.parameter, parameter_at(self.model, place.parameter))
+        first, stop = (min(max(bound - place.start, 0), size) for bound in (low, high))
+        return first, stop
+
+    def kept(self, name: str, indices: Indices) -> Indices:
+        """Those of a tensor's positions that this process has."""
+        low, high = np.searchsorted(indices, self.owned(name))
+        return indices[low:high]
+
+    def count(self, masks: Masks) -> dict[str, int]:
+        """Number of positions of each eligible tensor in masks, of which each process has its part."""
+        own = np.array([len(masks.get(name, ())) for name in self.forms], np.int64)
+        return dict(zip(self.forms, self.processes.total(own).tolist(), strict=True))
 
     def _layers(self) -> dict[str, Form]:
         chosen = eligible_parameters(self.model)
@@ -160,19 +206,25 @@ class Run:
         return sum(form.size for form in self.forms.values())
 
     def weight(self, name: str) -> torch.Tensor:
-        """Current values of a tensor in the model: a flat view, [size]."""
-        return part_of(self.model, self.placed[name], self.start.tensors[name].form.size)
+        """Current values of a tensor in the model, of those that this process has: a flat view, [owned]."""
+        return self.part(name, own_part(parameter_at(self.model, self.placed[name].parameter)))
+
+    def part(self, name: str, own: torch.Tensor) -> torch.Tensor:
+        """The elements of a tensor in what this process has of its parameter: a flat view, [owned]."""
+        place, (first, stop) = self.placed[name], self.owned(name)
+        low, _ = own_range(place.parameter, parameter_at(self.model, place.parameter))
+        return own.view(-1)[place.start + first - low : place.start + stop - low]
 
     def started(self, name: str) -> torch.Tensor:
-        """Initial values of a tensor, read from disk: [size], in the dtype of the checkpoint."""
-        return tensor_of(self.start.tensors[name].dtype, self.start.bits(name))
+        """Initial values of a tensor, of those that this process has, read from disk: [owned], in the dtype there."""
+        return tensor_of(self.start.tensors[name].dtype, self.start.bits(name, *self.owned(name)))
 
     def moved(self, parameter: str) -> torch.Tensor:
-        """Difference of a parameter from its initial values, in its shape and dtype."""
-        change = self.model.get_parameter(parameter).detach().clone()
+        """Difference of a parameter from its initial values, of what this process has, in its shape and dtype."""
+        change = own_part(self.model.get_parameter(parameter)).clone()
         for name in self.forms:
             if self.placed[name].parameter == parameter:
-                part = change.view(-1)[self.placed[name].start :][: self.forms[name].size]
+                part = self.part(name, change)
                 part.sub_(self.started(name).to(part))
         return change
 
@@ -235,7 +287,7 @@ class Run:
             Losses, evaluations and speed of the phase.
         """
         options = self.options
-        return fit(
+        curve = fit(
             model,
             optimizer,
             self.rows,
@@ -251,7 +303,10 @@ class Run:
             measure=self._measure if self.options.eval_metric and not calibrates else None,
             folder=folder,
             report_to="none" if calibrates else options.report_to,
+            processes=self.processes,
         )
+        discard_copies(self.model)
+        return curve
 
     def _measure(self) -> dict[str, float]:
         """Values of options.eval_metric for the current weights."""
@@ -274,7 +329,7 @@ class Run:
 
         Args:
             optimizer: The optimizer to register the hook on.
-            moved: Returns w − w0 of a parameter of the optimizer, in its shape.
+            moved: Returns w − w0 of what this process has of a parameter of the optimizer, in its shape.
         """
         strength, decay = self.options.l1 / self.eligible, self.options.weight_decay
         if not (strength or decay):
@@ -287,9 +342,9 @@ class Run:
                     if parameter.grad is not None:
                         change = moved(parameter)
                         if strength:
-                            parameter.grad.add_(change.sign(), alpha=strength)
+                            own_part(parameter.grad).add_(change.sign(), alpha=strength)
                         if decay:
-                            parameter.sub_(change, alpha=group["lr"] * decay)
+                            own_part(parameter).sub_(change, alpha=group["lr"] * decay)
 
         optimizer.register_step_pre_hook(back)
 
@@ -297,28 +352,32 @@ class Run:
         """Verify that start + deltas gives the trained weights bit for bit.
 
         Args:
-            deltas: Tensor name -> flat entries.
+            deltas: Tensor name -> entries, of those that this process has.
 
         Returns:
-            The number of entries that change the bits of their weight.
+            The number of entries that change the bits of their weight, in all processes.
 
         Raises:
             TrainingError: The sum differs from the trained weights.
             DivergedError: A delta is not finite.
         """
         survived = 0
-        for done, (name, form) in enumerate(self.forms.items()):
-            self.progress("checking", done, len(self.forms), name)
-            delta = deltas.get(name) or SparseTensor.empty((form.size,))
-            if not np.isfinite(delta.values).all():
-                raise DivergedError(
-                    f"tensor {name!r}: training ended in weights that are not numbers; try a lower `lr`"
-                )
-            before, weight = self.start.bits(name), self.weight(name).cpu()
-            after = apply_range(form.dtype, before, Change(delta, SparseTensor.empty(delta.shape, form.dtype.carrier)))
-            expected = tensor_of(form.dtype, after).to(weight.dtype)
-            if not torch.equal(expected.view(torch.uint8), weight.view(torch.uint8)):
-                raise TrainingError(f"tensor {name!r}: start + vector is not what was trained; please report this")
-            survived += int(np.count_nonzero(after[delta.indices] != before[delta.indices]))
+        with self.processes.agreeing():
+            for done, (name, form) in enumerate(self.forms.items()):
+                self.progress("checking", done, len(self.forms), name)
+                survived += self._check(name, form, deltas.get(name) or SparseTensor.empty((form.size,)))
         self.progress("checking", len(self.forms), len(self.forms), "")
-        return survived
+        return int(self.processes.total(np.array([survived]))[0])
+
+    def _check(self, name: str, form: Form, delta: SparseTensor) -> int:
+        """Verify the trained weights of a tensor, as in `check`."""
+        if not np.isfinite(delta.values).all():
+            raise DivergedError(f"tensor {name!r}: training ended in weights that are not numbers; try a lower `lr`")
+        first, stop = self.owned(name)
+        delta = delta.slice_range(first, stop)
+        before, weight = self.start.bits(name, first, stop), self.weight(name).cpu()
+        after = apply_range(form.dtype, before, Change(delta, SparseTensor.empty(delta.shape, form.dtype.carrier)))
+        expected = tensor_of(form.dtype, after).to(weight.dtype)
+        if not torch.equal(expected.view(torch.uint8), weight.view(torch.uint8)):
+            raise TrainingError(f"tensor {name!r}: start + vector is not what was trained; please report this")
+        return int(np.count_nonzero(after[delta.indices] != before[delta.indices]))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,6 +22,7 @@ from taskvec_formats import Form, SparseTensor
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
+from ..models.sharding import own_part
 from ..models.sparse_finetune import sparse_finetune
 from ..vectors.topk import FloatArray, entries_for
 from ..vectors.vector import TaskVector, vector_of
@@ -42,7 +42,7 @@ class Ticket:
     """A trained ticket.
 
     Attributes:
-        vector: The task vector relative to the run's start, with k entries.
+        vector: The task vector relative to the run's start, with k entries, of which each process has its part.
         calibration_losses: Loss of each calibration step; empty without calibration.
         calibration_lr: Learning rate of calibration; None without calibration.
         curve: Losses, evaluations and speed of training.
@@ -65,7 +65,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     Args:
         run: The run.
         keep: Folder that stores the mask and checkpoints, so that an interrupted run can be resumed.
-        taken: Positions that stay out of the mask.
+        taken: Positions that stay out of the mask, of those that this process has.
         mask_from: Take the mask from this vector, without calibration.
 
     Raises:
@@ -74,15 +74,15 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         DivergedError: The loss is not finite.
     """
     options = run.options
-    k = entries_wanted(options, run.eligible, taken)
+    k = entries_wanted(options, run.eligible, sum(run.count(taken).values()))
 
     def choose() -> TaskVector:
         noted: dict[str, object] = {"calibration_losses": [], "calibration_lr": None, "unreached": None}
         if mask_from is not None:
-            masks = mask_of(mask_from, run.forms, taken, k)
+            masks = mask_of(mask_from, run.forms, taken, k, run.kept)
         elif options.mask == "random":
             assert k is not None
-            masks = random_mask(k, run.forms, taken, options.seed)
+            masks = random_mask(k, run.forms, taken, options.seed, run.kept)
         else:
             assert k is not None
             scores, calibration = calibrate(run)
@@ -95,27 +95,31 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
                     idle.add(name)
                 return values
 
-            masks = largest(seen, run.forms, k, options.scope, taken, run.progress)
-            noted["unreached"] = sum(run.forms[name].size for name in idle) / run.eligible
+            first = {name: run.owned(name)[0] for name in run.forms}
+            own = {name: held - first[name] for name, held in taken.items()}
+            found = largest(seen, run.forms, k, options.scope, own, run.progress, run.processes)
+            masks = {name: held + first[name] for name, held in found.items()}
+            untouched = run.processes.total(np.array([name in idle for name in run.forms], np.int64))
+            sizes = (form.size for form in run.forms.values())
+            unreached = sum(size for size, n in zip(sizes, untouched, strict=True) if n == run.processes.shards)
+            noted["unreached"] = unreached / run.eligible
             run.reset()
         zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
         return vector_of(run.start, run.forms, zeros, noted)
 
-    chosen: TaskVector | None = keep.vector("mask", choose)
+    chosen: TaskVector | None = keep.vector("mask", choose, run.owned)
     assert chosen is not None
     calibration_losses, calibration_lr, unreached = (
         chosen.provenance[name] for name in ("calibration_losses", "calibration_lr", "unreached")
     )
     if not run.steps:  # a mask without values
-        zeros = {name: chosen[name] for name in chosen}
-        vector = vector_of(run.start, run.forms, zeros, {}, run.progress)
+        vector = vector_of(run.start, run.forms, _own(run, chosen), {}, run.progress)
         return Ticket(vector, calibration_losses, calibration_lr, Curve([], [], 0.0), 0, unreached)
-    if run.bf16:
-        run.model.to(torch.bfloat16)
+    run.narrow()
 
     def optimizer_of(deltas: Iterable[nn.Parameter], lr: float) -> Optimizer:
         optimizer = make_optimizer(options.optimizer, deltas, lr)
-        run.pull(optimizer, lambda delta: delta.detach())
+        run.pull(optimizer, own_part)
         return optimizer
 
     def find() -> float:
@@ -139,22 +143,32 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     return Ticket(vector, calibration_losses, calibration_lr, curve, survived, unreached)
 
 
-def entries_wanted(options: TrainingOptions, eligible: int, taken: Masks) -> int | None:
+def entries_wanted(options: TrainingOptions, eligible: int, taken: int) -> int | None:
     """Number of entries of the mask, k; None if the whole mask of another vector is used.
 
     Args:
         options: The options of the run.
         eligible: N, number of eligible weights.
-        taken: Positions that stay out of the mask.
+        taken: Number of positions that stay out of the mask.
 
     Raises:
         MaskError: Fewer than k weights are free.
     """
     k = None if options.sparsity is None else entries_for(options.sparsity, eligible)
-    free = eligible - sum(map(len, taken.values()))
+    free = eligible - taken
     if free < (k or 1):
         raise MaskError(f"{k or 1:,} entries are wanted but earlier masks leave {free:,} of {eligible:,} weights free")
     return k
+
+
+def _own(run: Run, vector: TaskVector) -> dict[str, SparseTensor]:
+    """The entries of a stored vector that this process has."""
+    found = {}
+    for name in vector:
+        first, stop = run.owned(name)
+        part = vector.change(name, first, stop).delta
+        found[name] = SparseTensor.owning(run.forms[name].shape, part.indices + first, part.values)
+    return found
 
 
 def _zeros(form: Form, indices: Indices) -> SparseTensor:

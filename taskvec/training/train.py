@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from taskvec_formats import Checkpoint
 
 from ..applying.overlay import Patched
@@ -14,13 +16,14 @@ from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.lineage import shortened
 from ..vectors.vector import TaskVector
-from .folder import RunFolder
 from .masking import free_share
 from .options import TrainingOptions
 from .request import Request
 from .result import TrainingResult
 
 if TYPE_CHECKING:
+    from .folder import RunFolder
+    from .processes import Processes
     from .run import Run
 
 
@@ -43,6 +46,9 @@ def train(
     A ticket has exactly k entries, relative to where it starts. All other weights of the trained model have the bits of
     the start, and applying the vector gives the trained weights bit for bit. Both are checked tensor by tensor.
 
+    Started by torchrun or `accelerate launch`, the processes train one model, which they divide. All of them call this
+    with the same arguments and get the same result. One of them may save the vector.
+
     Args:
         base: The checkpoint of a model folder.
         data: A file, a folder of files or a Hub id (`data.sources`).
@@ -53,7 +59,7 @@ def train(
         start_from: Start at base + this vector.
         mix: Further data, and the share of the examples to draw from each.
         eval_data: Data to evaluate on.
-        folder: Stores what is needed to resume the run after an interruption.
+        folder: Stores what is needed to resume the run after an interruption. Several processes need it.
         resume: Whether to resume a run in `folder`. False removes it and starts again.
 
     Returns:
@@ -65,6 +71,7 @@ def train(
         MaskError: A mask does not fit the model, or fewer weights are free than it needs.
         TrainingError: The model cannot be trained.
         StoppedError: The process received SIGINT or SIGTERM.
+        ProcessError: Another process of the run has ended or does not answer.
         DivergedError: The loss or the weights are not finite.
         ResumeError: `folder` contains another run, or is in use.
         BaseMismatchError: A vector does not fit the base.
@@ -72,28 +79,46 @@ def train(
     """
     request = Request(base, data, options, mask_from, disjoint_from, start_from, mix, eval_data)
     request.check(folder)
-    return _train(request.with_defaults(), progress, folder, resume=resume)
+    from .processes import join
+
+    processes = join(options)
+    request.check_processes(processes, folder)
+    shown = progress if processes.is_first else silent
+    with processes.watching():
+        return _train(request.with_defaults(), shown, folder, processes, resume=resume)
 
 
-def _train(request: Request, progress: Progress, folder: Path | None, *, resume: bool = True) -> TrainingResult:
-    corpus = request.prepare()
-    record = request.record(corpus)
+def _train(
+    request: Request, progress: Progress, folder: Path | None, processes: Processes, *, resume: bool = True
+) -> TrainingResult:
+    from .folder import RunFolder
+
+    with processes.agreeing():
+        corpus = request.prepare()
+    record = request.agreed_record(corpus, processes)
     options = request.options
-    with RunFolder(folder, record, resume=resume) as keep:
-        denser = None if options.via is None else _denser(request, keep, progress)
+
+    def described(vector: TaskVector, result: TrainingResult) -> TaskVector:
+        vector.name = shortened(request.data.stem) or options.method
+        vector.header.provenance.update(
+            _provenance(request, result), examples=len(corpus.train), made_by="train", run=record
+        )
+        return vector
+
+    with RunFolder(folder, record, resume=resume, processes=processes) as keep:
+        denser = None if options.via is None else _denser(request, keep, progress, processes)
         dense = options.method == "fft" or (request.calibrates and denser is None and not options.low_memory)
-        run = request.open(corpus, progress, dense=dense)
+        run = request.open(corpus, progress, processes, dense=dense)
         result = _ticket(request, run, keep, denser) if options.method == "lota" else _dense(run, keep)
+        vector = described(result.vector, result)
+        if processes.count > 1:
+            vector = keep.vector("trained", lambda: vector, run.owned, progress)
         if request.start_from is not None and options.relative_to == "base":
-            result = replace(result, vector=diff(request.base, Patched(run.start, result.vector), progress=progress))
-    result.vector.name = shortened(request.data.stem) or options.method
-    result.vector.header.provenance.update(
-        _provenance(request, result), examples=len(corpus.train), made_by="train", run=record
-    )
-    return result
+            vector = described(diff(request.base, Patched(run.start, vector), progress=progress), result)
+    return replace(result, vector=vector)
 
 
-def _denser(request: Request, keep: RunFolder, progress: Progress) -> TaskVector:
+def _denser(request: Request, keep: RunFolder, progress: Progress, processes: Processes) -> TaskVector:
     """Train the denser ticket whose largest entries are the mask (arXiv 2406.16797, 99 %*)."""
     start = "base" if request.start_from is None else "start"
     options = replace(request.options, sparsity=request.options.via, via=None, relative_to=start)
@@ -101,7 +126,9 @@ def _denser(request: Request, keep: RunFolder, progress: Progress) -> TaskVector
     def labelled(stage: str, done: int, total: int, note: str) -> None:
         progress(f"{options.sparsity:.0%}: {stage}", done, total, note)
 
-    return keep.vector("via", lambda: _train(replace(request, options=options), labelled, keep.below("via")).vector)
+    return keep.vector(
+        "via", lambda: _train(replace(request, options=options), labelled, keep.below("via"), processes).vector
+    )
 
 
 def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | None) -> TrainingResult:
@@ -110,8 +137,8 @@ def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | No
 
     taken = run.taken(request.disjoint_from)
     ticket = train_ticket(run, keep, taken, request.mask_from or denser)
-    masks = {name: ticket.vector[name].indices for name in ticket.vector}
-    entries = sum(map(len, masks.values()))
+    counts = run.count({name: ticket.vector[name].indices for name in ticket.vector}), run.count(taken)
+    entries = sum(counts[0].values())
     # the record of the calibration that chose the mask
     found: dict[str, Any] = {"unreached": ticket.unreached, "calibration_lr": ticket.calibration_lr}
     if denser is not None:
@@ -120,8 +147,8 @@ def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | No
         vector=ticket.vector,
         calibration_losses=ticket.calibration_losses,
         curve=ticket.curve,
-        free=free_share([taken, masks], run.forms),
-        free_share=1 - (sum(map(len, taken.values())) + entries) / run.eligible,
+        free=free_share(counts, run.forms),
+        free_share=1 - sum(sum(count.values()) for count in counts) / run.eligible,
         entries=entries,
         survived=ticket.survived,
         rows=run.counts,
@@ -136,7 +163,8 @@ def _dense(run: Run, keep: RunFolder) -> TrainingResult:
 
     curve = train_fully(run, keep) if run.options.method == "fft" else train_lora(run, keep)
     vector = difference(run)
-    entries = sum(len(vector.change(name).touched()) for name in vector)
+    own = sum(len(vector.change(name, *run.owned(name)).touched()) for name in vector)
+    entries = int(run.processes.total(np.array([own]))[0])
     return TrainingResult(vector, [], None, curve, {}, None, entries, entries, run.counts, run.eval_counts, None)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -86,10 +86,36 @@ class TopK:
         return chosen if not len(surplus) else np.setdiff1d(chosen, surplus, assume_unique=True)
 
 
-def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
+class Parts(Protocol):
+    """Processes of which each has a part of the entries. Every part of a tensor follows the parts of those before."""
+
+    @property
+    def shard(self) -> int:
+        """The number of this process."""
+
+    def total(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the sums of the counts of all parts."""
+
+    def gather_parts(self, value: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Return the counts of each part, in their order."""
+
+
+class _Alone:
+    """The only process."""
+
+    shard = 0
+
+    def total(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return counts
+
+    def gather_parts(self, value: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        return [value]
+
+
+def top_k(deltas: Deltas, k: int, *, at_most: bool = False, parts: Parts | None = None) -> TopK:
     """Select exactly the k entries of largest magnitude over all tensors.
 
-    Memory: one tensor and 256 KiB.
+    Memory: one tensor and 1 MiB.
 
     Args:
         deltas: A function that yields (part, f32 [size]). It is called three times and must yield the same order each
@@ -97,14 +123,18 @@ def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
             is larger than any number.
         k: The number of entries.
         at_most: Whether to select all non-zero entries if there are fewer than k.
+        parts: The processes that have the entries together. Each calls this with the part that it has, under the same
+            keys, and gets its part of the selection. None is this process alone.
 
     Raises:
         MaskError: Fewer than k deltas are non-zero.
     """
+    parts = parts or _Alone()
     high = np.zeros(1 << 16, np.int64)
     for _, delta in deltas():
         high += np.bincount(_magnitude_bits(delta) >> 16, minlength=1 << 16)
         high[0] -= delta.size - np.count_nonzero(delta)
+    high = parts.total(high)
     if at_most:
         k = min(k, int(high.sum()))
         if k == 0:
@@ -117,15 +147,15 @@ def top_k(deltas: Deltas, k: int, *, at_most: bool = False) -> TopK:
     for _, delta in deltas():
         bits = _magnitude_bits(delta)
         low += np.bincount(bits[bits >> 16 == bucket] & 0xFFFF, minlength=1 << 16)
-    value, above_in_bucket = _bucket(low, k - above)
+    value, above_in_bucket = _bucket(parts.total(low), k - above)
     threshold = np.uint32(bucket << 16 | value)
 
-    wanted = k - above - above_in_bucket
-    ties: dict[Key, int] = {}
-    for name, delta in deltas():
-        ties[name] = min(wanted, int(np.count_nonzero(_magnitude_bits(delta) == threshold)))
-        wanted -= ties[name]
-    return TopK(threshold, ties)
+    tied = {name: int(np.count_nonzero(_magnitude_bits(delta) == threshold)) for name, delta in deltas()}
+    # the order of the ties: tensor by tensor, and in each the parts in their order
+    counts = np.stack(parts.gather_parts(np.array(list(tied.values()), np.int64)))
+    before = np.cumsum(counts.T.reshape(-1)).reshape(counts.T.shape)[:, parts.shard] - counts[parts.shard]
+    left = k - above - above_in_bucket - before
+    return TopK(threshold, dict(zip(tied, np.clip(left, 0, counts[parts.shard]).tolist(), strict=True)))
 
 
 def _magnitude_bits(delta: FloatArray) -> npt.NDArray[np.uint32]:

@@ -34,6 +34,7 @@ from taskvec_formats.blocks import AUTO, CODECS, encode_block, touched_digest
 from taskvec_formats.checkpoint import short
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.errors import StreamError
+from taskvec_formats.forms import Bits
 from taskvec_formats.header import Block
 from taskvec_formats.system.parallel import ordered_map
 from taskvec_formats.text import printable
@@ -245,34 +246,67 @@ class TaskVector(Mapping[str, SparseTensor]):
         stored_text(self.name, self.provenance)
         path = check_file(path, force=truth("force", force), inputs=self.inputs)
         with bars.shown(progress) as report:
-            self._write(path, report, codec, force=force)
+            jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
+            base_bits = self._base_bits()
 
-    def _write(self, path: Path, progress: Progress, codec: str, *, force: bool) -> None:
-        """Write the file, whose path and options are checked."""
-        base_bits = BaseBits(self._checkpoint) if self._checkpoint else None
+            def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
+                spec, number = job
+                base = base_bits(spec) if base_bits else None
+                change = self._source.change(spec.name, *spec.form.block(number), base)
+                return self._encode(spec, number, change, base, codec)
 
-        def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
-            spec, number = job
-            span = spec.form.block(number)
-            base = base_bits(spec) if base_bits else None
-            change = self._source.change(spec.name, *span, base)
-            base_block = None if base is None else base[slice(*span)]
-            try:
-                block, data = encode_block(spec.form, change, base_block if self.kind == "patch" else None, codec)
-            except StreamError as error:
-                raise StreamError(f"{self.name}: tensor {spec.name!r}: {error}") from None
-            if block:
-                before, after = self._digests(spec, number, change, base_block)
-                block = replace(block, before=before, after=after)
-            return block, data
+            with closing(ordered_map(encode, jobs, processes=self._source.by_range)) as blocks:
+                self.write(path, blocks, report, force=force)
 
+    def _base_bits(self) -> BaseBits | None:
+        return BaseBits(self._checkpoint) if self._checkpoint else None
+
+    def encode(self, spec: TensorSpec, number: int, change: Change) -> tuple[Block | None, bytes]:
+        """Encode a block of this vector whose change is known (`taskvec.training.writing`).
+
+        Args:
+            spec: The tensor.
+            number: The number of the block.
+            change: The change of the block.
+
+        Returns:
+            As `encode_block`, with the digests of the elements that the block changes.
+
+        Raises:
+            StreamError: A delta is not a finite number.
+        """
+        base_bits = self._base_bits()
+        return self._encode(spec, number, change, base_bits(spec) if base_bits else None, AUTO)
+
+    def _encode(
+        self, spec: TensorSpec, number: int, change: Change, base: Bits | None, codec: str
+    ) -> tuple[Block | None, bytes]:
+        base_block = None if base is None else base[slice(*spec.form.block(number))]
+        try:
+            block, data = encode_block(spec.form, change, base_block if self.kind == "patch" else None, codec)
+        except StreamError as error:
+            raise StreamError(f"{self.name}: tensor {spec.name!r}: {error}") from None
+        if block:
+            before, after = self._digests(spec, number, change, base_block)
+            block = replace(block, before=before, after=after)
+        return block, data
+
+    def write(
+        self, path: Path, blocks: Iterator[tuple[Block | None, bytes]], progress: Progress, *, force: bool
+    ) -> None:
+        """Write the file from encoded blocks (`taskvec.training.writing`). `save` encodes them itself.
+
+        Args:
+            path: The file, which is checked.
+            blocks: The blocks of all tensors in their order, as `encode` returns them.
+            progress: Called while the file is written.
+            force: Whether to replace an existing file of that name.
+
+        Raises:
+            OutputExistsError: `path` exists and `force` is False.
+        """
         header = replace(self.header, tensors=(), shards=None, files=None)
-        jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
-        with (
-            appearing(path),
-            LotaWriter(path, header, replace=force) as writer,
-            closing(ordered_map(encode, jobs, processes=self._source.by_range)) as blocks,
-        ):
+        with appearing(path), LotaWriter(path, header, replace=force) as writer:
             for done, spec in enumerate(self.specs.values()):
                 progress("writing", done, len(self.specs), spec.name)
                 writer.add(spec, (next(blocks) for _ in spec.form.blocks()))

@@ -126,7 +126,8 @@ def test_a_random_mask_has_k_of_the_free_positions(earlier: list[TaskVector], da
     assert as_sets(masks) <= free
     again = random_mask(k, FORMS, taken, seed)
     assert as_sets(again) == as_sets(masks)
-    shares = free_share([taken, masks], FORMS)
+    counts = [{name: len(held) for name, held in each.items()} for each in (taken, masks)]
+    shares = free_share(counts, FORMS)
     for name, form in FORMS.items():
         left = [place for n, place in free - as_sets(masks) if n == name]
         assert shares[name] == pytest.approx(len(left) / form.size)

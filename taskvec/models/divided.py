@@ -1,0 +1,139 @@
+"""Models that several processes divide by `fully_shard` (FSDP2). Each process reads its own rows of every weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import GenerationConfig, PreTrainedModel
+
+from taskvec_formats import Checkpoint
+
+from ..errors import TrainingError
+from .kinds import check_loaded, loader_of
+from .loading import failing_for, load_model, load_tokenizer
+from .placement import TORCH_DTYPES, Place, places, tensor_of
+from .sharding import own_part, own_range
+
+
+def load_divided(
+    start: Checkpoint, path: Path, dtype: torch.dtype, mesh: DeviceMesh, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """Load the language model of a folder, of which each process has a part, and its tokenizer.
+
+    A process holds its own rows of the weights, which it reads from `start`, and while it computes, those of one block.
+    A model whose weights transformers converts when it loads them, for example by transposing them, is loaded whole
+    first, as `load_model` does.
+
+    Args:
+        start: The checkpoint with the weights.
+        path: The model folder.
+        dtype: The dtype of the weights.
+        mesh: The processes. The weights are divided along its last axis, and the same along others.
+        trust_remote_code: As in `load_model`.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        UsageError, TrainingError: As in `load_model`.
+    """
+    config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    loader = loader_of(config, path, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel
+    with failing_for(path, trust_remote_code), init_empty_weights(include_buffers=False):
+        model = loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    placed = places(model, {name: info.form for name, info in start.tensors.items()})
+    missing = _missing(model, start, placed)
+    if missing or _keeps_dtypes(model, dtype):
+        model, tokenizer = load_model(path, dtype, trust_remote_code=trust_remote_code)
+        divide(model, mesh)
+        return model, tokenizer
+    check_loaded(model, {"missing_keys": [], "mismatched_keys": []}, path)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    divide(model, mesh)
+    model.to_empty(device=mesh.device_type)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    fill(model, start, placed)
+    if model.can_generate() and (path / "generation_config.json").is_file():
+        with failing_for(path, trust_remote_code):
+            model.generation_config = GenerationConfig.from_pretrained(path)
+    return model.eval(), tokenizer
+
+
+def divide(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide the weights of a model among processes, by rows. Gradients are averaged over all of them, in f32.
+
+    Args:
+        model: The model.
+        mesh: The processes.
+    """
+    device = torch.device(mesh.device_type)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    if all(not parameter.is_meta for parameter in model.parameters()):
+        model.to(device)
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules whose weights are gathered together: the repeated blocks, unless they share weights."""
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    taken: list[str] = []
+    for name, module in model.named_modules():
+        if type(module).__name__ in kinds and not name.startswith(tuple(taken)):
+            own = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+            if own and all(uses[each] == count for each, count in own.items()):
+                taken.append(f"{name}.")
+                yield module
+
+
+def _missing(model: nn.Module, start: Checkpoint, placed: dict[str, Place]) -> list[str]:
+    """Names of the parameters that the tensors of a checkpoint do not fill."""
+    left = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name, place in placed.items():
+        if place.parameter in left:
+            left[place.parameter] -= start.tensors[name].form.size
+    return [name for name, size in left.items() if size]
+
+
+def _keeps_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether transformers loads some weights of a model in f32, whatever the dtype of the others is."""
+    return dtype != torch.float32 and bool(
+        getattr(model, "_keep_in_fp32_modules_strict", None) or getattr(model, "_keep_in_fp32_modules", None)
+    )
+
+
+@torch.no_grad()
+def fill(model: nn.Module, start: Checkpoint, placed: dict[str, Place]) -> None:
+    """Set the weights of a divided model to those of a checkpoint, rounded to their dtypes.
+
+    Args:
+        model: The model.
+        start: The checkpoint.
+        placed: Tensor name -> Place, for the tensors to read.
+
+    Raises:
+        TrainingError: A tensor has a dtype that cannot be converted.
+    """
+    owners = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, place in placed.items():
+        info, owner = start.tensors[name], owners[place.parameter]
+        if info.dtype.name not in TORCH_DTYPES:
+            raise TrainingError(f"tensor {name!r} is {info.dtype.name}, which cannot be trained")
+        low, high = own_range(place.parameter, owner)
+        first, stop = (min(max(bound - place.start, 0), info.form.size) for bound in (low, high))
+        if first < stop:
+            values = own_part(owner).view(-1)[place.start + first - low : place.start + stop - low]
+            values.copy_(tensor_of(info.dtype, start.bits(name, first, stop)))
