@@ -6,6 +6,7 @@ that share the parameter, in the same order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -59,7 +60,7 @@ def own_range(name: str, tensor: torch.Tensor) -> tuple[int, int]:
             f"parameter {name!r} is divided among processes as {tuple(tensor.placements)}: only a division by rows, as "
             "by fully_shard, is supported"
         )
-    rows, inner = tensor.shape[0], tensor[0].numel() if tensor.shape[0] else 0
+    rows, inner = tensor.shape[0], math.prod(tensor.shape[1:])
     chunk = -(-rows // tensor.device_mesh.size(divided[0]))
     first = min(chunk * tensor.device_mesh.get_local_rank(divided[0]), rows)
     return first * inner, min(first + chunk, rows) * inner

@@ -25,7 +25,7 @@ from ..evaluation.evaluate import evaluate
 from ..models.divided import load_divided
 from ..models.kinds import check_reading, is_masked
 from ..models.loading import load_model
-from ..models.placement import TORCH_DTYPES, eligible_parameters, parameter_at, places, tensor_of
+from ..models.placement import TORCH_DTYPES, eligible_parameters, parameter_at, places, same_bits, tensor_of
 from ..models.sharding import discard_copies, own_part, own_range
 from ..reporting.progress import Progress
 from ..vectors.delta import apply_range
@@ -106,11 +106,11 @@ class Run:
         self.held_out = corpus.held_out
         self.eval_rows, self.eval_counts = rows_of(self.model, corpus.held_out, self.tokenizer, limit, "last")
         check_reading(self.model, self.rows[0])
-        discard_copies(self.model)
         if options.pack:
             check_packing(self.model, self.rows, pad_id(self.tokenizer))
             self.rows = pack(self.rows, limit, options.seed)
             self.counts = replace(self.counts, packed=len(self.rows))
+        discard_copies(self.model)  # the checks have computed with it
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.layers = self._layers()
         self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}
@@ -378,6 +378,6 @@ class Run:
         before, weight = self.start.bits(name, first, stop), self.weight(name).cpu()
         after = apply_range(form.dtype, before, Change(delta, SparseTensor.empty(delta.shape, form.dtype.carrier)))
         expected = tensor_of(form.dtype, after).to(weight.dtype)
-        if not torch.equal(expected.view(torch.uint8), weight.view(torch.uint8)):
+        if not same_bits(expected, weight):
             raise TrainingError(f"tensor {name!r}: start + vector is not what was trained; please report this")
         return int(np.count_nonzero(after[delta.indices] != before[delta.indices]))

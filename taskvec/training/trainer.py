@@ -87,9 +87,10 @@ class PhaseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss; of several processes, the share of this one."""
-        if self._processes.count == 1:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """Return the share of these rows in the loss of a step: the mean over the tokens of all its backward passes.
+
+        Trainer passes `num_items_in_batch` to the model, but some models ignore it, and return the mean over these rows.
+        """
         own = self._trained_tokens(inputs)
         share = own / (self._in_all(own) if num_items_in_batch is None else num_items_in_batch)
         if not own:  # the mean over no tokens is not a number

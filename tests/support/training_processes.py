@@ -1,0 +1,108 @@
+"""Training runs in several processes. Usage: torchrun ... -m support.training_processes FOLDER OUTPUT RUN...
+
+FOLDER contains what `prepare` writes. RUN names runs of `RUNS`. The vectors are OUTPUT/RUN.lota, and the results
+OUTPUT/RUN.json. `alone` does the same in this process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from families import FAMILIES, make_model
+
+from support.models import ROWS, make_bert, make_gpt2, make_llama, make_mixtral, write_rows
+from taskvec import train
+from taskvec.training.processes import joined
+from taskvec.training.result import TrainingResult
+
+_SHORT: dict[str, Any] = {"calibration_steps": 3, "steps": 6, "lr": 1e-3, "batch_size": 5, "device": "cpu", "save_steps": 4}
+
+# name -> base, and arguments of `train`
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw": ("llama", {"optimizer": "adamw", "accumulate": 2, "eval_split": 0.3, "eval_steps": 2}),
+    "rmsprop-bf16": ("bf16", {"dtype": "bfloat16", "clip": 0.1}),
+    "adamw-bf16": ("bf16", {"dtype": "bfloat16", "optimizer": "adamw"}),
+    "low-memory": ("llama", {"low_memory": True}),
+    "low-memory-bf16": ("bf16", {"low_memory": True, "dtype": "bfloat16"}),
+    "fisher": ("llama", {"mask": "fisher", "scope": "tensor", "optimizer": "adam", "accumulate": 2}),
+    "gradient": ("mixtral", {"mask": "gradient", "optimizer": "sgd", "lr": 0.1}),
+    "random": ("llama", {"mask": "random", "l1": 0.1, "weight_decay": 0.1}),
+    "lotto": ("llama", {"disjoint_from": ["first.lota"], "start_from": "first.lota", "optimizer": "adam"}),
+    "via": ("llama", {"via": 0.5, "optimizer": "adam"}),
+    "fft": ("llama", {"method": "fft", "sparsity": None, "weight_decay": 0.1, "optimizer": "adam"}),
+    "fft-bf16": ("bf16", {"method": "fft", "sparsity": None, "dtype": "bfloat16", "optimizer": "adam", "clip": 0.1}),
+    "recomputed": ("mixtral", {"gradient_checkpointing": True, "optimizer": "sgd", "lr": 0.1, "pack": True, "max_length": 40}),
+    "best": ("llama", {"eval_split": 0.3, "eval_steps": 1, "patience": 1, "save_steps": 100, "eval_metric": ("exact_match",), "lr": 0.03}),
+    "taken": ("llama", {"mask_from": "first.lota", "sparsity": None}),
+    "mask": ("llama", {"mask_from": "first.lota", "sparsity": 0.95, "steps": 0}),
+    "found": ("llama", {"lr": "auto", "steps": 3}),
+    "gpt2": ("gpt2", {"optimizer": "sgd", "lr": 0.1}),
+    "bert": ("bert", {"optimizer": "sgd", "lr": 0.1}),
+    "t5": ("t5", {"optimizer": "sgd", "lr": 0.1, "accumulate": 2}),
+}
+
+
+def prepare(folder: Path) -> None:
+    """Write bases, data and an earlier vector."""
+    make_llama(folder / "llama")
+    make_llama(folder / "bf16", dtype="bfloat16", shard_size="20KB")
+    make_mixtral(folder / "mixtral")
+    make_gpt2(folder / "gpt2")
+    make_bert(folder / "bert")
+    make_model(next(one for one in FAMILIES if one.name == "T5ForConditionalGeneration"), folder / "t5")
+    for kind in ("gpt2", "bert", "t5"):  # processes draw other random numbers
+        path = folder / kind / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({key: 0.0 if "drop" in key else value for key, value in config.items()}))
+    write_rows(folder / "rows.jsonl", (ROWS * 4)[:13])
+    write_rows(folder / "pairs.jsonl", (ROWS[:3] * 5)[:13])
+    options = {"mask": "random", "steps": 2, "device": "cpu"}
+    train(folder / "llama", folder / "rows.jsonl", **options).vector.save(folder / "first.lota")
+
+
+def run(name: str, folder: Path, output: Path) -> TrainingResult:
+    """Do a run. If there are several processes, all of them."""
+    base, given = RUNS[name]
+    options = {**_SHORT, **given}
+    if name in ("random", "taken", "mask", "fft", "fft-bf16"):
+        del options["calibration_steps"]
+    if options["steps"] == 0:
+        options = {key: options[key] for key in ("device", "mask_from", "sparsity", "steps")}
+    for key in ("mask_from", "start_from"):
+        if key in options:
+            options[key] = folder / options[key]
+    if "disjoint_from" in options:
+        options["disjoint_from"] = [folder / file for file in options["disjoint_from"]]
+    return train(folder / base, folder / ("pairs.jsonl" if name == "t5" else "rows.jsonl"), folder=output / f"{name}.run", **options)
+
+
+def alone(name: str, folder: Path, output: Path) -> None:
+    """Do a run in one process, or in all processes."""
+    output.mkdir(exist_ok=True)
+    result = run(name, folder, output)
+    processes = joined()
+    if processes is None or processes.is_first:
+        result.vector.save(output / f"{name}.lota")
+        curve = asdict(result.curve)
+        figures = {key: getattr(result, key) for key in ("entries", "survived", "free_share", "unreached", "free")}
+        (output / f"{name}.json").write_text(json.dumps({**figures, **curve, "calibration": result.calibration_losses}))
+
+
+def main() -> None:
+    """Do runs in all processes."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    folder, output, *names = sys.argv[1:]
+    for name in names:
+        alone(name, Path(folder), Path(output))
+        print(name, flush=True)
+    os._exit(0)  # a process group of gloo sometimes aborts when it is destroyed
+
+
+if __name__ == "__main__":
+    main()
