@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from taskvec.launcher import launched, rank
+
+from .interrupts import Interrupted
 
 if TYPE_CHECKING:
     from taskvec.training.options import TrainingOptions
@@ -55,6 +58,35 @@ def in_one(function: Callable[[], None]) -> None:
 
     if (processes := joined()) is not None:
         processes.first(function)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Ignore further signals once the block has raised an error, so that it is reported.
+
+    A launcher ends all processes when one has failed.
+    """
+    try:
+        yield
+    except BaseException:
+        if launched() > 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        raise
+
+
+def cause(error: Exception | Interrupted) -> Exception | Interrupted:
+    """Return the end of another process if a launcher has sent a signal because of it, else the error itself.
+
+    Args:
+        error: The error that ends the command.
+    """
+    from taskvec.errors import ProcessError
+
+    found: BaseException | None = error
+    while isinstance(found, Interrupted):
+        found = found.__context__
+    return found if isinstance(found, ProcessError) else error
 
 
 def says(error: BaseException) -> bool:

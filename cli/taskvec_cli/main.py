@@ -497,13 +497,14 @@ def main() -> None:
     """
     streams.repair()
     try:
-        with interruptible():
+        with jobs.reporting(), interruptible():
             app()
     except (Exception, Interrupted) as error:
         if _debugs():
             raise
         from .failure import explain
 
+        error = jobs.cause(error)
         sentence, code = explain(error, option_names())
         streams.settle()
         if jobs.says(error):

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from taskvec_formats import Checkpoint
 
 from ..errors import TrainingError
-from .kinds import check_loaded, loader_of
-from .loading import failing_for, load_model, load_tokenizer
+from .loading import empty_model, load_model
 from .placement import TORCH_DTYPES, Place, places, tensor_of
 from .sharding import own_part, own_range
 
@@ -45,28 +43,19 @@ def load_divided(
     Raises:
         UsageError, TrainingError: As in `load_model`.
     """
-    config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    loader = loader_of(config, path, trust_remote_code=trust_remote_code)
-    model: PreTrainedModel
-    with failing_for(path, trust_remote_code), init_empty_weights(include_buffers=False):
-        model = loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    model.tie_weights()
+    model, tokenizer = empty_model(path, dtype, trust_remote_code=trust_remote_code)
     placed = places(model, {name: info.form for name, info in start.tensors.items()})
     missing = _missing(model, start, placed)
     if missing or _keeps_dtypes(model, dtype):
         model, tokenizer = load_model(path, dtype, trust_remote_code=trust_remote_code)
         divide(model, mesh)
         return model, tokenizer
-    check_loaded(model, {"missing_keys": [], "mismatched_keys": []}, path)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     divide(model, mesh)
     model.to_empty(device=mesh.device_type)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     fill(model, start, placed)
-    if model.can_generate() and (path / "generation_config.json").is_file():
-        with failing_for(path, trust_remote_code):
-            model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval(), tokenizer
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ..arguments import said, truth
 from ..errors import TrainingError, UsageError
@@ -50,6 +51,34 @@ def load_model(
             output_loading_info=True,
         )
     check_loaded(model, report, path)
+    return model, tokenizer
+
+
+def empty_model(path: Path, dtype: torch.dtype, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
+    """Make the language model of a folder without weights, and load its tokenizer.
+
+    Args:
+        path: The model folder.
+        dtype: The dtype of the weights.
+        trust_remote_code: As in `load_model`.
+
+    Returns:
+        (model, tokenizer). The parameters of the model are on the meta device. Its buffers have the values that the
+        class gives them.
+
+    Raises:
+        UsageError, TrainingError: As in `load_model`.
+    """
+    config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    loader = loader_of(config, path, trust_remote_code=trust_remote_code)
+    model: PreTrainedModel
+    with failing_for(path, trust_remote_code):
+        with init_empty_weights(include_buffers=False):
+            model = loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+        if model.can_generate() and (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    check_loaded(model, {"missing_keys": [], "mismatched_keys": []}, path)
     return model, tokenizer
 
 

@@ -166,13 +166,14 @@ class _Part:
     """A file of a checkpoint."""
 
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, "pt")
-        about: dict[str, Any] = json.loads(self._file.metadata()[_ABOUT])
+        file: Any = safe_open(path, "pt")
+        about: dict[str, Any] = json.loads(file.metadata()[_ABOUT])
+        self._file = file
         self.ranges: dict[str, tuple[int, int, int]] = about["ranges"]
         self.scalars: dict[str, dict[str, float]] = about["scalars"]
         self.groups: list[dict[str, Any]] = about["groups"]
         self._keys: dict[str, list[str]] = {}
-        for full in self._file.keys():  # noqa: SIM118 - not a dict
+        for full in file.keys():  # noqa: SIM118 - not a dict
             name, _, key = full.rpartition("/")
             self._keys.setdefault(name, []).append(key)
 

@@ -244,13 +244,13 @@ def fit(
     padding: int,
     autocast: bool,
     progress: Progress,
+    processes: Processes,
     eval_rows: Sequence[Row] = (),
     measure: Measure | None = None,
     folder: Path | None = None,
     report_to: str = "none",
     scheduler: LambdaLR | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    processes: Processes | None = None,
 ) -> Curve:
     """Take optimizer steps over rows, in an order drawn from `seed`.
 
@@ -265,6 +265,7 @@ def fit(
         padding: Token id of padding.
         autocast: Whether to compute in bf16 with f32 weights.
         progress: Called with the stage, the steps done, the steps in all, and a note.
+        processes: The processes of the run, which share the model and each batch.
         eval_rows: Rows to evaluate on every options.eval_steps and after the last step. With options.patience, the
             weights of the best evaluation are restored at the end.
         measure: Called at each evaluation, for options.eval_metric.
@@ -272,7 +273,6 @@ def fit(
         report_to: An integration of Trainer, or "none".
         scheduler: Schedule of the learning rate, instead of options.schedule.
         callbacks: Further callbacks of Trainer.
-        processes: The processes of the run, which share the model and each batch. None is this process alone.
 
     Returns:
         Losses, evaluations and speed.
@@ -283,7 +283,6 @@ def fit(
         StoppedError: The process received SIGINT or SIGTERM.
         ProcessError: Another process has ended or does not answer.
     """
-    processes = processes or Processes()
     if options.gradient_checkpointing:
         # the first name is that of transformers 5.23 and later
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

@@ -93,7 +93,8 @@ class TrainingOptions:
         optimizer: One of `OPTIMIZERS`, for both phases. The paper uses "rmsprop".
         rank: Rank of the LoRA adapters.
         alpha: α of the LoRA adapters.
-        batch_size: Examples per backward pass, of all processes together. The last batch of a pass over the data may have fewer.
+        batch_size: Examples per backward pass, of all processes together. The last batch of a pass over the data may
+            have fewer.
         accumulate: Backward passes per optimizer step. The last step of a pass over the data may have fewer.
         max_length: Maximum number of tokens of an example, or of a row if `pack` is set.
         turns: The assistant's turns of a conversation that the loss is computed on: "all", or the "last".

@@ -51,6 +51,7 @@ class Processes:
         self._store = store
         self._all: ProcessGroup | None = None
         self._sharing: ProcessGroup | None = None
+        self._arranged: tuple[int, str] | None = None  # the last arguments of `divide`
 
     def divide(self, shards: int | None, device: str) -> None:
         """Arrange the processes for a model whose weights they divide.
@@ -62,11 +63,14 @@ class Processes:
         Raises:
             UsageError: The number of processes is not a multiple of `shards`.
         """
-        self.shards = shards or self.count
-        if self.count % self.shards:
+        if (shards or self.count, device) == self._arranged:
+            return
+        if self.count % (shards or self.count):
             raise UsageError(
-                f"`shards` divides the weights among groups of {self.shards} processes, but there are {self.count}"
+                f"`shards` divides the weights among groups of {shards} processes, but there are {self.count}"
             )
+        self.shards = shards or self.count
+        self._arranged = self.shards, device
         replicas = self.count // self.shards
         self.shard = self.rank % self.shards
         if replicas == 1:
@@ -292,7 +296,7 @@ def join(options: TrainingOptions) -> Processes:
             except (distributed.DistError, ValueError) as error:
                 raise ProcessError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
         _joined = Processes(distributed.get_rank(), distributed.get_world_size(), store)
-        _joined.divide(options.shards, device)
+    _joined.divide(options.shards, device_of(options.device).type)
     return _joined
 
 

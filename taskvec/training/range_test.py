@@ -90,6 +90,7 @@ def find_rate(
             eval_rows=watched,
             scheduler=LambdaLR(optimizer, lambda step: _FACTOR**step),
             callbacks=[stop],
+            processes=run.processes,
         )
     except NotFiniteAtStartError:
         raise

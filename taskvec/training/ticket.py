@@ -85,25 +85,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
             masks = random_mask(k, run.forms, taken, options.seed, run.kept)
         else:
             assert k is not None
-            scores, calibration = calibrate(run)
-            noted |= {"calibration_losses": calibration.losses, "calibration_lr": calibration.lr}
-            idle: set[str] = set()
-
-            def seen(name: str) -> FloatArray:
-                values = scores(name)
-                if not values.any():
-                    idle.add(name)
-                return values
-
-            first = {name: run.owned(name)[0] for name in run.forms}
-            own = {name: held - first[name] for name, held in taken.items()}
-            found = largest(seen, run.forms, k, options.scope, own, run.progress, run.processes)
-            masks = {name: held + first[name] for name, held in found.items()}
-            untouched = run.processes.total(np.array([name in idle for name in run.forms], np.int64))
-            sizes = (form.size for form in run.forms.values())
-            unreached = sum(size for size, n in zip(sizes, untouched, strict=True) if n == run.processes.shards)
-            noted["unreached"] = unreached / run.eligible
-            run.reset()
+            masks, noted = _calibrated(run, taken, k)
         zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
         return vector_of(run.start, run.forms, zeros, noted)
 
@@ -141,6 +123,33 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
     return Ticket(vector, calibration_losses, calibration_lr, curve, survived, unreached)
+
+
+def _calibrated(run: Run, taken: Masks, k: int) -> tuple[Masks, dict[str, object]]:
+    """Calibrate, choose a mask and reset the weights. Returns the mask, and what is noted about the calibration."""
+    scores, calibration = calibrate(run)
+    idle: set[str] = set()
+
+    def seen(name: str) -> FloatArray:
+        values = scores(name)
+        if not values.any():
+            idle.add(name)
+        return values
+
+    first = {name: run.owned(name)[0] for name in run.forms}
+    own = {name: held - first[name] for name, held in taken.items()}
+    found = largest(seen, run.forms, k, run.options.scope, own, run.progress, run.processes)
+    masks = {name: held + first[name] for name, held in found.items()}
+    run.reset()
+    untouched = run.processes.total(np.array([name in idle for name in run.forms], np.int64))
+    sizes = (form.size for form in run.forms.values())
+    unreached = sum(size for size, parts in zip(sizes, untouched, strict=True) if parts == run.processes.shards)
+    noted: dict[str, object] = {
+        "calibration_losses": calibration.losses,
+        "calibration_lr": calibration.lr,
+        "unreached": unreached / run.eligible,
+    }
+    return masks, noted
 
 
 def entries_wanted(options: TrainingOptions, eligible: int, taken: int) -> int | None:

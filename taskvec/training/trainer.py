@@ -89,7 +89,7 @@ class PhaseTrainer(Trainer):
     ) -> Any:
         """Return the share of these rows in the loss of a step: the mean over the tokens of all its backward passes.
 
-        Trainer passes `num_items_in_batch` to the model, but some models ignore it, and return the mean over these rows.
+        Trainer passes `num_items_in_batch` to the model, but some models ignore it and return the mean over these rows.
         """
         own = self._trained_tokens(inputs)
         share = own / (self._in_all(own) if num_items_in_batch is None else num_items_in_batch)
@@ -102,7 +102,7 @@ class PhaseTrainer(Trainer):
 
     def _trained_tokens(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Number of tokens with a loss, as a tensor."""
-        labels = inputs["labels"]
+        labels: torch.Tensor = inputs["labels"]
         return (labels[..., 1:] if self._predicts_next else labels).ne(IGNORED).sum()
 
     def _in_all(self, value: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ class PhaseTrainer(Trainer):
         total = value.detach().clone()
         if self._processes.count > 1:
             distributed.all_reduce(total)
-        return total  # type: ignore[no-any-return]
+        return total
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the loss of the whole batch, also if processes share it."""

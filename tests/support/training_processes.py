@@ -14,14 +14,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from families import FAMILIES, make_model
+from torch.distributed.tensor import DTensor
 
 from support.models import ROWS, make_bert, make_gpt2, make_llama, make_mixtral, write_rows
 from taskvec import train
-from taskvec.training.processes import joined
+from taskvec.errors import TrainingError
+from taskvec.models.divided import load_divided
+from taskvec.models.loading import load_model
+from taskvec.training.options import TrainingOptions
+from taskvec.training.processes import join, joined
 from taskvec.training.result import TrainingResult
+from taskvec_formats import ModelFolder
 
-_SHORT: dict[str, Any] = {"calibration_steps": 3, "steps": 6, "lr": 1e-3, "batch_size": 5, "device": "cpu", "save_steps": 4}
+_SHORT: dict[str, Any] = {
+    "calibration_steps": 3,
+    "steps": 6,
+    "lr": 1e-3,
+    "batch_size": 5,
+    "device": "cpu",
+    "save_steps": 4,
+}
 
 # name -> base, and arguments of `train`
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,9 +50,24 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lotto": ("llama", {"disjoint_from": ["first.lota"], "start_from": "first.lota", "optimizer": "adam"}),
     "via": ("llama", {"via": 0.5, "optimizer": "adam"}),
     "fft": ("llama", {"method": "fft", "sparsity": None, "weight_decay": 0.1, "optimizer": "adam"}),
+    "replicas": ("llama", {"optimizer": "adam", "shards": 1}),
+    "divided-replicas": ("mixtral", {"optimizer": "adamw", "lr": 0.01, "shards": 2, "low_memory": False}),
     "fft-bf16": ("bf16", {"method": "fft", "sparsity": None, "dtype": "bfloat16", "optimizer": "adam", "clip": 0.1}),
-    "recomputed": ("mixtral", {"gradient_checkpointing": True, "optimizer": "sgd", "lr": 0.1, "pack": True, "max_length": 40}),
-    "best": ("llama", {"eval_split": 0.3, "eval_steps": 1, "patience": 1, "save_steps": 100, "eval_metric": ("exact_match",), "lr": 0.03}),
+    "recomputed": (
+        "mixtral",
+        {"gradient_checkpointing": True, "optimizer": "sgd", "lr": 0.1, "pack": True, "max_length": 40},
+    ),
+    "best": (
+        "llama",
+        {
+            "eval_split": 0.3,
+            "eval_steps": 1,
+            "patience": 1,
+            "save_steps": 100,
+            "eval_metric": ("exact_match",),
+            "lr": 0.03,
+        },
+    ),
     "taken": ("llama", {"mask_from": "first.lota", "sparsity": None}),
     "mask": ("llama", {"mask_from": "first.lota", "sparsity": 0.95, "steps": 0}),
     "found": ("llama", {"lr": "auto", "steps": 3}),
@@ -51,6 +80,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 def prepare(folder: Path) -> None:
     """Write bases, data and an earlier vector."""
     make_llama(folder / "llama")
+    make_llama(folder / "other", seed=1)
     make_llama(folder / "bf16", dtype="bfloat16", shard_size="20KB")
     make_mixtral(folder / "mixtral")
     make_gpt2(folder / "gpt2")
@@ -70,6 +100,8 @@ def run(name: str, folder: Path, output: Path) -> TrainingResult:
     """Do a run. If there are several processes, all of them."""
     base, given = RUNS[name]
     options = {**_SHORT, **given}
+    if "WORLD_SIZE" not in os.environ:
+        options.pop("shards", None)
     if name in ("random", "taken", "mask", "fft", "fft-bf16"):
         del options["calibration_steps"]
     if options["steps"] == 0:
@@ -79,7 +111,12 @@ def run(name: str, folder: Path, output: Path) -> TrainingResult:
             options[key] = folder / options[key]
     if "disjoint_from" in options:
         options["disjoint_from"] = [folder / file for file in options["disjoint_from"]]
-    return train(folder / base, folder / ("pairs.jsonl" if name == "t5" else "rows.jsonl"), folder=output / f"{name}.run", **options)
+    return train(
+        folder / base,
+        folder / ("pairs.jsonl" if name == "t5" else "rows.jsonl"),
+        folder=output / f"{name}.run",
+        **options,
+    )
 
 
 def alone(name: str, folder: Path, output: Path) -> None:
@@ -94,15 +131,49 @@ def alone(name: str, folder: Path, output: Path) -> None:
         (output / f"{name}.json").write_text(json.dumps({**figures, **curve, "calibration": result.calibration_losses}))
 
 
+def check_loading(folder: Path) -> None:
+    """Check that a model of which each process reads its rows is the one that transformers loads."""
+    mesh = join(TrainingOptions(device="cpu")).mesh
+    assert mesh is not None
+    for name in ("llama", "bf16", "mixtral", "gpt2", "bert", "t5"):
+        for dtype in (torch.float32, torch.bfloat16):
+            whole, _ = load_model(folder / name, dtype)
+            model, _ = load_divided(ModelFolder(folder / name), folder / name, dtype, mesh)
+            expected = dict(whole.named_parameters()) | dict(whole.named_buffers())
+            found = dict(model.named_parameters()) | dict(model.named_buffers())
+            assert found.keys() == expected.keys()
+            for key, values in expected.items():
+                value = found[key].full_tensor() if isinstance(found[key], DTensor) else found[key]
+                assert value.dtype == values.dtype, key
+                assert torch.equal(value, values), key
+
+
+def check_inputs(folder: Path) -> None:
+    """Check that all processes refuse a base that differs between them."""
+    base = folder / ("llama" if os.environ["RANK"] == "0" else "other")
+    options: dict[str, Any] = {"method": "fft", "sparsity": None, "steps": 1, "device": "cpu"}
+    try:
+        train(base, folder / "rows.jsonl", folder=folder / "differing.run", **options)
+    except TrainingError as error:
+        assert str(error).startswith("process 1 of 2 has other input than process 0: base is '"), error  # noqa: PT017
+    else:
+        raise AssertionError("not refused")
+
+
 def main() -> None:
-    """Do runs in all processes."""
-    faulthandler.dump_traceback_later(60, exit=True)
+    """Do runs in all processes, or the checks of these names."""
+    faulthandler.dump_traceback_later(120, exit=True)
     folder, output, *names = sys.argv[1:]
     for name in names:
-        alone(name, Path(folder), Path(output))
-        print(name, flush=True)
+        if name in CHECKS:
+            CHECKS[name](Path(folder))
+        else:
+            alone(name, Path(folder), Path(output))
+    print("done", flush=True)
     os._exit(0)  # a process group of gloo sometimes aborts when it is destroyed
 
+
+CHECKS = {"loading": check_loading, "inputs": check_inputs}
 
 if __name__ == "__main__":
     main()
