@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
 from taskvec_formats import Checkpoint
 
 from ..errors import TrainingError
 from .loading import empty_model, load_model
-from .placement import TORCH_DTYPES, Place, places, tensor_of
+from .placement import TORCH_DTYPES, Place, experts_in_lists, places, tensor_of
 from .sharding import own_part, own_range
 
 
@@ -68,11 +70,32 @@ def divide(model: nn.Module, mesh: DeviceMesh) -> None:
     """
     device = torch.device(mesh.device_type)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    experts = experts_in_lists(model)
     for block in _blocks(model):
+        if inside := [each for each in block.modules() if any(each is one for one in experts)]:
+            block.register_forward_hook(partial(_with_all, inside))
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     if all(not parameter.is_meta for parameter in model.parameters()):
         model.to(device)
+
+
+def _with_all(experts: list[nn.Module], block: nn.Module, inputs: Any, output: Any) -> Any:
+    """Add zero times the weights of all experts to the output of a block.
+
+    The processes reduce the gradients of a block together, so an expert needs one in each, also in processes whose
+    tokens were all routed to others.
+    """
+    if not torch.is_grad_enabled():
+        return output
+    trained = [parameter for each in experts for parameter in each.parameters() if parameter.requires_grad]
+    zero = [0 * parameter.view(-1)[:1].sum() for parameter in trained]
+    leaves, form = tree_flatten(output)
+    for place, leaf in enumerate(leaves):
+        if zero and isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+            leaves[place] = leaf + torch.stack(zero).sum().to(leaf.dtype)
+            break
+    return tree_unflatten(leaves, form)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

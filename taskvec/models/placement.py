@@ -79,17 +79,30 @@ def _routers(model: nn.Module) -> tuple[str, ...]:
     They are siblings of the experts, and their last linear layer has one output per expert, or a single output. If the
     number of outputs differs, as with experts that do nothing, the class in transformers has "Router" in its name.
     """
-    found = []
+    return tuple(f"{name}." for _, routers, _ in _mixtures(model) for name in routers)
+
+
+def experts_in_lists(model: nn.Module) -> list[nn.Module]:
+    """The lists of experts that are separate modules. An expert that no token is routed to does not compute."""
+    separate = (nn.ModuleList, nn.ModuleDict)
+    return [
+        each for _, routers, experts in _mixtures(model) if routers for each in experts if isinstance(each, separate)
+    ]
+
+
+def _mixtures(model: nn.Module) -> Iterator[tuple[str, list[str], list[nn.Module]]]:
+    """Yield the name of each module, the names of the routers among its children, and the children with experts."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         children = dict(module.named_children())
         counts = {own: count for own, child in children.items() if (count := _experts(child))}
+        routers = []
         for own, child in children.items():
             outputs = [layer.out_features for layer in child.modules() if isinstance(layer, nn.Linear)][-1:]
             sibling = own not in counts and bool(counts) and outputs and outputs[0] in {1, *counts.values()}
             if sibling or "Router" in type(child).__name__:
-                found.append(f"{prefix}{own}.")
-    return tuple(found)
+                routers.append(f"{prefix}{own}")
+        yield name, routers, [children[own] for own in counts]
 
 
 def _experts(module: nn.Module) -> int:

@@ -20,6 +20,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from taskvec_formats.system.memory import return_freed_memory
+
 from ..devices import device_of
 from ..errors import ProcessError, TaskvecError, TrainingError, UsageError
 from ..launcher import launched
@@ -295,6 +297,7 @@ def join(options: TrainingOptions) -> Processes:
                 )
             except (distributed.DistError, ValueError) as error:
                 raise ProcessError(f"the other processes cannot be reached: {str(error).splitlines()[0]}") from None
+        return_freed_memory()  # weights of blocks are gathered and freed all the time
         _joined = Processes(distributed.get_rank(), distributed.get_world_size(), store)
     _joined.divide(options.shards, device_of(options.device).type)
     return _joined

@@ -28,6 +28,7 @@ TESTS = Path(__file__).parents[1]
 def test_two_processes_share_a_model(tmp_path: Path) -> None:
     """Each compares its steps with those on a whole model (support/sharded.py)."""
     base = make_llama(tmp_path / "base", dtype="bfloat16")
+    make_llama(tmp_path / "exact")
     for n, positions in enumerate((slice(0, None, 2), slice(1, None, 2), slice(None))):
         task(base, tmp_path / f"{n}.lota", positions, seed=n)
     paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])

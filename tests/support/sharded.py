@@ -1,6 +1,7 @@
 """One of several processes that share a model. Usage: python -m support.sharded RANK WORLD FOLDER.
 
-FOLDER contains `base` and the vectors `0.lota` to `2.lota`, of which the first two are disjoint.
+FOLDER contains `base`, `exact` (a base in f32), and `0.lota` to `2.lota`, vectors of `base`, of which the first two are
+disjoint.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer, RMSprop
 
 from support.live import loaded
-from taskvec import attach
+from taskvec import attach, sparse_finetune
 from taskvec.errors import BaseMismatchError, TrainingError, UsageError
 from taskvec_formats import ModelFolder
 
@@ -37,12 +43,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[n].view(carrier[one[n].itemsize]), other[n].view(carrier[one[n].itemsize])) for n in one)
 
 
-def sharded(base: Path) -> Any:
-    """A model whose blocks and remaining parameters are sharded over all processes."""
+def sharded(base: Path, mesh: DeviceMesh | None = None) -> Any:
+    """A model whose blocks and remaining parameters are sharded over all processes, or as a mesh says."""
     model: Any = loaded(base)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for layer in model.model.layers:
-        fully_shard(layer)
-    return fully_shard(model)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def steps(rank: int, folder: Path) -> None:
@@ -112,11 +119,50 @@ def steps(rank: int, folder: Path) -> None:
     assert equal()
 
 
+def train(model: nn.Module, masks: dict[str, Any], rows: torch.Tensor, optimizer: type[Optimizer], base: Path) -> Any:
+    """Three clipped steps of two backward passes each, with an evaluation after each. Returns the vector."""
+    with sparse_finetune(model, masks, ModelFolder(base)) as tickets:
+        steps = optimizer(tickets.parameters(), lr=1e-3)
+        for step in rows:
+            for ids in step:
+                tickets(input_ids=ids, labels=ids).loss.backward()
+            clip_grad_norm_(tickets.parameters(), 0.5)
+            steps.step()
+            steps.zero_grad()
+            with torch.no_grad():
+                tickets(input_ids=rows[0, 0])
+        vector = tickets.vector()
+        state = tickets.state_dict()
+        if optimizer is AdamW:  # a state of another mask is refused by all
+            steps.param_groups[0]["lr"] = 0.0
+            tickets.load_state_dict(state)
+    return vector
+
+
+def leaves(rank: int, world: int, base: Path) -> None:
+    """Train masked weights of a sharded model, and compare the result with that of a whole one."""
+    rows = torch.randint(3, 15, (3, 2, 2 * world, 6), generator=torch.Generator().manual_seed(0))
+    own = rows[:, :, 2 * rank : 2 * rank + 2]
+    dice = np.random.default_rng(0)
+    names = [name for name, _ in loaded(base).named_parameters() if "proj" in name]
+    masks = {n: np.sort(dice.choice(loaded(base).get_parameter(n).numel(), 99, replace=False)) for n in names}
+    masks[names[0]] = np.arange(7)  # the second process has none of them
+    replicas = init_device_mesh("cpu", (world, 1), mesh_dim_names=("replicate", "shard"))
+    for optimizer, mesh in ((RMSprop, None), (AdamW, None), (AdamW, replicas)):
+        vector = train(sharded(base, mesh), masks, own, optimizer, base)
+        with mock.patch("torch.distributed.is_initialized", return_value=False):  # one process trains on all rows
+            expected = train(loaded(base), masks, rows, optimizer, base)
+        for name in expected:
+            assert np.array_equal(vector[name].indices, expected[name].indices)
+            np.testing.assert_allclose(vector[name].values, expected[name].values, rtol=1e-3, atol=1e-5)
+
+
 def main() -> None:
     """Run the steps in one process of the group."""
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     steps(rank, folder)
+    leaves(rank, world, folder / "exact")
     distributed.barrier()
     print("equal", flush=True)
     os._exit(0)  # a process group of gloo sometimes aborts when it is destroyed

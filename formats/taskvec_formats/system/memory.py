@@ -28,6 +28,16 @@ def keep_freed_memory() -> None:
         library.mallopt(_ARENA_MAX, max(2, threads()))
 
 
+def return_freed_memory() -> None:
+    """Give large blocks back to the system as soon as they are freed, from now on. This undoes `keep_freed_memory`.
+
+    The opposite is quicker, but blocks of many sizes that come and go leave gaps that are never used again.
+    """
+    if (library := _library()) is not None:
+        library.mallopt(_MMAP_THRESHOLD, 1 << 20)
+        library.mallopt(_TRIM_THRESHOLD, 1 << 20)
+
+
 def release_freed_memory() -> None:
     """Give freed memory back to the system."""
     if (library := _library()) is not None:
