@@ -15,7 +15,7 @@ from .help import Command, Commands
 from .inputs import ANY_MODEL, DATA, DEVICE, MODEL, NAMED_DATA, PATH, LotaInput, LotaInputs
 from .interrupts import Interrupted, interruptible
 from .merge import merge
-from .outputs import FILE, LotaFile, ModelFolder, folder_name, parse_size
+from .outputs import FILE, LotaFile, MaxMemory, ModelFolder, folder_name, parse_size
 from .progress import progress_bars
 from .search import search
 from .train import train
@@ -93,6 +93,7 @@ def pack(
         ),
     ] = "auto",
     force: Force = False,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Store the difference between a tuned model and its base as a task vector.
@@ -130,6 +131,7 @@ def unpack(
         typer.Option(help="Maximum size of the model, e.g. 20GB.", show_default="4 × the size of the base + 268 MB"),
     ] = None,
     force: Force = False,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Apply a task vector to its base and write the complete model folder.
@@ -177,6 +179,7 @@ def arith(
         typer.Option("--base", help="The base of the first vector of a >> b; the result is then exact.", **MODEL),
     ] = None,
     force: Force = False,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Add, scale, negate and compose task vectors.
@@ -213,6 +216,7 @@ def shrink(
         float, typer.Option(help="Share of the eligible weights without an entry, e.g. 0.99.", show_default=False)
     ],
     force: Force = False,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Keep the entries of largest magnitude of a task vector.
@@ -241,6 +245,7 @@ def inspect(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing picture.")] = False,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Describe .lota files and, if there are several, the overlap of their masks.
@@ -290,6 +295,7 @@ def verify(
     base: Annotated[
         str | None, typer.Option("--base", help=f"Also apply each of them to this base: {ANY_MODEL}", **MODEL)
     ] = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Check every checksum of .lota files and decode every entry.

@@ -9,7 +9,7 @@ import typer
 from .flags import takes
 from .inputs import ANY_MODEL, MODEL, PATH
 from .interrupts import resumable
-from .outputs import check_unfinished, parse_size
+from .outputs import MaxMemory, check_unfinished, parse_size
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ def merge(
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
+    max_memory: MaxMemory = None,
     **flags: Any,
 ) -> None:
     """Merge task vectors of one base into a .lota file or a model folder.

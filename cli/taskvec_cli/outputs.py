@@ -50,6 +50,43 @@ ModelFolder = Annotated[
 ]
 
 
+def _memory(text: str) -> int:
+    """Parse `--max-memory`.
+
+    Raises:
+        UsageError: If the text is no size, or is too small.
+    """
+    from taskvec.errors import UsageError
+    from taskvec_formats.system.parallel import LEAST_MEMORY
+
+    size = parse_size("--max-memory", text)
+    if size < LEAST_MEMORY:
+        raise UsageError(f"--max-memory must be at least {LEAST_MEMORY // 10**6}MB, found {text}")
+    return size
+
+
+def _limit(size: int | None) -> int | None:
+    if size is not None:
+        from taskvec_formats.system.parallel import limit_memory
+
+        limit_memory(size)
+    return size
+
+
+# sets the limit when the command line is parsed
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=_memory,
+        callback=_limit,
+        help="Use about this much memory at most, e.g. 4GB. With many cores, more memory is quicker.",
+        show_default="1GB",
+    ),
+]
+
+
 def check_unfinished(folder: Path, kind: str, *, resume: bool, force: bool) -> None:
     """Check, before any work begins, that a folder of unfinished work may be used.
 

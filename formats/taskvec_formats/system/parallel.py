@@ -19,14 +19,34 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+# bytes; measured for commands on models of billions of weights (benchmarks/large.py)
+PROCESS, WORKER = 100_000_000, 260_000_000
+LEAST_MEMORY = PROCESS + WORKER
+_memory = 1_000_000_000
+
+
+def limit_memory(most: int) -> None:
+    """Limit the number of workers, so that this process and its workers use about this much memory.
+
+    Args:
+        most: Bytes, at least LEAST_MEMORY. The limit is 1 GB at first.
+    """
+    global _memory  # noqa: PLW0603 - a property of the process
+    _memory = most
+
+
 def threads() -> int:
     """Return the number of workers.
 
-    This is TASKVEC_THREADS if it is a positive number, else the number of cores available to this process.
+    This is TASKVEC_THREADS if it is a positive number, else the number of cores available to this process; and not more
+    than fit in the memory that `limit_memory` allows.
     """
     wanted = os.environ.get("TASKVEC_THREADS", "")
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
+    count = int(wanted) if wanted.isdecimal() and int(wanted) else _cores()
+    return max(1, min(count, (_memory - PROCESS) // WORKER))
+
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
