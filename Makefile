@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large clean
+.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -29,7 +29,9 @@ help:
 	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (some hours)"
 	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
 	@echo "make bench-live     swaps on a running model beside peft, a search beside mergekit, a server under load"
-	@echo "make bench-large    every command on a model of 7 billion weights (60 GB of disk, some 15 minutes)"
+	@echo "make bench-large    every command on a model of 7 billion weights (60 GB of disk, some 30 minutes)"
+	@echo "make bench-distributed   memory of training in one, two and four processes"
+	@echo "make bench-codec    time and size of the parts of an encoded block, for each level of pcodec"
 	@echo "make clean   remove what make made"
 
 # the stamps depend on the packaging only: the install is editable, so the code needs no new one
@@ -124,7 +126,13 @@ bench-merge: $(RUNS)/base $(VENV)/mergekit
 bench-live: demo $(VENV)/mergekit
 	PYTHONPATH=tests $(BIN)/python benchmarks/live.py $(DEMO) $(RUNS)/live
 
-bench-large: $(VENV)/installed
+bench-distributed: $(RUNS)/base
+	$(BIN)/python benchmarks/distributed.py $(RUNS)/base $(RUNS)/distributed
+
+bench-codec: demo
+	$(BIN)/python benchmarks/codec.py $(DEMO)/sql.lota
+
+bench-large: $(VENV)/mergekit
 	$(BIN)/python benchmarks/large.py mistral-7b $(RUNS)/large
 	$(BIN)/python benchmarks/large.py llama-70b $(RUNS)/large
 

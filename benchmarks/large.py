@@ -1,7 +1,7 @@
 """Time and memory of the commands on models of the size that users have, beside reading and copying their files.
 
 Usage: python benchmarks/large.py SHAPE FOLDER. SHAPE is `mistral-7b`, or `llama-70b` (two of its layers). FOLDER needs
-room for four such models in bf16 (60 GB for mistral-7b), and is emptied at the end.
+room for four such models in bf16 (60 GB for mistral-7b), and is emptied at the end. mergekit is run if it is installed.
 
 The models have random weights. The first tuned model differs from the base in 1 % of the weights of its matrices, the
 second one in 10 %. Each figure is of a whole process, run once. The files are not in the page cache when it starts.
@@ -9,10 +9,13 @@ second one in 10 %. Each figure is of a whole process, run once. The files are n
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,46 +125,85 @@ def evict(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def run(folder: Path, what: str, *command: object, drop: Path | None = None) -> float:
+    """Measure a command and print a row.
+
+    Args:
+        folder: The folder whose files are dropped from the page cache before.
+        what: The name of the row.
+        *command: The words of the command.
+        drop: The output to remove afterwards.
+
+    Returns:
+        Wall time in seconds.
+    """
+    evict(folder)
+    seconds, peak = measure(list(map(str, command)))
+    print(f"| {what} | {seconds:.0f} s | {peak:.0f} MB |", flush=True)
+    if drop is not None:
+        shutil.rmtree(drop) if drop.is_dir() else drop.unlink()
+    return seconds
+
+
+def with_models(folder: Path, program: Path) -> None:
+    """Run the commands that read the tuned models, and leave the vectors `1.lota` and `10.lota`."""
+    base, tuned, other, some, out = (folder / name for name in ("base", "tuned-1", "tuned-10", "some.lota", "out"))
+    pair = [*base.glob("*.safetensors"), *other.glob("*.safetensors")]
+    run(folder, "read and hash a pair (blake3)", sys.executable, "-c", READ, *pair)
+    run(folder, "pack, 1 %", program, "pack", base, tuned, "-o", folder / "1.lota")
+    run(folder, "pack, 10 %", program, "pack", base, other, "-o", folder / "10.lota")
+    run(folder, "pack --sparsity 0.95", program, "pack", base, other, "--sparsity", 0.95, "-o", some, drop=some)
+    run(folder, "pack --kind patch", program, "pack", base, other, "--kind", "patch", "-o", some, drop=some)
+    peer = program.with_name("mergekit-yaml")
+    if peer.exists():
+        recipe = folder / "ties.yml"
+        models = [{"model": str(path), "parameters": {"weight": 1, "density": 1}} for path in (tuned, other)]
+        request = {"merge_method": "ties", "base_model": str(base), "models": models, "dtype": "bfloat16"}
+        recipe.write_text(json.dumps(request), encoding="utf-8")
+        run(folder, "mergekit, ties of both tuned models", peer, recipe, out, "--quiet", drop=out)
+
+
+def with_vectors(folder: Path, program: Path) -> None:
+    """Run the commands that read the vectors."""
+    base, one, two, merged, out = (folder / name for name in ("base", "1.lota", "10.lota", "merged.lota", "out"))
+    run(folder, "cp -r", "cp", "-r", base, out, drop=out)
+    run(folder, "unpack, 1 %", program, "unpack", one, "--base", base, "-o", out, drop=out)
+    run(folder, "unpack, 10 %", program, "unpack", two, "--base", base, "-o", out, drop=out)
+    run(folder, "verify, 10 %", program, "verify", two)
+    run(folder, "inspect both", program, "inspect", one, two)
+    ties = [program, "merge", one, two, "--method", "ties"]
+    run(folder, "merge by ties to .lota", *ties, "-o", merged, drop=merged)
+    run(folder, "merge by ties, density 0.05", *ties, "--density", 0.05, "-o", merged, drop=merged)
+    run(folder, "arith a + 0.5*b", program, "arith", f"{one} + 0.5*{two}", "-o", merged, drop=merged)
+    to_folder, again = [*ties, "--base", base, "-o"], folder / "again"
+    seconds = run(folder, "merge by ties to a folder", *to_folder, out)
+    killed = subprocess.Popen(list(map(str, [*to_folder, again])), stderr=subprocess.DEVNULL)
+    time.sleep(seconds / 2)
+    killed.kill()
+    killed.wait()
+    run(folder, "the rest of that merge, killed half-way, with --resume", *to_folder, again, "--resume")
+    same, different, missing = filecmp.cmpfiles(out, again, [path.name for path in out.iterdir()], shallow=False)
+    assert same
+    assert not different
+    assert not missing
+
+
 def main() -> None:
     """Make the models, run the commands, and print a table."""
-    shape, folder = SHAPES[sys.argv[1]], Path(sys.argv[2])
-    base, tuned, other = folder / "base", folder / "tuned-1", folder / "tuned-10"
-    for path, density, seed in ((base, 0.0, 0), (tuned, 0.01, 1), (other, 0.1, 2)):
-        if not path.exists():
-            write_model(path, shape, density, seed)
+    shape, folder = SHAPES[sys.argv[1]], Path(sys.argv[2]).resolve()  # mergekit takes some relative paths for Hub ids
+    for name, density, seed in (("base", 0.0, 0), ("tuned-1", 0.01, 1), ("tuned-10", 0.1, 2)):
+        if not (folder / name).exists():
+            write_model(folder / name, shape, density, seed)
     weights = sum(int(np.prod(form)) for _, form in shape.tensors())
     print(f"{sys.argv[1]}: {weights / 1e9:.2f} billion weights, {2 * weights / 1e9:.1f} GB a model\n")
     print("| command | time | peak memory |")
     print("|---|---|---|")
-
-    def run(what: str, *command: object, drop: Path | None = None) -> None:
-        evict(folder)
-        seconds, peak = measure(list(map(str, command)))
-        print(f"| {what} | {seconds:.0f} s | {peak:.0f} MB |", flush=True)
-        if drop is not None:
-            shutil.rmtree(drop) if drop.is_dir() else drop.unlink()
-
     program = Path(sys.executable).with_name("taskvec")
-    one, two, merged, out = folder / "1.lota", folder / "10.lota", folder / "merged.lota", folder / "out"
-    pair = [*base.glob("*.safetensors"), *other.glob("*.safetensors")]
-    run("read and hash a pair (blake3)", sys.executable, "-c", READ, *pair)
-    run("pack, 1 %", program, "pack", base, tuned, "-o", one)
-    run("pack, 10 %", program, "pack", base, other, "-o", two)
-    run("pack --sparsity 0.95", program, "pack", base, other, "--sparsity", 0.95, "-o", merged, drop=merged)
-    run("pack --kind patch", program, "pack", base, other, "--kind", "patch", "-o", merged, drop=merged)
-    sizes = [path.stat().st_size for path in (one, two)]
-    shutil.rmtree(tuned)
-    shutil.rmtree(other)
-    run("cp -r", "cp", "-r", base, out, drop=out)
-    run("unpack, 1 %", program, "unpack", one, "--base", base, "-o", out, drop=out)
-    run("unpack, 10 %", program, "unpack", two, "--base", base, "-o", out, drop=out)
-    run("verify, 10 %", program, "verify", two)
-    run("inspect both", program, "inspect", one, two)
-    ties = ["merge", one, two, "--method", "ties"]
-    run("merge by ties to .lota", program, *ties, "-o", merged, drop=merged)
-    run("merge by ties, density 0.05", program, *ties, "--density", 0.05, "-o", merged, drop=merged)
-    run("merge by ties to a folder", program, *ties, "--base", base, "-o", out, drop=out)
-    run("arith a + 0.5*b", program, "arith", f"{one} + 0.5*{two}", "-o", merged, drop=merged)
+    with_models(folder, program)
+    for name in ("tuned-1", "tuned-10"):
+        shutil.rmtree(folder / name)
+    sizes = [(folder / name).stat().st_size for name in ("1.lota", "10.lota")]
+    with_vectors(folder, program)
     print(f"\nvectors: {sizes[0] / 1e6:.0f} MB (1 %) and {sizes[1] / 1e6:.0f} MB (10 %)")
     shutil.rmtree(folder)
 
