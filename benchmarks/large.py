@@ -5,6 +5,7 @@ room for four such models in bf16 (60 GB for mistral-7b), and is emptied at the 
 
 The models have random weights. The first tuned model differs from the base in 1 % of the weights of its matrices, the
 second one in 10 %. Each figure is of a whole process, run once. The files are not in the page cache when it starts.
+The figures are also written to `results/large.json`, from which `on_paper.py` estimates larger models.
 """
 
 from __future__ import annotations
@@ -125,6 +126,10 @@ def evict(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+RESULTS = Path(__file__).with_name("results") / "large.json"
+_rows: dict[str, list[float]] = {}  # command -> seconds and MB
+
+
 def run(folder: Path, what: str, *command: object, drop: Path | None = None) -> float:
     """Measure a command and print a row.
 
@@ -140,6 +145,7 @@ def run(folder: Path, what: str, *command: object, drop: Path | None = None) -> 
     evict(folder)
     seconds, peak = measure(list(map(str, command)))
     print(f"| {what} | {seconds:.0f} s | {peak:.0f} MB |", flush=True)
+    _rows[what] = [round(seconds, 1), round(peak)]
     if drop is not None:
         shutil.rmtree(drop) if drop.is_dir() else drop.unlink()
     return seconds
@@ -206,6 +212,9 @@ def main() -> None:
     with_vectors(folder, program)
     print(f"\nvectors: {sizes[0] / 1e6:.0f} MB (1 %) and {sizes[1] / 1e6:.0f} MB (10 %)")
     shutil.rmtree(folder)
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results[sys.argv[1]] = {"weights": weights, "vectors": sizes, "commands": _rows}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
