@@ -50,9 +50,8 @@ def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     small, large = results["llama-70b"], results["mistral-7b"]
     fitted = rates(small["commands"], small["weights"])
-    print(
-        f"fitted to {small['weights'] / 1e9:.2f} billion weights, checked against {large['weights'] / 1e9:.2f} billion\n"
-    )
+    fitted_to, checked = (f"{each['weights'] / 1e9:.2f}" for each in (small, large))
+    print(f"fitted to {fitted_to}, checked against {checked} billion weights\n")
     print(f"| command | estimate | measured | {' | '.join(SIZES)} |\n|{'---|' * (3 + len(SIZES))}")
     for name, rate in fitted.items():
         measured = large["commands"][PAIRS[name][1] if name in PAIRS else name][0]

@@ -92,8 +92,8 @@ def pack(
             "plain (none)."
         ),
     ] = "auto",
-    force: Force = False,
     max_memory: MaxMemory = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Store the difference between a tuned model and its base as a task vector.
@@ -130,8 +130,8 @@ def unpack(
         str | None,
         typer.Option(help="Maximum size of the model, e.g. 20GB.", show_default="4 × the size of the base + 268 MB"),
     ] = None,
-    force: Force = False,
     max_memory: MaxMemory = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Apply a task vector to its base and write the complete model folder.
@@ -178,8 +178,8 @@ def arith(
         str | None,
         typer.Option("--base", help="The base of the first vector of a >> b; the result is then exact.", **MODEL),
     ] = None,
-    force: Force = False,
     max_memory: MaxMemory = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Add, scale, negate and compose task vectors.
@@ -215,8 +215,8 @@ def shrink(
     sparsity: Annotated[
         float, typer.Option(help="Share of the eligible weights without an entry, e.g. 0.99.", show_default=False)
     ],
-    force: Force = False,
     max_memory: MaxMemory = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Keep the entries of largest magnitude of a task vector.
@@ -244,8 +244,8 @@ def inspect(
             help="Draw a heat map (blocks × modules) to this file: .png, .svg or .pdf.", show_default=False, **FILE
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing picture.")] = False,
     max_memory: MaxMemory = None,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing picture.")] = False,
     as_json: Json = False,
 ) -> None:
     """Describe .lota files and, if there are several, the overlap of their masks.

@@ -178,9 +178,9 @@ def merge(
             "entry) or plain (none)."
         ),
     ] = "auto",
+    max_memory: MaxMemory = None,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
-    max_memory: MaxMemory = None,
     **flags: Any,
 ) -> None:
     """Merge task vectors of one base into a .lota file or a model folder.
