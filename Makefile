@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec clean
+.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec on-paper clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
 	@echo "make bench-live     swaps on a running model beside peft, a search beside mergekit, a server under load"
 	@echo "make bench-large    every command on a model of 7 billion weights (60 GB of disk, some 30 minutes)"
+	@echo "make on-paper       what larger models would take, from the results of bench-large"
 	@echo "make bench-distributed   memory of training in one, two and four processes"
 	@echo "make bench-codec    time and size of the parts of an encoded block, for each level of pcodec"
 	@echo "make clean   remove what make made"
@@ -131,6 +132,9 @@ bench-distributed: $(RUNS)/base
 
 bench-codec: demo
 	$(BIN)/python benchmarks/codec.py $(DEMO)/sql.lota
+
+on-paper: $(VENV)/installed
+	$(BIN)/python benchmarks/on_paper.py
 
 bench-large: $(VENV)/mergekit
 	$(BIN)/python benchmarks/large.py mistral-7b $(RUNS)/large

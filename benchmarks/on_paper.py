@@ -4,7 +4,8 @@ Usage: python benchmarks/on_paper.py
 
 The time of a command is modelled as start + a · weights + b · entries. For pack and unpack, a and b follow from the
 runs of the smaller model with 1 % and 10 % of the weights. For other commands, a follows from one run of the smaller
-model, and b is 0. The estimates are checked against the run of the larger model.
+model, and b is 0. The estimates are checked against the run of the larger model, whose own rates then give those of
+models that were not run.
 
 The memory of training is that of docs/training.md, divided among processes, with RMSprop. It leaves out activations and
 the weights of the block that is gathered.
@@ -49,14 +50,14 @@ def seconds(rate: tuple[float, float], weights: float) -> float:
 def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     small, large = results["llama-70b"], results["mistral-7b"]
-    fitted = rates(small["commands"], small["weights"])
+    fitted, ahead = (rates(each["commands"], each["weights"]) for each in (small, large))
     fitted_to, checked = (f"{each['weights'] / 1e9:.2f}" for each in (small, large))
     print(f"fitted to {fitted_to}, checked against {checked} billion weights\n")
-    print(f"| command | estimate | measured | {' | '.join(SIZES)} |\n|{'---|' * (3 + len(SIZES))}")
+    print(f"| command | 7B, estimate | 7B, measured | {' | '.join(list(SIZES)[1:])} |\n|{'---|' * (2 + len(SIZES))}")
     for name, rate in fitted.items():
         measured = large["commands"][PAIRS[name][1] if name in PAIRS else name][0]
-        ahead = " | ".join(_time(seconds(rate, weights)) for weights in SIZES.values())
-        print(f"| {name} | {_time(seconds(rate, large['weights']))} | {_time(measured)} | {ahead} |")
+        larger = " | ".join(_time(seconds(ahead[name], weights)) for weights in list(SIZES.values())[1:])
+        print(f"| {name} | {_time(seconds(rate, large['weights']))} | {_time(measured)} | {larger} |")
     print("\n| bytes | " + " | ".join(SIZES) + f" |\n|{'---|' * (1 + len(SIZES))}")
     # name -> bytes per weight, and whether they are divided among processes
     rows = {

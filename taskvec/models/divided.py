@@ -47,6 +47,7 @@ def load_divided(
     """
     model, tokenizer = empty_model(path, dtype, trust_remote_code=trust_remote_code)
     placed = places(model, {name: info.form for name, info in start.tensors.items()})
+    check_divisible(model, path)
     missing = _missing(model, start, placed)
     if missing or _keeps_dtypes(model, dtype):
         model, tokenizer = load_model(path, dtype, trust_remote_code=trust_remote_code)
@@ -74,10 +75,35 @@ def divide(model: nn.Module, mesh: DeviceMesh) -> None:
     for block in _blocks(model):
         if inside := [each for each in block.modules() if any(each is one for one in experts)]:
             block.register_forward_hook(partial(_with_all, inside))
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        _shard(block, mesh, policy)
+    _shard(model, mesh, policy)
     if all(not parameter.is_meta for parameter in model.parameters()):
         model.to(device)
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """Apply `fully_shard`, which makes a class of another name; transformers finds its conversions by the name."""
+    name = type(module).__name__
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    type(module).__name__ = name
+
+
+def check_divisible(model: PreTrainedModel, path: Path) -> None:
+    """Check that several processes compute the same blocks of a model.
+
+    Args:
+        model: The model.
+        path: Its folder, for messages.
+
+    Raises:
+        TrainingError: The model skips blocks at random, and processes would skip different ones.
+    """
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(model.config.get_text_config(), name, 0):
+            raise TrainingError(
+                f"{path} skips blocks at random ({name} in its config), which several processes cannot do together: "
+                f"set {name} to 0, or train in one process"
+            )
 
 
 def _with_all(experts: list[nn.Module], block: nn.Module, inputs: Any, output: Any) -> Any:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import ResumeError
+from ..errors import ResumeError, TrainingError
 from ..models.sharding import own_part, own_range
 from ..models.sparse_model import SparseModel
 from .processes import Processes
@@ -82,6 +82,9 @@ def save_part(folder: Path, pieces: list[Piece], optimizer: Optimizer, processes
         pieces: The pieces of the trained parameters.
         optimizer: Their optimizer.
         processes: The processes of the run.
+
+    Raises:
+        TrainingError: The file cannot be written.
     """
     if not processes.in_first_replica:
         return
@@ -100,12 +103,25 @@ def save_part(folder: Path, pieces: list[Piece], optimizer: Optimizer, processes
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"part-{processes.shard:05}-of-{processes.shards:05}.safetensors"
-    save_file(
-        {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-        folder / name,
-        metadata={_ABOUT: json.dumps(about)},
-    )
+    file = folder / f"part-{processes.shard:05}-of-{processes.shards:05}.safetensors"
+    try:
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            file,
+            metadata={_ABOUT: json.dumps(about)},
+        )
+    except SafetensorError as error:
+        raise TrainingError(f"{file} cannot be written: {error}") from None
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote the same checkpoint has left, possibly of other processes.
+
+    Args:
+        folder: The folder of the checkpoint.
+    """
+    for file in folder.glob(_FILES):
+        file.unlink()
 
 
 def load_parts(folder: Path, pieces: list[Piece], optimizer: Optimizer | None = None) -> None:

@@ -315,6 +315,7 @@ def fit(
             metric_for_best_model="eval_loss" if eval_rows else None,
             restore_callback_states_from_checkpoint=True,
             report_to=report_to,
+            log_level_replica="passive",  # as in the first process
             disable_tqdm=True,
             remove_unused_columns=False,
             bf16=autocast,

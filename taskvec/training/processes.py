@@ -111,7 +111,7 @@ class Processes:
             Exception: What it raises. Other processes raise an error of the same kind and message.
         """
         found: list[Any] = [None]
-        with self.agreeing(by=0):
+        with self.agreeing():
             found = [value() if self.is_first else None]
         if self.count > 1:
             distributed.broadcast_object_list(found, 0, group=self._all)
@@ -126,11 +126,11 @@ class Processes:
         found: Counts = sums.numpy()
         return found
 
-    def add(self, number: torch.Tensor) -> torch.Tensor:
-        """Return the sum of a number over all parts of the model."""
+    def add(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the sums of numbers over all parts of the model."""
         if self.mesh is None or self.shards == 1:
-            return number
-        total = number.clone()
+            return numbers
+        total = numbers.clone()
         distributed.all_reduce(total, group=self.mesh.get_group("shard"))
         return total
 
@@ -173,14 +173,12 @@ class Processes:
         return found or []
 
     @contextmanager
-    def agreeing(self, by: int | None = None) -> Iterator[None]:
+    def agreeing(self) -> Iterator[None]:
         """Raise an error of one process in all of them, so that none waits for it.
 
-        Args:
-            by: The only process whose error counts, and is not named in the message.
-
         Raises:
-            TaskvecError: A process has failed. The message names it if not all have failed with the same message.
+            TaskvecError: A process has failed. The message names it, unless it is the first or all have failed with the
+                same message.
         """
         error: Exception | None = None
         try:
@@ -197,11 +195,9 @@ class Processes:
             return
         rank, (text, kind) = failed[0]
         same = len({each for _, each in failed}) == 1 and len(failed) == self.count
-        raised = (
-            error
-            if same and error is not None
-            else kind(text if same or by is not None else f"process {rank} of {self.count}: {text}")
-        )
+        is_own = error is not None and (same or (rank == 0 and self.is_first))
+        raised = error if is_own else kind(text if same or not rank else f"process {rank} of {self.count}: {text}")
+        assert raised is not None
         raised.is_shared = True  # type: ignore[attr-defined]  # the first process reports it
         raise raised from error
 

@@ -25,8 +25,17 @@ from ..evaluation.evaluate import evaluate
 from ..models.divided import load_divided
 from ..models.kinds import check_reading, is_masked
 from ..models.loading import load_model
-from ..models.placement import TORCH_DTYPES, eligible_parameters, parameter_at, places, same_bits, tensor_of
+from ..models.placement import (
+    TORCH_DTYPES,
+    eligible_parameters,
+    experts_in_lists,
+    parameter_at,
+    places,
+    same_bits,
+    tensor_of,
+)
 from ..models.sharding import discard_copies, own_part, own_range
+from ..models.sparse_model import SparseModel
 from ..reporting.progress import Progress
 from ..vectors.delta import apply_range
 from ..vectors.vector import TaskVector
@@ -287,6 +296,8 @@ class Run:
             Losses, evaluations and speed of the phase.
         """
         options = self.options
+        if self.processes.count > 1:
+            self._skip_unused(model, optimizer)
         curve = fit(
             model,
             optimizer,
@@ -307,6 +318,31 @@ class Run:
         )
         discard_copies(self.model)
         return curve
+
+    def _skip_unused(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Let the optimizer skip experts that no token of a step was routed to, as it does in one process.
+
+        If processes divide the model, the gradients of such experts are zero instead of missing (`models.divided`).
+        """
+        experts = {id(parameter) for each in experts_in_lists(self.model) for parameter in each.parameters()}
+        if isinstance(model, SparseModel):
+            trained = [leaf.delta for leaf in model.leaves.values() if id(leaf.weight) in experts]
+        else:
+            trained = [parameter for parameter in model.parameters() if id(parameter) in experts]
+        if not trained:
+            return
+
+        def skip(*_: object) -> None:
+            held = [parameter for parameter in trained if parameter.grad is not None]
+            if held:
+                sizes = torch.stack(
+                    [own_part(parameter.grad).abs().sum() for parameter in held if parameter.grad is not None]
+                )
+                for parameter, size in zip(held, self.processes.add(sizes).tolist(), strict=True):
+                    if size == 0:
+                        parameter.grad = None
+
+        optimizer.register_step_pre_hook(skip)
 
     def _measure(self) -> dict[str, float]:
         """Values of options.eval_metric for the current weights."""

@@ -25,7 +25,7 @@ from ..data.rows import IGNORED, Row
 from ..models.kinds import is_encoder_decoder, is_masked
 from ..models.sharding import discard_copies
 from ..models.sparse_model import SparseModel
-from .checkpoints import load_parts, pieces_of, save_part
+from .checkpoints import load_parts, pieces_of, remove_parts, save_part
 from .processes import Processes
 
 # returns metric -> value for the current weights
@@ -75,6 +75,13 @@ class PhaseTrainer(Trainer):
             use_seedable_sampler=True,
             data_seed=self.args.data_seed,
         )
+
+        def as_in_one(values: torch.Tensor, **_: Any) -> torch.Tensor:
+            """The losses of a batch, one per row: each process has that of the whole batch."""
+            state = accelerator.gradient_state
+            return values[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else values
+
+        accelerator.gather_for_metrics = self.gather_function = as_in_one
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         if self._processes.count == 1:
@@ -144,6 +151,7 @@ class PhaseTrainer(Trainer):
         """Do nothing: the parts of a checkpoint contain the trained values."""
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self._processes.first(lambda: remove_parts(Path(output_dir)))
         save_part(Path(output_dir), pieces_of(self._trained, self._processes), self._plain_optimizer, self._processes)
         if self._processes.is_first:
             assert self.lr_scheduler is not None

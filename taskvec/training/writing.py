@@ -8,15 +8,14 @@ and only the first one needs access to the file. The bytes are those that one pr
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from taskvec_formats import Change, TensorSpec
+from taskvec_formats import Change, FormatError, TensorSpec
 from taskvec_formats.header import Block
 from taskvec_formats.system.parallel import ordered_map, threads
 
-from ..errors import TrainingError
+from ..errors import TaskvecError, TrainingError
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .processes import Processes
@@ -40,52 +39,92 @@ def write_together(vector: TaskVector, path: Path, owned: Owned, processes: Proc
         TaskvecError: A process has failed.
     """
     with processes.agreeing():
-        if processes.is_first:
-            with closing(_blocks(vector, owned, processes)) as blocks:
-                vector.write(path, blocks, progress, force=True)
-        elif processes.in_first_replica:
-            for _ in _blocks(vector, owned, processes):
-                pass
+        if processes.in_first_replica:
+            blocks = _Blocks(vector, owned, processes)
+            try:
+                if processes.is_first:
+                    vector.write(path, iter(blocks), progress, force=True)
+                else:
+                    for _ in blocks:
+                        pass
+            finally:
+                blocks.stop()
 
 
-def _blocks(
-    vector: TaskVector, owned: Owned, processes: Processes
-) -> Generator[tuple[Block | None, bytes], None, None]:
-    """Yield the encoded blocks of all tensors in the first process; nothing in others."""
-    jobs = [(spec, number) for spec in vector.specs.values() for number in range(spec.form.block_count)]
-    window = processes.shards * 2 * threads()
-    made = 0
-    try:
+class _Blocks:
+    """The encoded blocks of all tensors in the first process; nothing in others.
+
+    Args:
+        vector: The vector.
+        owned: As in `write_together`.
+        processes: The processes.
+    """
+
+    def __init__(self, vector: TaskVector, owned: Owned, processes: Processes) -> None:
+        self._vector = vector
+        self._owned = owned
+        self._processes = processes
+        self._waited_for = True  # whether the others wait to hear from the first process
+
+    def __iter__(self) -> Iterator[tuple[Block | None, bytes]]:
+        jobs = [(spec, number) for spec in self._vector.specs.values() for number in range(spec.form.block_count)]
+        window = self._processes.shards * 2 * threads()
         for first in range(0, len(jobs), window):
-            if not all(processes.gather_parts(True)):
-                raise TrainingError("the first process could not write the file")
-            for block in _window(vector, jobs[first : first + window], owned, processes):
-                made += 1
-                yield block
-    finally:
-        if made < len(jobs) and processes.is_first:
-            processes.gather_parts(False)  # the others do not wait for this one
+            if not all(self._processes.gather_parts(True)):
+                self._waited_for = False
+                return  # the first process raises its error
+            self._waited_for = False
+            encoded = _window(self._vector, jobs[first : first + window], self._owned, self._processes)
+            self._waited_for = first + window < len(jobs)
+            yield from encoded
+        self._waited_for = False
+
+    def stop(self) -> None:
+        """Tell the other processes if the first one has stopped before the last block."""
+        if self._waited_for and self._processes.is_first:
+            self._processes.gather_parts(False)
 
 
 def _window(
     vector: TaskVector, jobs: list[_Job], owned: Owned, processes: Processes
-) -> Iterator[tuple[Block | None, bytes]]:
-    """Encode some blocks: block j in process j modulo their number."""
-    outgoing = [
-        pickle.dumps([_own(vector, job, owned) for job in jobs[turn :: processes.shards]])
-        for turn in range(processes.shards)
-    ]
-    parts = zip(*map(pickle.loads, processes.swap(outgoing)), strict=True)  # for each block, those of all processes
-    turns = jobs[processes.shard :: processes.shards]
-    mine = [(job, _joined(job, list(pieces))) for job, pieces in zip(turns, parts, strict=True)]
+) -> list[tuple[Block | None, bytes]]:
+    """Encode some blocks: block j in process j modulo their number. Others than the first process get an empty list.
+
+    Raises:
+        TrainingError: A process has failed.
+    """
+    found: list[tuple[Block | None, bytes]] = []
+    failure = ""
+    try:
+        outgoing = [
+            pickle.dumps([_own(vector, job, owned) for job in jobs[turn :: processes.shards]])
+            for turn in range(processes.shards)
+        ]
+    except (TaskvecError, FormatError, OSError) as error:
+        outgoing, failure = [pickle.dumps(None)] * processes.shards, str(error)
+    parts = [pickle.loads(message) for message in processes.swap(outgoing)]
+    if all(part is not None for part in parts):
+        try:
+            found = _encoded(vector, jobs[processes.shard :: processes.shards], parts)
+        except (TaskvecError, FormatError, OSError, ValueError) as error:
+            failure = str(error)
+    if failures := list(filter(None, processes.gather_parts(failure))):
+        raise TrainingError(failures[0])
+    encoded = processes.to_first(found)
+    return [encoded[n % processes.shards][n // processes.shards] for n in range(len(jobs) if encoded else 0)]
+
+
+def _encoded(
+    vector: TaskVector, turns: list[_Job], parts: list[list[tuple[int, Change] | None]]
+) -> list[tuple[Block | None, bytes]]:
+    """Encode the blocks whose turn it is here, from the entries that each process has sent."""
+    whole = [(job, _joined(job, list(pieces))) for job, *pieces in zip(turns, *parts, strict=True)]
 
     def encode(item: tuple[_Job, Change]) -> tuple[Block | None, bytes]:
         (spec, number), change = item
         return vector.encode(spec, number, change)
 
-    encoded = processes.to_first(list(ordered_map(encode, mine)))
-    for number in range(len(jobs) if encoded else 0):
-        yield encoded[number % processes.shards][number // processes.shards]
+    return list(ordered_map(encode, whole))
 
 
 def _own(vector: TaskVector, job: _Job, owned: Owned) -> tuple[int, Change] | None:

@@ -73,6 +73,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "found": ("llama", {"lr": "auto", "steps": 3}),
     "gpt2": ("gpt2", {"optimizer": "sgd", "lr": 0.1}),
     "bert": ("bert", {"optimizer": "sgd", "lr": 0.1}),
+    "uneven": ("llama", {"optimizer": "sgd", "lr": 0.1, "eval_split": 0.6, "eval_steps": 2}),
+    "switch": ("switch", {"method": "fft", "sparsity": None, "optimizer": "sgd", "lr": 0.1, "batch_size": 2}),
     "t5": ("t5", {"optimizer": "sgd", "lr": 0.1, "accumulate": 2}),
 }
 
@@ -85,11 +87,13 @@ def prepare(folder: Path) -> None:
     make_mixtral(folder / "mixtral")
     make_gpt2(folder / "gpt2")
     make_bert(folder / "bert")
-    make_model(next(one for one in FAMILIES if one.name == "T5ForConditionalGeneration"), folder / "t5")
-    for kind in ("gpt2", "bert", "t5"):  # processes draw other random numbers
+    for kind, name in (("t5", "T5ForConditionalGeneration"), ("switch", "SwitchTransformersForConditionalGeneration")):
+        make_model(next(one for one in FAMILIES if one.name == name), folder / kind)
+    for kind in ("gpt2", "bert", "t5", "switch"):  # processes draw other random numbers
         path = folder / kind / "config.json"
         config = json.loads(path.read_text())
-        path.write_text(json.dumps({key: 0.0 if "drop" in key else value for key, value in config.items()}))
+        config |= {key: 0.0 for key in config if "drop" in key or "jitter" in key}
+        path.write_text(json.dumps(config))
     write_rows(folder / "rows.jsonl", (ROWS * 4)[:13])
     write_rows(folder / "pairs.jsonl", (ROWS[:3] * 5)[:13])
     options = {"mask": "random", "steps": 2, "device": "cpu"}
@@ -102,7 +106,7 @@ def run(name: str, folder: Path, output: Path) -> TrainingResult:
     options = {**_SHORT, **given}
     if "WORLD_SIZE" not in os.environ:
         options.pop("shards", None)
-    if name in ("random", "taken", "mask", "fft", "fft-bf16"):
+    if name in ("random", "taken", "mask", "fft", "fft-bf16", "switch"):
         del options["calibration_steps"]
     if options["steps"] == 0:
         options = {key: options[key] for key in ("device", "mask_from", "sparsity", "steps")}
@@ -113,7 +117,7 @@ def run(name: str, folder: Path, output: Path) -> TrainingResult:
         options["disjoint_from"] = [folder / file for file in options["disjoint_from"]]
     return train(
         folder / base,
-        folder / ("pairs.jsonl" if name == "t5" else "rows.jsonl"),
+        folder / ("pairs.jsonl" if name in ("t5", "switch") else "rows.jsonl"),
         folder=output / f"{name}.run",
         **options,
     )

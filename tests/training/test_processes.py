@@ -8,20 +8,27 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import make_llama, write_rows
 from support.training_processes import CHECKS, RUNS, alone, prepare
+from torch import nn
 
 from taskvec import TaskVector
-from taskvec.errors import MaskError, UsageError
+from taskvec.errors import MaskError, ResumeError, TrainingError, UsageError
+from taskvec.models.divided import check_divisible
+from taskvec.models.loading import empty_model
+from taskvec.training.checkpoints import Piece, load_parts, remove_parts, save_part
 from taskvec.training.masking import largest
 from taskvec.training.options import TrainingOptions
 from taskvec.training.processes import Processes, join
@@ -96,6 +103,53 @@ def test_parts_select_what_the_whole_selects(data: st.DataObject) -> None:
         assert np.array_equal(joined, expected[name])
 
 
+def part_of(values: torch.Tensor, first: int, stop: int) -> tuple[list[Piece], torch.optim.Optimizer]:
+    """A range of a trained list of numbers, and an optimizer that has taken a step on it."""
+    parameter = nn.Parameter(values[first:stop].clone())
+    optimizer = torch.optim.Adam([parameter], lr=0.5)
+    parameter.grad = values[first:stop] * 2
+    optimizer.step()
+    return [Piece("list", parameter, first, stop - first, len(values))], optimizer
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_another_number_of_processes_reads_a_checkpoint(data: st.DataObject) -> None:
+    values = torch.arange(data.draw(st.integers(1, 9))).float() - 3
+    written, read = (
+        [0, *sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=3))), len(values)] for _ in range(2)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        stale = Path(folder) / "part-00000-of-00009.safetensors"
+        stale.write_bytes(b"of a run that was killed")
+        remove_parts(Path(folder))
+        trained, state = [], []
+        for shard, (first, stop) in enumerate(pairwise(written)):
+            processes = Processes(shard, len(written) - 1)
+            processes.shard, processes.shards = shard, len(written) - 1
+            pieces, optimizer = part_of(values, first, stop)
+            save_part(Path(folder), pieces, optimizer, processes)
+            trained.append(pieces[0].parameter.detach())
+            state.append(optimizer.state[pieces[0].parameter]["exp_avg_sq"])
+        found, held = [], []
+        for first, stop in pairwise(read):
+            pieces, optimizer = part_of(torch.zeros_like(values), first, stop)
+            optimizer.param_groups[0]["lr"] = 7.0
+            load_parts(Path(folder), pieces, optimizer)
+            found.append(pieces[0].parameter.detach())
+            held.append(optimizer.state[pieces[0].parameter]["exp_avg_sq"])
+            assert optimizer.state[pieces[0].parameter]["step"] == 1
+            assert optimizer.param_groups[0]["lr"] == 0.5
+        assert torch.equal(torch.cat(found), torch.cat(trained))
+        assert torch.equal(torch.cat(held), torch.cat(state))
+        first_file = min(Path(folder).iterdir())
+        first_file.rename(Path(folder) / "elsewhere")
+        pieces, optimizer = part_of(values, 0, len(values))
+        if written[1] or len(written) == 2:
+            with pytest.raises(ResumeError, match=r"lacks|without values"):
+                load_parts(Path(folder), pieces, optimizer)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
@@ -148,8 +202,8 @@ def close(one: Path, several: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("count", "names"),
     [
-        (2, "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas best mask t5"),
-        (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas taken"),
+        (2, "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas best mask switch"),
+        (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas taken t5 uneven"),
     ],
 )
 def test_several_processes_train_what_one_trains(inputs: Path, tmp_path: Path, count: int, names: str) -> None:
@@ -243,6 +297,14 @@ def test_what_several_processes_cannot_do_is_refused(
     request = Request(ModelFolder(llama), tmp_path / "rows.jsonl", TrainingOptions(**changed))
     with pytest.raises(UsageError, match=message):
         request.check_processes(Processes(0, 2), None if folder is None else tmp_path / folder)
+
+
+def test_models_that_skip_blocks_at_random_are_refused(llama: Path) -> None:
+    model, _ = empty_model(llama, torch.float32)
+    check_divisible(model, llama)
+    model.config.layerdrop = 0.1
+    with pytest.raises(TrainingError, match="skips blocks at random \\(layerdrop in its config\\), which several"):
+        check_divisible(model, llama)
 
 
 def test_one_process_refuses_shards(llama: Path, tmp_path: Path) -> None:
