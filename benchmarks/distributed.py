@@ -77,7 +77,7 @@ def launch(base: Path, folder: Path, count: int, shards: int | None) -> dict[str
     """Train in some processes, and return what the first one prints."""
     command = [sys.executable]
     if count > 1:
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command += [__file__, str(base), str(folder), str(shards or 0)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

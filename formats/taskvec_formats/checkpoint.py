@@ -143,14 +143,11 @@ class Checkpoint(ABC):
             Mapping from tensor name to digest, in hex.
         """
         if self._digests is None:
-            # in reverse: who reads the tensors in order next finds the first ones in the page cache
-            names = list(self.tensors)[::-1]
             digests = {}
-            for name, digest in zip(names, ordered_map(self.digest, names), strict=True):
+            for name, digest in zip(self.tensors, ordered_map(self.digest, self.tensors), strict=True):
                 digests[name] = digest
-                progress(len(digests), len(names))
-            self.remember(digests)
-        assert self._digests is not None
+                progress(len(digests), len(self.tensors))
+            self._digests = digests
         return self._digests
 
     def remember(self, digests: dict[str, str]) -> None:

@@ -37,6 +37,7 @@ from taskvec_formats import Form, ModelFolder
 from taskvec_formats.dtypes import DTYPES
 
 ROOT = Path(__file__).parents[2]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 class Threads:
@@ -161,7 +162,7 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a module in several processes, started by torchrun."""
     paths = [str(ROOT / "tests"), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *map(str, arguments)],
+        [*TORCHRUN, str(count), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -186,8 +187,10 @@ def close(one: Path, several: Path, name: str) -> None:
         shared += len(common)
         difference = np.abs(a.values[here] - b.values[there])
         scale = float(np.abs(a.values).max(initial=0))
-        assert np.median(difference, axis=None) <= (0.02 if rounded else 1e-5) * scale if len(difference) else True
-        assert rounded or difference.max(initial=0) <= 1e-4 * scale
+        # deltas have the resolution of their weights
+        most = 0.05 * scale if rounded else 1e-5 * scale + 1e-8
+        assert np.count_nonzero(difference > most) <= 0.1 * len(difference), tensor
+        assert rounded or difference.max(initial=0) <= 1e-4 * scale + 1e-7, tensor
     expected, found = figures(one, name), figures(several, name)
     assert found["entries"] == expected["entries"]
     assert shared >= (0.98 if rounded else 1) * expected["entries"]
@@ -235,12 +238,13 @@ def said(errors: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes in /proc")
 def test_a_killed_process_ends_the_run_and_another_number_of_processes_resumes_it(
     request_: list[str], tmp_path: Path
 ) -> None:
     request = [*request_, "--steps", "60", "--save-steps", "4"]
     output = tmp_path / "task.lota"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *request, "-o", str(output)]
+    command = [*TORCHRUN, "2", *request, "-o", str(output)]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as job:
