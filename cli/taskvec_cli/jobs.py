@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ def agreeing(options: TrainingOptions) -> Iterator[bool]:
     from taskvec.training.processes import join
 
     processes = join(options)
-    with processes.agreeing():
+    with processes.watching(), processes.agreeing():
         yield processes.is_first
 
 
@@ -57,7 +58,8 @@ def in_one(function: Callable[[], None]) -> None:
     from taskvec.training.processes import joined
 
     if (processes := joined()) is not None:
-        processes.first(function)
+        with processes.watching():
+            processes.first(function)
 
 
 @contextmanager
@@ -119,4 +121,6 @@ def leave(code: int) -> None:
         return
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    if code:
+        time.sleep(0.5)  # others may still receive what this process has sent
     os._exit(code)

@@ -83,9 +83,9 @@ def divide(model: nn.Module, mesh: DeviceMesh) -> None:
 
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Apply `fully_shard`, which makes a class of another name; transformers finds its conversions by the name."""
-    name = type(module).__name__
+    kind = type(module)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-    type(module).__name__ = name
+    type(module).__name__, type(module).__module__ = kind.__name__, kind.__module__
 
 
 def check_divisible(model: PreTrainedModel, path: Path) -> None:
