@@ -19,8 +19,11 @@ from taskvec_formats import Checkpoint
 
 from ..errors import TrainingError
 from .loading import empty_model, load_model
-from .placement import TORCH_DTYPES, Place, experts_in_lists, places, tensor_of
+from .placement import Place, experts_in_lists, places
 from .sharding import own_part, own_range
+from .states import NAMES
+
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}  # of safetensors -> of torch
 
 
 def load_divided(
@@ -51,7 +54,9 @@ def load_divided(
     missing = _missing(model, start, placed)
     if missing or _keeps_dtypes(model, dtype):
         model, tokenizer = load_model(path, dtype, trust_remote_code=trust_remote_code)
+        placed = places(model, {name: info.form for name, info in start.tensors.items()})
         divide(model, mesh)
+        fill(model, start, placed)  # `start` may differ from the folder
         return model, tokenizer
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     divide(model, mesh)
@@ -168,10 +173,11 @@ def fill(model: nn.Module, start: Checkpoint, placed: dict[str, Place]) -> None:
     owners = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, place in placed.items():
         info, owner = start.tensors[name], owners[place.parameter]
-        if info.dtype.name not in TORCH_DTYPES:
-            raise TrainingError(f"tensor {name!r} is {info.dtype.name}, which cannot be trained")
+        if info.dtype.name not in _DTYPES:
+            raise TrainingError(f"tensor {name!r} is {info.dtype.name}, which cannot be loaded")
         low, high = own_range(place.parameter, owner)
         first, stop = (min(max(bound - place.start, 0), info.form.size) for bound in (low, high))
         if first < stop:
             values = own_part(owner).view(-1)[place.start + first - low : place.start + stop - low]
-            values.copy_(tensor_of(info.dtype, start.bits(name, first, stop)))
+            bits = torch.from_numpy(start.bits(name, first, stop).view(f"i{info.dtype.itemsize}").copy())
+            values.copy_(bits.view(_DTYPES[info.dtype.name]))

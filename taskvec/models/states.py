@@ -21,7 +21,7 @@ from .placement import TORCH_DTYPES, raw_bits
 from .wrappers import unwrapped
 
 # torch dtype -> name in safetensors
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
+NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()} | {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -193,6 +193,6 @@ def _info(name: str, tensor: torch.Tensor) -> TensorInfo:
         raise TrainingError(f"tensor {name!r} is on the meta device: it has no values")
     if tensor.is_nested or tensor.layout != torch.strided:
         raise TrainingError(f"tensor {name!r} is nested or sparse ({tensor.layout}): only dense tensors are supported")
-    if tensor.dtype not in _NAMES:
+    if tensor.dtype not in NAMES:
         raise TrainingError(f"tensor {name!r} is {tensor.dtype}, which is not supported here")
-    return TensorInfo.computed(Form(DTYPES[_NAMES[tensor.dtype]], tuple(tensor.shape)))
+    return TensorInfo.computed(Form(DTYPES[NAMES[tensor.dtype]], tuple(tensor.shape)))

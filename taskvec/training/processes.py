@@ -189,7 +189,12 @@ class Processes:
             if error is not None:
                 raise error
             return
-        said = self.gather(None if error is None else (str(error), _kind(error)))
+        try:
+            said = self.gather(None if error is None else (str(error), _kind(error)))
+        except RuntimeError:
+            if error is not None:  # says more than that another process has ended
+                raise error from None
+            raise
         failed = [(rank, each) for rank, each in enumerate(said) if each is not None]
         if not failed:
             return
