@@ -20,7 +20,7 @@ from taskvec_formats import Checkpoint
 from ..errors import TrainingError
 from .loading import empty_model, load_model
 from .placement import Place, experts_in_lists, places
-from .sharding import own_part, own_range
+from .sharding import own_part, own_range, own_slice
 from .states import NAMES
 
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}  # of safetensors -> of torch
@@ -175,8 +175,8 @@ def fill(model: nn.Module, start: Checkpoint, placed: dict[str, Place]) -> None:
         info, owner = start.tensors[name], owners[place.parameter]
         if info.dtype.name not in _DTYPES:
             raise TrainingError(f"tensor {name!r} is {info.dtype.name}, which cannot be loaded")
-        low, high = own_range(place.parameter, owner)
-        first, stop = (min(max(bound - place.start, 0), info.form.size) for bound in (low, high))
+        low, _ = own_range(place.parameter, owner)
+        first, stop = own_slice(place.parameter, owner, place.start, info.form.size)
         if first < stop:
             values = own_part(owner).view(-1)[place.start + first - low : place.start + stop - low]
             bits = torch.from_numpy(start.bits(name, first, stop).view(f"i{info.dtype.itemsize}").copy())

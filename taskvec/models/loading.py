@@ -42,7 +42,7 @@ def load_model(
     config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     loader = loader_of(config, path, trust_remote_code=trust_remote_code)
     model: PreTrainedModel
-    with failing_for(path, trust_remote_code):
+    with _failing_for(path, trust_remote_code):
         model, report = loader.from_pretrained(
             path,
             dtype=dtype,
@@ -72,7 +72,7 @@ def empty_model(path: Path, dtype: torch.dtype, *, trust_remote_code: bool = Fal
     config, tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     loader = loader_of(config, path, trust_remote_code=trust_remote_code)
     model: PreTrainedModel
-    with failing_for(path, trust_remote_code):
+    with _failing_for(path, trust_remote_code):
         with init_empty_weights(include_buffers=False):
             model = loader.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         model.tie_weights()
@@ -95,10 +95,10 @@ def load_weights(path: Path, options: Mapping[str, Any]) -> PreTrainedModel:
     others = {"dtype": "auto", **options}
     trust_remote_code = truth("trust_remote_code", others.pop("trust_remote_code", False))
     _check_folder(path)
-    with failing_for(path, trust_remote_code):
+    with _failing_for(path, trust_remote_code):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     loader = loader_of(config, path, trust_remote_code=trust_remote_code)
-    with failing_for(path, trust_remote_code):
+    with _failing_for(path, trust_remote_code):
         model: PreTrainedModel
         model, report = loader.from_pretrained(
             path, **others, trust_remote_code=trust_remote_code, output_loading_info=True
@@ -122,10 +122,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> tuple[Any,
         TrainingError: As in `load_model`.
     """
     _check_folder(path)
-    with failing_for(path, trust_remote_code):
+    with _failing_for(path, trust_remote_code):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     loader_of(config, path, trust_remote_code=trust_remote_code)
-    with failing_for(path, trust_remote_code):
+    with _failing_for(path, trust_remote_code):
         return config, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -137,7 +137,7 @@ def _check_folder(path: Path) -> None:
 
 
 @contextmanager
-def failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
+def _failing_for(path: Path, trust_remote_code: bool) -> Iterator[None]:
     """Convert any error of an untrusted config, tokenizer or code into an error of one sentence."""
     try:
         yield

@@ -66,6 +66,22 @@ def own_range(name: str, tensor: torch.Tensor) -> tuple[int, int]:
     return first * inner, min(first + chunk, rows) * inner
 
 
+def own_slice(name: str, tensor: torch.Tensor, start: int, size: int) -> tuple[int, int]:
+    """Return the range that this process has of the flat elements [start, start + size) of a tensor, from their first.
+
+    Args:
+        name: The name of the tensor, for errors.
+        tensor: The tensor.
+        start: The first of the elements.
+        size: How many they are.
+
+    Raises:
+        TrainingError: As in `own_range`.
+    """
+    low, high = own_range(name, tensor)
+    return min(max(low - start, 0), size), min(max(high - start, 0), size)
+
+
 def _group(tensor: DTensor) -> ProcessGroup:
     """The processes that have different rows of a tensor which `own_range` accepts."""
     divided = [axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()]

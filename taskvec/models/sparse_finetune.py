@@ -35,7 +35,7 @@ from ..vectors.vector import TaskVector
 from .leaf import Leaf
 from .origin import Origin
 from .placement import places
-from .sharding import agree, discard_copies, meshes_of, own_range, parts_of
+from .sharding import agree, discard_copies, meshes_of, own_range, own_slice, parts_of
 from .sparse_model import SparseModel, is_in_a_block, sparse_model
 
 
@@ -180,7 +180,7 @@ def _by_parameter(model: nn.Module, vector: TaskVector) -> dict[str, Indices]:
     for name in sorted(vector, key=lambda name: placed[name].start):
         parameter, start, size = placed[name].parameter, placed[name].start, vector.specs[name].size
         # a buffer is not among the parameters, which `_check` reports
-        low, high = own_range(name, parameters[parameter]) if parameter in parameters else (0, start + size)
-        first, stop = (min(max(bound - start, 0), size) for bound in (low, high))
+        held = parameters.get(parameter)
+        first, stop = (0, size) if held is None else own_slice(name, held, start, size)
         pieces.setdefault(parameter, []).append(vector.change(name, first, stop).delta.indices + first + start)
     return {parameter: np.concatenate(parts) for parameter, parts in pieces.items()}

@@ -34,7 +34,7 @@ from ..models.placement import (
     same_bits,
     tensor_of,
 )
-from ..models.sharding import discard_copies, own_part, own_range
+from ..models.sharding import discard_copies, own_part, own_range, own_slice
 from ..models.sparse_model import SparseModel
 from ..reporting.progress import Progress
 from ..vectors.delta import apply_range
@@ -176,9 +176,7 @@ class Run:
     def owned(self, name: str) -> tuple[int, int]:
         """The range of a tensor's elements that this process has."""
         place, size = self.placed[name], self.start.tensors[name].form.size
-        low, high = own_range(place.parameter, parameter_at(self.model, place.parameter))
-        first, stop = (min(max(bound - place.start, 0), size) for bound in (low, high))
-        return first, stop
+        return own_slice(place.parameter, parameter_at(self.model, place.parameter), place.start, size)
 
     def kept(self, name: str, indices: Indices) -> Indices:
         """Those of a tensor's positions that this process has."""

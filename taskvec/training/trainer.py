@@ -158,7 +158,7 @@ class PhaseTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._load(Path(resume_from_checkpoint), with_optimizer=False)
+        """Do nothing: the values are read together with the state of the optimizer."""
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
