@@ -11,7 +11,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec on-paper clean
+.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec on-paper clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
 	@echo "make attack  try crafted files, wrong input and recipes of others, and measure (about two minutes)"
 	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
+	@echo "make accelerator   train small models on the accelerators of this machine, and compare with its CPU (four minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make docs    write docs/cli.md from the commands"
 	@echo "make bench   time packing, applying and merging"
@@ -69,6 +70,9 @@ $(VENV)/mergekit: $(VENV)/installed
 # ATTACK: words of the names of those to try
 attack: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m support.attack $(ATTACK)
+
+accelerator: $(VENV)/installed
+	PYTHONPATH=tests:benchmarks $(BIN)/python -W ignore -m support.accelerator bench-accelerator
 
 conformance: $(VENV)/mergekit
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peers $(CASES)

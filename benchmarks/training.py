@@ -1,10 +1,12 @@
 """Time and memory of one training step: sparse training compared with full fine-tuning and adapters.
 
-Usage: python benchmarks/training.py BASE [STEPS [DTYPE]]. Each method is a process of its own, with RMSprop, on the
-same batches. The methods take turns, ROUNDS times, because the speed of a machine varies. Columns: median seconds per
-step without the first two, of the fastest round; the ratio to full fine-tuning; peak resident memory of the whole
-process; and the increase after the model was loaded, the largest of all rounds. On an accelerator both are those of its
-allocator. DTYPE is bfloat16 if the machine multiplies bf16 matrices as fast as f32 ones, else float32.
+Usage: python benchmarks/training.py BASE [STEPS [DTYPE [BATCH [LENGTH]]]]. A step takes BATCH rows of LENGTH tokens, 2
+and 64 unless they are given. Each method is a process of its own, with RMSprop, on the same batches. The methods take
+turns, ROUNDS times, because the speed of a machine varies. Columns: median seconds per step without the first two, of
+the fastest round; the ratio to full fine-tuning; peak resident memory of the whole process; and the increase after the
+model was loaded, the largest of all rounds. On an accelerator both are those of its allocator, and some methods run
+once more with the model divided by FSDP2, in a process group of this process alone. DTYPE is bfloat16 if the machine
+multiplies bf16 matrices as fast as f32 ones, else float32.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-BATCH, LENGTH = 2, 64
 ROUNDS = 3
 METHODS = ("full fine-tuning", "LoTA, 90 %", "LoTA, 99 %", "LoRA, r=64", "LoRA, r=256", "SHiRA, 90 %", "SHiRA, 99 %")
+DIVIDED = ("full fine-tuning, FSDP2", "LoTA, 90 %, FSDP2", "LoTA, 99 %, FSDP2")
 COLUMNS = ("method", "seconds per step", "÷ full", "peak MB", "of that after loading", "trained weights")
 
 
@@ -147,6 +149,19 @@ def shira(density: float) -> Any:
     return make
 
 
+def divide(model: Any, device: Any) -> None:
+    """Divide a model by FSDP2 among one process."""
+    from tempfile import mkdtemp
+
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from taskvec.models.divided import divide
+
+    distributed.init_process_group(init_method=f"file://{mkdtemp()}/meet", rank=0, world_size=1)
+    divide(model, init_device_mesh(device.type, (1,)))
+
+
 def prepare(method: str) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]]:
     """The function that makes a model trainable by a method."""
     name, _, setting = method.partition(", ")
@@ -158,14 +173,15 @@ def prepare(method: str) -> Callable[[Any, ExitStack], tuple[Any, Iterable[Any]]
     return leaves(density) if name == "LoTA" else adapters(shira(density))
 
 
-def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, float | str]:
+def train(base: Path, steps: int, dtype_name: str, size: tuple[int, int], method: str) -> dict[str, float | str]:
     """Train for some steps in this process.
 
     Args:
         base: The model folder.
         steps: The number of steps.
         dtype_name: The dtype, or "" to choose it.
-        method: A name in METHODS.
+        size: Rows of a step, and tokens of a row.
+        method: A name in METHODS or DIVIDED.
 
     Returns:
         Seconds per step, peak MB, MB after loading, the number of trained weights, the dtype and the device.
@@ -180,12 +196,16 @@ def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, flo
     model.to(device).train()  # type: ignore[arg-type]  # transformers' wrapper of it is typed without self
     model.config.use_cache = False
     torch.manual_seed(0)
-    batches = torch.randint(0, model.config.vocab_size, (steps, BATCH, LENGTH), device=device)
+    batches = torch.randint(0, model.config.vocab_size, (steps, *size), device=device)
+    if method in DIVIDED:
+        divide(model, device)
     model(input_ids=batches[0])  # one-time allocations of a first pass are not the method's
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
     memory = Memory(device)
     loaded, seconds = memory.now(), []
     with ExitStack() as stack, memory:
-        module, parameters = prepare(method)(model, stack)
+        module, parameters = prepare(method.removesuffix(", FSDP2"))(model, stack)
         parameters = list(parameters)
         optimizer = torch.optim.RMSprop(parameters, lr=1e-6)
         for batch in batches:
@@ -207,12 +227,15 @@ def train(base: Path, steps: int, dtype_name: str, method: str) -> dict[str, flo
     }
 
 
-def main(base: Path, steps: int, dtype_name: str) -> None:
+def main(base: Path, steps: int, dtype_name: str, size: tuple[int, int]) -> None:
     """Run every method in a process of its own and print the table."""
+    import torch
+
+    methods = METHODS + DIVIDED if torch.accelerator.is_available() else METHODS
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     rows: dict[str, dict[str, Any]] = {}
-    for method in METHODS * ROUNDS:
-        command = [sys.executable, __file__, str(base), str(steps), dtype_name, method]
+    for method in methods * ROUNDS:
+        command = [sys.executable, __file__, str(base), str(steps), dtype_name, *map(str, size), method]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
         if done.returncode:
             sys.exit(f"{method}: exit status {done.returncode}")
@@ -223,7 +246,7 @@ def main(base: Path, steps: int, dtype_name: str) -> None:
             best[memory] = max(best[memory], found[memory])
     first = rows[METHODS[0]]
     where = f"{first['device']}, {first['dtype']}"
-    print(f"{where}, {BATCH} × {LENGTH} tokens a step, RMSprop, {ROUNDS} rounds of {steps} steps\n")
+    print(f"{where}, {size[0]} × {size[1]} tokens a step, RMSprop, {ROUNDS} rounds of {steps} steps\n")
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for method, row in rows.items():
         ratio = row["seconds"] / first["seconds"]
@@ -234,11 +257,12 @@ def main(base: Path, steps: int, dtype_name: str) -> None:
 
 
 if __name__ == "__main__":
-    if not 2 <= len(sys.argv) <= 5:
+    if not 2 <= len(sys.argv) <= 7:
         sys.exit(__doc__)
     given = sys.argv[1:]
-    folder, count, name, *child = given + ["", "8", ""][len(given) :]
+    folder, count, name, rows, length, *child = given + ["", "8", "", "2", "64"][len(given) :]
+    request = Path(folder), int(count), name, (int(rows), int(length))
     if child:
-        print(json.dumps(train(Path(folder), int(count), name, child[0])))
+        print(json.dumps(train(*request, child[0])))
     else:
-        main(Path(folder), int(count), name)
+        main(*request)

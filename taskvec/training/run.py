@@ -123,7 +123,7 @@ class Run:
         self.placed = places(self.model, {name: info.form for name, info in start.tensors.items()})
         self.layers = self._layers()
         self.forms = self.layers if options.method == "fft" else {n: self.layers[n] for n in self.chosen(self.layers)}
-        if self.processes.count == 1:
+        if self.processes.mesh is None:
             self.restore(name for name in self._changed if name in self.placed)
         progress("loading", 1, 1, "")
 
@@ -139,7 +139,7 @@ class Run:
         """Store the weights, which are those of the start, in bf16 if the arithmetic is bf16."""
         if not self.bf16:
             return
-        if self.processes.count == 1:
+        if self.processes.mesh is None:
             self.model.to(torch.bfloat16)
         elif next(self.model.parameters()).dtype != torch.bfloat16:
             self.model = nn.Module()  # frees the other one first

@@ -54,13 +54,16 @@ class PhaseTrainer(Trainer):
         self._trained: nn.Module = options["model"]
         dense = self._trained.model if isinstance(self._trained, SparseModel) else self._trained
         self._predicts_next = not (is_masked(dense) or is_encoder_decoder(dense))
+        self._whole_batches()
         if processes.count > 1:
-            self._whole_batches()
             collator: Collator = options["data_collator"]
             self.data_collator = partial(_own_rows, collator=collator, processes=processes)
 
     def _whole_batches(self) -> None:
-        """Have accelerate divide neither the model, which `fully_shard` has done, nor the batches."""
+        """Have accelerate divide neither the model, which `fully_shard` has done, nor the batches.
+
+        It would wrap the model also if a launcher has started a single process.
+        """
         accelerator: Any = self.accelerator
         prepare_model = accelerator.prepare_model
         accelerator.prepare_model = lambda model, **_: prepare_model(

@@ -1,7 +1,8 @@
 """Training runs in several processes. Usage: torchrun ... -m support.training_processes FOLDER OUTPUT RUN...
 
 FOLDER contains what `prepare` writes. RUN names runs of `RUNS`. The vectors are OUTPUT/RUN.lota, and the results
-OUTPUT/RUN.json. `alone` does the same in this process.
+OUTPUT/RUN.json. `alone` does the same in this process. The variable TRAINING_DEVICE names the device, which is the CPU
+unless it is set.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from families import FAMILIES, make_model
 from torch.distributed.tensor import DTensor
 
 from support.models import ROWS, make_bert, make_gpt2, make_llama, make_mixtral, write_rows
-from taskvec import train
+from taskvec import TaskVector, train
 from taskvec.errors import TrainingError
 from taskvec.models.divided import load_divided
 from taskvec.models.loading import load_model
@@ -33,7 +35,7 @@ _SHORT: dict[str, Any] = {
     "steps": 6,
     "lr": 1e-3,
     "batch_size": 5,
-    "device": "cpu",
+    "device": os.environ.get("TRAINING_DEVICE", "cpu"),
     "save_steps": 4,
 }
 
@@ -135,9 +137,48 @@ def alone(name: str, folder: Path, output: Path) -> None:
         (output / f"{name}.json").write_text(json.dumps({**figures, **curve, "calibration": result.calibration_losses}))
 
 
+def figures(folder: Path, name: str) -> dict[str, Any]:
+    """The results of a run."""
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def close(one: Path, several: Path, name: str, *, rounded: bool | None = None) -> None:
+    """Compare two runs.
+
+    Args:
+        one: The folder of the results of one.
+        several: That of the other.
+        name: The name of the runs.
+        rounded: Whether changes differ by roundings, and some positions by ties. None: if they are in bf16.
+    """
+    rounded = RUNS[name][1].get("dtype") == "bfloat16" if rounded is None else rounded
+    first, second = (TaskVector.open(folder / f"{name}.lota") for folder in (one, several))
+    shared = 0
+    for tensor in first:
+        a, b = first[tensor], second[tensor]
+        common, here, there = np.intersect1d(a.indices, b.indices, return_indices=True)
+        shared += len(common)
+        difference = np.abs(a.values[here] - b.values[there])
+        scale = float(np.abs(a.values).max(initial=0))
+        # deltas have the resolution of their weights
+        most = 0.05 * scale if rounded else 1e-5 * scale + 1e-8
+        assert np.count_nonzero(difference > most) <= 0.1 * len(difference), tensor
+        assert rounded or difference.max(initial=0) <= 1e-4 * scale + 1e-7, tensor
+    expected, found = figures(one, name), figures(several, name)
+    exact = not rounded or RUNS[name][1].get("method") != "fft"  # else all that change in bf16 are entries
+    assert abs(found["entries"] - expected["entries"]) <= (0 if exact else 0.01 * expected["entries"])
+    assert shared >= (0.98 if rounded else 1) * expected["entries"]
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=2e-3 if rounded else 1e-6)
+    np.testing.assert_allclose(found["calibration"], expected["calibration"], rtol=2e-3 if rounded else 1e-6)
+    np.testing.assert_allclose(found["eval_losses"], expected["eval_losses"], rtol=2e-3 if rounded else 1e-6)
+    for same in ("eval_metrics", "kept", "lr", "unreached", "free_share", *([] if rounded else ["survived", "free"])):
+        assert found[same] == expected[same], same
+
+
 def check_loading(folder: Path) -> None:
     """Check that a model of which each process reads its rows is the one that transformers loads."""
-    mesh = join(TrainingOptions(device="cpu")).mesh
+    mesh = join(TrainingOptions(device=_SHORT["device"])).mesh
     assert mesh is not None
     for name in ("llama", "bf16", "mixtral", "gpt2", "bert", "t5"):
         for dtype in (torch.float32, torch.bfloat16):
@@ -149,7 +190,7 @@ def check_loading(folder: Path) -> None:
             for key, values in expected.items():
                 value = found[key].full_tensor() if isinstance(found[key], DTensor) else found[key]
                 assert value.dtype == values.dtype, key
-                assert torch.equal(value, values), key
+                assert torch.equal(value.cpu(), values), key
 
 
 def check_inputs(folder: Path) -> None:

@@ -21,10 +21,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import make_llama, write_rows
-from support.training_processes import CHECKS, RUNS, alone, prepare
+from support.training_processes import CHECKS, alone, close, prepare
 from torch import nn
 
-from taskvec import TaskVector
 from taskvec.errors import MaskError, ResumeError, TrainingError, UsageError
 from taskvec.models.divided import check_divisible
 from taskvec.models.loading import empty_model
@@ -169,36 +168,6 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
         timeout=150,
         check=False,
     )
-
-
-def figures(folder: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    return found
-
-
-def close(one: Path, several: Path, name: str) -> None:
-    """Compare two runs. In bf16, changes differ by roundings, and some positions by ties."""
-    rounded = RUNS[name][1].get("dtype") == "bfloat16"
-    first, second = (TaskVector.open(folder / f"{name}.lota") for folder in (one, several))
-    shared = 0
-    for tensor in first:
-        a, b = first[tensor], second[tensor]
-        common, here, there = np.intersect1d(a.indices, b.indices, return_indices=True)
-        shared += len(common)
-        difference = np.abs(a.values[here] - b.values[there])
-        scale = float(np.abs(a.values).max(initial=0))
-        # deltas have the resolution of their weights
-        most = 0.05 * scale if rounded else 1e-5 * scale + 1e-8
-        assert np.count_nonzero(difference > most) <= 0.1 * len(difference), tensor
-        assert rounded or difference.max(initial=0) <= 1e-4 * scale + 1e-7, tensor
-    expected, found = figures(one, name), figures(several, name)
-    assert found["entries"] == expected["entries"]
-    assert shared >= (0.98 if rounded else 1) * expected["entries"]
-    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=2e-3 if rounded else 1e-6)
-    np.testing.assert_allclose(found["calibration"], expected["calibration"], rtol=2e-3 if rounded else 1e-6)
-    np.testing.assert_allclose(found["eval_losses"], expected["eval_losses"], rtol=1e-6)
-    for same in ("eval_metrics", "kept", "lr", "unreached", "free_share", *([] if rounded else ["survived", "free"])):
-        assert found[same] == expected[same], same
 
 
 @pytest.mark.slow
