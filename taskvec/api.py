@@ -21,7 +21,7 @@ from .applying import apply as _apply
 from .applying.layout import check_stored_layout
 from .applying.output import Output
 from .arguments import instance, path_of, shown, truth, whole
-from .destination import part_of
+from .destination import check_file, part_of
 from .errors import UsageError
 from .hub import open_checkpoint, open_model
 from .merging import combine as _merging
@@ -31,8 +31,9 @@ from .merging.settings import Setting
 from .reporting import bars
 from .reporting.progress import Progress
 from .vectors import diff as _diff
-from .vectors.source import Stored
-from .vectors.vector import TaskVector
+from .vectors.pack import pack as pack_file
+from .vectors.source import Stored, inputs_of
+from .vectors.vector import TaskVector, check_codec
 
 if TYPE_CHECKING:
     import torch
@@ -101,13 +102,66 @@ def diff(
         FormatError: A checkpoint cannot be read.
     """
     with bars.shown(progress) as report:
-        if all(isinstance(model, (Checkpoint, str, os.PathLike)) for model in (base, tuned)):
-            before, after = _checkpoint("base", base), _checkpoint("tuned", tuned)
-        else:
-            from .models.states import snapshots
+        return _diff.diff(*_checkpoints(base, tuned, report), sparsity, report, kind)
 
-            before, after = snapshots(base, tuned, _checkpoint, report)
-        return _diff.diff(before, after, sparsity, report, kind)
+
+def pack(
+    base: ModelLike | LiveLike,
+    tuned: ModelLike | LiveLike,
+    path: str | os.PathLike[str],
+    sparsity: float | None = None,
+    *,
+    kind: Kind = "vector",
+    codec: str = "auto",
+    force: bool = False,
+    progress: bool | Progress = False,
+) -> TaskVector:
+    """Write the task vector tuned − base to a `.lota` file.
+
+    The file is that of `diff(base, tuned, sparsity, kind=kind).save(path, codec=codec)`. Without a sparsity, both
+    models are read once instead of twice.
+
+    Args:
+        base: As in `diff`.
+        tuned: As in `diff`.
+        path: The file to write. Missing folders are created.
+        sparsity: As in `diff`.
+        kind: As in `diff`.
+        codec: "auto" for the smallest file, "fast" for fast writing, "paper64" or "plain" (docs/format.md).
+        force: Whether to replace an existing file of that name.
+        progress: As in `diff`.
+
+    Returns:
+        The vector of the file.
+
+    Raises:
+        OutputExistsError: `path` exists and `force` is False.
+        UsageError: As in `diff`; the codec is unknown; `path` is a file that is read, even with `force`, or cannot be
+            written.
+        DiffError, TrainingError, FormatError: As in `diff`.
+        MaskError: The sparsity keeps no entry.
+    """
+    check_codec(codec)
+    _diff.check_kind(kind, sparsity)
+    with bars.shown(progress) as report:
+        before, after = _checkpoints(base, tuned, report)
+        file = check_file(path, force=truth("force", force), inputs=inputs_of(before, after))
+        if sparsity is None:
+            pack_file(before, after, file, kind, codec, report, force=force)
+        else:
+            _diff.diff(before, after, sparsity, report, kind).save(file, report, codec, force=force)
+    return TaskVector.open(file)
+
+
+def _checkpoints(
+    base: ModelLike | LiveLike, tuned: ModelLike | LiveLike, progress: Progress
+) -> tuple[Checkpoint, Checkpoint]:
+    """Open a pair of models, of which any may be in memory."""
+    if all(isinstance(model, (Checkpoint, str, os.PathLike)) for model in (base, tuned)):
+        return _checkpoint("base", base), _checkpoint("tuned", tuned)
+    from .models.states import snapshots
+
+    return snapshots(base, tuned, _checkpoint, progress)
 
 
 def apply(

@@ -103,21 +103,12 @@ def pack(
 
     Example: taskvec pack base/ tuned/ -o tuned.lota
     """
-    from taskvec import diff, open_checkpoint
-    from taskvec.destination import check_file
-    from taskvec.vectors.diff import check_kind
-    from taskvec.vectors.source import inputs_of
-    from taskvec.vectors.vector import check_codec
+    from taskvec import pack as write
 
     from . import render
 
-    check_kind(kind, sparsity)
-    check_codec(codec)
-    before, after = open_checkpoint(base), open_checkpoint(tuned)
-    check_file(output, force=force, inputs=inputs_of(before, after))
     with progress_bars() as progress:
-        vector = diff(before, after, sparsity, kind=cast("Kind", kind), progress=progress)
-        vector.save(output, progress, codec, force=force)
+        write(base, tuned, output, sparsity, kind=cast("Kind", kind), codec=codec, force=force, progress=progress)
     render.report_file(output, as_json)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from .forms import Bits
 from .header import Blob, Block, Header, StoredFile, TensorSpec, stored_digest
 from .system.atomic import atomic_file, naming
 from .system.parallel import ordered_map
+from .system.spool import Piece, Spools
 
 INDEX, BLOCKS = "taskvec.index", "taskvec.blocks"
 _HEADER_BYTES = 1 << 25  # more than the longest description takes if each of its characters is escaped
@@ -65,21 +64,22 @@ class LotaWriter:
         self._tensors: list[TensorSpec] = []
         self._shards: list[StoredFile] | None = None
         self._files: list[StoredFile] | None = None
-        self._length = 0
+        self._pieces: list[Piece] = []
 
     def __enter__(self) -> LotaWriter:
         parse(*encode(self._header))  # fail early if a reader would not accept the description
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # the header precedes the blocks but needs their lengths, so the blocks are first written to a temporary file
-        self._spool = tempfile.TemporaryFile(dir=self._path.parent)
+        self._spools = Spools(self._path.parent)
         return self
 
-    def add(self, spec: TensorSpec, blocks: Iterable[tuple[Block | None, bytes]]) -> None:
+    def add(self, spec: TensorSpec, blocks: Iterable[tuple[Block | None, bytes | Piece]]) -> None:
         """Append one tensor.
 
         Args:
             spec: Description of the tensor.
-            blocks: Its blocks and their bytes (see `encode_block`), in order.
+            blocks: Its blocks and their bytes (see `encode_block`), in order. Pieces are copied at the end of the
+                `with` block.
 
         Raises:
             HeaderError: The name is not in ascending order, a shard or side file was added before, or the number of
@@ -126,30 +126,35 @@ class LotaWriter:
         self._write(stored)
         return StoredFile(name, hashlib.sha256(data).hexdigest(), Blob(len(stored), len(data), stored_digest(stored)))
 
-    def _write(self, data: bytes) -> None:
-        with naming(self._path):
-            self._spool.write(data)
-        self._length += len(data)
+    def _write(self, data: bytes | Piece) -> None:
+        if isinstance(data, bytes):
+            with naming(self._path):
+                data = self._spools.append(0, data)
+        last = self._pieces[-1] if self._pieces else None
+        if last and (last.file, last.start + last.length) == (data.file, data.start):
+            self._pieces[-1] = replace(last, length=last.length + data.length)
+        elif data.length:
+            self._pieces.append(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # closing the temporary file flushes it, which fails if the disk is full
-        with naming(self._path), self._spool:
+        with naming(self._path), self._spools:
             if kind is None:
                 shards, files = (None if part is None else tuple(part) for part in (self._shards, self._files))
                 header = replace(self._header, tensors=tuple(self._tensors), shards=shards, files=files)
                 metadata, index = encode(header)
                 parse(metadata, index)  # fail before writing if a reader would not accept the file
+                length = sum(piece.length for piece in self._pieces)
                 layout: dict[str, tuple[str, tuple[int, ...], int]] = {
                     INDEX: ("U8", (len(index),), len(index)),
-                    BLOCKS: ("U8", (self._length,), self._length),
+                    BLOCKS: ("U8", (length,), length),
                 }
                 with atomic_file(self._path, replace=self._replace) as temporary, open(temporary, "wb") as out:
                     out.write(encode_header(layout, metadata))
                     out.write(index)
-                    self._spool.seek(0)
-                    shutil.copyfileobj(self._spool, out, 1 << 20)
+                    for piece in self._pieces:
+                        out.writelines(piece.chunks())
 
 
 class LotaReader:

@@ -15,6 +15,25 @@ from .errors import StreamError
 Indices = npt.NDArray[np.int64]
 
 
+def true_positions(held: npt.NDArray[np.bool_]) -> Indices:
+    """Return the positions of the true elements, as `np.flatnonzero` does.
+
+    Args:
+        held: bool [n].
+
+    Returns:
+        int64, increasing.
+    """
+    size = len(held)
+    if not size // 40 < np.count_nonzero(held) <= size // 10:
+        return np.flatnonzero(held)
+    # numpy is three times as slow if somewhat less than a tenth is true
+    padded = np.ones(size + size // 9 + 1, bool)
+    padded[:size] = held
+    found = np.flatnonzero(padded)
+    return found[: len(found) - (len(padded) - size)]
+
+
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
     """Values at strictly increasing flat (row-major) positions of a tensor.

@@ -17,6 +17,7 @@ from ..arguments import instance
 from ..destination import appearing, check_apart, check_folder
 from ..errors import UsageError
 from ..reporting.progress import Progress, silent
+from ..reporting.throughput import hashed
 from ..resume import RecordedFolder
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
@@ -134,7 +135,7 @@ def apply(
     plan.check_size(max_bytes)
     plan.check_space(out, work if resume else None)
     if work is not None:
-        base.digests(lambda done, total: progress("hashing base", done, total, ""))
+        hashed(base, "base", progress)
     writer = Writer(Application(vector, base, progress), plan, progress)
     progress("applying", 0, writer.total, f"{plan.size:,} bytes")
     if work is None:

@@ -14,6 +14,7 @@ from taskvec_formats.system.atomic import atomic_file
 from taskvec_formats.system.parallel import ordered_map
 
 from ..reporting.progress import Progress
+from ..reporting.throughput import Throughput
 from ..resume import RecordedFolder
 from ..vectors.delta import as_bytes
 from .plan import Plan
@@ -53,6 +54,7 @@ class Writer:
         self._vector, self._base, self._output, self._shards = plan.vector, plan.base, plan.output, plan.shards
         self._progress = progress
         self._done = 0
+        self._rate = Throughput()
         self.total = sum(len(shard.tensors) for shard in plan.shards.values())
         # exact results are rounded from the tuned dtype; a sum is rounded only once, directly to the output dtype
         self._sums = plan.vector.header.tuned is None
@@ -101,11 +103,12 @@ class Writer:
         with closing(ordered_map(partial(self._make, path), self._pieces(shard), processes=processes)) as written:
             for piece in written:
                 if piece.is_last:
-                    self._count(piece.name)
+                    self._count(piece.name, piece.form.size * self._output.form(piece.form).dtype.itemsize)
 
-    def _count(self, name: str) -> None:
+    def _count(self, name: str, written: int = 0) -> None:
         self._done += 1
-        self._progress("applying", self._done, self.total, name)
+        rate = self._rate.after(written)
+        self._progress("applying", self._done, self.total, ", ".join(part for part in (rate, name) if part))
 
     def _pieces(self, shard: Shard) -> Iterator[_Piece]:
         place = len(shard.header)

@@ -22,6 +22,7 @@ from ..applying.rounding import Values, round_to
 from ..applying.verified import mismatch
 from ..errors import MergeError, UsageError
 from ..reporting.progress import Progress, silent
+from ..reporting.throughput import hashed
 from ..vectors.delta import apply_range, diff_range
 from ..vectors.lineage import joined
 from ..vectors.promotion import WidenedEntries
@@ -71,7 +72,7 @@ def average(
     depth = depth_of(vectors, base)
     measured = [measured_from(base, vector, progress) for vector in vectors]
     held = common_specs([(vector.name, vector.header, vector.specs) for vector in measured])
-    digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    digests = hashed(base, "base", progress)
     for vector in measured:
         if vector.base.fingerprint != base.fingerprint:
             raise mismatch(vector, base, "its fingerprint is another")

@@ -21,6 +21,7 @@ from ..devices import device_of
 from ..errors import BaseMismatchError, TrainingError, UsageError
 from ..names import layer_and_module
 from ..reporting.progress import Progress, silent
+from ..reporting.throughput import Throughput, bytes_of
 from ..resume import first_difference
 from ..vectors.lineage import shortened
 from ..vectors.source import inputs_of
@@ -209,17 +210,18 @@ class Request:
         self.options.check_warmup(len(run.rows), calibrates=self.calibrates, packed=True)
         return run
 
-    def agreed_record(self, corpus: Corpus, processes: Processes) -> dict[str, Any]:
+    def agreed_record(self, corpus: Corpus, processes: Processes, progress: Progress = silent) -> dict[str, Any]:
         """As `record`, and check that all processes have read the same.
 
         Args:
             corpus: What `prepare` returned.
             processes: The processes of the run.
+            progress: Called while the base is hashed.
 
         Raises:
             TrainingError: Processes have different inputs. The message names the first difference.
         """
-        hash_together(self.base, processes, silent)
+        hash_together(self.base, processes, progress)
         record = self.record(corpus)
         expected, *others = processes.gather(record)
         with processes.agreeing():
@@ -269,10 +271,10 @@ def hash_together(checkpoint: Checkpoint, processes: Processes, progress: Progre
     same = [rank for rank, found in enumerate(processes.gather(seen)) if found == seen]
     names = list(checkpoint.tensors)[same.index(processes.rank) :: len(same)]
     with processes.agreeing():
-        own = {}
+        own, rate = {}, Throughput()
         for name, digest in zip(names, ordered_map(checkpoint.digest, names), strict=True):
             own[name] = digest
-            progress("hashing base", len(own), len(names), "")
+            progress("hashing base", len(own), len(names), rate.after(bytes_of(checkpoint, name)))
     found = processes.gather(own)
     checkpoint.remember({name: digest for rank in same for name, digest in found[rank].items()})
 

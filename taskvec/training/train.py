@@ -95,7 +95,7 @@ def _train(
 
     with processes.agreeing():
         corpus = request.prepare()
-    record = request.agreed_record(corpus, processes)
+    record = request.agreed_record(corpus, processes, progress)
     options = request.options
 
     def described(vector: TaskVector, result: TrainingResult) -> TaskVector:

@@ -9,6 +9,7 @@ import numpy as np
 from taskvec_formats import Change, Checkpoint, SparseTensor, TensorSpec
 from taskvec_formats.dtypes import BitArray, DType
 from taskvec_formats.forms import Bits, take_for
+from taskvec_formats.sparse import true_positions
 
 
 def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
@@ -27,7 +28,7 @@ def diff_range(dtype: DType, base: BitArray, tuned: BitArray) -> Change:
         The change, with f32 deltas.
     """
     shape = (len(base),)
-    changed = np.flatnonzero(base != tuned)
+    changed = true_positions(base != tuned)
     before, after = base[changed], tuned[changed]
     if not dtype.additive:
         return Change(SparseTensor.empty(shape), SparseTensor.owning(shape, changed, after))
@@ -66,7 +67,7 @@ def replace_range(base: BitArray, tuned: BitArray) -> Change:
         tuned: Carriers [n] of the tuned state.
     """
     shape = (len(base),)
-    changed = np.flatnonzero(base != tuned)
+    changed = true_positions(base != tuned)
     return Change(SparseTensor.empty(shape), SparseTensor.owning(shape, changed, tuned[changed]))
 
 

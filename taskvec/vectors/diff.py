@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from taskvec_formats import Change, Checkpoint, Header, Identity, Kind, SideFile, TensorSpec
 from taskvec_formats.checkpoint import short
+from taskvec_formats.dtypes import BitArray
 from taskvec_formats.file_names import INDEX, SINGLE
 from taskvec_formats.forms import Bits
 
 from ..arguments import instance, one_of
 from ..errors import DiffError, UsageError
 from ..reporting.progress import Progress, silent
+from ..reporting.throughput import hashed
 from . import carried
 from .delta import BaseBits, diff_range, differences, replace_range
 from .layers import counted, record
@@ -26,6 +29,7 @@ from .vector import TaskVector
 
 KINDS = ("vector", "patch")
 LAYOUT = "layout"  # entry of the provenance
+_MADE_BY = {"made_by": "pack"}
 
 
 def check_kind(kind: str, sparsity: float | None) -> None:
@@ -99,6 +103,41 @@ def diff(
             has a name that cannot be stored.
         MaskError: The sparsity keeps no entry.
     """
+    sparsity = check_pair(base, tuned, kind, sparsity)
+    stored = carried.carried(tuned)
+    before, after = hashed(base, "base", progress), hashed(tuned, "tuned", progress)
+    specs = [spec_of(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
+    source = Pair(base, tuned, {spec.name: spec for spec in specs}, kind, stored.files)
+    if sparsity is None:
+        header = header_of(source, [spec.name for spec in specs], stored.left_out)
+        return TaskVector(header, specs, source, tuned.name, base)
+
+    left_out = [*stored.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
+    left_out += [name for name in carried.changed_files(base, tuned) if name != INDEX]
+    specs = [spec for spec in specs if spec.dtype.additive]
+    sparse = _Sparsified(source, specs, sparsity, progress)
+    provenance = {**_MADE_BY, "tuned": shortened(tuned.name), "sparsity": sparsity}
+    provenance |= record((spec.name for spec in specs), counted(base.tensors))
+    provenance |= carried.record([*left_out, *sparse.left_out])
+    header = Header(kind, Identity(base.name, base.fingerprint), None, tensors=(), provenance=provenance)
+    return TaskVector(header, specs, sparse, tuned.name, base)
+
+
+def check_pair(base: Checkpoint, tuned: Checkpoint, kind: str, sparsity: float | None = None) -> float | None:
+    """Check that a vector of two checkpoints can be computed.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: The model after fine-tuning.
+        kind: "vector" or "patch".
+        sparsity: The sparsity, or None.
+
+    Returns:
+        The sparsity as a float, or None.
+
+    Raises:
+        UsageError, DiffError, MaskError: As in `diff`.
+    """
     instance("base", base, Checkpoint)
     instance("tuned", tuned, Checkpoint)
     check_kind(kind, sparsity)
@@ -107,34 +146,30 @@ def diff(
         check_same_model(base, tuned)
     elif not base.tensors.keys() & tuned.tensors.keys():
         raise DiffError(f"{base.name} and {tuned.name} have no tensor in common: not two states of one model")
-    stored = carried.carried(tuned)
-    before = base.digests(lambda done, total: progress("hashing base", done, total, ""))
-    after = tuned.digests(lambda done, total: progress("hashing tuned", done, total, ""))
-    specs = [_spec(base, tuned, name, before) for name in tuned.tensors if before.get(name) != after[name]]
-    header = Header(
-        kind,
+    return sparsity
+
+
+def header_of(pair: Pair, changed: Sequence[str], left_out: Iterable[str]) -> Header:
+    """Return the header of the vector of a pair with every change.
+
+    Args:
+        pair: The checkpoints, whose digests are known.
+        changed: Names of the tensors that tuning changed or added, in order.
+        left_out: What the vector does not carry of the tuned folder.
+    """
+    base, tuned = pair.base, pair.tuned
+    provenance: dict[str, Any] = dict(_MADE_BY)
+    if base.shards and pair.shards() is None:
+        provenance[LAYOUT] = layout_digest(base)
+    layers = counted(base.tensors) if pair.kind == "vector" else {}
+    return Header(
+        pair.kind,
         Identity(base.name, base.fingerprint),
         Identity(tuned.name, tuned.fingerprint),
         tensors=(),
         removed=tuple(sorted(base.tensors.keys() - tuned.tensors.keys())),
-        provenance={"made_by": "pack"},
+        provenance=provenance | record(changed, layers) | carried.record(left_out),
     )
-    layers = counted(base.tensors) if kind == "vector" else {}
-    source = _Pair(base, tuned, {spec.name: spec for spec in specs}, kind, stored.files)
-    if sparsity is None:
-        if base.shards and source.shards() is None:
-            header.provenance[LAYOUT] = layout_digest(base)
-        header.provenance.update(record((spec.name for spec in specs), layers) | carried.record(stored.left_out))
-        return TaskVector(header, specs, source, tuned.name, base)
-
-    left_out = [*stored.left_out, *(f"tensor {spec.name}" for spec in specs if not spec.dtype.additive)]
-    left_out += [name for name in carried.changed_files(base, tuned) if name != INDEX]
-    specs = [spec for spec in specs if spec.dtype.additive]
-    sparse = _Sparsified(source, specs, sparsity, progress)
-    provenance = {**header.provenance, "tuned": shortened(tuned.name), "sparsity": sparsity}
-    provenance |= record((spec.name for spec in specs), layers) | carried.record([*left_out, *sparse.left_out])
-    header = Header(kind, header.base, None, tensors=(), provenance=provenance)
-    return TaskVector(header, specs, sparse, tuned.name, base)
 
 
 def layout_digest(checkpoint: Checkpoint) -> str:
@@ -147,38 +182,60 @@ def layout_digest(checkpoint: Checkpoint) -> str:
     return hashlib.sha256(repr(shards).encode()).hexdigest()[:16]
 
 
-def _spec(base: Checkpoint, tuned: Checkpoint, name: str, digests: dict[str, str]) -> TensorSpec:
+def spec_of(base: Checkpoint, tuned: Checkpoint, name: str, digests: Mapping[str, str]) -> TensorSpec:
+    """Return the spec of a tensor of the tuned checkpoint.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: The model after fine-tuning.
+        name: The tensor.
+        digests: Digests of the tensors of the base, in hex. The spec has none if they lack the tensor.
+    """
     form, origin = tuned.tensors[name].form, base.tensors[name].form if name in base.tensors else None
-    digest = short(digests[name]) if origin else None
-    return TensorSpec(name, form.dtype, form.shape, origin, base=digest)
+    return TensorSpec(name, form.dtype, form.shape, origin, base=short(digests[name]) if name in digests else None)
 
 
-class _Pair:
-    """The Source of the difference of two checkpoints."""
+class Pair:
+    """The Source of the difference of two checkpoints.
+
+    Args:
+        base: The model before fine-tuning.
+        tuned: The model after fine-tuning.
+        specs: Tensor name -> spec of the tensors that change.
+        kind: The kind of the vector.
+        side_files: The side files of the tuned folder that the vector stores.
+
+    Attributes:
+        base, tuned, specs, kind: As given.
+        base_bits: Returns a tensor of the base in the form that a spec requires.
+    """
 
     by_range = True
 
     def __init__(
         self, base: Checkpoint, tuned: Checkpoint, specs: dict[str, TensorSpec], kind: Kind, side_files: Sequence[Path]
     ) -> None:
-        self._base = base
-        self._tuned = tuned
-        self._specs = specs
-        self._kind = kind
+        self.base = base
+        self.tuned = tuned
+        self.specs = specs
+        self.kind = kind
         self._side_files = side_files
         self._is_folder = tuned.is_folder
-        self._bits = BaseBits(base)
+        self.base_bits = BaseBits(base)
         self.inputs = inputs_of(base, tuned)
 
     @property
     def content(self) -> str:
-        return self._tuned.fingerprint
+        return self.tuned.fingerprint
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
-        spec = self._specs[name]
-        before = (self._bits(spec) if base is None else base)[start:stop]
-        after = self._tuned.bits(name, start, stop)
-        return replace_range(before, after) if self._kind == "patch" else diff_range(spec.dtype, before, after)
+        spec = self.specs[name]
+        before = (self.base_bits(spec) if base is None else base)[start:stop]
+        return self.between(spec, before, self.tuned.bits(name, start, stop))
+
+    def between(self, spec: TensorSpec, before: BitArray, after: BitArray) -> Change:
+        """Return the change of a range of a tensor from its carriers, [n], in base and tuned."""
+        return replace_range(before, after) if self.kind == "patch" else diff_range(spec.dtype, before, after)
 
     def not_finite(self, name: str, start: int, stop: int, change: Change) -> int:
         """Return the number of elements [start, stop) of a tensor whose difference is not a finite number.
@@ -192,26 +249,26 @@ class _Pair:
         alone = np.setdiff1d(change.replacements.indices, change.delta.indices, assume_unique=True)
         if not len(alone):
             return 0
-        spec = self._specs[name]
-        before, after = self._bits(spec)[start:stop], self._tuned.bits(name, start, stop)
+        spec = self.specs[name]
+        before, after = self.base_bits(spec)[start:stop], self.tuned.bits(name, start, stop)
         return int(np.count_nonzero(~np.isfinite(differences(spec.dtype, before[alone], after[alone]))))
 
     def shards(self) -> dict[str, bytes] | None:
-        if not self._tuned.shards:  # in memory
+        if not self.tuned.shards:  # in memory
             return None
-        base = {shard.path.name: shard.header for shard in self._base.shards}
-        tuned = {shard.path.name: shard.header for shard in self._tuned.shards}
+        base = {shard.path.name: shard.header for shard in self.base.shards}
+        tuned = {shard.path.name: shard.header for shard in self.tuned.shards}
         if not self._is_folder:
             # a single file may have any name, but loaders look for the name in the base or for the default name
-            listed = any(file.name == INDEX for file in self._base.side_files)
+            listed = any(file.name == INDEX for file in self.base.side_files)
             name = min(base) if len(base) == 1 and not listed else SINGLE
-            tuned = {name: self._tuned.shards[0].header}
+            tuned = {name: self.tuned.shards[0].header}
         return None if base == tuned else tuned
 
     def files(self) -> list[SideFile] | None:
         if not self._is_folder:
             return None
-        base = {file.name: _content(file) for file in self._base.side_files}
+        base = {file.name: _content(file) for file in self.base.side_files}
         return [_side_file(file, base.get(file.name)) for file in self._side_files]
 
 
@@ -246,7 +303,7 @@ class _Sparsified(DeltaSource):
         MaskError: The sparsity keeps no entry.
     """
 
-    def __init__(self, source: _Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
+    def __init__(self, source: Pair, specs: list[TensorSpec], sparsity: float, progress: Progress) -> None:
         self._source = source
         self.inputs = source.inputs
         self._specs = {spec.name: spec for spec in specs}

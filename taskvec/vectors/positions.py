@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taskvec_formats.sparse import Indices
+from taskvec_formats.sparse import Indices, true_positions
 
 
 def common(a: Indices, b: Indices) -> tuple[Indices, Indices]:
@@ -48,14 +48,10 @@ def union(lists: Sequence[Indices], size: int) -> tuple[Indices, list[Indices]]:
         The union, increasing, and for each list the indices of its positions in the union.
     """
     if size <= _SCRATCH:
-        share = max(map(len, lists), default=0) / max(size, 1)
-        padding = size // 9 + 1 if 0.025 < share < 0.1 else 0  # numpy is slow if somewhat less than a tenth is true
-        held = np.zeros(size + padding, bool)
-        held[size:] = True
+        held = np.zeros(size, bool)
         for positions in lists:
             held[positions] = True
-        merged = np.flatnonzero(held)
-        merged = merged[: len(merged) - padding]
+        merged = true_positions(held)
         place = np.empty(size, np.int32)
         place[merged] = np.arange(len(merged), dtype=np.int32)
         return merged, [place[positions].astype(np.int64) for positions in lists]

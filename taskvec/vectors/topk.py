@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from taskvec_formats.sparse import Indices
+from taskvec_formats.sparse import Indices, true_positions
 
 from ..arguments import real, said
 from ..errors import MaskError, UsageError
@@ -80,7 +80,7 @@ class TopK:
             delta: Its values, f32 [size], as in the selection.
         """
         bits = _magnitude_bits(delta)
-        chosen = np.flatnonzero(bits >= self.threshold)
+        chosen = true_positions(bits >= self.threshold)
         tied = chosen[bits[chosen] == self.threshold]
         surplus = tied[self.ties.get(name, 0) :]
         return chosen if not len(surplus) else np.setdiff1d(chosen, surplus, assume_unique=True)

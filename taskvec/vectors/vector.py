@@ -30,13 +30,12 @@ from taskvec_formats import (
     SparseTensor,
     TensorSpec,
 )
-from taskvec_formats.blocks import AUTO, CODECS, encode_block, touched_digest
+from taskvec_formats.blocks import AUTO, CODECS
 from taskvec_formats.checkpoint import short
-from taskvec_formats.dtypes import BitArray
-from taskvec_formats.errors import StreamError
-from taskvec_formats.forms import Bits
 from taskvec_formats.header import Block
-from taskvec_formats.system.parallel import ordered_map
+from taskvec_formats.system.atomic import naming
+from taskvec_formats.system.parallel import ordered_map, threads
+from taskvec_formats.system.spool import Piece, Spools
 from taskvec_formats.text import printable
 
 from ..arguments import one_of, path_of, real, said, truth, whole
@@ -44,8 +43,10 @@ from ..destination import appearing, check_file
 from ..errors import UsageError
 from ..reporting import bars
 from ..reporting.progress import Progress, silent
-from .delta import BaseBits, touched_bits
+from ..reporting.throughput import hashed
+from .delta import BaseBits
 from .digest import digest_of
+from .encoding import encode as encode_change
 from .found import open_lota
 from .layers import counted, most, record, recorded
 from .lineage import joined, lineage, shortened, stored_text
@@ -247,15 +248,24 @@ class TaskVector(Mapping[str, SparseTensor]):
         path = check_file(path, force=truth("force", force), inputs=self.inputs)
         with bars.shown(progress) as report:
             jobs = ((spec, number) for spec in self.specs.values() for number in range(spec.form.block_count))
+            workers = threads()
             base_bits = self._base_bits()
 
-            def encode(job: tuple[TensorSpec, int]) -> tuple[Block | None, bytes]:
-                spec, number = job
-                base = base_bits(spec) if base_bits else None
-                change = self._source.change(spec.name, *spec.form.block(number), base)
-                return self._encode(spec, number, change, base, codec)
+            def encode(job: tuple[int, tuple[TensorSpec, int]]) -> tuple[Block | None, bytes | Piece]:
+                turn, (spec, number) = job
+                base, span = base_bits(spec) if base_bits else None, spec.form.block(number)
+                change = self._source.change(spec.name, *span, base)
+                part = None if base is None else base[slice(*span)]
+                block, data = encode_change(self.name, self.kind, spec, number, change, part, codec)
+                with naming(path):
+                    return block, spools.append(turn % workers, data)
 
-            with closing(ordered_map(encode, jobs, processes=self._source.by_range)) as blocks:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                appearing(path),
+                Spools(path.parent, workers) as spools,
+                closing(ordered_map(encode, enumerate(jobs), processes=self._source.by_range)) as blocks,
+            ):
                 self.write(path, blocks, report, force=force)
 
     def _base_bits(self) -> BaseBits | None:
@@ -276,23 +286,11 @@ class TaskVector(Mapping[str, SparseTensor]):
             StreamError: A delta is not a finite number.
         """
         base_bits = self._base_bits()
-        return self._encode(spec, number, change, base_bits(spec) if base_bits else None, AUTO)
-
-    def _encode(
-        self, spec: TensorSpec, number: int, change: Change, base: Bits | None, codec: str
-    ) -> tuple[Block | None, bytes]:
-        base_block = None if base is None else base[slice(*spec.form.block(number))]
-        try:
-            block, data = encode_block(spec.form, change, base_block if self.kind == "patch" else None, codec)
-        except StreamError as error:
-            raise StreamError(f"{self.name}: tensor {spec.name!r}: {error}") from None
-        if block:
-            before, after = self._digests(spec, number, change, base_block)
-            block = replace(block, before=before, after=after)
-        return block, data
+        base = base_bits(spec)[slice(*spec.form.block(number))] if base_bits else None
+        return encode_change(self.name, self.kind, spec, number, change, base, AUTO)
 
     def write(
-        self, path: Path, blocks: Iterator[tuple[Block | None, bytes]], progress: Progress, *, force: bool
+        self, path: Path, blocks: Iterator[tuple[Block | None, bytes | Piece]], progress: Progress, *, force: bool
     ) -> None:
         """Write the file from encoded blocks (`taskvec.training.writing`). `save` encodes them itself.
 
@@ -316,17 +314,6 @@ class TaskVector(Mapping[str, SparseTensor]):
             if files is not None:
                 writer.add_files(files)
         progress("writing", len(self.specs), len(self.specs), "")
-
-    def _digests(
-        self, spec: TensorSpec, number: int, change: Change, base: BitArray | None
-    ) -> tuple[str | None, str | None]:
-        if base is None:
-            # a file that is saved again keeps its digests
-            known = spec.blocks[number] if spec.blocks else None
-            return (known.before, known.after) if known else (None, None)
-        start = spec.form.block(number)[0]
-        before, after = touched_bits(spec.dtype, base, change)
-        return touched_digest(spec, start, before), touched_digest(spec, start, after)
 
     def summary(self) -> dict[str, Any]:
         """Return a summary of the vector as plain values, ready for JSON (`taskvec inspect --json`)."""
@@ -561,7 +548,7 @@ def specs_of(base: Checkpoint, forms: Mapping[str, Form], progress: Progress = s
         forms: Tensor name -> Form.
         progress: Called while the base is hashed.
     """
-    digests = base.digests(lambda done, total: progress("hashing base", done, total, ""))
+    digests = hashed(base, "base", progress)
     return {name: TensorSpec.like(name, form, short(digests[name])) for name, form in forms.items()}
 
 

@@ -20,7 +20,7 @@ from support import oracle
 from support.building import Tensor, contents, package, tensor, write_checkpoint, write_shard
 from support.models import make_architecture, perturb
 
-from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge, overlap
+from taskvec import Applied, Checkpoint, TaskVector, apply, diff, merge, overlap, pack
 from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MergeError
 from taskvec_formats import ModelFolder
@@ -39,6 +39,9 @@ every_codec = pytest.mark.parametrize("codec", CODECS)
 def stored(folder: Path, base: Checkpoint, tuned: Checkpoint, kind: str, codec: str = "auto") -> TaskVector:
     """The difference after a round trip through a file."""
     diff(base, tuned, kind=kind).save(folder / f"{kind}.lota", codec=codec)
+    once = pack(base, tuned, folder / "once.lota", kind=kind, codec=codec, force=True)
+    assert once == TaskVector.open(folder / f"{kind}.lota")
+    assert (folder / "once.lota").read_bytes() == (folder / f"{kind}.lota").read_bytes()
     return TaskVector.open(folder / f"{kind}.lota")
 
 

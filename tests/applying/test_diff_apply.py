@@ -12,6 +12,7 @@ import pytest
 from support import oracle
 from support.building import Tensor, contents, package, tensor, write_checkpoint
 
+import taskvec
 from taskvec import Applied, Checkpoint, TaskVector, apply, diff
 from taskvec.applying.apply import check_result
 from taskvec.errors import AlreadyAppliedError, BaseMismatchError, DiffError, KindError, MaskError, UsageError
@@ -69,6 +70,8 @@ def pack(
     """The base, and the vector as it is after a round trip through a file."""
     base, tuned = (write_checkpoint(folder / name, s) for name, s in zip(("base", "tuned"), states, strict=True))
     diff(base, tuned, sparsity, kind=kind).save(folder / "vector.lota")
+    taskvec.pack(base, tuned, folder / "once.lota", sparsity, kind=kind)
+    assert (folder / "once.lota").read_bytes() == (folder / "vector.lota").read_bytes()
     return base, TaskVector.open(folder / "vector.lota")
 
 

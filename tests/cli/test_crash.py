@@ -189,14 +189,22 @@ main()
     ("how", "sentence"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["SIGINT", "SIGTERM"]
 )
 @pytest.mark.parametrize(
-    ("name", "stage"), [("pack", "hashing tuned"), ("pack", "writing"), ("unpack", "applying"), ("merge", "applying")]
+    ("name", "stage"),
+    [
+        ("pack", "packing"),
+        ("pack --sparsity", "hashing tuned"),
+        ("pack --sparsity", "writing"),
+        ("unpack", "applying"),
+        ("merge", "applying"),
+    ],
 )
 def test_a_signal_is_answered_by_one_sentence_and_leaves_no_temporary_files(
     name: str, stage: str, how: signal.Signals, sentence: str, cases: dict[str, Case], tmp_path: Path
 ) -> None:
     vector, base = cases["pack"].new, cases["unpack"].command[3]
     merge = ["merge", str(vector), "--base", base, "--shard-size", "1MB", "-o"]
-    command = merge if name == "merge" else cases[name].command
+    sparse = [*cases["pack"].command[:-1], "--sparsity", "0.5", "-o"]
+    command = {"merge": merge, "pack --sparsity": sparse}.get(name) or cases[name].command
     program = INTERRUPTED.format(stage=stage, number=int(how))
     done = subprocess.run(
         [sys.executable, "-c", program, *command, str(tmp_path / "out")], capture_output=True, text=True, check=False

@@ -13,6 +13,7 @@ from support.oracle import entries, exact, sparse_tensors
 
 from taskvec_formats import SparseTensor
 from taskvec_formats.errors import StreamError
+from taskvec_formats.sparse import true_positions
 
 INT64 = np.int64
 
@@ -155,3 +156,12 @@ def test_another_shape_of_the_same_size_holds_the_same_entries(tensor: SparseTen
 def test_a_shape_too_small_is_refused() -> None:
     with pytest.raises(StreamError, match="are out of range for 3 positions"):
         SparseTensor((4,), np.array([3]), np.ones(1)).reshaped((3,))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 40, 1000, 100_000])
+@pytest.mark.parametrize("density", [0, 0.01, 0.024, 0.03, 0.07, 0.1, 0.12, 1])
+def test_true_positions_are_those_of_numpy(size: int, density: float) -> None:
+    held = np.random.default_rng(size).random(size) < density
+    found = true_positions(held)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, np.flatnonzero(held))

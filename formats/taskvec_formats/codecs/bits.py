@@ -86,9 +86,12 @@ def unpack_bits(data: memoryview, widths: Widths, dtype: np.dtype[Any]) -> Unsig
 
 def _sorted(widths: Widths) -> tuple[list[int], npt.NDArray[np.int64] | slice]:
     """Return how many numbers are at least w bits wide, for w = 0 to 64, and the order of the numbers, widest first."""
-    counts = np.bincount(widths, minlength=65)
+    least, most = (int(widths.min()), int(widths.max())) if len(widths) else (0, 0)
+    counts = np.zeros(65, np.int64)
+    for width in range(least, most + 1):  # few widths occur, so this is quicker than np.bincount
+        counts[width] = np.count_nonzero(widths == width)
     wider: list[int] = np.cumsum(counts[::-1])[::-1].tolist()
-    one_width = np.count_nonzero(counts) <= 1
+    one_width = least == most
     return wider, slice(None) if one_width else np.argsort(np.uint8(64) - widths, kind="stable")
 
 

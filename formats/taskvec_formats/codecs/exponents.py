@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..dtypes import BitArray, DType
 from ..errors import StreamError
-from ..sparse import Indices
+from ..sparse import Indices, true_positions
 from .cells import decode_cells, encode_cells
 from .contract import Frame
 from .numbers import MOST
@@ -55,7 +55,7 @@ class Exponents:
         sizes = np.bincount(classes, minlength=CLASSES)
         has_entry = np.zeros(frame.size, bool)
         has_entry[indices] = True
-        sorted_places = np.flatnonzero(has_entry.take(np.argsort(classes, kind="stable")))
+        sorted_places = true_positions(has_entry.take(np.argsort(classes, kind="stable")))
         starts = np.cumsum(sizes) - sizes
         cells = np.repeat(np.arange(CLASSES), np.bincount(classes[indices], minlength=CLASSES))
         return encode_cells(sorted_places - starts[cells], cells, sizes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -50,8 +50,29 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def shares(loads: Iterable[int]) -> list[int]:
+    """Assign items to workers, each to the one that has the least so far.
+
+    Args:
+        loads: The work of each item, in any unit.
+
+    Returns:
+        The number of a worker for each item.
+    """
+    totals, found = [0] * threads(), []
+    for load in loads:
+        worker = min(range(len(totals)), key=totals.__getitem__)
+        totals[worker] += load
+        found.append(worker)
+    return found
+
+
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, processes: bool = False
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    processes: bool = False,
+    workers: Sequence[int] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield function(item) for each item, in order, computed in parallel.
 
@@ -63,12 +84,14 @@ def ordered_map(
         processes: Whether to use forked processes if they are allowed (see `workers.allowed`). The results must then be
             small and picklable. The function must not change anything but files, and must not keep state from one item
             to the next.
+        workers: The number of the process that computes each item, as `shares` returns it; None takes turns. Threads
+            take the next item.
     """
     limit = threads()
     if not processes or limit == 1 or not allowed():
         yield from _threaded(function, items, limit)
         return
-    yield from forked_map(function, list(items), limit, partial(_threaded, limit=1))
+    yield from forked_map(function, list(items), limit, partial(_threaded, limit=1), workers)
 
 
 def _threaded(function: Callable[[Item], Result], items: Iterable[Item], limit: int) -> Generator[Result, None, None]:

@@ -46,9 +46,13 @@ def allowed() -> bool:
 
 
 def forked_map(
-    function: Callable[[Item], Result], items: Sequence[Item], count: int, each: Map[Item, Result]
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    count: int,
+    each: Map[Item, Result],
+    owners: Sequence[int] | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield function(item) for each item, in order, computed by forked processes that take items in turn.
+    """Yield function(item) for each item, in order, computed by forked processes.
 
     Results are pickled and sent through pipes. A process whose results are no longer needed ends: it is killed if the
     caller stops early, and it fails to write to its pipe if the caller was killed.
@@ -58,21 +62,25 @@ def forked_map(
         items: The items.
         count: Largest number of processes.
         each: How a process maps the function over its items.
+        owners: The number of the process that computes each item; None takes turns.
 
     Raises:
         Exception: The exception that the function raised; if it cannot be pickled, a RuntimeError with the same
             message.
         WorkerError: A process was killed.
     """
-    workers: list[_Worker] = []
+    workers: dict[int, _Worker] = {}
+    owners = [number % count for number in range(len(items))] if owners is None else owners
     try:
         with _interrupts_deferred():
             # added one at a time, so that all of them are ended if another cannot be forked
-            workers.extend(_Worker(function, items[number::count], each) for number in range(min(count, len(items))))
-        for number in range(len(items)):
-            yield workers[number % count].take()
+            for number in sorted(set(owners)):
+                own = [item for item, owner in zip(items, owners, strict=True) if owner == number]
+                workers[number] = _Worker(function, own, each)
+        for owner in owners:
+            yield workers[owner].take()
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.end()
 
 
