@@ -16,6 +16,7 @@ from taskvec_formats.dtypes import DTYPES, BitArray
 from ..arguments import said
 from ..errors import TrainingError, UsageError
 from ..reporting.progress import Progress
+from ..reporting.throughput import hashed
 from .memory import MemoryCheckpoint
 from .placement import TORCH_DTYPES, raw_bits
 from .wrappers import unwrapped
@@ -106,10 +107,7 @@ def snapshots(
     for here, (model, own, other) in enumerate(((base, found[0], found[1]), (tuned, found[1], found[0]))):
         if isinstance(model, Mapping) and isinstance(own, StateCheckpoint):
             found[here] = own.without_copies(other.tensors)
-    before, after = (
-        each.digests(lambda done, total, what=what: progress(f"hashing {what}", done, total, ""))  # type: ignore[misc]
-        for what, each in zip(("base", "tuned"), found, strict=True)
-    )
+    before, after = (hashed(each, what, progress) for what, each in zip(("base", "tuned"), found, strict=True))
     changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     one, two = (each.frozen(changed) if isinstance(each, StateCheckpoint) else each for each in found)
     return one, two
