@@ -6,8 +6,6 @@ import ctypes
 import sys
 from functools import cache
 
-from .parallel import threads
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # numbers of mallopt
 
 
@@ -20,12 +18,13 @@ def _library() -> ctypes.CDLL | None:
 def keep_freed_memory() -> None:
     """Keep freed memory in this process, since the system would have to zero new pages for each large block.
 
-    Each thread may otherwise get an area of its own that keeps what it freed, and threads come and go.
+    All threads share one area. Each may otherwise get an area of its own, which keeps what the thread freed after its
+    end, and which consists of pieces of at most 64 MB that are given back when they are empty.
     """
     if (library := _library()) is not None:
         for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
             library.mallopt(parameter, 1 << 30)
-        library.mallopt(_ARENA_MAX, max(2, threads()))
+        library.mallopt(_ARENA_MAX, 1)
 
 
 def return_freed_memory() -> None:

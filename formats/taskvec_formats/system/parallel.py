@@ -50,8 +50,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def shares(loads: Iterable[int]) -> list[int]:
-    """Assign items to workers, each to the one that has the least so far.
+def shares(loads: Sequence[int]) -> list[int]:
+    """Assign items to workers, the largest first, each to the one that has the least so far.
 
     Args:
         loads: The work of each item, in any unit.
@@ -59,11 +59,10 @@ def shares(loads: Iterable[int]) -> list[int]:
     Returns:
         The number of a worker for each item.
     """
-    totals, found = [0] * threads(), []
-    for load in loads:
-        worker = min(range(len(totals)), key=totals.__getitem__)
-        totals[worker] += load
-        found.append(worker)
+    totals, found = [0] * threads(), [0] * len(loads)
+    for item in sorted(range(len(loads)), key=lambda item: -loads[item]):
+        found[item] = min(range(len(totals)), key=totals.__getitem__)
+        totals[found[item]] += loads[item]
     return found
 
 
