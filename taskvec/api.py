@@ -24,6 +24,7 @@ from .arguments import instance, path_of, shown, truth, whole
 from .destination import check_file, part_of
 from .errors import UsageError
 from .hub import open_checkpoint, open_model
+from .interop.names import files_of, is_adapter
 from .merging import combine as _merging
 from .merging.model_folder import write_model as _write_model
 from .merging.registry import AUTO
@@ -123,7 +124,8 @@ def pack(
 
     Args:
         base: As in `diff`.
-        tuned: As in `diff`.
+        tuned: As in `diff`, or the folder of an adapter of peft, which is merged into the base
+            (`taskvec.interop.from_peft`).
         path: The file to write. Missing folders are created.
         sparsity: As in `diff`.
         kind: As in `diff`.
@@ -139,11 +141,19 @@ def pack(
         UsageError: As in `diff`; the codec is unknown; `path` is a file that is read, even with `force`, or cannot be
             written.
         DiffError, TrainingError, FormatError: As in `diff`.
+        AdapterError: As in `taskvec.interop.from_peft`.
         MaskError: The sparsity keeps no entry.
     """
     check_codec(codec)
     _diff.check_kind(kind, sparsity)
     with bars.shown(progress) as report:
+        if isinstance(tuned, (str, os.PathLike)) and is_adapter(adapter := Path(tuned)):
+            checkpoint = _checkpoint("base", base)
+            file = check_file(path, force=truth("force", force), inputs=(*checkpoint.inputs, *files_of(adapter)))
+            from .interop.adapters import from_adapter
+
+            from_adapter(adapter, checkpoint, sparsity, kind, report).save(file, report, codec, force=force)
+            return TaskVector.open(file)
         before, after = _checkpoints(base, tuned, report)
         file = check_file(path, force=truth("force", force), inputs=inputs_of(before, after))
         if sparsity is None:

@@ -59,6 +59,10 @@ class ResumeError(TaskvecError):
     """A folder contains the unfinished work of another run."""
 
 
+class AdapterError(TaskvecError):
+    """An adapter of peft cannot be read, does not fit the base, or cannot hold a vector."""
+
+
 class DataError(TaskvecError):
     """A training or evaluation file has an invalid line. The message names the file and the line number."""
 

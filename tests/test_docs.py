@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.adapters import make_adapter
 from support.commands import inside
 from support.models import ROWS, WORDS, perturb, write_rows
 from support.paths import ROOT
@@ -19,7 +20,7 @@ from taskvec.merging import METHODS
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/live.md", "docs/format.md")
+PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/live.md", "docs/adapters.md", "docs/format.md")
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -54,6 +55,8 @@ def prepared(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, other in (("sql", "one"), ("maths", "two")):
         rows = [{"prompt": f"{number} plus {other} is", "completion": number} for number in WORDS[7:15]]
         write_rows(folder / f"{name}-dev.jsonl", rows)
+    make_adapter(folder / "base", folder / "adapter")
+    make_adapter(folder / "base", folder / "second-adapter", use_rslora=True, r=2)
     for seed, name in enumerate(VECTORS):
         options = taskvec.TrainingOptions(calibration_steps=3, steps=3, seed=seed)
         taskvec.train(folder / "base", folder / "train.jsonl", options).vector.save(folder / f"{name}.lota")

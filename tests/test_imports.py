@@ -82,6 +82,7 @@ FLOORS = (
     {"applying", "analysis", "merging.methods"},
     {"algebra", "merging"},
     {"models"},
+    {"interop"},
     {"data"},
     {"evaluation"},
     {"search"},

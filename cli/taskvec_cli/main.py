@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from . import jobs, streams
+from .convert import convert
 from .help import Command, Commands
 from .inputs import ANY_MODEL, DATA, DEVICE, MODEL, NAMED_DATA, PATH, LotaInput, LotaInputs
 from .interrupts import Interrupted, interruptible
@@ -35,7 +36,10 @@ app = typer.Typer(
 )
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help=f"The base model: {ANY_MODEL}", **MODEL)]
-Tuned = Annotated[str, typer.Argument(metavar="TUNED", help=f"The tuned model: {ANY_MODEL}", **MODEL)]
+Tuned = Annotated[
+    str,
+    typer.Argument(metavar="TUNED", help="The tuned model, likewise, or the folder of an adapter of peft.", **MODEL),
+]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")]
 
@@ -150,6 +154,7 @@ def unpack(
         render.say(render.exactness(applied))
 
 
+app.command(cls=Command, short_help="Convert adapters of peft from and to task vectors.")(convert)
 app.command(cls=Command, short_help="Merge task vectors of one base.")(merge)
 app.command(cls=Command, short_help="Search for the best merge on held-out data.")(search)
 

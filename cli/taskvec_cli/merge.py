@@ -122,7 +122,8 @@ def merge(
         list[Path] | None,
         typer.Argument(
             metavar="VECTORS",
-            help="One or more .lota files with the same base; with --base also fine-tuned model folders or Hub ids.",
+            help="One or more .lota files with the same base; with --base also fine-tuned model folders, "
+            "Hub ids and adapters of peft.",
             **PATH,
         ),
     ] = None,
@@ -299,11 +300,19 @@ def _report(merged: "TaskVector", output: Path, notes: list[str], *, to_folder: 
 
 
 def _opened(path: Path, base: "Checkpoint | None", progress: "Progress") -> "TaskVector":
-    """A vector from a .lota file; with a base also what a fine-tune of it, a model folder or Hub id, changed."""
+    """A vector from a .lota file; with a base also what a fine-tune of it or an adapter of peft for it changes."""
     from taskvec import TaskVector, open_checkpoint
+    from taskvec.errors import UsageError
+    from taskvec.interop.names import is_adapter
     from taskvec.vectors.diff import diff
     from taskvec.vectors.promotion import wider
 
+    if is_adapter(path):
+        if base is None:
+            raise UsageError(f"{path} is an adapter of peft: --base must name its base")
+        from taskvec.interop.adapters import read_adapter
+
+        return read_adapter(path, base, progress)
     if base is None or path.suffix == ".lota" or (path.is_file() and path.suffix != ".safetensors"):
         return TaskVector.open(path)
     return diff(base, wider(base, open_checkpoint(path)), progress=progress)

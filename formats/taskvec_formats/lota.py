@@ -177,7 +177,7 @@ class LotaReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.inputs = (path.absolute(),)
+        self.inputs: tuple[Path, ...] = (path.absolute(),)
         self._file = SafetensorsFile(path, _HEADER_BYTES)
         try:
             self.header = self._parse()

@@ -17,7 +17,7 @@ from transformers import Conv1D
 from taskvec_formats import Change
 from taskvec_formats.forms import Bits
 
-from ..errors import UsageError
+from ..interop.names import check_peft
 from ..models.placement import TORCH_DTYPES, Place, bits_of, part_of
 from ..models.sharding import own_part
 from ..vectors.delta import diff_range
@@ -49,14 +49,6 @@ def train_fully(run: Run, keep: RunFolder) -> Curve:
     for parameter in parameters:
         parameter.requires_grad_(True)
     return _train(run, run.model, parameters, keep, lambda: run.restore(run.chosen(run.placed)), dense=True)
-
-
-def check_peft() -> None:
-    """Raise UsageError if peft is missing."""
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise UsageError("LoRA needs the package peft: pip install 'taskvec[lora]'") from None
 
 
 def train_lora(run: Run, keep: RunFolder) -> Curve:

@@ -155,7 +155,7 @@ class Request:
 
         device_of(options.device)
         load_tokenizer(self.base.path, trust_remote_code=options.trust_remote_code)
-        from .dense import check_peft
+        from ..interop.names import check_peft
         from .loop import check_report_to
 
         check_report_to(options.report_to)

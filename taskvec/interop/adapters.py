@@ -1,0 +1,235 @@
+"""Adapters of peft as vectors of the weights that peft's own merge gives.
+
+peft merges the adapter into the model in memory, so that every kind of adapter and every option of it has the meaning
+that peft gives it. What is added here are the checks: that peft has read every tensor of the adapter, and that the base
+has a tensor for every weight that the adapter changes.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from taskvec_formats import Checkpoint, Kind, LotaReader
+from taskvec_formats.dtypes import BitArray
+
+from ..errors import AdapterError, UsageError
+from ..models.loading import load_weights
+from ..models.memory import MemoryCheckpoint
+from ..models.placement import TORCH_DTYPES, part_of, places, raw_bits
+from ..reporting.progress import Progress, silent
+from ..vectors.diff import diff
+from ..vectors.source import Stored
+from ..vectors.vector import TaskVector
+from .names import CONFIG, WEIGHTS, check_peft, files_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PREFIX = "base_model.model."  # of the names of tensors in an adapter
+
+
+def from_adapter(
+    adapter: Path,
+    base: Checkpoint,
+    sparsity: float | None = None,
+    kind: Kind = "vector",
+    progress: Progress = silent,
+    *,
+    trust_remote_code: bool = False,
+) -> TaskVector:
+    """Return the vector from a base to the base with an adapter merged into it.
+
+    The result of the vector has the weights that `merge_and_unload` of peft gives in the dtypes of the base, to the
+    last bit.
+
+    Args:
+        adapter: The folder of the adapter.
+        base: The model folder that the adapter was trained on.
+        sparsity: As in `diff`.
+        kind: As in `diff`.
+        progress: Called while the model is loaded and hashed.
+        trust_remote_code: As in `load_model`.
+
+    Raises:
+        AdapterError: The adapter cannot be read, does not fit the base, or changes what the base has no tensor for.
+        UsageError: peft is missing, or as in `diff`.
+        TrainingError, DiffError, FormatError: As in `load_model` and `diff`.
+    """
+    check_peft()
+    settings = read_config(adapter)
+    stored = _stored(adapter)
+    _check_base(base)
+    progress("merging the adapter", 0, 1, "")
+    model = load_weights(base.path, {"dtype": _dtype(base), "trust_remote_code": trust_remote_code})
+    known = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    merged = _merged(model, adapter, stored)
+    tuned = _Merged(adapter, base, merged, known)
+    progress("merging the adapter", 1, 1, "")
+    vector = diff(base, tuned, sparsity, progress, kind)
+    kept = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
+    vector.header.provenance["made_by"] = "convert"
+    vector.header.provenance["adapter"] = {key: settings[key] for key in kept if settings.get(key) is not None}
+    return vector
+
+
+def read_adapter(adapter: Path, base: Checkpoint, progress: Progress = silent) -> TaskVector:
+    """Return the vector of an adapter from a temporary file, so that the merged model does not stay in memory.
+
+    Args:
+        adapter: As in `from_adapter`.
+        base: As in `from_adapter`.
+        progress: As in `from_adapter`.
+
+    Raises:
+        AdapterError, UsageError, TrainingError, DiffError, FormatError: As in `from_adapter`.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{adapter.resolve().name}.lota"
+        from_adapter(adapter, base, progress=progress).save(path, codec="fast")
+        reader = LotaReader(path)  # an open file can be read after its name is gone
+    reader.inputs = (*base.inputs, *files_of(adapter))
+    return TaskVector(reader.header, reader.header.tensors, Stored(reader), path.name)
+
+
+def read_config(adapter: Path) -> dict[str, Any]:
+    """Return the configuration of an adapter.
+
+    Args:
+        adapter: The folder of the adapter.
+
+    Raises:
+        AdapterError: It has none, or it is not one of peft.
+    """
+    path = adapter / CONFIG
+    try:
+        settings = json.loads(path.read_bytes())
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise AdapterError(f"{path} is not JSON") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
+        raise AdapterError(f"{path} is not the configuration of an adapter of peft: it has no peft_type")
+    return settings
+
+
+def _stored(adapter: Path) -> dict[str, torch.Tensor]:
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        other = next((name for name in ("adapter_model.bin", "adapter_model.pt") if (adapter / name).exists()), None)
+        why = "" if other is None else f"; {other} is a pickle, which can run code: save the adapter as safetensors"
+        raise AdapterError(f"{adapter} has no {WEIGHTS}{why}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is not a safetensors file ({error})") from None
+
+
+def _check_base(base: Checkpoint) -> None:
+    config = base.path / "config.json"
+    if not base.is_folder or not config.is_file():
+        raise UsageError(f"{base.name}: a model folder with its config is needed to merge an adapter")
+    try:
+        quantised = json.loads(config.read_bytes()).get("quantization_config")
+    except (ValueError, RecursionError, AttributeError):
+        quantised = None  # the loader reports what is wrong
+    if quantised:
+        raise AdapterError(
+            f"{base.name} is quantised, and an adapter cannot be merged into quantised weights exactly: give the model "
+            "that it was quantised from"
+        )
+
+
+def _dtype(base: Checkpoint) -> torch.dtype:
+    """The dtype to merge in: that of the weights; if they have several, f32, which contains them."""
+    found = {info.dtype.name for info in base.tensors.values()} & TORCH_DTYPES.keys()
+    if len(found) == 1:
+        return TORCH_DTYPES[next(iter(found))]
+    return torch.float64 if "F64" in found else torch.float32
+
+
+def _merged(model: PreTrainedModel, adapter: Path, stored: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """Merge an adapter into a model."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft warns of is checked
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(adapter))
+            _check_read(wrapped, adapter, stored)
+            return wrapped.merge_and_unload()  # type: ignore[no-any-return]
+        except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise AdapterError(f"peft cannot merge {adapter} into this base: {first}") from None
+
+
+def _check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor]) -> None:
+    """Check that a model with an adapter has every tensor of its file, and no other."""
+    from peft import get_peft_model_state_dict
+
+    used = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    weights = wrapped.get_base_model().state_dict()
+    for name in sorted(stored.keys() | used.keys()):
+        if name not in stored:
+            raise AdapterError(f"{adapter} lacks tensor {name!r}, which its configuration requires")
+        found = used.get(name, weights.get(name.removeprefix(_PREFIX)))
+        if found is None:
+            raise AdapterError(f"{adapter}: tensor {name!r} belongs to no layer of this base")
+        if found.shape != stored[name].shape or not torch.equal(found.cpu(), stored[name].to(found.dtype)):
+            raise AdapterError(f"{adapter}: peft did not read tensor {name!r}")
+
+
+class _Merged(MemoryCheckpoint):
+    """A base with the weights of a model in memory, in the dtypes of the base.
+
+    Args:
+        adapter: The folder of the adapter, for messages.
+        base: The base.
+        model: The model, which was loaded from the base and changed.
+        known: Names of the parameters and buffers that it had before.
+
+    Raises:
+        AdapterError: The model has weights that the base has no tensor for.
+    """
+
+    def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: set[str]) -> None:
+        super().__init__(adapter.resolve().name, base.tensors)
+        self._adapter = adapter
+        self._base = base
+        self._model = model
+        self._placed = places(model, {name: info.form for name, info in base.tensors.items()})
+        held = {place.parameter for place in self._placed.values()}
+        for parameter, _ in model.named_parameters():
+            if parameter not in known and parameter not in held:
+                raise AdapterError(
+                    f"with the adapter, {parameter} differs from the layer that it shares its weights with, but "
+                    f"{base.name} has no tensor of its own for it: save the base with separate weights first"
+                )
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The files of the base and of the adapter."""
+        return (*self._base.inputs, *files_of(self._adapter))
+
+    def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
+        """Compute the elements [start, stop) of a tensor."""
+        own = self._base.bits(name, start, stop)
+        place, dtype = self._placed.get(name), self.tensors[name].dtype
+        if place is None or dtype.name not in TORCH_DTYPES:
+            return own
+        size = self.tensors[name].form.size
+        values = part_of(self._model, place, size)[start:stop]
+        loaded = torch.from_numpy(own.copy().view(f"i{dtype.itemsize}")).view(TORCH_DTYPES[dtype.name]).to(values.dtype)
+        # weights that peft did not change keep their bits, also those of NaN, which a conversion may change
+        same = raw_bits(loaded) == raw_bits(values)
+        found = np.where(same, own, raw_bits(values.to(TORCH_DTYPES[dtype.name])))
+        found.flags.writeable = False
+        return found

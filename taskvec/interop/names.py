@@ -1,0 +1,27 @@
+"""The package peft and the files of its adapters. Importing this module loads neither torch nor peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UsageError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def check_peft() -> None:
+    """Raise UsageError if peft is missing."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise UsageError("LoRA needs the package peft: pip install 'taskvec[lora]'") from None
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a folder contains an adapter of peft."""
+    return (path / CONFIG).is_file()
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return a folder and the files in it, which no output may replace."""
+    return (path, *sorted(path.glob("*")))
