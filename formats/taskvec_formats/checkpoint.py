@@ -150,6 +150,11 @@ class Checkpoint(ABC):
             self._digests = digests
         return self._digests
 
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the digests of all tensors are known."""
+        return self._digests is not None
+
     def remember(self, digests: dict[str, str]) -> None:
         """Use digests that are known, so that the bytes need not be read.
 

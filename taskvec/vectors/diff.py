@@ -315,6 +315,7 @@ class _Sparsified(DeltaSource):
             changes += len(change.delta)
             not_finite[name] += source.not_finite(name, start, stop, change)
         self._selection = top_k(self._deltas, wanted) if wanted < changes else None
+        progress("selecting", 4 * len(specs), 4 * len(specs), "")
         counts = {} if self._selection is None else not_finite
         self.left_out = [
             f"changes of tensor {name} that are not finite numbers ({count:,})"

@@ -24,7 +24,7 @@ from ..destination import appearing
 from ..reporting.progress import Progress, silent
 from ..reporting.throughput import Throughput, bytes_of
 from .carried import carried
-from .diff import Pair, check_pair, header_of, spec_of
+from .diff import Pair, check_pair, diff, header_of, spec_of
 from .encoding import encode
 
 
@@ -55,7 +55,8 @@ def pack(
 ) -> None:
     """Write the vector or patch from base to tuned, with every change, to a `.lota` file.
 
-    Each tensor is read, hashed and encoded by one worker, block by block.
+    Each tensor is read, hashed and encoded by one worker, block by block. If both checkpoints are hashed already, as
+    those in memory are, only the tensors that changed are read.
 
     Args:
         base: The model before fine-tuning.
@@ -70,6 +71,9 @@ def pack(
         OutputExistsError: `path` exists and `force` is False.
         DiffError, FormatError: As in `diff` and `TaskVector.save`.
     """
+    if base.is_hashed and tuned.is_hashed:
+        diff(base, tuned, None, progress, kind).save(path, progress, codec, force=force)
+        return
     check_pair(base, tuned, kind)
     stored = carried(tuned)
     names = sorted(base.tensors.keys() | tuned.tensors.keys())

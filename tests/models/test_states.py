@@ -13,7 +13,7 @@ from support.models import make_gpt2, make_llama, make_mixtral
 from torch import nn
 from transformers import PreTrainedModel
 
-from taskvec import TaskVector, apply, attach, diff
+from taskvec import TaskVector, apply, attach, diff, pack
 from taskvec.errors import TrainingError, UsageError
 from taskvec.models.loading import load_weights
 from taskvec_formats import ModelFolder
@@ -90,6 +90,19 @@ def test_a_state_dict_is_one_side(names: str, make: Callable[[Path], Path], tmp_
         assert entries(vector) == entries(expected)
     with attach(base, diff(base, after)):
         assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["vector", "patch"])
+def test_pack_writes_the_difference_of_models_in_memory(kind: str, tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)  # half of the parameters are equal
+    saved(base, tmp_path / "base")
+    state = {name: values + 1 if "norm" in name else values for name, values in base.state_dict().items()}
+    added = {**state, "added": torch.ones(3), "model.norm.weight": torch.ones(5)}
+    sides = [(base, tuned), (base.state_dict(), added), (tmp_path / "base", tuned), (tuned, tmp_path / "base")]
+    for number, (one, other) in enumerate([*sides, (base, base)]):
+        diff(one, other, kind=kind).save(tmp_path / f"{number}.lota")
+        pack(one, other, tmp_path / f"{number}.packed.lota", kind=kind)
+        assert (tmp_path / f"{number}.packed.lota").read_bytes() == (tmp_path / f"{number}.lota").read_bytes()
 
 
 def test_a_folder_is_one_side(tmp_path: Path) -> None:
