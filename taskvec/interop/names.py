@@ -18,8 +18,8 @@ def check_peft() -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Return whether a folder contains an adapter of peft."""
-    return (path / CONFIG).is_file()
+    """Return whether a folder contains an adapter of peft, and not the weights of a model."""
+    return (path / CONFIG).is_file() and all(file.name == WEIGHTS for file in path.glob("*.safetensors"))
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

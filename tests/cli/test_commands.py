@@ -22,7 +22,20 @@ from taskvec_formats import ModelFolder
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ("train", "pack", "unpack", "merge", "arith", "shrink", "inspect", "verify", "eval", "search", "demo")
+COMMANDS = (
+    "train",
+    "pack",
+    "unpack",
+    "convert",
+    "merge",
+    "arith",
+    "shrink",
+    "inspect",
+    "verify",
+    "eval",
+    "search",
+    "demo",
+)
 BATCHES = ("--batch-size", "2", "--device", "cpu")
 UNCALIBRATED = ("--steps", "2", "--lr", "1e-3", *BATCHES)
 QUICK = ("--calibration-steps", "2", *UNCALIBRATED)

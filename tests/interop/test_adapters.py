@@ -21,6 +21,7 @@ import taskvec
 from taskvec import TaskVector, interop
 from taskvec.errors import AdapterError, BaseMismatchError, KindError, OutputExistsError, UsageError
 from taskvec.interop.adapters import read_adapter
+from taskvec.interop.names import is_adapter
 from taskvec_formats import ModelFolder
 
 pytestmark = [
@@ -262,6 +263,16 @@ def test_the_vector_of_an_adapter_protects_its_folder(base: Path, adapter: Path)
             vector.save(adapter / "adapter_model.safetensors", force=True)
         with pytest.raises(UsageError, match="is an input"):
             taskvec.apply(vector, base, adapter, force=True)
+
+
+def test_a_model_beside_an_adapter_is_a_model(base: Path, adapter: Path, tmp_path: Path) -> None:
+    fine_tuned(base, tmp_path / "tuned", torch.float32)
+    assert is_adapter(adapter)
+    for file in adapter.iterdir():
+        (tmp_path / "tuned" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tuned" / "adapter_model.safetensors").unlink()
+    assert not is_adapter(tmp_path / "tuned")
+    assert not is_adapter(base)
 
 
 def run(*arguments: object) -> str:

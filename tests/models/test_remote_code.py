@@ -188,7 +188,9 @@ def test_every_model_is_loaded_with_a_word_on_code() -> None:
     calls = []
     for path in (*ROOT.glob("taskvec/**/*.py"), *ROOT.glob("cli/**/*.py"), *ROOT.glob("benchmarks/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config"):
+            loads = isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("from_pretrained", "from_config")
+            # adapters of peft have no code
+            if loads and ast.unparse(node.func) != "PeftModel.from_pretrained":
                 word = {each.arg: ast.unparse(each.value) for each in node.keywords}.get("trust_remote_code")
                 assert word == "False" or (word == "trust_remote_code" and path.name == "loading.py"), ast.unparse(node)
                 calls.append(path.name)
