@@ -72,7 +72,7 @@ attack: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m support.attack $(ATTACK)
 
 accelerator: $(VENV)/installed
-	PYTHONPATH=tests:benchmarks $(BIN)/python -W ignore -m support.accelerator bench-accelerator
+	PYTHONPATH=tests:benchmarks $(BIN)/python -W ignore -m support.accelerator $(RUNS)/accelerator
 
 conformance: $(VENV)/mergekit
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peers $(CASES)

@@ -53,14 +53,16 @@ def _run(*arguments: object, device: str) -> bool:
     return done.returncode == 0
 
 
-def _compare(one: Path, other: Path, name: str, *, rounded: bool | None) -> None:
+def _equal(one: Path, other: Path, name: str, *, rounded: bool | None) -> bool:
+    """Print whether two runs are equal, and return it."""
     label = f"{name}: {one.name} and {other.name}"
     try:
         close(one, other, name, rounded=rounded)
     except (AssertionError, TaskvecError) as error:
         print(f"{label} DIFFER: {' '.join(str(error).split())[:300]}", flush=True)
-    else:
-        print(f"{label}: equal", flush=True)
+        return False
+    print(f"{label}: equal", flush=True)
+    return True
 
 
 def main() -> None:
@@ -75,16 +77,17 @@ def main() -> None:
     prepare(folder / "inputs")
     count = torch.accelerator.device_count()
     single = ("-m", "support.accelerator", "--one", folder / "inputs")
-    _run(*single, folder / "cpu", *names, device="cpu")
-    _run(*single, folder / "one", *names, device=device.type)
-    for name in names:
-        _compare(folder / "cpu", folder / "one", name, rounded=True)
+    ended = [
+        _run(*single, folder / "cpu", *names, device="cpu"),
+        _run(*single, folder / "one", *names, device=device.type),
+    ]
+    equal = [_equal(folder / "cpu", folder / "one", name, rounded=True) for name in names]
     names = [name for name in names if count % RUNS[name][1].get("shards", 1) == 0]
     launch = (*_LAUNCH, count, "-m", "support.accelerator", "--divided", folder / "inputs", folder / "divided")
-    if not _run(*launch, "loading", *names, device=device.type):
-        print("divided: FAILED")
-    for name in names:
-        _compare(folder / "one", folder / "divided", name, rounded=None)
+    ended.append(_run(*launch, "loading", *names, device=device.type))
+    equal += [_equal(folder / "one", folder / "divided", name, rounded=None) for name in names]
+    if not all(ended + equal):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
