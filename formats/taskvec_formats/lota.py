@@ -68,7 +68,6 @@ class LotaWriter:
 
     def __enter__(self) -> LotaWriter:
         parse(*encode(self._header))  # fail early if a reader would not accept the description
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         # the header precedes the blocks but needs their lengths, so the blocks are first written to a temporary file
         self._spools = Spools(self._path.parent)
         return self

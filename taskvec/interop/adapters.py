@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -29,12 +31,10 @@ from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.source import Stored
 from ..vectors.vector import TaskVector
-from .names import CONFIG, WEIGHTS, check_peft, files_of
+from .names import CONFIG, PREFIX, WEIGHTS, check_peft, files_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_PREFIX = "base_model.model."  # of the names of tensors in an adapter
 
 
 def from_adapter(
@@ -160,12 +160,27 @@ def _merged(model: PreTrainedModel, adapter: Path, stored: dict[str, torch.Tenso
     """Merge an adapter into a model."""
     from peft import PeftModel
 
+    with _refusals_of_peft(adapter):
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
+    _check_read(wrapped, adapter, stored)
+    if not hasattr(wrapped, "merge_and_unload"):  # prompts and prefixes
+        kind = read_config(adapter)["peft_type"]
+        raise AdapterError(
+            f"{adapter} is of the kind {kind}, which does not change weights and cannot be merged into them"
+        )
+    with _refusals_of_peft(adapter):
+        merged: torch.nn.Module = wrapped.merge_and_unload()
+    return merged
+
+
+@contextmanager
+def _refusals_of_peft(adapter: Path) -> Iterator[None]:
+    """Turn what peft raises into AdapterError, and silence its warnings, whose causes are checked here."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peft warns of is checked
+        warnings.simplefilter("ignore")
         try:
-            wrapped = PeftModel.from_pretrained(model, str(adapter))
-            _check_read(wrapped, adapter, stored)
-            return wrapped.merge_and_unload()  # type: ignore[no-any-return]
+            yield
+        # peft has no errors of its own
         except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise AdapterError(f"peft cannot merge {adapter} into this base: {first}") from None
@@ -180,7 +195,7 @@ def _check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor]) ->
     for name in sorted(stored.keys() | used.keys()):
         if name not in stored:
             raise AdapterError(f"{adapter} lacks tensor {name!r}, which its configuration requires")
-        found = used.get(name, weights.get(name.removeprefix(_PREFIX)))
+        found = used.get(name, weights.get(name.removeprefix(PREFIX)))
         if found is None:
             raise AdapterError(f"{adapter}: tensor {name!r} belongs to no layer of this base")
         if found.shape != stored[name].shape or not torch.equal(found.cpu(), stored[name].to(found.dtype)):

@@ -1,4 +1,4 @@
-"""The package peft and the files of its adapters. Importing this module loads neither torch nor peft."""
+"""The package peft, and names of the files and tensors of its adapters. Importing this loads neither torch nor peft."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import UsageError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of the names of its tensors
 
 
 def check_peft() -> None:

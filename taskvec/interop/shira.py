@@ -26,7 +26,7 @@ from ..models.loading import empty_model
 from ..models.placement import places
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
-from .names import CONFIG, WEIGHTS
+from .names import CONFIG, PREFIX, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def to_shira(
     tensors: dict[str, Any] = {}
     for layer in found:
         indices, values = layer.padded(r)
-        start = f"base_model.model.{layer.module}"
+        start = f"{PREFIX}{layer.module}"
         tensors[f"{start}.shira_indices"] = np.stack(np.divmod(indices, layer.shape[1])).astype(np.int32)
         tensors[f"{start}.shira_weight"] = values
     settings = {

@@ -7,25 +7,26 @@ part of a vector, and large checkpoints do not stay in the page cache.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from taskvec_formats import Checkpoint, Kind, LotaWriter
+from taskvec_formats import Checkpoint, Kind
 from taskvec_formats.blocks import AUTO
-from taskvec_formats.checkpoint import begin_digest, short
+from taskvec_formats.checkpoint import begin_digest
 from taskvec_formats.header import Block
 from taskvec_formats.system.atomic import naming
 from taskvec_formats.system.parallel import ordered_map, shares
 from taskvec_formats.system.spool import Piece, Spools
 
-from ..destination import appearing
 from ..reporting.progress import Progress, silent
 from ..reporting.throughput import Throughput, bytes_of
 from .carried import carried
 from .diff import Pair, check_pair, diff, header_of, spec_of
 from .encoding import encode
+from .vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class _Read:
 
     before: str | None
     after: str | None
-    blocks: tuple[tuple[Block | None, bytes | Piece], ...]
+    blocks: tuple[tuple[Block | None, Piece], ...]
 
 
 def pack(
@@ -81,8 +82,7 @@ def pack(
     pair = Pair(base, tuned, specs, kind, stored.files)
     sizes = [bytes_of(base, name) + bytes_of(tuned, name) for name in names]
     workers = shares(sizes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(path), Spools(path.parent, max(workers) + 1) as spools:
+    with Spools(path.parent, max(workers) + 1) as spools:
 
         def read(job: tuple[str, int]) -> _Read:
             name, worker = job
@@ -99,15 +99,15 @@ def pack(
         base.remember({name: each.before for name, each in found.items() if each.before is not None})
         tuned.remember({name: each.after for name, each in found.items() if each.after is not None})
         changed = [name for name in specs if found[name].before != found[name].after]
-        header = header_of(pair, changed, stored.left_out)
-        with LotaWriter(path, header, replace=force) as writer:
-            for name in changed:
-                digest = found[name].before
-                writer.add(replace(specs[name], base=digest and short(digest)), found[name].blocks)
-            if (shards := pair.shards()) is not None:
-                writer.add_shards(shards)
-            if (files := pair.files()) is not None:
-                writer.add_files(files)
+        digests = base.digests()
+        vector = TaskVector(
+            header_of(pair, changed, stored.left_out),
+            [spec_of(base, tuned, name, digests) for name in changed],
+            pair,
+            tuned.name,
+        )
+        blocks = chain.from_iterable(found[name].blocks for name in changed)
+        vector.write(path, blocks, progress, force=force)
 
 
 def _read(pair: Pair, name: str, codec: str, path: Path, spools: Spools, worker: int) -> _Read:
@@ -129,7 +129,7 @@ def _read(pair: Pair, name: str, codec: str, path: Path, spools: Spools, worker:
         change = pair.between(spec, before, after)
         block, data = encode(tuned.name, pair.kind, spec, number, change, before, codec)
         with naming(path):
-            blocks.append((block, spools.append(worker, data) if data else data))
+            blocks.append((block, spools.append(worker, data)))
     if digest_before is not None:
         known: str | None = digest_before.hexdigest()
     else:

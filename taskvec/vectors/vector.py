@@ -251,7 +251,7 @@ class TaskVector(Mapping[str, SparseTensor]):
             workers = threads()
             base_bits = self._base_bits()
 
-            def encode(job: tuple[int, tuple[TensorSpec, int]]) -> tuple[Block | None, bytes | Piece]:
+            def encode(job: tuple[int, tuple[TensorSpec, int]]) -> tuple[Block | None, Piece]:
                 turn, (spec, number) = job
                 base, span = base_bits(spec) if base_bits else None, spec.form.block(number)
                 change = self._source.change(spec.name, *span, base)
@@ -260,9 +260,7 @@ class TaskVector(Mapping[str, SparseTensor]):
                 with naming(path):
                     return block, spools.append(turn % workers, data)
 
-            path.parent.mkdir(parents=True, exist_ok=True)
             with (
-                appearing(path),
                 Spools(path.parent, workers) as spools,
                 closing(ordered_map(encode, enumerate(jobs), processes=self._source.by_range)) as blocks,
             ):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from support.adapters import make_adapter
 from support.models import make_bert, make_gpt2, make_llama, make_mixtral
@@ -80,6 +81,33 @@ def test_other_architectures(tmp_path: Path) -> None:
         transposed = name == "gpt2"
         adapter = make_adapter(base, folder / "a", kind=kind, target_modules=targets, fan_in_fan_out=transposed)
         check_merge(base, adapter, folder, torch.float32, kind)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoHaConfig(r=4, target_modules=["q_proj"]),
+        peft.LoKrConfig(r=4, target_modules=["q_proj"]),
+        peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        peft.OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj"]),
+        peft.VeraConfig(r=4, target_modules=["q_proj"]),
+        peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10),
+        peft.LNTuningConfig(target_modules=["norm"]),
+        LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"),
+        LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 4]),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_other_kinds_of_adapters(config: Any, tmp_path: Path) -> None:
+    base = make_llama(tmp_path / "base")
+    check_merge(base, make_adapter(base, tmp_path / "adapter", config=config), tmp_path, torch.float32)
+
+
+def test_a_prompt_is_no_change_of_weights(base: Path, tmp_path: Path) -> None:
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    prompt = make_adapter(base, tmp_path / "prompt", config=config)
+    with pytest.raises(AdapterError, match="is of the kind PROMPT_TUNING, which does not change weights"):
+        interop.from_peft(prompt, base)
 
 
 def test_a_base_of_several_dtypes_keeps_them(tmp_path: Path) -> None:

@@ -46,11 +46,12 @@ class Spools:
     Each worker appends to a file of its own. Threads may share one.
 
     Args:
-        folder: Folder on the file system to use.
+        folder: Folder on the file system to use. It is made if it is missing.
         count: Number of files.
     """
 
     def __init__(self, folder: Path, count: int = 1) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._ends = [0] * count
         self._locks = [Lock() for _ in range(count)]
         with ExitStack() as opening:
