@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
+from taskvec_formats.dtypes import DType
 from taskvec_formats.errors import StreamError
 from taskvec_formats.forms import Bits
 
@@ -29,12 +30,15 @@ from .methods.dialects import DIALECTS
 from .methods.options import options_of
 from .methods.pruning import Pruned, Request
 from .methods.ties import ties
+from .narrow import in_dtypes
 from .notes import divided_out, first_meeting, notes_on
 from .registry import AUTO, BUILT_IN, Method, method_of
 from .requests import (
     by_tensor,
     by_vector,
+    check_count,
     check_lambda,
+    check_weights,
     densities_for,
     listed,
     options_for,
@@ -59,6 +63,7 @@ def merge(
     lam: Setting = 1.0,
     base: Checkpoint | None = None,
     device: str | None = None,
+    within: Mapping[str, DType] | None = None,
     **options: Any,
 ) -> TaskVector:
     """Merge vectors of one base into a lazy vector. Entries are computed when a tensor is read or the result is saved.
@@ -77,6 +82,8 @@ def merge(
             of the vectors, or over the number of layers that their provenance records if it is larger.
         device: The device on which the vectors are combined, as torch tensors; a name as in `device_of`. None combines
             them with numpy. On the CPU, the results are the same to the bit.
+        within: Tensor name -> F16 or BF16, the dtype to which deltas, weights and the results of single operations are
+            rounded, as in a program that computes in this dtype. Tensors that are not named are computed in f32.
         **options: Options of the method (`METHODS[name].options`, docs/merging.md).
 
     Returns:
@@ -113,8 +120,12 @@ def merge(
         reason = "no two masks share a position" if shared is None else f"the masks meet, first in {shared}"
     chosen = method_of(method)
     effective = options_for(chosen, options, density)
+    check_count(chosen, len(vectors))
+    check_weights(chosen, weights)
     densities = densities_for(chosen, density, vectors)
-    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base, convert)
+    if within:
+        measured = [in_dtypes(vector, within) for vector in measured]
+    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base, convert, within or {})
     settings = [*factors, *densities, lam]
     provenance = provenance_of(
         vectors,
@@ -189,6 +200,7 @@ class _Merge(WidenedEntries):
         depth: Depth,
         base: Checkpoint | None,
         convert: Callable[[Any], Array] | None,
+        within: Mapping[str, DType],
     ) -> None:
         super().__init__([vector.source for vector in vectors], specs, base)
         self._vectors = vectors
@@ -201,6 +213,7 @@ class _Merge(WidenedEntries):
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
         self._convert = convert
+        self._within = within
         self._theirs = None if method.name in BUILT_IN else method.name
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
         # torch is not used in processes that were forked
@@ -216,7 +229,7 @@ class _Merge(WidenedEntries):
         if prune is None:
             return lambda name, start, stop: addend(vector.name, vector.specs[name], vector.change(name, start, stop))
         dialect = DIALECTS[options["dialect"]]
-        request = Request(vector, number, self._densities[number].__getitem__, dialect)
+        request = Request(vector, number, self._densities[number].__getitem__, dialect, self._within.get)
         self._requests.append(request)
         keep = prune(request, **{name: options[name] for name in options_of(prune)})
         return Pruned(request, keep, options["rescale"] or dialect.rescale)
@@ -241,14 +254,15 @@ class _Merge(WidenedEntries):
     def _combined(self, name: str, held: Sequence[SparseTensor]) -> SparseTensor:
         lam = self._lam[name]
         with merging(name):
-            aligned = align(held, [weights[name] for weights in self._weights], self._convert, method=self._theirs)
+            weights = [weights[name] for weights in self._weights]
+            aligned = align(held, weights, self._convert, method=self._theirs, dtype=self._within.get(name))
             try:
                 merged = aligned.checked(self._combine(aligned))
             except StreamError as error:
                 raise MergeError(f"the method {self._method.name}: the result is no valid tensor: {error}") from None
             if lam == 1:
                 return merged
-            scaled = merged.values * np.float32(lam)
+            scaled = aligned.rounded(merged.values * np.float32(lam))
             if not np.isfinite(scaled).all():
                 raise MergeError(f"the values times λ = {lam:g} leave the range of f32")
             return merged.with_values(scaled)

@@ -13,10 +13,14 @@ from ..arguments import shown
 from ..errors import UsageError
 from .methods.breadcrumbs import outliers
 from .methods.dare import drop
+from .methods.della import magprune
 from .methods.disjoint import disjoint
 from .methods.linear import linear
+from .methods.nearswap import nearswap
 from .methods.options import Option, options_of
 from .methods.pruning import Keep, pruning_options
+from .methods.sce import sce
+from .methods.spherical import model_stock, multislerp, nuslerp
 from .methods.ties import ties
 from .methods.trim import trim
 
@@ -46,6 +50,8 @@ class Method:
         fixed: Options that have a fixed value in this method and cannot be given.
         dialects: Dialect -> option -> its default in this dialect.
         whole: Whether `combine` needs whole tensors instead of ranges.
+        weighs: Whether the weights of the vectors have an effect.
+        count: The numbers of vectors that can be merged, the smallest and the largest; the latter may be None.
     """
 
     name: str
@@ -58,6 +64,8 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     dialects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     whole: bool = False
+    weighs: bool = True
+    count: tuple[int, int | None] = (1, None)
 
     @property
     def options(self) -> dict[str, Option]:
@@ -128,6 +136,62 @@ METHODS: dict[str, Method] = {
             "https://arxiv.org/abs/2312.06795",
             prune=outliers,
             dialects={"mergekit": {"normalize": False}},
+        ),
+        Method(
+            "della_linear",
+            linear,
+            "drop small changes more often than large ones, rescale, weighted sum",
+            "https://arxiv.org/abs/2406.11617",
+            prune=magprune,
+            rescale=None,
+        ),
+        Method(
+            "della",
+            ties,
+            "drop small changes more often than large ones, rescale, elect signs, mean of those that agree",
+            "https://arxiv.org/abs/2406.11617",
+            prune=magprune,
+            rescale=None,
+        ),
+        Method(
+            "sce",
+            sce,
+            "select the positions that vary most, weigh by size, elect signs",
+            "https://arxiv.org/abs/2408.07990",
+            whole=True,
+            weighs=False,
+        ),
+        Method(
+            "model_stock",
+            model_stock,
+            "mean, scaled by the agreement of the directions",
+            "https://arxiv.org/abs/2403.19522",
+            whole=True,
+            weighs=False,
+            count=(2, None),
+        ),
+        Method(
+            "nuslerp",
+            nuslerp,
+            "spherical interpolation of two vectors",
+            "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md",
+            whole=True,
+            count=(2, 2),
+        ),
+        Method(
+            "multislerp",
+            multislerp,
+            "barycentric interpolation on a sphere",
+            "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+            whole=True,
+        ),
+        Method(
+            "nearswap",
+            nearswap,
+            "a change of limited magnitude",
+            "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+            weighs=False,
+            count=(1, 1),
         ),
     )
 }

@@ -70,6 +70,36 @@ def refuse_options(options: Mapping[str, Any], density: object) -> None:
         raise UsageError(f"{AUTO} chooses the method and takes no options: name a method to set its options")
 
 
+def check_count(method: Method, count: int) -> None:
+    """Check the number of vectors of a merge.
+
+    Args:
+        method: The merge method.
+        count: The number of vectors.
+
+    Raises:
+        UsageError: The method merges fewer or more vectors.
+    """
+    least, most = method.count
+    if count < least or (most is not None and count > most):
+        wanted = f"{least} vector{'s' * (least != 1)}" if least == most else f"at least {least} vectors"
+        raise UsageError(f"{method.name} merges {wanted}, found {count}")
+
+
+def check_weights(method: Method, weights: object) -> None:
+    """Refuse weights for a method that does not use them.
+
+    Args:
+        method: The merge method.
+        weights: The weights, as given, or None.
+
+    Raises:
+        UsageError: The method has no weights, and some are given.
+    """
+    if weights is not None and not method.weighs:
+        raise UsageError(f"{method.name} does not use `weights`: leave them out")
+
+
 def check_lambda(lam: object) -> None:
     """Check λ.
 

@@ -1,6 +1,7 @@
 """Alignment of several sparse tensors on the union of their positions, on which every merge method computes.
 
 Arithmetic is in f32 and in the order of the tensors, as in other merging programs, so that the results are identical.
+A merge of models in F16 or BF16 can round every intermediate result to their dtype, as torch does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from taskvec_formats import SparseTensor
+from taskvec_formats.dtypes import DType
 from taskvec_formats.sparse import Indices
 
 from ..arguments import shown
@@ -50,12 +52,22 @@ class Aligned:
         parts: One part per tensor, in the order of the tensors.
         method: The name of the registered merge method that computes on them, for errors. None stands for the sums and
             methods of this package.
+        dtype: The dtype to which results of single operations are rounded. None leaves them in f32.
     """
 
     shape: tuple[int, ...]
     indices: Indices
     parts: list[Part]
     method: str | None = None
+    dtype: DType | None = None
+
+    def rounded(self, values: Array) -> Array:
+        """Round values to `dtype`, to nearest with ties to even. The result is f32 too."""
+        return values if self.dtype is None else values.astype(self.dtype.real).astype(np.float32)
+
+    def factor(self, part: Part) -> float:
+        """Return the weight of one tensor, rounded to `dtype`."""
+        return part.weight if self.dtype is None else float(self.rounded(np.float32(part.weight)))
 
     def zeros(self) -> Array:
         """Return zeros over the union, f32 [u]."""
@@ -75,15 +87,15 @@ class Aligned:
 
     def weighted(self, part: Part) -> Array:
         """Return the values of one tensor over the union times its weight, rounded to f32 [u]."""
-        values = self.values(part)
-        return values if part.weight == 1 else values * part.weight
+        values, factor = self.values(part), self.factor(part)
+        return values if factor == 1 else self.rounded(values * factor)
 
     def total(self) -> Array:
-        """Return Σ weightᵢ·valuesᵢ over the union, f32 [u], added in the order of the tensors."""
+        """Return Σ weightᵢ·valuesᵢ over the union, f32 [u], added in the order of the tensors and then rounded."""
         total = self.weighted(self.parts[0])
         for part in self.parts[1:]:
             total += self.weighted(part)
-        return total
+        return self.rounded(total)
 
     def count(self) -> Array:
         """Return the number of tensors that have an entry at each position, f32 [u]."""
@@ -161,6 +173,7 @@ def align(
     convert: Callable[[Any], Array] | None = None,
     *,
     method: str | None = None,
+    dtype: DType | None = None,
 ) -> Aligned:
     """Align tensors of one shape on the union of their positions. Memory is O(entries), regardless of the dense size.
 
@@ -170,13 +183,14 @@ def align(
         convert: Converts numpy arrays to the arrays to compute with, such as `tensors_on("cuda")`. None
             computes with numpy.
         method: The name of the registered merge method that computes on the result, for errors.
+        dtype: The dtype to which results of single operations are rounded. None leaves them in f32.
     """
     indices, places = union([tensor.indices for tensor in tensors], tensors[0].size)
     parts = [
         Part(own, tensor.values, weight) if convert is None else Part(convert(own), convert(tensor.values), weight)
         for own, tensor, weight in zip(places, tensors, weights, strict=True)
     ]
-    return Aligned(tensors[0].shape, indices, parts, method)
+    return Aligned(tensors[0].shape, indices, parts, method, dtype)
 
 
 def tensors_on(device: str) -> Callable[[Any], Array]:

@@ -4,6 +4,7 @@ import hashlib
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 
 from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
@@ -29,16 +30,33 @@ def drop(request: Request, *, seed: Annotated[int, Bounds(-(2**63), 2**64 - 1)] 
     """
 
     def keep(name: str, start: int, block: SparseTensor) -> Indices:
-        key = hashlib.sha256(f"{seed} {request.number} {name}".encode()).digest()
-        draws = _splitmix64(block.indices.astype(np.uint64) + np.uint64(start), np.frombuffer(key, np.uint64)[0])
-        return np.flatnonzero(draws < np.uint64(round(request.density(name) * 2**64)))
+        drawn = draws(seed, request.number, name, block.indices, start)
+        return np.flatnonzero(drawn < np.uint64(round(request.density(name) * 2**64)))
 
     return keep
 
 
-def _splitmix64(positions: np.ndarray, key: np.uint64) -> np.ndarray:
+def draws(seed: int, number: int, name: str, positions: Indices, start: int) -> npt.NDArray[np.uint64]:
+    """Draw a random number for each of several positions, which depends on nothing but the arguments.
+
+    Args:
+        seed: The seed.
+        number: The index of the vector in the merge.
+        name: The name of the tensor.
+        positions: Positions in a range of the tensor, int64 [n].
+        start: The first element of the range.
+
+    Returns:
+        Evenly distributed over all numbers of 64 bits, uint64 [n].
+    """
+    key = hashlib.sha256(f"{seed} {number} {name}".encode()).digest()
+    return _splitmix64(positions.astype(np.uint64) + np.uint64(start), np.frombuffer(key, np.uint64)[0])
+
+
+def _splitmix64(positions: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
     """The uint64 outputs of SplitMix64 (prng.di.unimi.it/splitmix64.c) at the given positions of its sequence."""
     z = key + (positions + np.uint64(1)) * _STEP
     z = (z ^ (z >> np.uint64(30))) * _FIRST
     z = (z ^ (z >> np.uint64(27))) * _SECOND
-    return z ^ (z >> np.uint64(31))
+    found: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return found

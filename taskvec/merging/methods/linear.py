@@ -22,7 +22,8 @@ def linear(vectors: Aligned, *, normalize: bool = False) -> SparseTensor:
         return vectors.result(vectors.total())
     weight = np.float32(0)
     for part in vectors.parts:
-        weight += np.float32(part.weight)
+        weight += np.float32(vectors.factor(part))
+    weight = vectors.rounded(weight)
     if abs(weight) < 1e-8:
         raise MergeError("the weights add up to 0, so there is no average")
-    return vectors.result(vectors.total() / vectors.number(float(weight)))
+    return vectors.result(vectors.rounded(vectors.total() / vectors.number(float(weight))))

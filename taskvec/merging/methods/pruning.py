@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from taskvec_formats import SparseTensor
+from taskvec_formats.dtypes import DType
 from taskvec_formats.sparse import Indices
 
 from ...vectors.sums import addend
 from ...vectors.vector import TaskVector
 from .dialects import Dialect, DialectName
 
+
+class Sampled(NamedTuple):
+    """Entries that a pruning step keeps at random.
+
+    Attributes:
+        indices: The indices of the entries to keep, [n].
+        shares: The probability with which each of them was kept, f32 [n].
+    """
+
+    indices: Indices
+    shares: npt.NDArray[np.float32]
+
+
 # (tensor name, first element of a block, entries of the block) -> indices of the entries to keep
-Keep: TypeAlias = Callable[[str, int, SparseTensor], Indices]
+Keep: TypeAlias = Callable[[str, int, SparseTensor], "Indices | Sampled"]
 Rescale: TypeAlias = Literal["none", "density", "norm"]
 
 
@@ -30,6 +45,7 @@ class Request:
         number: The index of the vector in the merge.
         density: Tensor name -> the share of its weights to keep, in [0, 1].
         dialect: The conventions to follow.
+        dtype: Tensor name -> the dtype to which results of single operations are rounded; None leaves them in f32.
         notes: Sentences on settings that have no effect. The pruning step appends to them.
     """
 
@@ -37,6 +53,7 @@ class Request:
     number: int
     density: Callable[[str], float]
     dialect: Dialect
+    dtype: Callable[[str], DType | None] = lambda name: None
     notes: list[str] = field(default_factory=list)
 
     def note_if_idle(self, idle: bool) -> None:
@@ -61,8 +78,8 @@ class Pruned:
     Args:
         request: The vector, its densities and the dialect.
         keep: Selects the entries to keep.
-        rescale: How they are rescaled. "none": unchanged. "density": divided by the density. "norm": multiplied so that
-            the sum of magnitudes of each tensor is preserved.
+        rescale: How they are rescaled. "none": unchanged. "density": divided by the probability with which they are
+            kept. "norm": multiplied so that the sum of magnitudes of each tensor is preserved.
     """
 
     def __init__(self, request: Request, keep: Keep, rescale: str) -> None:
@@ -85,17 +102,27 @@ class Pruned:
         # per block: ties of magnitude are resolved per block
         density = self._request.density(name)
         for first, end in self._request.vector.specs[name].form.blocks_of(start, stop):
-            kept = self._kept(name, first, end, density)
+            kept, shares = self._kept(name, first, end, density)
             if self._rescale == "density" and 0 < density < 1:
-                kept = kept.with_values(kept.values / np.float32(density))
+                kept = kept.with_values(kept.values / shares)
             elif self._rescale == "norm":
-                kept = kept.with_values(kept.values * self._norm_factor(name))
+                kept = kept.with_values(self._rounded(name, kept.values * self._norm_factor(name)))
             yield first, kept
 
-    def _kept(self, name: str, first: int, end: int, density: float) -> SparseTensor:
+    def _kept(self, name: str, first: int, end: int, density: float) -> tuple[SparseTensor, Any]:
+        """The entries of a block that are kept, and the probability or probabilities with which they are."""
         vector = self._request.vector
         block = addend(vector.name, vector.specs[name], vector.change(name, first, end))
-        return block if density >= 1 else block.take(self._keep(name, first, block))
+        if density >= 1:
+            return block, np.float32(1)
+        found = self._keep(name, first, block)
+        if isinstance(found, Sampled):
+            return block.take(found.indices), found.shares
+        return block.take(found), np.float32(density)
+
+    def _rounded(self, name: str, values: Any) -> Any:
+        dtype = self._request.dtype(name)
+        return values if dtype is None else values.astype(dtype.real).astype(np.float32)
 
     def _compute_norm_factor(self, name: str) -> np.float32:
         """The factor that preserves the sum of magnitudes of a tensor, or 1 if that sum is below 1e-7."""
@@ -104,8 +131,9 @@ class Pruned:
         for span in self._request.vector.specs[name].form.blocks():
             whole = self._request.vector.change(name, *span).delta.values
             before += float(np.abs(whole).sum(dtype=np.float64))
-            after += float(np.abs(self._kept(name, *span, density).values).sum(dtype=np.float64))
-        return np.float32(1) if min(before, after) < 1e-7 else np.float32(before) / np.float32(after)
+            after += float(np.abs(self._kept(name, *span, density)[0].values).sum(dtype=np.float64))
+        sums = [self._rounded(name, np.float32(total)) for total in (before, after)]
+        return np.float32(1) if min(sums) < 1e-7 else self._rounded(name, sums[0] / sums[1])
 
 
 def pruning_options(*, dialect: DialectName = "reference", rescale: Rescale | None = None) -> None:

@@ -36,12 +36,14 @@ def ties(
     mass = vectors.zeros()
     for vote in votes:
         mass += vote if elect == "mass" else (vote > 0) * np.float32(1) - (vote < 0) * np.float32(1)
+    mass = vectors.rounded(mass)
     up, down = mass >= 0 if rules.zero_is_positive else mass > 0, mass < 0
     total, divisor = vectors.zeros(), vectors.zeros()
     for part, value, vote in zip(vectors.parts, weighted, votes, strict=True):
         agrees = (vote > 0) & up | (vote < 0) & down
         total += value * agrees
-        divisor += np.float32(part.weight) * agrees if rules.by_weight else agrees
+        divisor += np.float32(vectors.factor(part)) * agrees if rules.by_weight else agrees
+    total, divisor = vectors.rounded(total), vectors.rounded(divisor)
     if normalize:
-        total = total / (divisor + (divisor == 0))
+        total = vectors.rounded(total / (divisor + (divisor == 0)))
     return vectors.result(total)

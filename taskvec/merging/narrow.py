@@ -1,0 +1,45 @@
+"""Vectors with deltas rounded to F16 or BF16, for merges that are computed in the dtype of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from taskvec_formats import Change, SparseTensor
+from taskvec_formats.dtypes import DType
+from taskvec_formats.forms import Bits
+
+from ..vectors.source import DeltaSource
+from ..vectors.vector import TaskVector
+
+
+def in_dtypes(vector: TaskVector, dtypes: Mapping[str, DType]) -> TaskVector:
+    """Return a vector whose deltas are rounded.
+
+    Args:
+        vector: The vector.
+        dtypes: Tensor name -> the dtype to which its deltas are rounded. Other tensors are unchanged.
+    """
+    header = replace(vector.header, tuned=None)
+    return TaskVector(header, vector.specs.values(), _Rounded(vector, dtypes), vector.name, made_of=[vector])
+
+
+class _Rounded(DeltaSource):
+    """The Source of the rounded deltas of a vector."""
+
+    def __init__(self, vector: TaskVector, dtypes: Mapping[str, DType]) -> None:
+        self._vector = vector
+        self._dtypes = dtypes
+        self.by_range = vector.source.by_range
+        self.inputs = vector.inputs
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        change, dtype = self._vector.change(name, start, stop), self._dtypes.get(name)
+        if dtype is None:
+            return change
+        with np.errstate(all="ignore"):
+            values = change.delta.values.astype(dtype.real).astype(np.float32)
+        kept = values != 0
+        return Change(SparseTensor(change.delta.shape, change.delta.indices[kept], values[kept]), change.replacements)
