@@ -14,6 +14,7 @@ from .progress import progress_bars
 
 if TYPE_CHECKING:
     from taskvec import Checkpoint, TaskVector
+    from taskvec.applying.output import Output
     from taskvec.reporting.progress import Progress
 
 _METHOD = "Method options"
@@ -192,17 +193,14 @@ def merge(
     Example: taskvec merge sql.lota maths.lota -o both.lota --weights 1,0.5
     """
     from taskvec.applying.output import Output
-    from taskvec.applying.verified import Application
     from taskvec.errors import UsageError
-    from taskvec.merging.recipe import Recipe
-    from taskvec.merging.tokenizers import check_tokenizers
     from taskvec.vectors.vector import check_codec
 
     check_codec(codec)
     if recipe is not None:
         for name, value in {"vectors": vectors, "base": base, **flags}.items():
             _refuse(name, value, "cannot be used with --recipe: the recipe names the models and all options")
-    asked = _Listed(vectors or [], base, flags) if recipe is None else Recipe.read(recipe)
+    asked = _Listed(vectors or [], base, flags) if recipe is None else _Read(recipe)
     checkpoint = asked.open_base()
     to_folder = checkpoint is not None if recipe is None else output is None or not output.endswith(".lota")
     if to_folder and checkpoint is None:
@@ -215,37 +213,53 @@ def merge(
             _refuse(name, value, "is for a model folder, not for a .lota file")
     destination = _checked(output, read, to_folder=to_folder, resume=resume, force=force)
     size = None if shard_size is None else parse_size("--shard-size", shard_size)
-    form = Output(size, dtype or (asked.dtype if to_folder else None))
+    form = Output(size, dtype)
     with progress_bars() as progress:
-        parents = asked.vectors(checkpoint, progress)
-        merged = asked.merge(parents, progress, checkpoint, form.dtype)
         if to_folder:
-            from taskvec.merging.model_folder import write_model
-
-            assert checkpoint is not None
             work = _part_of(destination)
             with resumable(work):
-                notes = write_model(
-                    merged,
-                    parents,
-                    checkpoint,
-                    destination,
-                    progress,
-                    output=form,
-                    force=force,
-                    work=work,
-                    resume=resume or not force,
+                made, notes = asked.write_folder(
+                    checkpoint, destination, form, progress, force=force, work=work, resume=resume or not force
                 )
         else:
-            if checkpoint is not None:
-                Application(merged, checkpoint, progress)  # checks that the vectors fit the base of the recipe
-            notes = [*check_tokenizers(parents), *asked.notes_on_file()]
-            merged.save(destination, progress, codec, force=force)
-    _report(merged, destination, notes, to_folder=to_folder, as_json=as_json)
+            made, notes = asked.write_file(checkpoint, destination, codec, progress, force=force)
+    _report(made, destination, notes, to_folder=to_folder, as_json=as_json)
+
+
+class _Read:
+    """A merge that a file describes. It has the interface of `_Listed`.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from taskvec.recipes import Recipe
+
+        self._recipe = Recipe.read(path)
+
+    def open_base(self) -> "Checkpoint | None":
+        return self._recipe.open_start()
+
+    def write_folder(
+        self, start: "Checkpoint | None", out: Path, output: "Output", progress: "Progress", **how: Any
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        from taskvec.recipes import RecipeMerge
+
+        written = RecipeMerge(self._recipe, start, progress).write_folder(out, output, **how)
+        return written.provenance, written.notes
+
+    def write_file(
+        self, start: "Checkpoint | None", path: Path, codec: str, progress: "Progress", *, force: bool
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        from taskvec.recipes import RecipeMerge
+
+        written = RecipeMerge(self._recipe, start, progress).write_file(path, codec, force=force)
+        return written.provenance, written.notes
 
 
 class _Listed:
-    """A merge of vectors that the command line names. It has the interface of a Recipe.
+    """A merge of vectors that the command line names.
 
     Args:
         paths: The vectors.
@@ -255,8 +269,6 @@ class _Listed:
     Raises:
         UsageError: There are no vectors, or an option has no valid value.
     """
-
-    dtype: str | None = None
 
     def __init__(self, paths: Sequence[Path], base: str | None, flags: dict[str, Any]) -> None:
         from taskvec.errors import UsageError
@@ -272,25 +284,36 @@ class _Listed:
 
         return None if self._base is None else open_checkpoint(self._base)
 
-    def vectors(self, base: "Checkpoint | None", progress: "Progress") -> "list[TaskVector]":
-        return [_opened(path, base, progress) for path in self._paths]
-
-    def merge(
-        self, vectors: "list[TaskVector]", progress: "Progress", base: "Checkpoint | None", dtype: str | None
-    ) -> "TaskVector":
+    def _merged(self, base: "Checkpoint | None", progress: "Progress") -> "tuple[list[TaskVector], TaskVector]":
         from taskvec import merge as merge_vectors
 
-        return merge_vectors(vectors, progress=progress, base=base, **self._options)
+        parents = [_opened(path, base, progress) for path in self._paths]
+        return parents, merge_vectors(parents, progress=progress, base=base, **self._options)
 
-    def notes_on_file(self) -> list[str]:
-        return []
+    def write_folder(
+        self, base: "Checkpoint | None", out: Path, output: "Output", progress: "Progress", **how: Any
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        from taskvec.merging.model_folder import write_model
+
+        assert base is not None
+        parents, merged = self._merged(base, progress)
+        return merged.provenance, write_model(merged, parents, base, out, progress, output=output, **how)
+
+    def write_file(
+        self, base: "Checkpoint | None", path: Path, codec: str, progress: "Progress", *, force: bool
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        from taskvec.merging.tokenizers import check_tokenizers
+
+        parents, merged = self._merged(base, progress)
+        notes = check_tokenizers(parents)
+        merged.save(path, progress, codec, force=force)
+        return merged.provenance, notes
 
 
-def _report(merged: "TaskVector", output: Path, notes: list[str], *, to_folder: bool, as_json: bool) -> None:
+def _report(made: dict[str, Any], output: Path, notes: Sequence[str], *, to_folder: bool, as_json: bool) -> None:
     """Print the report of a merge."""
     from . import render
 
-    made = merged.provenance
     notes = [*made["notes"], *notes]
     report = render.report_folder if to_folder else render.report_file
     report(output, as_json, method=made["method"], reason=made["reason"], **({"notes": notes} if as_json else {}))

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from blake3 import blake3
@@ -66,13 +66,29 @@ def short(digest: str) -> str:
     return digest[:16]
 
 
+class Shard(Protocol):
+    """A file of tensors: a `SafetensorsFile`, or one that is not written yet."""
+
+    @property
+    def path(self) -> Path:
+        """The path, or the name of a file that is not written yet."""
+
+    @property
+    def header(self) -> bytes:
+        """The header, including the length prefix."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Mapping from tensor name to its dtype, shape and byte range."""
+
+
 class Checkpoint(ABC):
     """The tensors of a model, stored in a folder or computed on request.
 
     Attributes:
         path: Folder or file of the model.
         name: Name for display.
-        shards: Files of tensors, sorted by name.
+        shards: Files of tensors, sorted by name, which need not be written yet.
         tensors: Mapping from name to dtype and shape, sorted by name.
         side_files: Other files that belong to the model (config, tokenizer, shard index); empty for a single file.
         left_out: Names of everything else in the folder, which is not part of the checkpoint: subfolders, weights in
@@ -81,7 +97,7 @@ class Checkpoint(ABC):
 
     path: Path
     name: str
-    shards: Sequence[SafetensorsFile]
+    shards: Sequence[Shard]
     tensors: Mapping[str, TensorInfo]
     side_files: Sequence[Path]
     left_out: Sequence[str]
@@ -151,6 +167,16 @@ class Checkpoint(ABC):
         return self._digests
 
     @property
+    def is_identified(self) -> bool:
+        """Whether `identity` is known without reading the tensors."""
+        return self.is_hashed
+
+    @property
+    def identity(self) -> str:
+        """A text that identifies the tensors: the fingerprint, unless the checkpoint is computed."""
+        return self.fingerprint
+
+    @property
     def is_hashed(self) -> bool:
         """Whether the digests of all tensors are known."""
         return self._digests is not None
@@ -197,8 +223,9 @@ class ModelFolder(Checkpoint):
             raise NotModelError(f"{path} is not a regular file; expected a model folder or a .safetensors file")
         else:
             raise CheckpointError(f"{path}: no such file or folder")
-        self.shards = [SafetensorsFile(path / shard) for shard in names]
-        self._owners = self._find_owners(listed)
+        files = [SafetensorsFile(path / shard) for shard in names]
+        self.shards = files
+        self._owners = self._find_owners(files, listed)
         self.tensors: dict[str, TensorInfo] = {name: self._owners[name].tensors[name] for name in sorted(self._owners)}
 
     def _sort_rest(self, shards: list[str]) -> None:
@@ -211,10 +238,10 @@ class ModelFolder(Checkpoint):
             else:
                 self.left_out.append(f"{file.name}/" if file.is_dir() else file.name)
 
-    def _find_owners(self, listed: dict[str, str]) -> dict[str, SafetensorsFile]:
+    def _find_owners(self, files: Sequence[SafetensorsFile], listed: dict[str, str]) -> dict[str, SafetensorsFile]:
         """Return tensor name -> shard; `listed` is the same mapping, to file names, from the index."""
         owners: dict[str, SafetensorsFile] = {}
-        for shard in self.shards:
+        for shard in files:
             if KEY in shard.metadata:
                 raise NotModelError(
                     f"{shard.path} is a .lota file, which holds changes; expected the weights of a model"

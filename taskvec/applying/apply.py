@@ -134,7 +134,7 @@ def apply(
     check_index(plan.shards, plan.files, out.name)
     plan.check_size(max_bytes)
     plan.check_space(out, work if resume else None)
-    if work is not None:
+    if work is not None and not base.is_identified:
         hashed(base, "base", progress)
     writer = Writer(Application(vector, base, progress), plan, progress)
     progress("applying", 0, writer.total, f"{plan.size:,} bytes")

@@ -62,7 +62,7 @@ class Plan:
         """The parameters, as JSON, that must be the same for another run to reuse finished shards."""
         headers = {name: stored_digest(shard.header) for name, shard in self.shards.items()}
         output = {"dtype": self.output.dtype, "shard_size": self.output.shard_size, "shards": headers}
-        return {"base": self.base.fingerprint, "output": output}
+        return {"base": self.base.identity, "output": output}
 
     def check_size(self, most: int | None) -> None:
         """Check that the size of the result is in proportion to the base.
@@ -75,7 +75,7 @@ class Plan:
         Raises:
             SizeError: The result is larger.
         """
-        held = sum(shard.path.stat().st_size for shard in self.base.shards)
+        held = sum(info.form.size * info.dtype.itemsize for info in self.base.tensors.values())
         limit = _GROWTH * held + _SLACK if most is None else most
         if self.size > limit:
             raise SizeError(

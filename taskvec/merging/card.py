@@ -15,6 +15,11 @@ from .registry import METHODS
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of the id of a repository of the Hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def model_card(name: str, merged: TaskVector) -> str:
     """The model card of a merge. The same merge gives the same text.
 
@@ -31,7 +36,7 @@ def model_card(name: str, merged: TaskVector) -> str:
     made = merged.provenance
     method = METHODS[made["method"]]
     metadata = {"library_name": "transformers", "tags": ["merge", "taskvec"]}
-    if _HUB_ID.fullmatch(merged.base.name):
+    if is_hub_id(merged.base.name):
         metadata = {"base_model": merged.base.name, **metadata}
     parents = [
         f"| {markdown(parent['name'])} | {_short(weight)} | `{parent['digest']}` |"

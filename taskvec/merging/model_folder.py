@@ -15,12 +15,12 @@ from ..reporting.progress import Progress, silent
 from ..vectors.source import inputs_of
 from ..vectors.vector import TaskVector
 from .card import model_card
-from .tokenizers import compare_tokenizers
+from .tokenizers import Parent, compare_tokenizers
 
 
 def write_model(
     merged: TaskVector,
-    parents: Sequence[TaskVector],
+    parents: Sequence[Parent],
     base: Checkpoint,
     out: str | Path,
     progress: Progress = silent,

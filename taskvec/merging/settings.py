@@ -34,8 +34,21 @@ class Rule:
     filter: str | None = None
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """A setting whose number is known for each tensor.
+
+    Attributes:
+        numbers: Tensor name -> number.
+        setting: The setting that gives these numbers.
+    """
+
+    numbers: Mapping[str, float]
+    setting: float | Gradient | Sequence[Rule]
+
+
 # a number, a gradient over the layers, or rules, of which the first that matches applies
-Setting: TypeAlias = float | Gradient | Sequence[Rule]
+Setting: TypeAlias = float | Gradient | Sequence[Rule] | Resolved
 
 
 class Depth:
@@ -78,6 +91,8 @@ def resolve(setting: Setting, name: str, depth: float) -> float | None:
     Returns:
         The number, or None if no rule matches.
     """
+    if isinstance(setting, Resolved):
+        return setting.numbers.get(name)
     if not isinstance(setting, Sequence):
         return float(setting)
     for value in setting:
@@ -97,6 +112,8 @@ def _interpolated(values: Sequence[float], depth: float) -> float:
 
 def has_gradient(setting: object) -> bool:
     """Whether a setting may differ between layers."""
+    if isinstance(setting, Resolved):
+        return False
     if isinstance(setting, Rule):
         return has_gradient(setting.value)
     if not isinstance(setting, Sequence):
@@ -116,6 +133,8 @@ def numbers_of(setting: object, what: str = "setting") -> list[float]:
     Raises:
         UsageError: It is none of these, or it contains a number that is not finite.
     """
+    if isinstance(setting, Resolved):
+        return [number_of(each, what) for each in setting.numbers.values()]
     if isinstance(setting, Rule):
         if not isinstance(setting.filter, str | None):
             raise UsageError(f"{what}: the filter of a rule must be text, found {shown(setting.filter)}")
@@ -150,6 +169,8 @@ def number_of(value: object, what: str) -> float:
 
 def described(setting: object) -> Any:
     """Convert a setting to JSON values."""
+    if isinstance(setting, Resolved):
+        return described(setting.setting)
     if isinstance(setting, Rule):
         return {"filter": setting.filter, "value": described(setting.value)}
     if isinstance(setting, Sequence):

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 from taskvec_formats import Checkpoint, SideFile
 from taskvec_formats.file_names import INDEX
 
 from ..errors import MergeError, TokenizerError
-from ..vectors.vector import TaskVector
 
 FAST, WORDS, LINES, ADDED, MERGES = "tokenizer.json", "vocab.json", "vocab.txt", "added_tokens.json", "merges.txt"
 # models of SentencePiece, which are compared by their bytes only
@@ -33,6 +32,22 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 # files for which a difference between vectors gives a note
 _NOTED = (FAST, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 _IN_BASE = "in base"
+
+
+class Files(Protocol):
+    """The side files of a model."""
+
+    def files(self) -> Sequence[SideFile] | None:
+        """The files. None if they are those of the base."""
+
+
+class Parent(Protocol):
+    """A model of a merge: a vector, or anything else with a name and side files."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> Files: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ def vocabulary(files: Mapping[str, bytes]) -> Mapping[str, int] | None:
 
 
 def compare_tokenizers(
-    vectors: Sequence[TaskVector], base: Checkpoint | None = None, outcome: str = "the base's is written"
+    vectors: Sequence[Parent], base: Checkpoint | None = None, outcome: str = "the base's is written"
 ) -> Agreement:
     """Compare the tokenizers of vectors with one another, and with that of the base if it will be written.
 
@@ -111,7 +126,7 @@ def compare_tokenizers(
     return Agreement(carried, notes)
 
 
-def check_tokenizers(parents: Sequence[TaskVector]) -> list[str]:
+def check_tokenizers(parents: Sequence[Parent]) -> list[str]:
     """Compare the tokenizers of vectors for a merge that is stored as a `.lota` file, which has no side files.
 
     Args:

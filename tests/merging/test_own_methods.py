@@ -22,7 +22,7 @@ from taskvec.errors import MergeError, UsageError
 from taskvec.merging import METHODS, Bounds, merge_method
 from taskvec.merging.combine import merge as library_merge
 from taskvec.merging.methods.options import options_of
-from taskvec.merging.recipe import Recipe
+from taskvec.recipes import Recipe
 from taskvec.merging.registry import BUILT_IN, RESERVED
 from taskvec_formats import SparseTensor
 

@@ -10,7 +10,7 @@ from taskvec_formats import SparseTensor
 from taskvec_formats.sparse import Indices
 
 from .options import Bounds
-from .pruning import Keep, Request
+from .pruning import Keep, Request, Sampled
 
 _STEP, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -29,9 +29,10 @@ def drop(request: Request, *, seed: Annotated[int, Bounds(-(2**63), 2**64 - 1)] 
         The function that selects the entries to keep.
     """
 
-    def keep(name: str, start: int, block: SparseTensor) -> Indices:
+    def keep(name: str, start: int, block: SparseTensor) -> Sampled:
+        density = request.density(name)
         drawn = draws(seed, request.number, name, block.indices, start)
-        return np.flatnonzero(drawn < np.uint64(round(request.density(name) * 2**64)))
+        return Sampled(np.flatnonzero(drawn < np.uint64(round(density * 2**64))), np.float32(density))
 
     return keep
 

@@ -24,11 +24,11 @@ class Sampled(NamedTuple):
 
     Attributes:
         indices: The indices of the entries to keep, [n].
-        shares: The probability with which each of them was kept, f32 [n].
+        shares: The probability with which each of them was kept, f32 [n], or one number for all.
     """
 
     indices: Indices
-    shares: npt.NDArray[np.float32]
+    shares: npt.NDArray[np.float32] | np.float32
 
 
 # (tensor name, first element of a block, entries of the block) -> indices of the entries to keep
@@ -86,6 +86,7 @@ class Pruned:
         self._request = request
         self._keep = keep
         self._rescale = rescale
+        self._is_random = False
         self._norm_factor = cache(self._compute_norm_factor)
 
     def __call__(self, name: str, start: int, stop: int) -> SparseTensor:
@@ -117,6 +118,7 @@ class Pruned:
             return block, np.float32(1)
         found = self._keep(name, first, block)
         if isinstance(found, Sampled):
+            self._is_random = True
             return block.take(found.indices), found.shares
         return block.take(found), np.float32(density)
 
@@ -132,8 +134,17 @@ class Pruned:
             whole = self._request.vector.change(name, *span).delta.values
             before += float(np.abs(whole).sum(dtype=np.float64))
             after += float(np.abs(self._kept(name, *span, density)[0].values).sum(dtype=np.float64))
-        sums = [self._rounded(name, np.float32(total)) for total in (before, after)]
-        return np.float32(1) if min(sums) < 1e-7 else self._rounded(name, sums[0] / sums[1])
+        sums = [np.float32(before), np.float32(after)]
+        if not self._in_f32(name):
+            sums = [self._rounded(name, total) for total in sums]
+        if min(sums) < 1e-7:
+            return np.float32(1)
+        return sums[0] / sums[1] if self._in_f32(name) else self._rounded(name, sums[0] / sums[1])
+
+    def _in_f32(self, name: str) -> bool:
+        """Whether the factor is computed in f32, as mergekit does for F16 after entries were dropped at random."""
+        dtype = self._request.dtype(name)
+        return dtype is None or (self._is_random and dtype.name == "F16")
 
 
 def pruning_options(*, dialect: DialectName = "reference", rescale: Rescale | None = None) -> None:

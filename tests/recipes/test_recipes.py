@@ -14,7 +14,10 @@ from support.building import tensor, write_checkpoint
 from taskvec import TaskVector, diff, merge
 from taskvec.errors import UsageError
 from taskvec.merging import Rule
-from taskvec.merging.recipe import Recipe
+from taskvec.recipes import Recipe
+from taskvec.recipes.recipe import naming
+from taskvec.recipes.references import Models
+from taskvec.recipes.result import relative_to, result_of
 from taskvec_formats import Checkpoint
 
 
@@ -42,7 +45,13 @@ def read(text: str) -> Recipe:
 
 def merged(text: str) -> TaskVector:
     recipe = read(text)
-    return recipe.merge(recipe.vectors(recipe.open_base()))
+    start = recipe.open_start()
+    with naming(recipe.path):
+        found = result_of(recipe, Models(start, recipe.start), start)
+    if found.vector is not None:
+        return found.vector
+    assert start is not None
+    return relative_to(start, found)
 
 
 def same(one: TaskVector, other: TaskVector) -> bool:
@@ -140,9 +149,9 @@ def test_linear_averages_models_the_base_among_them(models: dict[str, Checkpoint
 
 
 def test_a_recipe_of_files_alone_needs_no_base(models: dict[str, Checkpoint]) -> None:
-    recipe = read("merge_method: task_arithmetic\nmodels: [{model: a.lota}]")
-    assert recipe.open_base() is None
-    assert same(recipe.merge(recipe.vectors()), TaskVector.open("a.lota"))
+    text = "merge_method: task_arithmetic\nmodels: [{model: a.lota}]"
+    assert read(text).open_start() is None
+    assert same(merged(text), TaskVector.open("a.lota"))
     assert read(HEAD + "merge_method: ties\ndtype: float32\nout_dtype: bfloat16").dtype == "bfloat16"
     assert read(HEAD + "merge_method: ties\ndtype: float32\ntokenizer_source: base").dtype == "float32"
 

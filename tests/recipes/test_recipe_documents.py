@@ -13,7 +13,7 @@ from support.attacks.recipes import ODD
 
 from taskvec.documents import LARGEST, read_document
 from taskvec.errors import UsageError
-from taskvec.merging.recipe import Recipe
+from taskvec.recipes import Recipe
 
 
 def refusal(path: Path) -> str:

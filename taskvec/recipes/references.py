@@ -1,0 +1,109 @@
+"""The models that a merge file names, opened once each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskvec_formats import Checkpoint
+
+from ..applying.overlay import Patched
+from ..errors import UsageError
+from ..hub import open_checkpoint
+from ..interop.adapters import read_adapter
+from ..interop.names import is_adapter
+from ..reporting.progress import Progress, silent
+from ..vectors.vector import TaskVector
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model of a merge file.
+
+    Attributes:
+        checkpoint: The model.
+        vector: The vector from the base of the recipe to it, if the file names one, or an adapter of the base.
+    """
+
+    checkpoint: Checkpoint
+    vector: TaskVector | None = None
+
+
+class Models:
+    """Opens the models of a merge file.
+
+    Args:
+        start: The base of the recipe and its reference, or None. Vectors and adapters are applied to it.
+        progress: Called while adapters are merged.
+    """
+
+    def __init__(self, start: Checkpoint | None, reference: str | None, progress: Progress = silent) -> None:
+        self._start = start
+        self._reference = reference
+        self._progress = progress
+        self._opened: dict[str, Opened] = {}
+
+    def __getitem__(self, reference: str) -> Opened:
+        """Open a model, or return it if it is open.
+
+        Raises:
+            UsageError: The file does not exist, or a vector or an adapter needs a base.
+            AdapterError, BaseMismatchError, FormatError, TrainingError: A file is damaged or does not fit.
+        """
+        if reference not in self._opened:
+            self._opened[reference] = self._open(reference)
+        return self._opened[reference]
+
+    def _open(self, reference: str) -> Opened:
+        if reference == self._reference and self._start is not None:
+            return Opened(self._start)
+        model, adapter = split(reference)
+        if adapter is not None:
+            return self._adapted(self[model].checkpoint, Path(adapter))
+        if reference.endswith(".lota"):
+            vector = TaskVector.open(reference)
+            return Opened(Patched(self._base(reference, "a task vector"), vector), vector)
+        if is_adapter(Path(reference)):
+            return self._adapted(self._base(reference, "an adapter of peft"), Path(reference))
+        return Opened(open_checkpoint(reference))
+
+    def _adapted(self, model: Checkpoint, adapter: Path) -> Opened:
+        checkpoint, vector = adapted(model, adapter, self._progress)
+        return Opened(checkpoint, vector if model is self._start else None)
+
+    def _base(self, reference: str, kind: str) -> Checkpoint:
+        if self._start is None:
+            raise UsageError(f"{reference} is {kind}: base_model must name its base")
+        return self._start
+
+
+def adapted(model: Checkpoint, adapter: Path, progress: Progress = silent) -> tuple[Checkpoint, TaskVector]:
+    """Merge an adapter of peft into a model.
+
+    Args:
+        model: The model that the adapter was trained on.
+        adapter: The folder of the adapter.
+        progress: Called while the adapter is merged.
+
+    Returns:
+        The model with the adapter, computed when it is read, and the vector between them.
+
+    Raises:
+        UsageError: There is no such adapter, or peft is missing.
+        AdapterError, FormatError, TrainingError: The adapter is damaged or does not fit.
+    """
+    if not is_adapter(adapter):
+        raise UsageError(f"{adapter}: no such adapter of peft")
+    vector = read_adapter(adapter, model, progress)
+    return Patched(model, vector), vector
+
+
+def split(reference: str) -> tuple[str, str | None]:
+    """Split "model+adapter" into the model and the adapter. The adapter is None if there is none."""
+    if "+" not in reference or os.path.exists(reference):
+        return reference, None
+    model, _, adapter = reference.partition("+")
+    if "+" in adapter or not model or not adapter:
+        raise UsageError(f"{reference}: expected one adapter, as in model+adapter")
+    return model, adapter

@@ -1,0 +1,506 @@
+"""The result of a merge file: a task vector relative to the base, or a model that is computed tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+import numpy as np
+
+from taskvec_formats import Change, Checkpoint, Form, Header, Identity, TensorSpec
+from taskvec_formats.checkpoint import short
+from taskvec_formats.dtypes import DTYPES, DType
+from taskvec_formats.forms import Bits
+
+from ..applying.output import TARGETS
+from ..applying.overlay import Patched
+from ..arguments import shown
+from ..errors import MergeError, UsageError
+from ..merging.combine import merge
+from ..merging.methods.options import Option
+from ..merging.registry import AUTO, method_of
+from ..merging.settings import Setting, described
+from ..reporting.progress import Progress, silent
+from ..reporting.throughput import hashed
+from ..vectors.delta import BaseBits, diff_range
+from ..vectors.diff import diff
+from ..vectors.lineage import joined
+from ..vectors.promotion import WidenedEntries, promoted, wider
+from ..vectors.source import Memory, inputs_of
+from ..vectors.vector import TaskVector
+from .assembled import Assembled, Piece, taken
+from .engine import Computed, WholeTensor
+from .methods import WholeMethod
+from .parameters import SETTINGS, combined, with_default
+from .recipe import Recipe
+from .references import Models
+from .sections import Section, sections_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a merge file describes.
+
+    Attributes:
+        provenance: The method, its options, the models and notes, as in the provenance of a merged vector.
+        vector: The merged vector relative to `start`, or None if the result is not one.
+        model: The merged model, or None if it is `start` with the vector applied.
+    """
+
+    provenance: dict[str, Any]
+    vector: TaskVector | None = None
+    model: Assembled | None = None
+
+
+def result_of(
+    recipe: Recipe,
+    models: Models,
+    start: Checkpoint | None,
+    progress: Progress = silent,
+    *,
+    dtype: str | None = None,
+    within: str | None = None,
+) -> Result:
+    """Describe the result of a merge file. Its tensors are computed when they are read.
+
+    Args:
+        recipe: The merge file.
+        models: Its models.
+        start: The model that the result is relative to, or None if the file names task vectors only.
+        progress: Called while models are compared.
+        dtype: The dtype in which the result will be written, or None.
+        within: The dtype to which the values of all models are rounded first, and in which the result is computed. None
+            takes, for each tensor, the narrowest dtype that holds the values of all models.
+
+    Raises:
+        UsageError: The parameters are inconsistent.
+        MergeError: The models do not have the same tensors, or differ in one that is not floating point.
+        BaseMismatchError, DTypeError, FormatError: As in `merge`.
+    """
+    method = recipe.method
+    if start is None:
+        return _of_vectors(recipe, models, progress)
+    forms = _Forms(recipe, models, start, within)
+    is_one = [module.name for module in recipe.modules] == [None]
+    if is_one and not recipe.has_slices and not isinstance(method, WholeMethod) and forms.keeps(start, dtype):
+        vector = _merged(recipe, models, start, forms, progress)
+        return Result(vector.provenance, vector)
+    return _assembled(recipe, models, start, forms, progress)
+
+
+class _Forms:
+    """The dtypes in which tensors are computed.
+
+    Args:
+        recipe: The merge file.
+        models: Its models.
+        start: The model that the result is relative to.
+        within: A dtype for all tensors, or None.
+    """
+
+    def __init__(self, recipe: Recipe, models: Models, start: Checkpoint, within: str | None) -> None:
+        self._within = DTYPES[TARGETS[within]] if within else None
+        self._models = {each.model: models[each.model].checkpoint for each in recipe.sources}
+        self._start = start
+
+    def of(self, inputs: Sequence[tuple[Checkpoint, str]]) -> DType:
+        """Return the dtype in which a tensor is computed.
+
+        Args:
+            inputs: The models, and the name of the tensor in each of them.
+
+        Raises:
+            MergeError: There is no dtype that holds the values of all models.
+        """
+        dtype = inputs[0][0].tensors[inputs[0][1]].dtype
+        if not dtype.additive:
+            return dtype
+        if self._within is not None:
+            return self._within
+        for checkpoint, name in inputs[1:]:
+            other = promoted(dtype, checkpoint.tensors[name].dtype)
+            if other is None:
+                found = checkpoint.tensors[name].dtype.name
+                raise MergeError(f"tensor {name!r} is {dtype.name} and {found}: no dtype holds the values of both")
+            dtype = other
+        return dtype
+
+    def narrow(self) -> dict[str, DType]:
+        """Return the tensors that are computed in F16 or BF16, with their dtypes."""
+        every = [self._start, *self._models.values()]
+        found = {}
+        for name in self._start.tensors:
+            dtype = self.of([(each, name) for each in every if name in each.tensors])
+            if dtype.name in ("F16", "BF16"):
+                found[name] = dtype
+        return found
+
+    def keeps(self, start: Checkpoint, dtype: str | None) -> bool:
+        """Return whether adding deltas to the base and rounding once gives what is computed in these dtypes.
+
+        Args:
+            start: The base.
+            dtype: The dtype in which the result will be written, or None.
+        """
+        return all(
+            start.tensors[name].dtype == own and (dtype is None or TARGETS[dtype] == own.name)
+            for name, own in self.narrow().items()
+        )
+
+
+def _of_vectors(recipe: Recipe, models: Models, progress: Progress) -> Result:
+    """The merge of task vectors without a base."""
+    method = recipe.method
+    if isinstance(method, WholeMethod):
+        name = {"linear": "average"}.get(method.name, method.name)
+        try:
+            method_of(name)
+        except UsageError:
+            raise UsageError(
+                f"{method.name} merges whole models: base_model must name the base of the vectors"
+            ) from None
+        if method.name == "linear" and recipe.parameters.get("normalize") is False:
+            raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
+    if recipe.has_slices:
+        raise UsageError("slices need base_model, or models that are checkpoints")
+    vectors = [_opened(models, each.model) for module in recipe.modules for each in module.models]
+    merged = _merge(recipe, vectors, progress, None)
+    return Result(merged.provenance, merged)
+
+
+def _opened(models: Models, reference: str) -> TaskVector:
+    if not reference.endswith(".lota"):
+        raise UsageError(f"{reference} is a checkpoint: base_model must name its base")
+    return TaskVector.open(reference)
+
+
+def _merged(recipe: Recipe, models: Models, start: Checkpoint, forms: _Forms, progress: Progress) -> TaskVector:
+    """The merge of task vectors relative to a base."""
+    narrow = forms.narrow()
+    return _merge(
+        recipe,
+        [_relative(recipe, models, each.model, start, narrow, progress) for each in _merged_sources(recipe)],
+        progress,
+        start,
+        narrow,
+    )
+
+
+def _merged_sources(recipe: Recipe) -> list[Any]:
+    found = [each for module in recipe.modules for each in module.models if each.model != recipe.base]
+    if not found:
+        raise UsageError("nothing to merge: 'models' lists only base_model")
+    return found
+
+
+def _relative(
+    recipe: Recipe, models: Models, reference: str, start: Checkpoint, narrow: Mapping[str, DType], progress: Progress
+) -> TaskVector:
+    """The vector from the base to a model."""
+    opened = models[reference]
+    if opened.vector is not None:
+        return opened.vector
+    if opened.checkpoint is start:
+        identity = Identity(start.name, start.fingerprint)
+        return TaskVector(Header("vector", identity, None, tensors=()), [], Memory({}, {}), start.name)
+    model = opened.checkpoint
+    if any(name in model.tensors and model.tensors[name].dtype != dtype for name, dtype in narrow.items()):
+        pieces = {
+            name: taken(model, name, narrow[name] if name in narrow and info.dtype.additive else None)
+            for name, info in model.tensors.items()
+        }
+        model = Assembled(model.name, pieces, model, model.inputs)
+    return diff(start, wider(start, model), progress=progress)
+
+
+def _merge(
+    recipe: Recipe,
+    vectors: Sequence[TaskVector],
+    progress: Progress,
+    base: Checkpoint | None,
+    narrow: Mapping[str, DType] | None = None,
+) -> TaskVector:
+    """Merge vectors with the parameters of a recipe whose models are merged whole."""
+    sources = _merged_sources(recipe)
+    scopes = [[each.parameters, recipe.modules[0].parameters, recipe.parameters] for each in sources]
+    weights = [with_default(combined("weight", each), 1.0) for each in scopes]
+    densities = [combined("density", each) for each in scopes]
+    shared = scopes[0][1:]
+    given = {name: [combined(name, each) for each in scopes] for name in _numeric(recipe)}
+    return _with_options(
+        recipe,
+        vectors,
+        weights,
+        densities,
+        with_default(combined("lambda", shared), 1.0),
+        given,
+        [each.model for each in sources],
+        progress,
+        base,
+        narrow,
+        shared,
+    )
+
+
+def _numeric(recipe: Recipe) -> list[str]:
+    """The options of a method on task vectors that are numbers."""
+    known = _known(recipe)
+    return [name for name, option in known.items() if option.kind is float]
+
+
+def _known(recipe: Recipe) -> Mapping[str, Option]:
+    name = _name(recipe)
+    return {} if name == AUTO else method_of(name).options
+
+
+def _name(recipe: Recipe) -> str:
+    method = recipe.method
+    return {"linear": "average"}.get(method.name, method.name) if isinstance(method, WholeMethod) else method
+
+
+def _with_options(
+    recipe: Recipe,
+    vectors: Sequence[TaskVector],
+    weights: Sequence[Setting],
+    densities: Sequence[Setting | None],
+    lam: Setting,
+    given: Mapping[str, Sequence[Any]],
+    references: Sequence[str],
+    progress: Progress,
+    base: Checkpoint | None,
+    narrow: Mapping[str, DType] | None,
+    shared: Sequence[Mapping[str, Any]],
+) -> TaskVector:
+    name, known = _name(recipe), _known(recipe)
+    every: dict[str, Any] = {}
+    for scope in reversed(shared):
+        every |= scope
+    options = {key: value for key, value in every.items() if key not in SETTINGS and (key in known or name == AUTO)}
+    if "dialect" in known:
+        options.setdefault("dialect", "mergekit")
+    if "rescale" in options:
+        options["rescale"] = "norm" if options["rescale"] else "none"
+    for key, values in given.items():
+        if any(value is not None for value in values):
+            options[key] = _one_number(known[key], values, references)
+    prunes = name != AUTO and method_of(name).prune is not None
+    asked = any(each is not None for each in densities)
+    weighs = name == AUTO or method_of(name).weighs
+    merged = merge(
+        vectors,
+        name,
+        weights if weighs else None,
+        progress,
+        density=[with_default(each, 1.0) for each in densities] if asked or prunes else None,
+        lam=lam,
+        base=base,
+        within=narrow,
+        **options,
+    )
+    merged.provenance["notes"][:0] = recipe.notes
+    return merged
+
+
+def _one_number(option: Option, values: Sequence[Any], references: Sequence[str]) -> float | None:
+    """The value of a numeric option of the method.
+
+    Raises UsageError if it is a rule or a gradient, or if it differs between models.
+    """
+    found = [option.default if value is None else value for value in values]
+    for reference, value in zip(references, found, strict=True):
+        if not isinstance(value, (int, float, NoneType)) or value != found[0]:
+            said = None if value is None else described(value)
+            raise UsageError(
+                f"{option.name} must be one number for all models, found {shown(said)} for "
+                f"{reference} (the default is {shown(option.default)})"
+            )
+    number: float | None = found[0]
+    return number
+
+
+def _assembled(recipe: Recipe, models: Models, start: Checkpoint, forms: _Forms, progress: Progress) -> Result:
+    """The result as a model, section by section."""
+    pieces: dict[str, Piece] = {}
+    notes = list(recipe.notes)
+    sections = sections_of(recipe, models, start)
+    _check_tensors(recipe, models, start, sections)
+    for section in sections:
+        if isinstance(recipe.method, WholeMethod):
+            made = _by_function(recipe.method, section, models, forms)
+        else:
+            made, said = _by_vectors(recipe, section, models, forms, progress)
+            notes += said
+        pieces |= made
+    references = dict.fromkeys(each.reference for section in sections for each in section.inputs)
+    checkpoints = [models[each].checkpoint for each in references]
+    provenance = {
+        "made_by": "merge",
+        "method": recipe.method.title if isinstance(recipe.method, WholeMethod) else recipe.method,
+        "reason": "asked for",
+        "options": {},
+        "notes": list(dict.fromkeys(notes)),
+        "parents": [{"name": each.name} for each in checkpoints],
+        "weights": [1.0] * len(checkpoints),
+        "lambda": 1.0,
+    }
+    name = joined([each.name for each in checkpoints], " + ")
+    return Result(provenance, model=Assembled(name, pieces, start, inputs_of(start, *checkpoints)))
+
+
+def _check_tensors(recipe: Recipe, models: Models, start: Checkpoint, sections: Sequence[Section]) -> None:
+    """Refuse models that lack a tensor, have it in another shape, or have further ones."""
+    used: dict[str, set[str]] = {}
+    for section in sections:
+        for name in section.names:
+            shapes = {}
+            for each in section.inputs:
+                model, own = models[each.reference].checkpoint, each.names[name]
+                if own not in model.tensors:
+                    raise MergeError(f"{section.where}{each.reference} has no tensor {own!r}")
+                shapes[each.reference] = model.tensors[own].shape
+                used.setdefault(each.reference, set()).add(own)
+            first = section.inputs[0].reference
+            for reference, shape in shapes.items():
+                if shape != shapes[first]:
+                    raise MergeError(
+                        f"{section.where}tensor {name!r} is {list(shapes[first])} in {first} and {list(shape)} in "
+                        f"{reference}{_advice(name)}"
+                    )
+    if not recipe.has_slices:
+        for reference, names in used.items():
+            if more := sorted(models[reference].checkpoint.tensors.keys() - names):
+                raise MergeError(f"{reference} has tensor {more[0]!r}, which {start.name} does not have")
+
+
+def _advice(name: str) -> str:
+    return ""
+
+
+def _by_function(method: WholeMethod, section: Section, models: Models, forms: _Forms) -> dict[str, Piece]:
+    """The tensors of a section, merged by a method on whole models."""
+    method.check(len(section.inputs), has_base=section.base is not None, where=section.where)
+    base = section.base if method.base != "ignored" else None
+    found = {}
+    for name in section.names:
+        inputs = [(models[each.reference].checkpoint, each.names[name]) for each in section.inputs]
+        first, own = inputs[0]
+        form = first.tensors[own].form
+        numbers = section.numbers(method, name)
+        if not form.dtype.additive:
+            _check_alike(name, section, inputs)
+            found[name] = taken(first, own)
+            continue
+        form = Form(forms.of(inputs), form.shape)
+        if method.name == "passthrough" and numbers["scale"][0] is None:
+            found[name] = taken(first, own, form.dtype)
+            continue
+        tensor = WholeTensor(name, form, inputs, base, numbers)
+        found[name] = Piece(form, Computed(tensor, method.function))
+    return found
+
+
+def _check_alike(name: str, section: Section, inputs: Sequence[tuple[Checkpoint, str]]) -> None:
+    """Refuse tensors of integers or booleans that differ between models."""
+    first, own = inputs[0]
+    for each, (other, theirs) in zip(section.inputs[1:], inputs[1:], strict=True):
+        if other.tensors[theirs].dtype != first.tensors[own].dtype or any(
+            not np.array_equal(first.bits(own, *block), other.bits(theirs, *block))
+            for block in first.tensors[own].form.blocks()
+        ):
+            raise MergeError(
+                f"{section.where}tensor {name!r} is {first.tensors[own].dtype.name} and differs between "
+                f"{section.inputs[0].reference} and {each.reference}: it cannot be merged"
+            )
+
+
+def _by_vectors(
+    recipe: Recipe, section: Section, models: Models, forms: _Forms, progress: Progress
+) -> tuple[dict[str, Piece], list[str]]:
+    """The tensors of a section, merged by a method on task vectors, and notes."""
+    assert section.base is not None
+    dtypes = {
+        name: forms.of([(models[each.reference].checkpoint, each.names[name]) for each in section.inputs])
+        for name in section.names
+    }
+
+    def view(number: int) -> Assembled:
+        each = section.inputs[number]
+        model = models[each.reference].checkpoint
+        pieces = {name: taken(model, each.names[name], dtypes[name]) for name in section.names}
+        return Assembled(model.name, pieces, model, model.inputs)
+
+    base = view(section.base)
+    others = [number for number in range(len(section.inputs)) if number != section.base]
+    vectors = [diff(base, view(number), progress=progress) for number in others]
+    merged = _with_options(
+        recipe,
+        vectors,
+        [section.own("weight", number, 1.0) for number in others],
+        [
+            section.own("density", number, 1.0)
+            if combined("density", section.inputs[number].scopes) is not None
+            else None
+            for number in others
+        ],
+        section.shared("lambda", 1.0),
+        {key: [combined(key, section.inputs[number].scopes) for number in others] for key in _numeric(recipe)},
+        [section.inputs[number].reference for number in others],
+        progress,
+        base,
+        {name: dtype for name, dtype in dtypes.items() if dtype.name in ("F16", "BF16")},
+        section.scopes,
+    )
+    result = Patched(base, merged)
+    return {name: taken(result, name) for name in section.names}, merged.provenance["notes"]
+
+
+def relative_to(start: Checkpoint, result: Result, progress: Progress = silent) -> TaskVector:
+    """Return the vector from a model to a result with the same tensors, computed when it is read or saved.
+
+    Args:
+        start: The model.
+        result: The result of a merge file, with a model.
+        progress: Called while the model is read.
+
+    Raises:
+        UsageError: The result has other tensors, or tensors of other shapes.
+    """
+    model = result.model
+    assert model is not None
+    for name in sorted(model.tensors.keys() | start.tensors.keys()):
+        one, other = (each.tensors[name].shape if name in each.tensors else None for each in (start, model))
+        if one != other:
+            raise UsageError(
+                f"the result has tensor {name!r} as {_said(other)}, and {start.name} has it as {_said(one)}: write a "
+                "model folder instead of a .lota file"
+            )
+    digests = hashed(start, "base", progress)
+    specs = {
+        name: TensorSpec(name, info.dtype, info.shape, start.tensors[name].form, base=short(digests[name]))
+        for name, info in model.tensors.items()
+        if info.dtype.additive
+    }
+    header = Header("vector", Identity(start.name, start.fingerprint), None, tensors=(), provenance=result.provenance)
+    return TaskVector(header, specs.values(), _Towards(start, model, specs), model.name, start)
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
+
+
+class _Towards(WidenedEntries):
+    """The Source of the difference between a model and a computed one."""
+
+    def __init__(self, start: Checkpoint, model: Assembled, specs: Mapping[str, TensorSpec]) -> None:
+        super().__init__([], specs, start)
+        self.inputs = inputs_of(start, model)
+        self._model = model
+        self._specs = specs
+        self._bits = BaseBits(start)
+
+    def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
+        spec = self._specs[name]
+        before = (self._bits(spec) if base is None else base)[start:stop]
+        return diff_range(spec.dtype, before, self._model.bits(name, start, stop))
