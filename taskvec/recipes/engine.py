@@ -48,12 +48,14 @@ class Group:
         base: The index of the base among them, or None.
         dtype: The dtype in which the result is computed.
         numbers: The parameters of the method: a value for all models, or a list with one per model.
+        start: The place of the range in the tensor.
     """
 
     inputs: Sequence[Values]
     base: int | None
     dtype: DType
     numbers: Mapping[str, Any]
+    start: int = 0
 
     def r(self, values: Any) -> Any:
         """Round values to `dtype`."""
@@ -113,7 +115,7 @@ class WholeTensor:
             if own != self.form.dtype:
                 values = round_to(self.form.dtype, values, self.name)
             found.append(values.astype(self.form.dtype.compute))
-        return Group(found, self.base, self.form.dtype, self.numbers)
+        return Group(found, self.base, self.form.dtype, self.numbers, start)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Return the ranges of whole rows, of bounded size, that overlap [start, stop)."""
@@ -140,11 +142,13 @@ class Function:
         combine: (a range of the models, the result of `measure`) -> the values of the result.
         measure: What has to be known of the whole tensor before any range is combined. None if nothing has to be.
         by_block: Whether ranges must be whole blocks, because rows are combined as a whole.
+        is_large: Whether `measure` returns as much data as the tensor. It is discarded after the last range.
     """
 
     combine: Callable[[Group, Any], Values]
     measure: Callable[[WholeTensor], Any] | None = None
     by_block: bool = False
+    is_large: bool = False
 
 
 class Computed:
@@ -180,7 +184,7 @@ class Computed:
         tensor = self._tensor
         group = tensor.group(start, stop)
         with np.errstate(all="ignore"):
-            values = self._function.combine(group, self._known())
+            values = self._function.combine(group, self._known(last=stop == tensor.form.size))
         finite = np.logical_and.reduce([np.isfinite(each) for each in group.inputs])
         if not np.isfinite(values[finite]).all():
             raise MergeError(f"tensor {tensor.name!r}: the result leaves the range of {tensor.form.dtype.name}")
@@ -188,14 +192,16 @@ class Computed:
         found: BitArray = np.ascontiguousarray(result).view(tensor.form.dtype.carrier)
         return found
 
-    def _known(self) -> Any:
+    def _known(self, *, last: bool) -> Any:
         if self._function.measure is None:
             return None
         with self._lock:
-            if self._measured is None:
+            known = self._measured
+            if known is None:
                 try:
                     with np.errstate(all="ignore"):
-                        self._measured = self._function.measure(self._tensor)
+                        known = self._function.measure(self._tensor)
                 except MergeError as error:
                     raise MergeError(f"tensor {self._tensor.name!r}: {error}") from None
-            return self._measured
+            self._measured = None if last and self._function.is_large else known
+            return known

@@ -267,42 +267,53 @@ def _model_stock(group: Group, measured: tuple[int | None, Any]) -> Values:
 # Karcher mean, arXiv 2603.04972
 
 
-def _karcher_coefficients(tensor: WholeTensor) -> Any:
-    """The coefficients of the models in their mean on the sphere, f64, from their dot products."""
-    products = tensor.total(lambda group: np.array([[_dot(a, b) for b in group.inputs] for a in group.inputs]))
-    if np.ndim(products) == 0:
-        return None
-    lengths, tolerance = np.sqrt(np.diag(products)), float(tensor.numbers["tol"])
-    known = lengths > tolerance
-    if len(lengths) == 1 or not known.any():
-        return np.where(known, 1.0, 0.0)
-    inverse = np.where(known, 1 / np.where(known, lengths, 1), 0)
-    cosines = products * inverse[:, None] * inverse
-    mean = known / known.sum()
-    size = np.sqrt(max(float(mean @ cosines @ mean), 0))
-    mean = np.eye(len(lengths))[int(np.argmax(known))] if size < tolerance else mean / size
+def _karcher_mean(tensor: WholeTensor) -> Values:
+    """The mean of whole tensors on the sphere, scaled to the mean of their lengths. It is computed at once."""
+    group, tolerance = tensor.group(0, tensor.form.size), float(tensor.numbers["tol"])
+    r, count = group.r, len(group.inputs)
+    if count == 1 or not tensor.form.size:
+        return group.inputs[0]
+    lengths = [_f32(np.sqrt(_dot(each, each))) for each in group.inputs]
+    units = [r(each / length) for each, length in zip(group.inputs, lengths, strict=True) if float(length) > tolerance]
+    if not units:
+        return np.zeros_like(group.inputs[0])
+    share = np.float32(1 / len(units))
+    mean = np.zeros_like(units[0])
+    for unit in units:
+        mean = r(mean + r(unit * share))
+    length = _f32(np.sqrt(_dot(mean, mean)))
+    mean = units[0] if float(length) < tolerance else r(mean / length)
     for _ in range(int(tensor.numbers["max_iter"])):
-        angles = np.arccos(np.clip(cosines @ mean, -1, 1))
-        scale = np.where(known & (angles >= tolerance), angles / np.where(angles > 0, np.sin(angles), 1), 0)
-        scale = scale / known.sum()
-        tangent = scale - (scale @ np.cos(angles)) * mean
-        size = np.sqrt(max(float(tangent @ cosines @ tangent), 0))
-        if size < tolerance:
+        tangent = np.zeros_like(mean)
+        for unit in units:
+            dot = np.clip(r(_dot(mean, unit)), -1, 1)
+            theta = r(np.arccos(float(dot)))
+            if float(theta) < tolerance:
+                continue
+            scale = r(r(theta / r(np.sin(float(theta)))) * share)
+            tangent = r(tangent + r(r(unit - r(mean * dot)) * scale))
+        size = _f32(np.sqrt(_dot(tangent, tangent)))
+        if float(size) < tolerance:
             break
-        mean = np.cos(size) * mean + np.sin(size) * tangent / size
-        mean = mean / np.sqrt(float(mean @ cosines @ mean))
-    return mean * inverse * lengths.mean()
+        # torch rounds a number before a tensor to the dtype of the tensor, but not one after it
+        cosine, sine = r(_f32(np.cos(float(size)))), r(_f32(np.sin(float(size))))
+        mean = r(r(mean * cosine) + r(r(tangent / size) * sine))
+        length = _f32(np.sqrt(_dot(mean, mean)))
+        if float(length) > tolerance:
+            mean = r(mean / length)
+    scale = np.float32(0)
+    for length in lengths:
+        scale = scale + length * np.float32(1 / count)
+    found: Values = r(mean * r(scale))
+    return found
 
 
-def _combined(group: Group, coefficients: Any) -> Values:
-    total = np.zeros(len(group.inputs[0]), group.dtype.compute)
-    for values, coefficient in zip(group.inputs, coefficients, strict=True):
-        total += values * np.float32(coefficient)
-    return total
+def _part(group: Group, mean: Values) -> Values:
+    return mean[group.start : group.start + len(group.inputs[0])]
 
 
 SLERP = Function(_slerp, _slerp_coefficients)
 NUSLERP = Function(_nuslerp, _nuslerp_measured, by_block=True)
 MULTISLERP = Function(_multislerp, _Sphere)
 MODEL_STOCK = Function(_model_stock, _stock_measured, by_block=True)
-KARCHER = Function(_combined, _karcher_coefficients)
+KARCHER = Function(_part, _karcher_mean, is_large=True)

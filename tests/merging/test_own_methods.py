@@ -22,8 +22,8 @@ from taskvec.errors import MergeError, UsageError
 from taskvec.merging import METHODS, Bounds, merge_method
 from taskvec.merging.combine import merge as library_merge
 from taskvec.merging.methods.options import options_of
-from taskvec.recipes import Recipe
 from taskvec.merging.registry import BUILT_IN, RESERVED
+from taskvec.recipes import Recipe
 from taskvec_formats import SparseTensor
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -262,14 +262,16 @@ def drawn() -> Iterator[None]:
 
 @contextmanager
 def in_order() -> Iterator[None]:
-    """Within the block, torch adds in order, computes norms in f64, and ranks equal values by position."""
-    argsort, sort = torch.argsort, torch.sort
+    """Within the block, torch adds models in order, computes sums over a tensor and functions of one number in f64, and
+    ranks equal values by position.
+    """
+    argsort, sort, add = torch.argsort, torch.sort, torch.sum
 
     def sum_in_order(values: torch.Tensor, dim: int | None = None, **more: Any) -> torch.Tensor:
         if values.dtype == torch.bool:
             return TORCH_SUM(values, dim, **more)
-        if dim is None:
-            return TORCH_SUM(values.double()).to(values.dtype)
+        if dim != 0 or more:
+            return TORCH_SUM(values.double(), dim, **more).to(values.dtype)
         total = torch.zeros_like(values.select(dim, 0), dtype=torch.promote_types(values.dtype, torch.float32))
         for row in values.unbind(dim):
             total = total + row
@@ -279,17 +281,44 @@ def in_order() -> Iterator[None]:
         order = argsort(values, descending=True, stable=True)
         return order if descending else order.flip(0)
 
-    class Sorted:
-        def __init__(self, values: torch.Tensor, descending: bool = False) -> None:
-            self.indices = largest_first(values, descending)
+    class Sorted(NamedTuple):
+        values: torch.Tensor
+        indices: torch.Tensor
 
-    torch.Tensor.sum = sum_in_order  # type: ignore[assignment,method-assign]
-    torch.argsort, torch.sort = largest_first, Sorted  # type: ignore[assignment]
+    def sorted_by_position(values: torch.Tensor, descending: bool = False) -> Sorted:
+        indices = largest_first(values, descending)
+        return Sorted(values[indices], indices)
+
+    kept = [(owner, name, getattr(owner, name)) for owner, name in _IN_F64]
+    for owner, name, function in kept:
+        setattr(owner, name, _in_f64(function))
+    torch.Tensor.sum = torch.sum = sum_in_order  # type: ignore[assignment,method-assign]
+    torch.argsort, torch.sort = largest_first, sorted_by_position  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.Tensor.sum = TORCH_SUM  # type: ignore[method-assign]
+        torch.Tensor.sum, torch.sum = TORCH_SUM, add  # type: ignore[method-assign]
         torch.argsort, torch.sort = argsort, sort
+        for owner, name, function in kept:
+            setattr(owner, name, function)
+
+
+_IN_F64: tuple[tuple[Any, str], ...] = (
+    *((torch, name) for name in ("norm", "var", "dot", "acos", "arccos", "sin", "cos", "log")),
+    (torch.linalg, "vector_norm"),
+    (torch.Tensor, "mean"),
+    (torch.nn.functional, "softmax"),
+)
+
+
+def _in_f64(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a function of tensors that computes in f64 and rounds its result."""
+
+    def in_f64(values: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        others = [each.double() if isinstance(each, torch.Tensor) else each for each in more]
+        return function(values.double(), *others, **named).to(values.dtype)
+
+    return in_f64
 
 
 def values_of(checkpoint: Checkpoint, name: str) -> np.ndarray:

@@ -32,7 +32,7 @@ def sce(vectors: Aligned, *, select_topk: Annotated[float, Bounds(0, 1)] = 1.0) 
     size = int(np.prod(vectors.shape))
     squares = vectors.rounded(held * held).sum(axis=1, dtype=np.float64) / max(size, 1)
     means = vectors.rounded(squares.astype(np.float32))
-    total = float(vectors.rounded(means.sum(dtype=np.float32)))
+    total = float(vectors.rounded(means.sum(dtype=np.float64).astype(np.float32)))
     shares = np.full(len(held), 1 / len(held), np.float32) if abs(total) < 1e-6 else means / np.float32(total)
     weights = vectors.rounded(shares)[:, None] * agrees
     merged = vectors.rounded(vectors.rounded(held * weights).sum(axis=0, dtype=np.float32))
