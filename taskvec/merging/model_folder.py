@@ -51,7 +51,7 @@ def write_model(
     """
     out = check_folder(out, force=force, inputs=inputs_of(merged, base))
     agreement = compare_tokenizers(parents, base)
-    output = replace(output, card=model_card(out.name, merged), carried=tuple(agreement.carried))
+    output = replace(output, card=model_card(out.name, merged), carried=(*agreement.carried, *output.carried))
     applied = apply(
         merged, base, out, progress, output, force=force, work=work, record=merged.provenance, resume=resume
     )

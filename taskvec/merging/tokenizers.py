@@ -32,6 +32,13 @@ _KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 # files for which a difference between vectors gives a note
 _NOTED = (FAST, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 _IN_BASE = "in base"
+# every file that belongs to a tokenizer
+TOKENIZER_FILES: tuple[str, ...] = (
+    *(name for kind, more in _KINDS for name in (*kind, *more)),
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 class Files(Protocol):

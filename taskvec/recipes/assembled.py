@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +58,17 @@ class Assembled(Checkpoint):
             and its side files.
         inputs: The files and folders that are read.
         description: A text that says how the tensors follow from the inputs.
+        without: Names of side files of `like` that it does not have.
     """
 
     def __init__(
-        self, name: str, pieces: Mapping[str, Piece], like: Checkpoint, inputs: Sequence[Path], description: str = ""
+        self,
+        name: str,
+        pieces: Mapping[str, Piece],
+        like: Checkpoint,
+        inputs: Sequence[Path],
+        description: str = "",
+        without: Collection[str] = (),
     ) -> None:
         self.path, self.name = like.path, name
         self.left_out = like.left_out
@@ -70,8 +77,8 @@ class Assembled(Checkpoint):
         self._description = description
         self.tensors = {key: TensorInfo.computed(pieces[key].form) for key in sorted(pieces)}
         self.shards = _shards(like, {key: piece.form for key, piece in pieces.items()})
-        same = pieces.keys() == like.tensors.keys()
-        self.side_files = [file for file in like.side_files if same or file.name != INDEX]
+        gone = {*without, *([] if pieces.keys() == like.tensors.keys() else [INDEX])}
+        self.side_files = [file for file in like.side_files if file.name not in gone]
 
     @property
     def inputs(self) -> tuple[Path, ...]:

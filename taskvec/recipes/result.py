@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
 
@@ -31,12 +31,14 @@ from ..vectors.promotion import WidenedEntries, promoted, wider
 from ..vectors.source import Memory, inputs_of
 from ..vectors.vector import TaskVector
 from .assembled import Assembled, Piece, taken
+from .changes import Changes
 from .engine import Computed, WholeTensor
 from .methods import WholeMethod
 from .parameters import SETTINGS, combined, with_default
 from .recipe import Recipe
 from .references import Models
 from .sections import Section, sections_of
+from .vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,13 @@ class Result:
         provenance: The method, its options, the models and notes, as in the provenance of a merged vector.
         vector: The merged vector relative to `start`, or None if the result is not one.
         model: The merged model, or None if it is `start` with the vector applied.
+        files: Side files that replace those of `start`, by name.
     """
 
     provenance: dict[str, Any]
     vector: TaskVector | None = None
     model: Assembled | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def result_of(
@@ -83,11 +87,14 @@ def result_of(
     if start is None:
         return _of_vectors(recipe, models, progress)
     forms = _Forms(recipe, models, start, within)
+    changes = Changes(recipe, models, start)
     is_one = [module.name for module in recipe.modules] == [None]
-    if is_one and not recipe.has_slices and not isinstance(method, WholeMethod) and forms.keeps(start, dtype):
+    plain = is_one and not recipe.has_slices and changes.vocabulary is None and not changes.removed
+    if plain and not isinstance(method, WholeMethod) and forms.keeps(start, dtype):
         vector = _merged(recipe, models, start, forms, progress)
-        return Result(vector.provenance, vector)
-    return _assembled(recipe, models, start, forms, progress)
+        vector.provenance["notes"] += changes.notes
+        return Result(vector.provenance, vector, files=changes.files)
+    return _assembled(recipe, models, start, forms, changes, progress)
 
 
 class _Forms:
@@ -320,17 +327,20 @@ def _one_number(option: Option, values: Sequence[Any], references: Sequence[str]
     return number
 
 
-def _assembled(recipe: Recipe, models: Models, start: Checkpoint, forms: _Forms, progress: Progress) -> Result:
+def _assembled(
+    recipe: Recipe, models: Models, start: Checkpoint, forms: _Forms, changes: Changes, progress: Progress
+) -> Result:
     """The result as a model, section by section."""
     pieces: dict[str, Piece] = {}
-    notes = list(recipe.notes)
+    notes = [*recipe.notes, *changes.notes]
     sections = sections_of(recipe, models, start)
-    _check_tensors(recipe, models, start, sections)
+    _check_tensors(recipe, models, start, sections, changes.vocabulary)
     for section in sections:
         if isinstance(recipe.method, WholeMethod):
-            made = _by_function(recipe.method, section, models, forms)
+            made = _by_function(recipe.method, section, _views(section, models, forms, changes.vocabulary), forms)
         else:
-            made, said = _by_vectors(recipe, section, models, forms, progress)
+            views = _views(section, models, forms, changes.vocabulary)
+            made, said = _by_vectors(recipe, section, views, forms, progress)
             notes += said
         pieces |= made
     references = dict.fromkeys(each.reference for section in sections for each in section.inputs)
@@ -346,10 +356,15 @@ def _assembled(recipe: Recipe, models: Models, start: Checkpoint, forms: _Forms,
         "lambda": 1.0,
     }
     name = joined([each.name for each in checkpoints], " + ")
-    return Result(provenance, model=Assembled(name, pieces, start, inputs_of(start, *checkpoints)))
+    description = f"{recipe.text}\n{start.path}"
+    inputs = inputs_of(start, *checkpoints)
+    model = Assembled(name, pieces, start, inputs, description, changes.removed)
+    return Result(provenance, model=model, files=changes.files)
 
 
-def _check_tensors(recipe: Recipe, models: Models, start: Checkpoint, sections: Sequence[Section]) -> None:
+def _check_tensors(
+    recipe: Recipe, models: Models, start: Checkpoint, sections: Sequence[Section], vocabulary: Vocabulary | None
+) -> None:
     """Refuse models that lack a tensor, have it in another shape, or have further ones."""
     used: dict[str, set[str]] = {}
     for section in sections:
@@ -360,13 +375,15 @@ def _check_tensors(recipe: Recipe, models: Models, start: Checkpoint, sections: 
                 if own not in model.tensors:
                     raise MergeError(f"{section.where}{each.reference} has no tensor {own!r}")
                 shapes[each.reference] = model.tensors[own].shape
+                if vocabulary is not None and vocabulary.owner(each.reference).has_rows(own):
+                    shapes[each.reference] = (vocabulary.size, *shapes[each.reference][1:])
                 used.setdefault(each.reference, set()).add(own)
             first = section.inputs[0].reference
             for reference, shape in shapes.items():
                 if shape != shapes[first]:
                     raise MergeError(
                         f"{section.where}tensor {name!r} is {list(shapes[first])} in {first} and {list(shape)} in "
-                        f"{reference}{_advice(name)}"
+                        f"{reference}{_advice(shapes[first], shape)}"
                     )
     if not recipe.has_slices:
         for reference, names in used.items():
@@ -374,17 +391,39 @@ def _check_tensors(recipe: Recipe, models: Models, start: Checkpoint, sections: 
                 raise MergeError(f"{reference} has tensor {more[0]!r}, which {start.name} does not have")
 
 
-def _advice(name: str) -> str:
+def _advice(one: tuple[int, ...], other: tuple[int, ...]) -> str:
+    if len(one) == len(other) and one[1:] == other[1:]:
+        return "; if these are rows of tokens, tokenizer_source: base or union maps them"
     return ""
 
 
-def _by_function(method: WholeMethod, section: Section, models: Models, forms: _Forms) -> dict[str, Piece]:
+def _views(section: Section, models: Models, forms: _Forms, vocabulary: Vocabulary | None) -> list[Checkpoint]:
+    """The models of a section, with the names and the tokens of the result."""
+    pieces: list[dict[str, Piece]] = [{} for _ in section.inputs]
+    for name in section.names:
+        inputs = [(models[each.reference].checkpoint, each.names[name]) for each in section.inputs]
+        own = [(each.reference, each.names[name]) for each in section.inputs]
+        if vocabulary is not None and any(vocabulary.owner(reference).has_rows(other) for reference, other in own):
+            base = None if section.base is None else section.inputs[section.base].reference
+            found = vocabulary.mapped(name, own, base, forms.of(inputs))
+        else:
+            found = [taken(*each) for each in inputs]
+        for held, piece in zip(pieces, found, strict=True):
+            held[name] = piece
+    checkpoints = [models[each.reference].checkpoint for each in section.inputs]
+    return [
+        Assembled(checkpoint.name, held, checkpoint, checkpoint.inputs)
+        for checkpoint, held in zip(checkpoints, pieces, strict=True)
+    ]
+
+
+def _by_function(method: WholeMethod, section: Section, views: Sequence[Checkpoint], forms: _Forms) -> dict[str, Piece]:
     """The tensors of a section, merged by a method on whole models."""
     method.check(len(section.inputs), has_base=section.base is not None, where=section.where)
     base = section.base if method.base != "ignored" else None
     found = {}
     for name in section.names:
-        inputs = [(models[each.reference].checkpoint, each.names[name]) for each in section.inputs]
+        inputs = [(view, name) for view in views]
         first, own = inputs[0]
         form = first.tensors[own].form
         numbers = section.numbers(method, name)
@@ -416,20 +455,16 @@ def _check_alike(name: str, section: Section, inputs: Sequence[tuple[Checkpoint,
 
 
 def _by_vectors(
-    recipe: Recipe, section: Section, models: Models, forms: _Forms, progress: Progress
+    recipe: Recipe, section: Section, views: Sequence[Checkpoint], forms: _Forms, progress: Progress
 ) -> tuple[dict[str, Piece], list[str]]:
     """The tensors of a section, merged by a method on task vectors, and notes."""
     assert section.base is not None
-    dtypes = {
-        name: forms.of([(models[each.reference].checkpoint, each.names[name]) for each in section.inputs])
-        for name in section.names
-    }
+    dtypes = {name: forms.of([(view, name) for view in views]) for name in section.names}
 
     def view(number: int) -> Assembled:
-        each = section.inputs[number]
-        model = models[each.reference].checkpoint
-        pieces = {name: taken(model, each.names[name], dtypes[name]) for name in section.names}
-        return Assembled(model.name, pieces, model, model.inputs)
+        own = views[number]
+        pieces = {name: taken(own, name, dtypes[name]) for name in section.names}
+        return Assembled(own.name, pieces, own, own.inputs)
 
     base = view(section.base)
     others = [number for number in range(len(section.inputs)) if number != section.base]

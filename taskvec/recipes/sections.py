@@ -143,8 +143,11 @@ def _by_module(modules: Sequence[Module], names: Sequence[str]) -> list[tuple[Mo
     taken: dict[str, str] = {}
     for module in modules:
         for name in names:
-            is_in = module.name != "default" and module.name in _prefix(name)
-            if is_in and taken.setdefault(name, str(module.name)) != module.name:
+            if (
+                module.name != "default"
+                and is_in(module.name, name)
+                and taken.setdefault(name, str(module.name)) != module.name
+            ):
                 raise UsageError(f"tensor {name!r} is in both module {taken[name]!r} and module {module.name!r}")
     found = []
     for module in modules:
@@ -159,6 +162,11 @@ def _by_module(modules: Sequence[Module], names: Sequence[str]) -> list[tuple[Mo
     if left := [name for name in names if name not in {each for _, own in found for each in own}]:
         raise UsageError(f"tensor {left[0]!r} is in none of the modules: add the module default for all other tensors")
     return found
+
+
+def is_in(module: str | None, name: str) -> bool:
+    """Whether a tensor may be in a module: one that its name contains, or the module for all others."""
+    return module in (None, "default", *_prefix(name))
 
 
 def _prefix(name: str) -> list[str]:

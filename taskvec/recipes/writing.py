@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from taskvec_formats import Checkpoint, Header, Identity
+from taskvec_formats import Checkpoint, Header, Identity, SideFile
 
 from ..applying.apply import apply
 from ..applying.output import Output
 from ..applying.verified import Application
 from ..errors import UsageError
 from ..merging.model_folder import write_model
-from ..merging.tokenizers import Files, check_tokenizers, compare_tokenizers
+from ..merging.tokenizers import Agreement, Files, check_tokenizers, compare_tokenizers
 from ..reporting.progress import Progress, silent
 from ..vectors import carried
 from ..vectors.diff import Pair
@@ -38,6 +39,10 @@ class Written:
 
     provenance: dict[str, Any]
     notes: Sequence[str]
+
+
+def _side_file(name: str, content: bytes) -> SideFile:
+    return SideFile(name, hashlib.sha256(content).hexdigest(), content)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class RecipeMerge:
                 raise UsageError("it names no base_model, so only a .lota file can be written: -o merged.lota")
             output = replace(output, dtype=output.dtype or recipe.dtype)
             result = result_of(recipe, self._models, start, self._progress, dtype=output.dtype, within=recipe.within)
+            carried_over = [_side_file(name, content) for name, content in sorted(result.files.items())]
+            output = replace(output, carried=(*output.carried, *carried_over))
             if result.vector is not None:
                 parents = self._parents(start)
                 notes = write_model(
@@ -106,7 +113,8 @@ class RecipeMerge:
     ) -> Written:
         model = result.model
         assert model is not None
-        agreement = compare_tokenizers(self._parents(start), start)
+        is_chosen = self._recipe.tokenizer is not None  # the tokens were mapped, so tokenizers need not agree
+        agreement = Agreement([], []) if is_chosen else compare_tokenizers(self._parents(start), start)
         card = recipe_card(out.name, self._recipe, [each["name"] for each in result.provenance["parents"]])
         output = replace(output, card=card, carried=(*agreement.carried, *output.carried))
         nothing = TaskVector(
@@ -141,6 +149,9 @@ class RecipeMerge:
                 vector = relative_to(start, result, self._progress)
             elif start is not None:
                 Application(vector, start, self._progress)  # checks that the vectors fit the base of the recipe
+            if result.files:
+                names = ", ".join(sorted(result.files))
+                raise UsageError(f"the result has its own {names}: write a model folder instead of a .lota file")
             notes = [*check_tokenizers(self._parents(start)), *self._notes_on_file()]
             vector.save(path, self._progress, codec, force=force)
         return Written(result.provenance, notes)

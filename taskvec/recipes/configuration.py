@@ -1,0 +1,194 @@
+"""The configuration and the chat template of a result that has other layers, tokens or templates than its base."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskvec_formats.text import printable
+
+from ..arguments import shown
+from ..errors import UsageError
+from .vocabulary import Owner, json_object
+
+TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+# names of the number of layers in the configurations of transformers
+_COUNTS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "num_block_layers",
+    "depth",
+)
+_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TEMPLATES = {"chatml": _CHATML}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one stack of the result.
+
+    Attributes:
+        stack: The stack, such as "model.layers".
+        before: The number of its layers in the model that the result resembles.
+        taken: (configuration of the model, first layer, end) of each slice.
+    """
+
+    stack: str
+    before: int
+    taken: Sequence[tuple[Mapping[str, Any], int, int]]
+
+    @property
+    def count(self) -> int:
+        """The number of layers of the result."""
+        return sum(end - first for _, first, end in self.taken)
+
+
+def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
+    """Return a configuration with another number of layers.
+
+    Lists with one item per layer, such as `layer_types`, are put together from those of the models.
+
+    Args:
+        config: The configuration of the model that the result resembles. It is not changed.
+        layers: The layers.
+
+    Raises:
+        UsageError: It is uncertain which key is the number of layers, or a model lacks a list that another one has.
+    """
+    changed: dict[str, Any] = json.loads(json.dumps(config))
+    places = [path for path, value in _leaves(changed) if path[-1] in _COUNTS and value == layers.before]
+    if len(places) > 1:
+        parts = layers.stack.split(".")
+        near = [path for path in places if any(_alike(word, part) for word in path for part in parts)]
+        places = near or [path for path in places if len(path) == 1] or places
+    if len(places) != 1:
+        found = ", ".join(".".join(path) for path in places) or "none"
+        raise UsageError(
+            f"config.json must say the number of layers of {layers.stack}, {layers.before}, in one key, found {found}"
+        )
+    *above, key = places[0]
+    owner = _at(changed, above)
+    owner[key] = layers.count
+    for name, value in list(owner.items()):
+        if isinstance(value, list) and len(value) == layers.before and layers.before > 1:
+            parts_of = []
+            for other, first, end in layers.taken:
+                own = _at(other, above).get(name)
+                if not isinstance(own, list) or len(own) < end:
+                    raise UsageError(f"config.json has one {name} for each layer, which not all models have")
+                parts_of += own[first:end]
+            owner[name] = parts_of
+    return changed
+
+
+def with_tokens(config: dict[str, Any], size: int) -> dict[str, Any]:
+    """Return a configuration with another number of tokens, in the place where it has one."""
+    if type(config.get("vocab_size")) is int:
+        return {**config, "vocab_size": size}
+    return {
+        name: {**value, "vocab_size": size}
+        if isinstance(value, dict) and type(value.get("vocab_size")) is int
+        else value
+        for name, value in config.items()
+    }
+
+
+def template_of(wanted: str, owners: Sequence[Owner]) -> str | None:
+    """Return the text of a chat template.
+
+    Args:
+        wanted: "auto" for the one that most models have, the name of a template, or its text.
+        owners: The models.
+
+    Returns:
+        The text, or None if no model has a template.
+
+    Raises:
+        UsageError: There is no template of this name.
+    """
+    if wanted == "auto":
+        found = Counter(text for owner in owners if (text := _own_template(owner)))
+        return found.most_common(1)[0][0] if found else None
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted]
+    if "{" not in wanted:
+        raise UsageError(
+            f"chat_template must be auto, {', '.join(TEMPLATES)} or the text of a template, found {shown(wanted)}"
+        )
+    return wanted
+
+
+def template_files(text: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files that give a tokenizer a chat template.
+
+    Args:
+        text: The template.
+        files: The files of the tokenizer by name.
+    """
+    found = {TEMPLATE: text.encode()}
+    if TOKENIZER_CONFIG in files:
+        config = json_object(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
+        if config.pop("chat_template", None) is not None:
+            found[TOKENIZER_CONFIG] = as_json(config)
+    return found
+
+
+def token_notes(config: Mapping[str, Any], source: Owner, files: Mapping[str, bytes]) -> list[str]:
+    """Notes on special tokens that the configuration numbers differently from the model whose tokenizer is written."""
+    other = json_object(files.get("config.json"), f"{source.reference}: config.json")
+    keys = [key for key in config if key.endswith("_token_id") and key in other and other[key] != config[key]]
+    return [
+        f"config.json has {key} {printable(str(config[key]), 40)}, and {printable(source.reference, 80)}, whose "
+        f"tokenizer is written, has {printable(str(other[key]), 40)}"
+        for key in keys
+    ]
+
+
+def as_json(document: Any) -> bytes:
+    """Return a document as the text of a JSON file."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _own_template(owner: Owner) -> str | None:
+    if TEMPLATE in owner.files:
+        return owner.files[TEMPLATE].decode(errors="replace").strip()
+    content = owner.files.get(TOKENIZER_CONFIG)
+    found = json_object(content, f"{owner.reference}: {TOKENIZER_CONFIG}").get("chat_template") if content else None
+    if isinstance(found, list):  # several templates by name
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found.strip() if isinstance(found, str) and found.strip() else None
+
+
+def _leaves(document: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _at(document: Mapping[str, Any], path: Sequence[str]) -> Any:
+    found: Any = document
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _alike(word: str, part: str) -> bool:
+    """Whether a key of a configuration names a part of the model: text_config and language_model.text, for example."""
+    return any(each in word for each in part.split("_") if len(each) > 3) or part in word.split("_")
