@@ -24,6 +24,8 @@ def test_a_recipe_writes_the_folder_that_its_dense_definition_says(method: str, 
         oracle = Oracle(case)
         assert found.tensors.keys() == case.states["base"].keys()
         for name, info in found.tensors.items():
+            if case.inner(name) != "F32":
+                continue  # the definition is in f32; test_mergekit_results.py has merges in other dtypes
             expected = oracle.tensor(name)
             assert (info.dtype, info.shape) == (expected.dtype, expected.shape), (case.document, name)
             ours, theirs = (bits.view(info.dtype.real).astype(np.float64) for bits in (found.bits(name), expected.bits))

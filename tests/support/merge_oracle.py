@@ -63,6 +63,22 @@ def drop(held: Held, density: float, seed: int, number: int, name: str) -> Held:
     return {position: value for position, value in held.items() if stays(seed, number, name, position, density)}
 
 
+def probabilities(dense: Sequence[float], row: int, density: float, epsilon: float) -> list[float]:
+    """Return the probability with which DELLA keeps each position: by the rank of its magnitude in its row."""
+    found = [density] * len(dense)
+    if row > 1:
+        for first in range(0, len(dense), row):
+            ranked = sorted(range(first, first + row), key=lambda position: (abs(dense[position]), position))
+            for rank, position in enumerate(ranked):
+                found[position] = (density - epsilon) + rank / (row - 1) * 2 * epsilon
+    return found
+
+
+def drawn_below(seed: int, number: int, name: str, position: int, share: float) -> bool:
+    """Whether DELLA keeps a position that has this probability, with the draws of `stays`."""
+    return stays(seed, number, name, position, int(share * 2**64) / 2**64)
+
+
 def rescaled(before: Held, after: Held, density: float, how: str) -> Held:
     if how == "density" and 0 < density < 1:
         return {position: f32(value / f32(density)) for position, value in after.items()}

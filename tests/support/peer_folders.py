@@ -239,15 +239,24 @@ def drawn() -> Iterator[None]:
 
     def merge_drawn(self: Any, group: Any, /, **parameters: Any) -> torch.Tensor:
         nonlocal masks
-        shape, name = group.base.tensor.shape, group.metadata.name
+        base, name = group.base.tensor, group.metadata.name
+        shape = base.shape
+        rows = (shape if len(shape) > 1 else (1, *shape)) if "epsilon" in parameters else shape
+
+        def mask(number: int, entry: Any, density: float) -> torch.Tensor:
+            shares = [density] * shape.numel()
+            if "epsilon" in parameters:
+                delta = (entry.tensor - base).float().flatten().tolist()
+                shares = naive.probabilities(delta, rows[-1], density, parameters["epsilon"][entry.id])
+            kept = [float(naive.drawn_below(0, number, name, i, share)) for i, share in enumerate(shares)]
+            return torch.tensor(kept).reshape(rows)
+
         densities = [parameters["density"][entry.id] for entry in group.non_base]
         masks = iter(
             [
-                torch.tensor([float(naive.stays(0, number, name, i, density)) for i in range(shape.numel())]).reshape(
-                    shape
-                )
-                for number, density in enumerate(densities)
-                if density < 1
+                mask(number, entry, density)
+                for number, (entry, density) in enumerate(zip(group.non_base, densities, strict=True))
+                if 0 < density < 1 or (density == 0 and "epsilon" not in parameters)
             ]
         )
         return merge_group(self, group, **parameters)  # type: ignore[no-any-return]
@@ -277,7 +286,9 @@ def in_order() -> Iterator[None]:
             total = total + row
         return total.to(values.dtype)
 
-    def largest_first(values: torch.Tensor, descending: bool = False) -> torch.Tensor:
+    def largest_first(values: torch.Tensor, descending: bool = False, dim: int | None = None) -> torch.Tensor:
+        if dim is not None:
+            return argsort(values, dim=dim, descending=descending, stable=True)
         order = argsort(values, descending=True, stable=True)
         return order if descending else order.flip(0)
 
