@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..arguments import shown
 from ..errors import UsageError
 from ..merging.registry import AUTO, METHODS, method_of
 from .engine import Function
@@ -206,7 +207,8 @@ def find_method(name: str) -> WholeMethod | str:
     try:
         method_of(vector)
     except UsageError as error:
-        raise UsageError(
-            f"merge_method: {error}, {', '.join([*VECTOR_NAMES, *sorted(WHOLE.keys() - METHODS.keys())])}"
-        ) from None
+        if vector in METHODS or not str(error).startswith("no merge method"):
+            raise UsageError(f"merge_method: {error}") from None  # the method of a package cannot be loaded
+        known = sorted({*WHOLE, *VECTOR_NAMES, *METHODS, AUTO} - {"average"})
+        raise UsageError(f"merge_method: no merge method {shown(name)}; known are {', '.join(known)}") from None
     return vector

@@ -87,14 +87,16 @@ def result_of(
     if start is None:
         return _of_vectors(recipe, models, progress)
     forms = _Forms(recipe, models, start, within)
-    changes = Changes(recipe, models, start)
     is_one = [module.name for module in recipe.modules] == [None]
-    plain = is_one and not recipe.has_slices and changes.vocabulary is None and not changes.removed
-    if plain and not isinstance(method, WholeMethod) and forms.keeps(start, dtype):
-        vector = _merged(recipe, models, start, forms, progress)
-        vector.provenance["notes"] += changes.notes
-        return Result(vector.provenance, vector, files=changes.files)
-    return _assembled(recipe, models, start, forms, changes, progress)
+    if isinstance(method, WholeMethod) or recipe.has_slices or not is_one:
+        sections = sections_of(recipe, models, start)
+        return _assembled(recipe, models, start, sections, forms, Changes(recipe, models, start), progress)
+    changes = Changes(recipe, models, start)
+    if changes.vocabulary is not None or changes.removed or not forms.keeps(start, dtype):
+        return _assembled(recipe, models, start, sections_of(recipe, models, start), forms, changes, progress)
+    vector = _merged(recipe, models, start, forms, progress)
+    vector.provenance["notes"] += changes.notes
+    return Result(vector.provenance, vector, files=changes.files)
 
 
 class _Forms:
@@ -172,6 +174,8 @@ def _of_vectors(recipe: Recipe, models: Models, progress: Progress) -> Result:
             raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
     if recipe.has_slices:
         raise UsageError("slices need base_model, or models that are checkpoints")
+    if recipe.tokenizer is not None and recipe.tokenizer.source != "base":
+        raise UsageError("a tokenizer needs base_model, whose embeddings get its tokens")
     vectors = [_opened(models, each.model) for module in recipe.modules for each in module.models]
     merged = _merge(recipe, vectors, progress, None)
     return Result(merged.provenance, merged)
@@ -328,12 +332,17 @@ def _one_number(option: Option, values: Sequence[Any], references: Sequence[str]
 
 
 def _assembled(
-    recipe: Recipe, models: Models, start: Checkpoint, forms: _Forms, changes: Changes, progress: Progress
+    recipe: Recipe,
+    models: Models,
+    start: Checkpoint,
+    sections: Sequence[Section],
+    forms: _Forms,
+    changes: Changes,
+    progress: Progress,
 ) -> Result:
     """The result as a model, section by section."""
     pieces: dict[str, Piece] = {}
     notes = [*recipe.notes, *changes.notes]
-    sections = sections_of(recipe, models, start)
     _check_tensors(recipe, models, start, sections, changes.vocabulary)
     for section in sections:
         if isinstance(recipe.method, WholeMethod):

@@ -22,6 +22,7 @@ from ..vectors.diff import Pair
 from ..vectors.source import Memory
 from ..vectors.vector import TaskVector
 from .card import recipe_card
+from .configuration import TEMPLATE, TOKENIZER_CONFIG
 from .methods import WholeMethod
 from .recipe import Recipe, naming
 from .references import Models
@@ -149,9 +150,10 @@ class RecipeMerge:
                 vector = relative_to(start, result, self._progress)
             elif start is not None:
                 Application(vector, start, self._progress)  # checks that the vectors fit the base of the recipe
-            if result.files:
-                names = ", ".join(sorted(result.files))
-                raise UsageError(f"the result has its own {names}: write a model folder instead of a .lota file")
+            if names := sorted(result.files.keys() - {TEMPLATE, TOKENIZER_CONFIG}):
+                raise UsageError(
+                    f"the result has its own {', '.join(names)}: write a model folder instead of a .lota file"
+                )
             notes = [*check_tokenizers(self._parents(start)), *self._notes_on_file()]
             vector.save(path, self._progress, codec, force=force)
         return Written(result.provenance, notes)
@@ -165,6 +167,7 @@ class RecipeMerge:
                 if recipe.dtype
                 else []
             ),
+            *(["chat_template has no effect on a .lota file"] if recipe.chat_template else []),
             *([start] if recipe.start and recipe.base is None else []),
         ]
 

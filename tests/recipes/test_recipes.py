@@ -167,16 +167,52 @@ ONE = "models: [{model: a.lota}]\n"
         ("merge_method: ties\nmerge_method: linear\n" + ONE, "the key 'merge_method' is given twice"),
         (ONE, "merge_method must be the name of a method, found None"),
         (
-            ONE + "merge_method: slerp",
-            "merge_method: no merge method 'slerp'; the methods are auto, linear.*, task_arithmetic$",
+            ONE + "merge_method: sleep",
+            "merge_method: no merge method 'sleep'; known are arcee_fusion, auto, .*, ties$",
         ),
-        (ONE + "merge_method: ties\nslices: []", "'slices' is not supported"),
-        (ONE + "merge_method: ties\nmodules: {}", "'modules' is not supported"),
+        (ONE + "merge_method: ties\nslices: []", "'models' and 'slices' exclude each other"),
+        (ONE + "merge_method: ties\nmodules: {}", "'models' and 'modules' exclude each other"),
+        ("merge_method: ties\nslices: []", "'slices' must be a list of slices"),
+        ("merge_method: ties\nslices: [1]", "slice 1: expected sources, found 1"),
+        ("merge_method: ties\nslices: [{sources: [{model: a}]}]", r"slice 1: layer_range must be \[FIRST, END\]"),
+        (
+            "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]",
+            r"slice 1: layer_range must be \[FIRST, END\] with FIRST below END, found \[2, 2\]",
+        ),
+        (
+            "merge_method: ties\n"
+            "slices: [{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 2]}]}]",
+            "slice 1: the sources must have equally many layers, found 1, 2",
+        ),
+        ("merge_method: ties\nmodules: {}", "'modules' must be names of modules"),
+        ("merge_method: ties\nmodules: {default: 1}", "module default: expected models or slices, found 1"),
+        (
+            "merge_method: ties\nmodules: {default: {models: [{model: a}], slices: [1]}}",
+            "module default: 'models' and 'slices' exclude each other",
+        ),
         (ONE + "merge_method: ties\nparameters: [1]", "parameters must be names and values, found"),
-        (ONE + "merge_method: ties\ntokenizer_source: union", "the tokenizer is always the base's"),
-        (ONE + "merge_method: ties\ntokenizer: {source: base, tokens: {}}", "the tokenizer is always the base's"),
+        (ONE + "merge_method: ties\ntokenizer_source: [1]", "tokenizer_source must be base, union or a model"),
+        (ONE + "merge_method: ties\ntokenizer_source: a\ntokenizer: {source: b}", "exclude each other"),
+        (ONE + "merge_method: ties\ntokenizer: union", "tokenizer must be {source: …, tokens: …}, found 'union'"),
+        (ONE + "merge_method: ties\ntokenizer: {tokens: 1}", "tokenizer: tokens must be tokens and the sources"),
+        (
+            ONE + "merge_method: ties\ntokenizer: {pad_to_multiple_of: 0}",
+            "tokenizer: pad_to_multiple_of must be a positive whole number, found 0",
+        ),
+        (
+            ONE + "merge_method: ties\ntokenizer: {tokens: {x: {source: {kind: one}}}}",
+            r"tokenizer: token x: a source is a model, {kind: zero} or {kind: model_token",
+        ),
+        (
+            ONE + "merge_method: ties\ntokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}",
+            "tokenizer: token x: a source is a model",
+        ),
+        (ONE + "merge_method: ties\ntokenizer: {tokens: {x: {force: 1}}}", "token x: force must be true or false"),
+        (
+            ONE + "merge_method: ties\nchat_template: 3",
+            "chat_template must be auto, the name of a template or its text",
+        ),
         (ONE + "merge_method: ties\nbase_model: {a: b}", "base_model must be a path or a Hub id"),
-        (ONE + "merge_method: linear\nparameters: {normalize: false}", "would scale the base: use task_arithmetic"),
         ("merge_method: ties\nmodels: []", "'models' must be a list of models"),
         ("merge_method: ties\nmodels: [a.lota]", r"a model must be \{model: PATH, parameters: …\}, found 'a.lota'"),
         ("merge_method: ties\nmodels: [{model: a.lota, weight: 1}]", "unknown key of model a.lota 'weight'"),
@@ -213,6 +249,45 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
         (
             "merge_method: ties\nbase_model: base\nmodels: [{model: base}]",
             "nothing to merge: 'models' lists only base_model",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a.lota}]\nparameters: {normalize: false}",
+            "would scale the base: use task_arithmetic",
+        ),
+        (ONE + "merge_method: slerp\nparameters: {t: 0.5}", "slerp merges whole models: base_model must name the base"),
+        (ONE + "merge_method: ties\ntokenizer_source: union", "a tokenizer needs base_model"),
+        (
+            "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]\nbase_model: base",
+            "slice 1: ties needs base_model among the sources of the slice",
+        ),
+        (
+            "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 4]}]}]",
+            "slice 1: a has 3 layers in model.layers, so layer_range cannot end at 4",
+        ),
+        ("merge_method: slerp\nmodels: [{model: a}, {model: b}]\nbase_model: a", "slerp needs t for tensor"),
+        ("merge_method: slerp\nmodels: [{model: a}, {model: b}]", "slerp needs base_model to be one of the models"),
+        (
+            "merge_method: slerp\nmodels: [{model: a}, {model: b}]\nbase_model: base\nparameters: {t: 1}",
+            "slerp merges 2 models, the base included, found 3",
+        ),
+        ("merge_method: passthrough\nmodels: [{model: a}, {model: b}]", "passthrough merges 1 model, found 2"),
+        (
+            "merge_method: nuslerp\nmodels: [{model: a}]\nbase_model: base",
+            "nuslerp merges 2 models beside base_model, found 1",
+        ),
+        ("merge_method: karcher\nmodels: [{model: a}, {model: a}]", "a is listed twice"),
+        (
+            "merge_method: karcher\nmodules: {tower: {models: [{model: a}]}}",
+            "there is no module 'tower': a module is default, or a part of the names",
+        ),
+        ("merge_method: ties\nbase_model: base\nmodels: [{model: base+nowhere}]", "nowhere: no such adapter of peft"),
+        (
+            "merge_method: ties\nbase_model: a.lota\nmodels: [{model: b}]",
+            "base_model must be a model, found the task vector",
+        ),
+        (
+            "merge_method: karcher\nmodels: [{model: a}]\ntokenizer_source: base",
+            "a: config.json does not exist|a has no tokenizer.json",
         ),
         (ONE + "merge_method: ties\nparameters: {weight: heavy}", "expected a number, found 'heavy'"),
         (ONE + "merge_method: ties\nparameters: {weight: true}", "expected a number, found True"),
@@ -251,7 +326,6 @@ def test_keys_that_mergekit_passes_over_are_taken_and_said(models: dict[str, Che
     """)
     assert found.provenance["notes"] == [
         "the key speed has no effect",
-        "the key chat_template has no effect",
         "density has no effect on task_arithmetic",
         "int8_mask has no effect on task_arithmetic",
         "epsilon has no effect on task_arithmetic",

@@ -147,7 +147,9 @@ CASES: dict[str, Case] = {
         "    - sources: [{model: c, layer_range: [0, 3], parameters: {weight: 2}}]\n    parameters: {weight: [1, 3]}\n"
         "merge_method: linear\n"
     ),
-    "tokenizer_source: union": Case(f"{WORDS}merge_method: linear\nparameters: {{weight: 0.5}}\ntokenizer_source: union\n", "words"),
+    "tokenizer_source: union": Case(
+        f"{WORDS}merge_method: linear\nparameters: {{weight: 0.5}}\ntokenizer_source: union\n", "words"
+    ),
     "tokenizer_source: base": Case(f"{WORDS}merge_method: ties\ntokenizer_source: base\n", "words"),
     "tokenizer_source: MODEL": Case(f"{WORDS}merge_method: task_arithmetic\ntokenizer_source: b\n", "words"),
     "tokenizer, with tokens": Case(
@@ -156,7 +158,10 @@ CASES: dict[str, Case] = {
         "    <y>: {source: {kind: model_token, model: a, token: c}}\n",
         "words",
     ),
-    "chat_template: auto": Case(f"{WORDS}merge_method: linear\nparameters: {{weight: 0.5}}\ntokenizer_source: base\nchat_template: auto\n", "words"),
+    "chat_template: auto": Case(
+        f"{WORDS}merge_method: linear\nparameters: {{weight: 0.5}}\ntokenizer_source: base\nchat_template: auto\n",
+        "words",
+    ),
 }
 DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 
@@ -228,7 +233,9 @@ def with_paths(document: Any, folder: Path) -> Any:
             for key in ("model", "base_model", "tokenizer_source", "source")
         }
         return {
-            key: str(folder / value) if isinstance(value, str) and value in models.get(key, ()) else with_paths(value, folder)
+            key: str(folder / value)
+            if isinstance(value, str) and value in models.get(key, ())
+            else with_paths(value, folder)
             for key, value in document.items()
         }
     return [with_paths(each, folder) for each in document] if isinstance(document, list) else document
