@@ -417,7 +417,7 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
     from dataclasses import fields
 
     from taskvec.training.effects import check_effects
-    from taskvec.training.options import TrainingOptions
+    from taskvec.training.options import TrainingOptions, check_packages
 
     takes_mask = flags["mask_from"] is not None
     values = {field.name: flags[field.name] for field in fields(TrainingOptions)}
@@ -426,6 +426,7 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
     values |= {name: values[name] or () for name in ("include", "exclude", "eval_metric")}
     options = TrainingOptions(**values)
     options.check(takes_mask=takes_mask)
+    check_packages(options)
     evaluates = flags["eval_data"] is not None or bool(options.eval_split)
     check_effects(
         options, was_set, takes_mask=takes_mask, evaluates=evaluates, starts_from=flags["start_from"] is not None
