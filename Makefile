@@ -1,4 +1,5 @@
 # Everything runs in .venv, made by the first target that needs it from Python >= 3.10 and a package index.
+# It has all extras, so also torch. A user who only packs and merges needs none: pip install .
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
