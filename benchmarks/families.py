@@ -109,6 +109,10 @@ def _causal() -> Iterator[Family]:
     )
     for name in grouped.split():
         yield Family(name, "causal", {**SIZES, **GROUPED})
+    side_inputs = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.5, 0.0]}
+    unshared = {"num_kv_shared_layers": 0}
+    yield Family("Gemma3nForCausalLM", "causal", {**SIZES, **GROUPED, **side_inputs, **layers, **unshared})
     yield Family("GPTNeoForCausalLM", "causal", {**SIZES, "num_layers": 2, "attention_types": [[["global"], 2]]})
     yield Family("GPTJForCausalLM", "causal", {**SIZES, "rotary_dim": 4})
     yield Family("CodeGenForCausalLM", "causal", {**SIZES, "rotary_dim": 4})
@@ -274,7 +278,7 @@ def _multimodal() -> Iterator[Family]:
         "depth": 2,
         "intermediate_size": 48,
         "out_hidden_size": 32,
-        "deepstack_visual_indexes": [0],
+        "deepstack_visual_indexes": [0, 0, 1],
     }
     for name in (
         "Qwen3VLForConditionalGeneration",

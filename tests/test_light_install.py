@@ -172,8 +172,8 @@ REFUSED = {
     "train base data.jsonl -o x.lota": TRAINING,
     "train no/base data.jsonl -o x.lota --dry-run": TRAINING,
     "train base data.jsonl -o x.lota --show-example": TRAINING,
-    "train base data.jsonl -o x.lota --method lora": "LoRA needs the packages torch, transformers, accelerate and peft: "
-    "pip install 'taskvec[lora]'",
+    "train base data.jsonl -o x.lota --method lora": "LoRA needs the packages torch, transformers, accelerate and peft"
+    ": pip install 'taskvec[lora]'",
     "eval no/base --data data.jsonl": "an evaluation needs the packages torch, transformers and accelerate: pip "
     "install 'taskvec[train]'",
     "eval base --data data.jsonl --metric rouge1": "the metric rouge1 needs the packages torch, transformers, "

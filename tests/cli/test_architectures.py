@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import families
 import numpy as np
 import pytest
 import torch
 import yaml
+from support.architectures import ARCHITECTURES, NAMES, write_pair
 from support.building import Tensor, package
 from support.commands import ok
 from support.dense_merge import merged, trimmed
@@ -27,34 +27,8 @@ from taskvec_formats.dtypes import DType
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings come from the models' own code
 
-ARCHITECTURES = """Qwen3MoeForCausalLM MixtralForCausalLM GptOssForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM
-    Gemma3ForCausalLM Gemma3ForConditionalGeneration MambaForCausalLM Mamba2ForCausalLM
-    JambaForCausalLM Qwen3NextForCausalLM Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration
-    Qwen3VLForConditionalGeneration LlavaForConditionalGeneration Llama4ForConditionalGeneration""".split()
-FAMILIES = {family.name: family for family in families.FAMILIES}
 WEIGHTS = (0.7, 0.45)
 DENSITY = 0.3
-
-
-def dtyped(model: PreTrainedModel) -> PreTrainedModel:
-    """Store matrices in bf16, and vectors in f16 or f32; buffers that are not saved stay as they are."""
-    for number, parameter in enumerate(model.parameters()):
-        narrow = torch.bfloat16 if parameter.dim() > 1 else (torch.float32, torch.float16)[number % 3 == 0]
-        parameter.data = parameter.data.to(narrow)
-    return model
-
-
-def tuned(base: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Return a copy whose parameters are changed everywhere, at a few positions, or nowhere, in turn."""
-    model, dice = copy.deepcopy(base), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for number, parameter in enumerate(model.parameters()):
-            change = torch.randn(parameter.shape, generator=dice) * 1e-2
-            share = (1.0, 0.1, 0.0)[(number + seed) % 3]
-            at = torch.rand(parameter.shape, generator=dice) < share
-            # the other positions keep their bits, also those of zeros
-            parameter.copy_(torch.where(at, (parameter.float() + change).to(parameter.dtype), parameter))
-    return model
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,7 @@ class Trio:
 
     def deltas(self) -> Iterator[tuple[str, DType, np.ndarray, list[np.ndarray]]]:
         """Yield the name and dtype of every tensor, the values of the base and both deltas, f32 [size]."""
-        base, *others = (self.checkpoint(name) for name in ("base", "one", "two"))
+        base, *others = (self.checkpoint(name) for name in NAMES)
         for name, info in base.tensors.items():
             start, *ends = (each.bits(name).view(info.dtype.real).astype(np.float32) for each in (base, *others))
             yield name, info.dtype, start, [end - start for end in ends]
@@ -83,11 +57,7 @@ class Trio:
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def trio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trio:
     folder = tmp_path_factory.mktemp(request.param)
-    base = dtyped(families.model_of(FAMILIES[request.param]))
-    models = (base, tuned(base, 1), tuned(base, 2))
-    for name, model, size in zip(("base", "one", "two"), models, ("24KB", "16KB", "10MB"), strict=True):
-        model.save_pretrained(folder / name, max_shard_size=size)
-        families.make_tokenizer().save_pretrained(folder / name)
+    models = write_pair(request.param, folder)
     assert len(list((folder / "base").glob("*.safetensors"))) > 1
     for name in ("one", "two"):
         ok("pack", folder / "base", folder / name, "-o", folder / f"{name}.lota")
@@ -188,7 +158,7 @@ def test_a_recipe_equals_a_dense_merge_in_the_way_of_mergekit(trio: Trio, method
             each: Tensor(info.dtype, info.shape, trio.checkpoint(name).bits(each))
             for each, info in trio.checkpoint(name).tensors.items()
         }
-        for name in ("base", "one", "two")
+        for name in NAMES
     }
     oracle, found = Oracle(Case(document, 2, states, {}, frozenset())), ModelFolder(tmp_path / "merged")
     assert found.tensors.keys() == states["base"].keys()
