@@ -164,7 +164,10 @@ def search(
 
     from . import render
 
-    require("a search", "search")  # opening the base may download it
+    # opening the base may download it
+    require("a search", "search")
+    if plot is not None:
+        require("a picture", "plot")
     names = [name for name, _ in data]
     opened = [TaskVector.open(path) for path in vectors]
     checkpoint = open_model(base, with_code=trust_remote_code)

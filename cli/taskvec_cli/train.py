@@ -363,10 +363,13 @@ def train(
     from taskvec.data.examples import check_examples
     from taskvec.destination import check_distinct, check_file
     from taskvec.hub import open_model
+    from taskvec.packages import require
     from taskvec.resume import remove_work
     from taskvec.training.folder import KIND
     from taskvec.vectors.source import inputs_of
 
+    if plot is not None:
+        require("a picture", "plot")  # opening the base may download it
     folder = output.with_name(f"{output.name}.run")
     with jobs.agreeing(options) as reports:
         request: dict[str, Any] = {

@@ -20,7 +20,6 @@ from ..errors import BaseMismatchError, UsageError
 from ..evaluation.scoring import check_request, needs_answers
 from ..merging.bases import check_bases
 from ..merging.combine import merge
-from ..packages import require
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
 from .data import TaskData, split
@@ -93,12 +92,11 @@ def check_search(
         trust_remote_code: As in `evaluate_variants`.
 
     Raises:
-        UsageError: An argument is invalid, a task has no name or too few examples, or a package is missing.
+        UsageError: An argument is invalid, a task has no name or too few examples, or rouge-score is missing.
         BaseMismatchError: The vectors have different bases, or do not fit this one.
         DataError: A row cannot be understood, or has no answer that the metric can compare.
         MergeError, KindError: The vectors cannot be merged.
     """
-    require("a search", "search")
     counts = {"batch_size": batch_size, "max_length": max_length, "trials": trials, "limit": limit}
     check_request([metric], max_new_tokens=max_new_tokens, **counts)
     check_device(device)

@@ -128,7 +128,12 @@ def common_specs(
             )
         check_vector(vector, header)
         if header.removed:
-            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: this change cannot be {use}")
+            new = next((name for name, spec in own.items() if spec.origin is None), None)
+            instead = "" if new is None else f" and adds {new!r}"
+            hint = "" if new is None else "; if tensors were renamed, save both models with one version of transformers"
+            raise MergeError(
+                f"{vector} removes tensor {header.removed[0]!r}{instead}: this change cannot be {use}{hint}"
+            )
         for name, spec in own.items():
             if not spec.dtype.additive:
                 raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be {use}")
