@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 ARCHITECTURES = """Qwen3MoeForCausalLM MixtralForCausalLM GptOssForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM
     Gemma3ForCausalLM Gemma3ForConditionalGeneration Gemma3nForCausalLM MambaForCausalLM Mamba2ForCausalLM
-    JambaForCausalLM Qwen3NextForCausalLM Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration
-    Qwen3VLForConditionalGeneration LlavaForConditionalGeneration Llama4ForConditionalGeneration""".split()
+    JambaForCausalLM Qwen3NextForCausalLM Qwen3_5MoeForCausalLM Qwen3_5ForConditionalGeneration
+    Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration
+    LlavaForConditionalGeneration Llama4ForConditionalGeneration""".split()
 NAMES = ("base", "one", "two")
 _SIZES = ("24KB", "16KB", "10MB")  # of the shards of each
 

@@ -63,7 +63,7 @@ def compared(name: str, method: str, folder: Path) -> tuple[str, bool]:
             by_mergekit(folder, folder / f"{method}-theirs")
     except Exception as error:
         text = " ".join(str(error).replace(f"{folder}/", "").split())
-        return f"mergekit: {text if len(text) < 150 else f'… {text[-60:]}'}", not lacking
+        return f"mergekit: {text.rpartition('} ')[2]}", not lacking  # without a config that it may quote
     theirs, missing = load(folder / f"{method}-theirs", name)
     if missing:
         return f"mergekit leaves {missing} parameters out", not lacking
