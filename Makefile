@@ -1,4 +1,5 @@
 # Everything runs in .venv, made by the first target that needs it from Python >= 3.10 and a package index.
+# It has all extras, so also torch. A user who only packs and merges needs none: pip install .
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ help:
 	@echo "make test-fast   run the quick ones of them"
 	@echo "make fuzz    damage 100,000 files and read them (some five minutes)"
 	@echo "make attack  try crafted files, wrong input and recipes of others, and measure (about two minutes)"
-	@echo "make conformance   merge random vectors and whole model folders beside mergekit and peft (two minutes)"
+	@echo "make conformance   merge random vectors, whole model folders and architectures beside mergekit and peft (two minutes)"
 	@echo "make accelerator   train small models on the accelerators of this machine, and compare with its CPU (four minutes)"
 	@echo "make check   ruff and the type checker"
 	@echo "make docs    write docs/cli.md from the commands"
@@ -77,6 +78,7 @@ accelerator: $(VENV)/installed
 conformance: $(VENV)/mergekit
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peers $(CASES)
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peer_folders $(RECIPES)
+	PYTHONPATH=tests:benchmarks $(BIN)/python -W ignore -m support.peer_architectures
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

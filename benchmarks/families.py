@@ -74,6 +74,13 @@ T5: dict[str, Any] = {
     "decoder_start_token_id": 0,
 }
 VISION: dict[str, Any] = {**SIZES, "image_size": 16, "patch_size": 8}
+LINEAR: dict[str, Any] = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 IMAGE: dict[str, Any] = {"image_token_id": 5, "image_token_index": 5}
 
 
@@ -109,6 +116,10 @@ def _causal() -> Iterator[Family]:
     )
     for name in grouped.split():
         yield Family(name, "causal", {**SIZES, **GROUPED})
+    side_inputs = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "activation_sparsity_pattern": [0.5, 0.0]}
+    unshared = {"num_kv_shared_layers": 0}
+    yield Family("Gemma3nForCausalLM", "causal", {**SIZES, **GROUPED, **side_inputs, **layers, **unshared})
     yield Family("GPTNeoForCausalLM", "causal", {**SIZES, "num_layers": 2, "attention_types": [[["global"], 2]]})
     yield Family("GPTJForCausalLM", "causal", {**SIZES, "rotary_dim": 4})
     yield Family("CodeGenForCausalLM", "causal", {**SIZES, "rotary_dim": 4})
@@ -179,18 +190,14 @@ def _recurrent() -> Iterator[Family]:
     yield Family(
         "Zamba2ForCausalLM", "state space and attention", {**SIZES, "num_key_value_heads": 4, **shared, **inner}
     )
-    linear = {
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "layer_types": ["linear_attention", "full_attention"],
+    experts = {
         "moe_intermediate_size": 24,
         "shared_expert_intermediate_size": 24,
         "num_experts": 4,
         "num_experts_per_tok": 2,
     }
-    yield Family("Qwen3NextForCausalLM", "linear attention, mixture of experts", {**SIZES, **GROUPED, **linear})
+    for name in ("Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM"):
+        yield Family(name, "linear attention, mixture of experts", {**SIZES, **GROUPED, **LINEAR, **experts})
     yield Family("Lfm2ForCausalLM", "convolutions and attention", {**SIZES, **GROUPED, "full_attn_idxs": [1]})
 
 
@@ -274,7 +281,7 @@ def _multimodal() -> Iterator[Family]:
         "depth": 2,
         "intermediate_size": 48,
         "out_hidden_size": 32,
-        "deepstack_visual_indexes": [0],
+        "deepstack_visual_indexes": [0, 0, 1],
     }
     for name in (
         "Qwen3VLForConditionalGeneration",
@@ -282,6 +289,8 @@ def _multimodal() -> Iterator[Family]:
         "Qwen2_5_VLForConditionalGeneration",
     ):
         yield Family(name, kind, {"text_config": {**text, **rope}, "vision_config": qwen_vision, **IMAGE})
+    hybrid = {"text_config": {**text, **rope, **LINEAR}, "vision_config": qwen_vision, **IMAGE}
+    yield Family("Qwen3_5ForConditionalGeneration", f"{kind}, linear attention", hybrid)
     yield Family("Idefics3ForConditionalGeneration", kind, {"text_config": llama, "vision_config": VISION, **IMAGE})
     yield Family("SmolVLMForConditionalGeneration", kind, {"text_config": llama, "vision_config": VISION, **IMAGE})
     intern = {**SIZES, "image_size": [16, 16], "patch_size": [8, 8]}

@@ -2,7 +2,8 @@
 
 The names in `__all__`, the errors in `taskvec.errors` and the names that `taskvec.interop` and `taskvec.merging` export
 are the public interface. Everything else may change without notice. Importing this package does not load torch or
-transformers; the functions that need them import them when they are called.
+transformers; the functions that need them import them when they are called, and raise `errors.UsageError` if they are
+not installed.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from .api import (
 from .applying.apply import Applied
 from .errors import TaskvecError
 from .hub import open_checkpoint
+from .packages import require
 from .vectors.vector import TaskVector
 from .version import __version__ as __version__
 
@@ -57,6 +59,7 @@ _ON_DEMAND = {
     "TrainingOptions": "training.options",
     "TrainingResult": "training.result",
 }
+_WITH_TORCH = {"Attachment", "Evaluation", "EvaluationGrid", "SparseModel", "TaskSwitcher"}
 
 __all__ = [
     "Applied",
@@ -100,5 +103,7 @@ def __getattr__(name: str) -> Any:
     if name in _ON_DEMAND:
         from importlib import import_module
 
+        if name in _WITH_TORCH:
+            require(f"`taskvec.{name}`", "train")
         return getattr(import_module(f".{_ON_DEMAND[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

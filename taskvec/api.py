@@ -7,6 +7,7 @@ A checkpoint is given as the path of a model folder or a Hub id, a task vector a
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,11 +25,12 @@ from .arguments import instance, path_of, shown, truth, whole
 from .destination import check_file, part_of
 from .errors import UsageError
 from .hub import open_checkpoint, open_model
-from .interop.names import files_of, is_adapter
+from .interop.names import check_peft, files_of, is_adapter
 from .merging import combine as _merging
 from .merging.model_folder import write_model as _write_model
 from .merging.registry import AUTO
 from .merging.settings import Setting
+from .packages import require
 from .reporting import bars
 from .reporting.progress import Progress
 from .vectors import diff as _diff
@@ -148,6 +150,7 @@ def pack(
     _diff.check_kind(kind, sparsity)
     with bars.shown(progress) as report:
         if isinstance(tuned, (str, os.PathLike)) and is_adapter(adapter := Path(tuned)):
+            check_peft()
             checkpoint = _checkpoint("base", base)
             file = check_file(path, force=truth("force", force), inputs=(*checkpoint.inputs, *files_of(adapter)))
             from .interop.adapters import from_adapter
@@ -167,8 +170,12 @@ def _checkpoints(
     base: ModelLike | LiveLike, tuned: ModelLike | LiveLike, progress: Progress
 ) -> tuple[Checkpoint, Checkpoint]:
     """Open a pair of models, of which any may be in memory."""
-    if all(isinstance(model, (Checkpoint, str, os.PathLike)) for model in (base, tuned)):
+    models = (base, tuned)
+    on_disk = all(isinstance(model, (Checkpoint, str, os.PathLike)) for model in models)
+    # before torch is loaded, there are no modules
+    if on_disk or (sys.modules.get("torch") is None and not any(isinstance(model, Mapping) for model in models)):
         return _checkpoint("base", base), _checkpoint("tuned", tuned)
+    require("a model in memory", "train")
     from .models.states import snapshots
 
     return snapshots(base, tuned, _checkpoint, progress)
@@ -435,7 +442,7 @@ def train(
         The vector, not saved yet, and the losses.
 
     Raises:
-        UsageError: Options contradict each other, or have no effect.
+        UsageError: Options contradict each other or have no effect, or a package is missing.
         DataError: A row of the data cannot be understood.
         MaskError: Fewer weights are free than the mask needs.
         TrainingError: The model cannot be trained, or training diverged.
@@ -444,7 +451,7 @@ def train(
         BaseMismatchError: A vector does not fit the base.
         FormatError: A file cannot be read.
     """
-    from .training.options import TrainingOptions
+    from .training.options import TrainingOptions, check_packages
     from .training.train import train as train_vector
 
     if unknown := settings.keys() - TrainingOptions.__dataclass_fields__.keys():
@@ -453,6 +460,7 @@ def train(
         options = _own_defaults(TrainingOptions, settings, mask_from)
     instance("options", options, TrainingOptions)
     chosen = replace(options, **settings)
+    check_packages(chosen)  # opening the base may download it
     with bars.shown(progress) as report:
         return train_vector(
             open_model(_checkpoint("base", base)),
@@ -673,12 +681,13 @@ def search_merge(
         The trials, the best merge as a vector, and its comparison with plain TIES.
 
     Raises:
-        UsageError: An argument is invalid, a task has too few examples, `study` is that of another search, or optuna is
-            missing.
+        UsageError: An argument is invalid, a task has too few examples, `study` is that of another search, or a package
+            is missing.
         MergeError, KindError, BaseMismatchError, DataError, TrainingError, FormatError: As in `merge` and `evaluate`.
     """
     from .search.request import check_search
 
+    require("a search", "search")  # opening the base may download it
     opened, pareto = _vectors(vectors), truth("pareto", pareto)
     instance("data", data, Mapping)
     with_code = truth("trust_remote_code", trust_remote_code)
@@ -747,9 +756,10 @@ def attach(
         TrainingError: The model is quantised or sharded other than by rows, lacks a parameter, or the vector adds,
             removes or resizes tensors; or another process that shares the model cannot attach the vector.
         UsageError: The vector changes weights that another attached vector changes, a vector is attached to a module
-            around the model or within it, or an argument is invalid.
+            around the model or within it, an argument is invalid, or torch or transformers is missing.
         MergeError, KindError, FormatError: As in `merge`.
     """
+    require("`attach`", "train")
     from .models.attach import attach as attach_live
 
     checkpoint = None if base is None else _checkpoint("base", base)
@@ -776,9 +786,10 @@ def load(
         The model, in evaluation mode. `attached(model)` returns the handle of the vectors.
 
     Raises:
-        UsageError: The base cannot be found.
+        UsageError: The base cannot be found, or a package is missing.
         TrainingError: The folder contains no model that transformers can load. The errors of `attach` are raised too.
     """
+    require("`load`", "train")
     from .models.attach import load as load_live
 
     return load_live(_checkpoint("base", base), vectors, options, progress)
@@ -786,6 +797,7 @@ def load(
 
 def attached(model: torch.nn.Module) -> list[Attachment]:
     """Return the handles of the vectors that are attached to a model, in the order in which they were attached."""
+    require("`attached`", "train")
     from .models.attach import attached as handles
 
     return handles(model)
@@ -812,9 +824,10 @@ def sparse_finetune(
         MaskError: A mask does not fit the model.
         BaseMismatchError: The model does not have the base's values at masked positions.
         TrainingError: A parameter is sharded or cannot be trained; or nothing was trained when the block ends.
-        UsageError: The model is already in such a block; or, inside the block, an optimizer would train the model's own
-            parameters.
+        UsageError: The model is already in such a block, or a package is missing; or, inside the block, an optimizer
+            would train the model's own parameters.
     """
+    require("`sparse_finetune`", "train")
     from .models.sparse_finetune import sparse_finetune as finetune
 
     chosen = mask if isinstance(mask, Mapping) else _vector("mask", mask)

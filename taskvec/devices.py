@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import instance, said
 from .errors import UsageError
+from .packages import require
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +40,10 @@ def device_of(choice: str) -> torch.device:
         choice: As in `check_device`.
 
     Raises:
-        UsageError: The name is invalid, or there is no such device.
+        UsageError: The name is invalid, torch is not installed, or there is no such device.
     """
     check_device(choice)
+    require(f"`device={choice}`", "train", "torch")
     import torch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -70,10 +70,11 @@ def convert(
         from taskvec import interop
         from taskvec.destination import check_file
         from taskvec.hub import open_model
-        from taskvec.interop.names import files_of
+        from taskvec.interop.names import check_peft, files_of
 
         if source.suffix == ".lota":
             raise UsageError(f"{source} is a .lota file: --to names what to convert it to ({', '.join(FORMATS)})")
+        check_peft()
         checkpoint = open_model(base, with_code=trust_remote_code)
         check_file(output, force=force, inputs=(*checkpoint.inputs, *files_of(source)))
         with progress_bars() as progress:

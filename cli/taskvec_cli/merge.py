@@ -267,15 +267,18 @@ class _Listed:
         flags: The method and its options.
 
     Raises:
-        UsageError: There are no vectors, or an option has no valid value.
+        UsageError: There are no vectors, an option has no valid value, or a package is missing.
     """
 
     def __init__(self, paths: Sequence[Path], base: str | None, flags: dict[str, Any]) -> None:
         from taskvec.errors import UsageError
+        from taskvec.interop.names import check_peft, is_adapter
 
         self._options = _method_options(flags)
         if not paths:
             raise UsageError("nothing to merge: give .lota files, or --recipe")
+        if base is not None and any(is_adapter(path) for path in paths):
+            check_peft()
         self._paths = paths
         self._base = base
 

@@ -120,15 +120,31 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
     """
     from taskvec import TaskVector
 
-    summary = file_summary(str(output), TaskVector.open(output), output.stat().st_size)
+    vector = TaskVector.open(output)
+    summary = file_summary(str(output), vector, output.stat().st_size)
     if as_json:
         print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
         return
     streams.need_no_reader()
     say(f"{output}: {_totals(summary)}")
+    if other := _other_tensors(vector):
+        say(f"tensors {other}" + ("; such a vector cannot be merged" if vector.kind == "vector" else ""))
     if summary["not_carried"]:
         say(not_carried(summary["not_carried"]))
     print_more(more)
+
+
+def _other_tensors(vector: TaskVector) -> str:
+    """Return how many tensors a vector adds, removes and changes to a form whose deltas cannot be added, if any."""
+    from taskvec.vectors.promotion import is_widened
+
+    added = sum(spec.origin is None for spec in vector.specs.values())
+    counts = {
+        "added": added,
+        "removed": len(vector.header.removed),
+        "of another shape or dtype": sum(not is_widened(spec) for spec in vector.specs.values()) - added,
+    }
+    return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
 
 
 def _totals(summary: dict[str, Any]) -> str:

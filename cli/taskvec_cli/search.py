@@ -158,11 +158,16 @@ def search(
     from taskvec.destination import check_distinct, check_file
     from taskvec.errors import TrainingError
     from taskvec.hub import open_model
+    from taskvec.packages import require
     from taskvec.search.request import check_search
     from taskvec.vectors.source import inputs_of
 
     from . import render
 
+    # opening the base may download it
+    require("a search", "search")
+    if plot is not None:
+        require("a picture", "plot")
     names = [name for name, _ in data]
     opened = [TaskVector.open(path) for path in vectors]
     checkpoint = open_model(base, with_code=trust_remote_code)

@@ -363,10 +363,13 @@ def train(
     from taskvec.data.examples import check_examples
     from taskvec.destination import check_distinct, check_file
     from taskvec.hub import open_model
+    from taskvec.packages import require
     from taskvec.resume import remove_work
     from taskvec.training.folder import KIND
     from taskvec.vectors.source import inputs_of
 
+    if plot is not None:
+        require("a picture", "plot")  # opening the base may download it
     folder = output.with_name(f"{output.name}.run")
     with jobs.agreeing(options) as reports:
         request: dict[str, Any] = {
@@ -417,7 +420,7 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
     from dataclasses import fields
 
     from taskvec.training.effects import check_effects
-    from taskvec.training.options import TrainingOptions
+    from taskvec.training.options import TrainingOptions, check_packages
 
     takes_mask = flags["mask_from"] is not None
     values = {field.name: flags[field.name] for field in fields(TrainingOptions)}
@@ -426,6 +429,7 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
     values |= {name: values[name] or () for name in ("include", "exclude", "eval_metric")}
     options = TrainingOptions(**values)
     options.check(takes_mask=takes_mask)
+    check_packages(options)
     evaluates = flags["eval_data"] is not None or bool(options.eval_split)
     check_effects(
         options, was_set, takes_mask=takes_mask, evaluates=evaluates, starts_from=flags["start_from"] is not None

@@ -4,7 +4,8 @@ Usage: python server.py BASE TASK=VECTOR.lota ... [--port 8000]
 
 One copy of the base is in memory. A request names its task, and the server switches the model to the vector of the task
 before it generates. Requests that wait for the same task are answered together, so that the model is switched as rarely
-as possible. The vector of the next task is decoded in the background. It needs `pip install fastapi uvicorn`.
+as possible. The vector of the next task is decoded in the background. It needs
+`pip install 'taskvec[train]' fastapi uvicorn`.
 
     curl localhost:8000/generate -H 'Content-Type: application/json' -d '{"task": "sql", "prompt": "..."}'
 """

@@ -16,6 +16,7 @@ from taskvec_formats.text import printable
 from ..destination import appearing, check_file
 from ..errors import UsageError
 from ..names import layer_and_module
+from ..packages import require
 from ..vectors.vector import TaskVector
 from .overlap import Module, Overlap
 
@@ -206,10 +207,7 @@ def check_picture(path: Path, *, force: bool = False, inputs: Iterable[Path] = (
     """
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"{path}: the file type of a picture must be one of {', '.join(_FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError("pictures need matplotlib: pip install 'taskvec[plot]'") from None
+    require("a picture", "plot")
     check_file(path, force=force, inputs=inputs)
 
 

@@ -12,7 +12,6 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import zstandard
 
 from ..arguments import said
 from ..errors import DataError, UsageError
+from ..packages import require
 from ..vectors.lineage import shortened
 
 _KINDS = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -29,7 +29,6 @@ _LOCAL = ("./", "../", "/", "~")
 # organisation/name, optionally followed by a split, or a configuration and a split
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?::([\w.+-]+))?")
 _MEDIA = {"Image", "Audio", "Video", "Pdf"}  # feature classes of the package datasets
-_EXTRA = "pip install 'taskvec[data]'"
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,15 @@ def find_files(data: Path) -> list[Path]:
     elif os.path.exists(data):
         files = [data]
     elif _hub_id(data):
-        if find_spec("datasets") is None:
-            raise UsageError(f"{data}: no such file; a data set of the Hub needs the package datasets: {_EXTRA}")
+        require(f"{data}: no such file; a data set of the Hub", "data", "datasets")
         return []
     else:
         raise UsageError(f"{data}: no such file")
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"{file} is not a regular file; expected {_EXPECTED}")
-        if _kind(file) == "parquet" and find_spec("pyarrow") is None:
-            raise UsageError(f"{file} needs the package pyarrow: {_EXTRA}")
+        if _kind(file) == "parquet":
+            require(str(file), "data", "pyarrow")
     return files
 
 

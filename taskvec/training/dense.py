@@ -17,9 +17,9 @@ from transformers import Conv1D
 from taskvec_formats import Change
 from taskvec_formats.forms import Bits
 
-from ..interop.names import check_peft
 from ..models.placement import TORCH_DTYPES, Place, bits_of, part_of
 from ..models.sharding import own_part
+from ..packages import require
 from ..vectors.delta import diff_range
 from ..vectors.source import DeltaSource, digest_of_entries
 from ..vectors.vector import TaskVector, header_of, specs_of
@@ -66,7 +66,7 @@ def train_lora(run: Run, keep: RunFolder) -> Curve:
     Raises:
         UsageError: peft is missing.
     """
-    check_peft()
+    require("LoRA", "lora")
     from peft import LoraConfig, get_peft_model
 
     modules = {name.removesuffix(".weight") for name in run.parameters() if name.endswith(".weight")}

@@ -12,7 +12,8 @@ from ..arguments import instance, instances, real, said, truth, whole
 from ..data.conversations import TURNS
 from ..devices import check_device
 from ..errors import UsageError
-from ..evaluation.scoring import METRICS, check_request
+from ..evaluation.scoring import METRICS
+from ..packages import require
 
 METHODS = ("lota", "fft", "lora")
 MASKS = ("magnitude", "gradient", "fisher", "random")
@@ -265,8 +266,6 @@ class TrainingOptions:
         for metric in self.eval_metric:
             if metric not in METRICS[1:]:
                 raise UsageError(f"`eval_metric` is one of {', '.join(METRICS[1:])}, found {metric!r}")
-        if self.eval_metric:
-            check_request(self.eval_metric)
 
     def _check_taken_mask(self) -> None:
         for name, default in (("mask", MASKS[0]), ("scope", SCOPES[0]), ("via", None)):
@@ -312,3 +311,17 @@ class TrainingOptions:
                 "`low_memory` frees each gradient at once and cannot sum the gradients of several backward passes: "
                 f"`accumulate` must be 1, found {self.accumulate}; choose the mask by `steps=0` first, then `mask_from`"
             )
+
+
+def check_packages(options: TrainingOptions) -> None:
+    """Check that the packages that training needs are installed.
+
+    Args:
+        options: How to train.
+
+    Raises:
+        UsageError: One is not installed.
+    """
+    require(*(("LoRA", "lora") if options.method == "lora" else ("training", "train")))
+    if "rouge1" in options.eval_metric:
+        require("the metric rouge1", "eval")

@@ -143,7 +143,7 @@ class Request:
 
         Raises:
             DataError: A row of the data cannot be understood.
-            UsageError: A package, a device or a file is missing.
+            UsageError: A device, a file, or a package that reads it or logs to `report_to` is missing.
             TrainingError: The base is not a model that can be trained.
         """
         options = self.options
@@ -155,12 +155,9 @@ class Request:
 
         device_of(options.device)
         load_tokenizer(self.base.path, trust_remote_code=options.trust_remote_code)
-        from ..interop.names import check_peft
         from .loop import check_report_to
 
         check_report_to(options.report_to)
-        if options.method == "lora":
-            check_peft()
         return corpus
 
     def check_processes(self, processes: Processes, folder: Path | None) -> None:

@@ -200,7 +200,7 @@ def tensors_on(device: str) -> Callable[[Any], Array]:
         device: As in `device_of`.
 
     Raises:
-        UsageError: There is no such device.
+        UsageError: There is no such device, or torch is not installed.
     """
     there = device_of(device)
     import torch

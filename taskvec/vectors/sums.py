@@ -128,7 +128,7 @@ def common_specs(
             )
         check_vector(vector, header)
         if header.removed:
-            raise MergeError(f"{vector} removes tensor {header.removed[0]!r}: this change cannot be {use}")
+            raise MergeError(_removal(vector, header.removed[0], own, use))
         for name, spec in own.items():
             if not spec.dtype.additive:
                 raise MergeError(f"{vector}: tensor {name!r} is {spec.dtype.name}: its changes cannot be {use}")
@@ -142,6 +142,17 @@ def common_specs(
             eligible, base = known.eligible or spec.eligible, known.base or spec.base
             specs[name] = replace(known, dtype=dtype, eligible=eligible, base=base, blocks=())
     return dict(sorted(specs.items()))
+
+
+def _removal(vector: str, removed: str, specs: Mapping[str, TensorSpec], use: str) -> str:
+    """Return the message for a vector that removes a tensor, which may have another name in the tuned model."""
+    for name, spec in specs.items():
+        if spec.origin is None:
+            return (
+                f"{vector} removes tensor {removed!r} and adds {name!r}: this change cannot be {use}; if tensors were "
+                "renamed, save both models with one version of transformers"
+            )
+    return f"{vector} removes tensor {removed!r}: this change cannot be {use}"
 
 
 def check_vector(name: str, header: Header) -> None:

@@ -41,6 +41,7 @@ from taskvec_formats.text import printable
 from ..arguments import one_of, path_of, real, said, truth, whole
 from ..destination import appearing, check_file
 from ..errors import UsageError
+from ..packages import require
 from ..reporting import bars
 from ..reporting.progress import Progress, silent
 from ..reporting.throughput import hashed
@@ -347,7 +348,9 @@ class TaskVector(Mapping[str, SparseTensor]):
         Raises:
             KeyError: The vector has no such tensor.
             KindError: This is a patch.
+            UsageError: torch is not installed.
         """
+        require("a torch tensor", "train", "torch")
         import torch
 
         delta = self[name]

@@ -368,6 +368,17 @@ def states(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "base", tmp_path / "tuned"
 
 
+def test_pack_reports_tensors_of_another_form(states: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = states
+    other = "tensors removed: 1, of another shape or dtype: 1"
+    _, line, *_ = ok("pack", base, tuned, "-o", tmp_path / "x.lota").splitlines()
+    assert line == f"{other}; such a vector cannot be merged"
+    _, line, *_ = ok("pack", base, tuned, "-o", tmp_path / "x.lota", "--kind", "patch", "--force").splitlines()
+    assert line == other
+    _, line, *_ = ok("pack", tuned, base, "-o", tmp_path / "back.lota").splitlines()
+    assert line == "tensors added: 1, of another shape or dtype: 1; such a vector cannot be merged"
+
+
 @pytest.mark.parametrize("kind", ["vector", "patch"])
 def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -> None:
     base, tuned = states

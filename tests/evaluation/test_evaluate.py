@@ -342,7 +342,7 @@ def test_requests_that_cannot_be_meant(llama: Path, examples: list[Example], mon
         evaluate(*loaded, examples, max_length=1)
     for module in ("rouge_score", "rouge_score.rouge_scorer"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=r"needs rouge-score: pip install 'taskvec\[eval\]'"):
+    with pytest.raises(UsageError, match=r"needs the package rouge-score: pip install 'taskvec\[eval\]'"):
         evaluate(*loaded, examples, ["rouge1"])
 
 

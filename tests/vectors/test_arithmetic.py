@@ -331,8 +331,12 @@ OPERATIONS = {"negated": operator.neg, "doubled": lambda a: 2 * a, "added": lamb
         ({"w": tensor("F32", [1, 2, 3])}, "tuned: tensor 'w' is F32 [3] but is F32 [2] in the base"),
         ({"w": tensor("BF16", [1, 2])}, "tuned: tensor 'w' is BF16 [2] but is F32 [2] in the base"),
         ({"w": None}, "tuned removes tensor 'w': this change cannot be added"),
+        (
+            {"w": None, "v": tensor("F32", [1, 2])},
+            "tuned removes tensor 'w' and adds 'v': this change cannot be added; if tensors were renamed, save both",
+        ),
     ],
-    ids=["integers", "booleans", "added", "resized", "retyped", "removed"],
+    ids=["integers", "booleans", "added", "resized", "retyped", "removed", "renamed"],
 )
 def test_changes_that_cannot_be_added_are_refused_by_name(
     operation: Callable[[TaskVector], TaskVector], tuned: dict[str, Any], message: str, tmp_path: Path
