@@ -11,8 +11,7 @@ from taskvec_formats import Checkpoint
 from ..applying.overlay import Patched
 from ..errors import UsageError
 from ..hub import open_checkpoint
-from ..interop.adapters import read_adapter
-from ..interop.names import is_adapter
+from ..interop.names import check_peft, is_adapter
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 
@@ -95,6 +94,9 @@ def adapted(model: Checkpoint, adapter: Path, progress: Progress = silent) -> tu
     """
     if not is_adapter(adapter):
         raise UsageError(f"{adapter}: no such adapter of peft")
+    check_peft()
+    from ..interop.adapters import read_adapter  # loads torch
+
     vector = read_adapter(adapter, model, progress)
     return Patched(model, vector), vector
 

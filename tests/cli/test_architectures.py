@@ -142,7 +142,12 @@ def test_transformers_computes_the_same_with_the_merged_folder(trio: Trio, tmp_p
 
 RECIPES: dict[str, dict[str, Any]] = {
     "linear": {"dtype": "bfloat16"},
-    "ties": {"base_model": "base", "parameters": {"density": 0.4, "normalize": True}, "out_dtype": "float16"},
+    "ties": {
+        "base_model": "base",
+        "parameters": {"density": 0.4, "normalize": True},
+        "dtype": "float32",
+        "out_dtype": "float16",
+    },
 }
 
 
