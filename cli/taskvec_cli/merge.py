@@ -28,7 +28,7 @@ class _Flags:
         str | None,
         typer.Option(
             help="Merge method: auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, "
-            "breadcrumbs or breadcrumbs_ties.",
+            "breadcrumbs, breadcrumbs_ties, della, della_linear, sce, model_stock, nuslerp, multislerp or nearswap.",
             show_default="auto",
         ),
     ] = None
@@ -94,7 +94,9 @@ class _Flags:
     seed: Annotated[
         int | None,
         typer.Option(
-            help="Seed of the random choice of entries in the dare methods.", show_default="0", rich_help_panel=_METHOD
+            help="Seed of the random choice of entries in the dare and della methods.",
+            show_default="0",
+            rich_help_panel=_METHOD,
         ),
     ] = None
     on_overlap: Annotated[

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from taskvec_formats import Change, Checkpoint, Header, SparseTensor, TensorSpec
-from taskvec_formats.dtypes import DType
 from taskvec_formats.errors import StreamError
 from taskvec_formats.forms import Bits
 
@@ -30,7 +29,7 @@ from .methods.dialects import DIALECTS
 from .methods.options import options_of
 from .methods.pruning import Pruned, Request
 from .methods.ties import ties
-from .narrow import in_dtypes
+from .narrow import dtypes_of
 from .notes import divided_out, first_meeting, notes_on
 from .registry import AUTO, BUILT_IN, Method, method_of
 from .requests import (
@@ -63,10 +62,11 @@ def merge(
     lam: Setting = 1.0,
     base: Checkpoint | None = None,
     device: str | None = None,
-    within: Mapping[str, DType] | None = None,
     **options: Any,
 ) -> TaskVector:
     """Merge vectors of one base into a lazy vector. Entries are computed when a tensor is read or the result is saved.
+
+    Vectors that `in_dtypes` rounded are merged in these dtypes, the other ones in f32.
 
     The result consists of f32 deltas. Replacements, which make a packed vector exact to the bit, are valid for one pair
     of checkpoints only. They are dropped, and so are side files.
@@ -82,8 +82,6 @@ def merge(
             of the vectors, or over the number of layers that their provenance records if it is larger.
         device: The device on which the vectors are combined, as torch tensors; a name as in `device_of`. None combines
             them with numpy. On the CPU, the results are the same to the bit.
-        within: Tensor name -> F16 or BF16, the dtype to which deltas, weights and the results of single operations are
-            rounded, as in a program that computes in this dtype. Tensors that are not named are computed in f32.
         **options: Options of the method (`METHODS[name].options`, docs/merging.md).
 
     Returns:
@@ -123,9 +121,7 @@ def merge(
     check_count(chosen, len(vectors))
     check_weights(chosen, weights)
     densities = densities_for(chosen, density, vectors)
-    if within:
-        measured = [in_dtypes(vector, within) for vector in measured]
-    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base, convert, within or {})
+    source = _Merge(measured, chosen, factors, densities, lam, effective, specs, depth, base, convert)
     settings = [*factors, *densities, lam]
     provenance = provenance_of(
         vectors,
@@ -200,7 +196,6 @@ class _Merge(WidenedEntries):
         depth: Depth,
         base: Checkpoint | None,
         convert: Callable[[Any], Array] | None,
-        within: Mapping[str, DType],
     ) -> None:
         super().__init__([vector.source for vector in vectors], specs, base)
         self._vectors = vectors
@@ -213,7 +208,7 @@ class _Merge(WidenedEntries):
         chosen = {name: self._options[name] for name in options_of(method.combine)}
         self._combine = partial(method.combine, **chosen)
         self._convert = convert
-        self._within = within
+        self._within = dtypes_of(vectors)
         self._theirs = None if method.name in BUILT_IN else method.name
         prunes = method.prune is not None and any(share < 1 for shares in self._densities for share in shares.values())
         # torch is not used in processes that were forked

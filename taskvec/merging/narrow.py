@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..vectors.vector import TaskVector
 
 
 def in_dtypes(vector: TaskVector, dtypes: Mapping[str, DType]) -> TaskVector:
-    """Return a vector whose deltas are rounded.
+    """Return a vector whose deltas are rounded, and which `merge` merges in the same dtypes.
 
     Args:
         vector: The vector.
@@ -26,17 +26,23 @@ def in_dtypes(vector: TaskVector, dtypes: Mapping[str, DType]) -> TaskVector:
     return TaskVector(header, vector.specs.values(), _Rounded(vector, dtypes), vector.name, made_of=[vector])
 
 
+def dtypes_of(vectors: Sequence[TaskVector]) -> dict[str, DType]:
+    """Return the dtypes to which vectors were rounded: tensor name -> dtype."""
+    sources = (vector.source for vector in vectors)
+    return {name: dtype for each in sources if isinstance(each, _Rounded) for name, dtype in each.dtypes.items()}
+
+
 class _Rounded(DeltaSource):
     """The Source of the rounded deltas of a vector."""
 
     def __init__(self, vector: TaskVector, dtypes: Mapping[str, DType]) -> None:
         self._vector = vector
-        self._dtypes = dtypes
+        self.dtypes = dtypes
         self.by_range = vector.source.by_range
         self.inputs = vector.inputs
 
     def change(self, name: str, start: int, stop: int, base: Bits | None = None) -> Change:
-        change, dtype = self._vector.change(name, start, stop), self._dtypes.get(name)
+        change, dtype = self._vector.change(name, start, stop), self.dtypes.get(name)
         if dtype is None:
             return change
         with np.errstate(all="ignore"):

@@ -20,6 +20,7 @@ from ..arguments import shown
 from ..errors import MergeError, UsageError
 from ..merging.combine import merge
 from ..merging.methods.options import Option
+from ..merging.narrow import in_dtypes
 from ..merging.registry import AUTO, method_of
 from ..merging.settings import Setting, described
 from ..reporting.progress import Progress, silent
@@ -300,14 +301,13 @@ def _with_options(
     asked = any(each is not None for each in densities)
     weighs = name == AUTO or method_of(name).weighs
     merged = merge(
-        vectors,
+        [in_dtypes(vector, narrow) for vector in vectors] if narrow else vectors,
         name,
         weights if weighs else None,
         progress,
         density=[with_default(each, 1.0) for each in densities] if asked or prunes else None,
         lam=lam,
         base=base,
-        within=narrow,
         **options,
     )
     merged.provenance["notes"][:0] = recipe.notes

@@ -85,6 +85,11 @@ class Aligned:
         spread[part.places] = part.values
         return spread
 
+    def on_cpu(self, part: Part) -> np.ndarray:
+        """Return the values of one tensor over the union as an array of numpy, f32 [u]."""
+        found: np.ndarray = _as_numpy(self.values(part))
+        return found
+
     def weighted(self, part: Part) -> Array:
         """Return the values of one tensor over the union times its weight, rounded to f32 [u]."""
         values, factor = self.values(part), self.factor(part)

@@ -27,6 +27,8 @@ from taskvec_formats.forms import BLOCK_ELEMENTS
 pytestmark = pytest.mark.slow
 
 SHAPE = (3, 4)
+# their coefficients are sums in f64, which a naive definition need not add in the same order
+SPHERICAL = ("nuslerp", "multislerp", "model_stock")
 # few distinct values, so that sums cancel, and some that do not add up exactly
 VALUES = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.0]) | st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 WEIGHTS = st.integers(-20, 20).map(lambda tenths: tenths / 10)
@@ -58,7 +60,7 @@ def vectors_of(tensors: Sequence[SparseTensor]) -> list[TaskVector]:
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any], Sequence[float] | None]:
     """A method, options that it has, and a density for each vector where it prunes."""
-    method = draw(st.sampled_from(list(METHODS)))
+    method = draw(st.sampled_from([name for name in METHODS if name not in SPHERICAL]))
     known = METHODS[method].options
     choices = {
         "dialect": st.sampled_from(["reference", "mergekit", "peft"]),
@@ -68,11 +70,17 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any], Sequence[float] | No
         "rescale": st.sampled_from(["none", "density", "norm"]),
         "seed": st.integers(0, 3),
         "gamma": st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+        "epsilon": st.sampled_from([0.0, 0.03, 0.09]),
+        "select_topk": st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+        "t": st.sampled_from([0.0, 0.1, 1.0, 100.0]),
     }
     options = {name: draw(values) for name, values in choices.items() if name in known and draw(st.booleans())}
     if METHODS[method].prune is None:
         return method, options, None
     densities = st.sampled_from([0.0, 0.05, 0.2, 0.5, 0.9, 1.0])
+    if method.startswith("della"):
+        options.setdefault("epsilon", 0.05)
+        densities = st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])
     return method, options, draw(st.lists(densities, min_size=4, max_size=4))
 
 
@@ -93,9 +101,13 @@ def expected(
 def test_a_method_equals_its_dense_definition(weighted: Weighted, request: Any) -> None:
     method, options, densities = request
     tensors, weights = weighted
-    wanted = expected(method, options, densities, weighted)
+    if METHODS[method].count[1] == 1:
+        tensors, weights = tensors[:1], weights[:1]
+    if not METHODS[method].weighs:
+        weights = [1.0] * len(tensors)
+    wanted = expected(method, options, densities, (tensors, weights))
     density = None if densities is None else densities[: len(tensors)]
-    merged = merge(vectors_of(tensors), method, weights, density=density, **options)
+    merged = merge(vectors_of(tensors), method, weights if METHODS[method].weighs else None, density=density, **options)
     if wanted is None:
         with pytest.raises(MergeError, match=r"^tensor 'w': (\d+ positions are held by more|the weights add up to 0)"):
             merged["w"]
@@ -103,6 +115,72 @@ def test_a_method_equals_its_dense_definition(weighted: Weighted, request: Any) 
     assert oracle.entries(merged["w"]) == wanted
     assert (merged["w"].shape, merged["w"].values.dtype) == (SHAPE, np.float32)
     assert len(merged.change("w").replacements) == 0
+
+
+def dense(tensors: Sequence[SparseTensor]) -> np.ndarray:
+    """Return whole tensors as rows, f64 [tensors, size]."""
+    found = np.zeros((len(tensors), tensors[0].size))
+    for row, each in zip(found, tensors, strict=True):
+        row[each.indices] = each.values
+    return found
+
+
+@given(meeting())
+def test_spherical_methods_equal_their_dense_definitions(weighted: Weighted) -> None:
+    tensors, _ = weighted
+    rows = dense(tensors)
+    lengths = np.linalg.norm(rows, axis=1)
+    largest = float(lengths.max()) + 1e-30
+    close = {"rtol": 1e-4, "atol": 1e-5 * largest}
+
+    def found(method: str, weights: list[float] | None, count: int | None = None) -> np.ndarray:
+        return dense([merge(vectors_of(tensors[:count]), method, weights)["w"]])[0]
+
+    with np.errstate(all="ignore"):
+        cosines = np.clip(rows @ rows.T / np.outer(lengths, lengths), -1, 1)
+    if lengths[:2].all() and 1 - cosines[0, 1] ** 2 > 1e-6:
+        theta = np.arccos(cosines[0, 1])
+        wanted = (np.sin(0.75 * theta) * rows[0] + np.sin(0.25 * theta) * rows[1]) / np.sin(theta)
+        np.testing.assert_allclose(found("nuslerp", [0.3, 0.1], 2), wanted, **close)
+    if lengths.all() and lengths.max() < 1e3 * lengths.min():
+        count = len(rows)
+        shared = np.mean([cosines[i, j] for i in range(count) for j in range(i + 1, count)])
+        if abs(1 + (count - 1) * shared) > 0.1:
+            t = count * shared / (1 + (count - 1) * shared)
+            np.testing.assert_allclose(found("model_stock", None), t * rows.mean(axis=0), **close)
+        weights = np.arange(1, count + 1) / np.arange(1, count + 1).sum()
+        units = rows / lengths[:, None]
+        mean = weights @ units
+        if np.linalg.norm(mean) > 0.1:
+            mean = mean / np.linalg.norm(mean)
+            tangent = weights @ (units - np.outer(units @ mean, mean))
+            size = np.linalg.norm(tangent) + 1e-8
+            wanted = (mean * np.cos(size) + tangent * np.sin(size) / size) * (weights @ lengths)
+            np.testing.assert_allclose(found("multislerp", [float(n) for n in range(1, count + 1)]), wanted, **close)
+
+
+@pytest.mark.parametrize(
+    ("method", "vectors", "options", "message"),
+    [
+        ("nuslerp", 3, {}, "nuslerp merges 2 vectors, found 3"),
+        ("model_stock", 1, {}, "model_stock merges at least 2 vectors, found 1"),
+        ("nearswap", 2, {}, "nearswap merges 1 vector, found 2"),
+        ("sce", 2, {"weights": [1, 1]}, "sce does not use `weights`: leave them out"),
+        (
+            "della",
+            2,
+            {"density": 0.1},
+            "density of vector 0 is 0.1 and `epsilon` is 0.15: density − epsilon must be above 0",
+        ),
+        ("nearswap", 1, {"t": -1}, "`t` must be at least 0, found -1"),
+        ("sce", 2, {"select_topk": 2}, "`select_topk` must be at least 0 and at most 1, found 2"),
+    ],
+)
+def test_a_method_refuses_what_it_cannot_merge(
+    method: str, vectors: int, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        merge(vectors_of([sparse((2,), {0: 1})] * vectors), method, **options)
 
 
 @given(separate())
@@ -141,7 +219,7 @@ def test_lambda_is_a_factor_of_the_whole(weighted: Weighted, request: Any, lam: 
     if method == "disjoint":
         options = {**options, "on_overlap": "sum"}
     options.pop("normalize", None)
-    tensors = weighted[0]
+    tensors = weighted[0][: METHODS[method].count[1]]
     density = None if densities is None else densities[: len(tensors)]
     plain, scaled = (merge(vectors_of(tensors), method, density=density, lam=x, **options)["w"] for x in (1.0, lam))
     assert scaled.indices.tolist() == plain.indices.tolist()
@@ -280,9 +358,11 @@ def test_nothing_cannot_be_merged() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_changes_its_inputs(method: str) -> None:
     tensors = [sparse((4,), {0: 1, 2: -1}), sparse((4,), {1: 3})]
+    tensors = tensors[: METHODS[method].count[1]]
     before = [oracle.exact(each) for each in tensors]
     density = 0.5 if METHODS[method].prune else None
-    assert len(merge(vectors_of(tensors), method, [2.0, 3.0], density=density)["w"].indices) <= 3
+    weights = [2.0, 3.0] if METHODS[method].weighs else None
+    assert len(merge(vectors_of(tensors), method, weights, density=density)["w"].indices) <= 3
     assert [oracle.exact(each) for each in tensors] == before
 
 
@@ -408,9 +488,11 @@ def test_a_merge_on_a_device_saves_the_same_file(method: str, tmp_path: Path) ->
         entries = {position: float(rng.normal()) for position in range(n, 600, step) if step > 1 or rng.random() < 0.5}
         vectors_of([sparse((600,), entries)])[0].save(file)
     options = {"density": 0.3} if METHODS[method].prune else {}
+    weights = [0.7, 1.3] if METHODS[method].weighs else None
+    files = files[: METHODS[method].count[1]]
     outputs = [tmp_path / "numpy.lota", tmp_path / "torch.lota"]
     for output, device in zip(outputs, (None, "cpu"), strict=True):
-        taskvec.merge(files, method, [0.7, 1.3], lam=0.9, device=device, **options).save(output)
+        taskvec.merge(files, method, weights, lam=0.9, device=device, **options).save(output)
     assert TaskVector.open(outputs[0])["w"].values.any()
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
@@ -478,7 +560,11 @@ def test_blocks_and_pieces_merge_to_the_same_tensor(tmp_path: Path) -> None:
         options: dict[str, Any] = {"density": 0.005} if METHODS[method].prune else {}
         if method == "disjoint":
             options = {"on_overlap": "sum"}
-        merged = merge(vectors_of(tensors), method, [1, 0.5, 0.3], **options)
+        if method.startswith("della"):
+            options["epsilon"] = 0.001
+        weights = [1, 0.5, 0.3] if METHODS[method].weighs else None
+        count = METHODS[method].count[1]
+        merged = merge(vectors_of(tensors[:count]), method, weights and weights[:count], **options)
         whole = merged["w"]
         parts = [
             (start, merged.change("w", start, stop).delta) for start, stop in ((0, 7), (7, size - 3), (size - 3, size))

@@ -109,6 +109,14 @@ def pruned(
     elif method.startswith("dare"):
         after = drop(held, density, options.get("seed", 0), number, name)
         rescale = rescale or ("norm" if dialect == "mergekit" else "density")
+    elif method.startswith("della"):
+        epsilon, row = options.get("epsilon", 0.15), size if len(tensor.shape) < 2 else tensor.shape[-1]
+        shares = probabilities([held.get(position, 0.0) for position in range(size)], row, density, epsilon)
+        kept = {p: v for p, v in held.items() if drawn_below(options.get("seed", 0), number, name, p, shares[p])}
+        after = held if density >= 1 else kept if density > 0 else {}
+        rescale = rescale or ("norm" if dialect == "mergekit" else "density")
+        if rescale == "density" and 0 < density < 1:
+            after, rescale = {p: f32(value / f32(shares[p])) for p, value in after.items()}, "none"
     elif method.startswith("breadcrumbs"):
         after = outliers(held, density, size, options.get("gamma", 0.01))
     else:
@@ -124,14 +132,20 @@ def combined(
     held = [entries(tensor) for tensor in tensors]
     factors = [f32(weight) for weight in weights]
     positions = sorted(set().union(*held))
-    if method in ("linear", "dare_linear", "magnitude_prune", "breadcrumbs"):
+    if method == "sce":
+        return sce(held, positions, tensors[0].size, options.get("select_topk", 1.0))
+    if method == "nearswap":
+        limit = f32(options.get("t", 0.0001))
+        moved = {p: f32(v * min(1.0, f32(limit / max(abs(v), f32(1e-6))))) for p, v in sorted(held[0].items())}
+        return {position: value for position, value in moved.items() if value}
+    if method in ("linear", "dare_linear", "magnitude_prune", "breadcrumbs", "della_linear"):
         return linear(held, factors, positions, normalize=options.get("normalize", False))
     if method == "average":
         return linear(held, factors, positions, normalize=True)
     if method == "disjoint":
         return disjoint(held, factors, positions, options.get("on_overlap", "error"))
     dialect = options.get("dialect", "reference")
-    divides = options.get("normalize", not (dialect == "mergekit" and method != "ties"))
+    divides = options.get("normalize", not (dialect == "mergekit" and method not in ("ties", "della")))
     return ties(held, factors, positions, dialect, options.get("elect", "mass"), divides)
 
 
@@ -149,6 +163,32 @@ def linear(held: list[Held], weights: list[float], positions: list[int], *, norm
                 total = f32(total + f32(entry[position] * weight))
         if normalize:
             total = f32(total / divisor)
+        if total != 0:
+            merged[position] = total
+    return merged
+
+
+def sce(held: list[Held], positions: list[int], size: int, share: float) -> Held:
+    rows = [{position: entry.get(position, 0.0) for position in positions} for entry in held]
+    if share < 1:
+        spread = {p: f32(np.var([row[p] for row in rows])) for p in positions}
+        count = int(sum(value != 0 for value in spread.values()) * share)
+        kept = set(sorted(positions, key=lambda p: (-spread[p], p))[:count])
+        rows = [{p: value if p in kept else 0.0 for p, value in row.items()} for row in rows]
+    means = [f32(sum(f32(value * value) for value in row.values()) / max(size, 1)) for row in rows]
+    whole = f32(sum(means))
+    shares = [f32(1 / len(rows)) if whole < 1e-6 else f32(mean / whole) for mean in means]
+    merged = {}
+    for position in positions:
+        values = [row[position] for row in rows]
+        mass = 0.0
+        for value in values:
+            mass = f32(mass + value)
+        total = divisor = 0.0
+        for value, weight in zip(values, shares, strict=True):
+            if value and (value > 0) == (mass >= 0):
+                total, divisor = f32(total + f32(value * weight)), f32(divisor + weight)
+        total = f32(total / max(divisor, f32(1e-6)))
         if total != 0:
             merged[position] = total
     return merged

@@ -20,5 +20,5 @@ def nearswap(vectors: Aligned, *, t: Annotated[float, Bounds(0)] = 0.0001) -> Sp
         vectors: One vector in one range of a tensor. Its weight is not used.
         t: The largest magnitude of a change.
     """
-    values = vectors.values(vectors.parts[0])
+    values = vectors.on_cpu(vectors.parts[0])
     return vectors.result(values * np.clip(np.float32(t) / np.maximum(abs(values), np.float32(1e-6)), 0, 1))

@@ -24,7 +24,7 @@ def sce(vectors: Aligned, *, select_topk: Annotated[float, Bounds(0, 1)] = 1.0) 
         vectors: The vectors in a whole tensor. Their weights are not used.
         select_topk: The share of the positions with a variance above zero that is kept. Ties go to the first.
     """
-    held = np.stack([vectors.values(part) for part in vectors.parts])
+    held = np.stack([vectors.on_cpu(part) for part in vectors.parts])
     if select_topk < 1:
         held *= _most_varied(held, select_topk, vectors)
     mass = vectors.rounded(held.sum(axis=0))

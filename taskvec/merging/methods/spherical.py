@@ -19,7 +19,7 @@ Coefficients = npt.NDArray[np.float64]
 
 def gram(vectors: Aligned) -> Coefficients:
     """The dot products of all pairs of tensors, f64 [n, n]."""
-    held = [vectors.values(part).astype(np.float64) for part in vectors.parts]
+    held = [vectors.on_cpu(part).astype(np.float64) for part in vectors.parts]
     return np.array([[float(one @ other) for other in held] for one in held])
 
 
@@ -27,7 +27,7 @@ def combination(vectors: Aligned, coefficients: Coefficients) -> SparseTensor:
     """Σ cᵢ·τᵢ in f32, added in the order of the vectors."""
     total = vectors.zeros()
     for part, coefficient in zip(vectors.parts, coefficients, strict=True):
-        total += vectors.values(part) * np.float32(coefficient)
+        total += vectors.values(part) * vectors.number(float(coefficient))
     return vectors.result(total)
 
 
@@ -143,7 +143,7 @@ def model_stock_share(products: Coefficients) -> float:
     """
     lengths, count = np.sqrt(np.diag(products)), len(products)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    cosines = [np.clip(products[i, j] / max(lengths[i] * lengths[j], 1e-6), -1, 1) for i, j in pairs]
+    cosines = [np.clip(products[i, j] / (lengths[i] * lengths[j] or 1), -1, 1) for i, j in pairs]
     cosine = float(np.mean(cosines))
     divisor = 1 + (count - 1) * cosine
     return 0.0 if abs(divisor) < 1e-6 else count * cosine / divisor
