@@ -83,6 +83,7 @@ FLOORS = (
     {"algebra", "merging"},
     {"models"},
     {"interop"},
+    {"recipes"},
     {"data"},
     {"evaluation"},
     {"search"},

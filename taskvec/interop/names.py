@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..packages import require
@@ -17,7 +18,8 @@ def check_peft() -> None:
 
 def is_adapter(path: Path) -> bool:
     """Return whether a folder contains an adapter of peft, and not the weights of a model."""
-    return (path / CONFIG).is_file() and all(file.name == WEIGHTS for file in path.glob("*.safetensors"))
+    # unlike Path.is_file, accepts names that are too long
+    return os.path.isfile(path / CONFIG) and all(file.name == WEIGHTS for file in path.glob("*.safetensors"))
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -41,6 +41,8 @@ from .references import Models
 from .sections import Section, sections_of
 from .vocabulary import Vocabulary
 
+_MISSING = object()
+
 
 @dataclass(frozen=True)
 class Result:
@@ -240,7 +242,7 @@ def _merge(
     weights = [with_default(combined("weight", each), 1.0) for each in scopes]
     densities = [combined("density", each) for each in scopes]
     shared = scopes[0][1:]
-    given = {name: [combined(name, each) for each in scopes] for name in _numeric(recipe)}
+    given = {name: [_first(name, each) for each in scopes] for name in _numeric(recipe)}
     return _with_options(
         recipe,
         vectors,
@@ -254,6 +256,11 @@ def _merge(
         narrow,
         shared,
     )
+
+
+def _first(name: str, scopes: Sequence[Mapping[str, Any]]) -> Any:
+    """The value of an option in the first scope that has it, which may be None."""
+    return next((scope[name] for scope in scopes if name in scope), _MISSING)
 
 
 def _numeric(recipe: Recipe) -> list[str]:
@@ -295,7 +302,7 @@ def _with_options(
     if "rescale" in options:
         options["rescale"] = "norm" if options["rescale"] else "none"
     for key, values in given.items():
-        if any(value is not None for value in values):
+        if any(value is not _MISSING for value in values):
             options[key] = _one_number(known[key], values, references)
     prunes = name != AUTO and method_of(name).prune is not None
     asked = any(each is not None for each in densities)
@@ -319,7 +326,7 @@ def _one_number(option: Option, values: Sequence[Any], references: Sequence[str]
 
     Raises UsageError if it is a rule or a gradient, or if it differs between models.
     """
-    found = [option.default if value is None else value for value in values]
+    found = [option.default if value is _MISSING else value for value in values]
     for reference, value in zip(references, found, strict=True):
         if not isinstance(value, (int, float, NoneType)) or value != found[0]:
             said = None if value is None else described(value)
@@ -489,7 +496,7 @@ def _by_vectors(
             for number in others
         ],
         section.shared("lambda", 1.0),
-        {key: [combined(key, section.inputs[number].scopes) for number in others] for key in _numeric(recipe)},
+        {key: [_first(key, section.inputs[number].scopes) for number in others] for key in _numeric(recipe)},
         [section.inputs[number].reference for number in others],
         progress,
         base,

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.building import tensor, write_checkpoint
+from support.recipes import merged, merged_folder
 
 from taskvec import TaskVector, diff, merge
 from taskvec.applying.apply import apply
 from taskvec.applying.output import Output
-from taskvec.errors import DTypeError, MergeError, UsageError
-from taskvec.merging.average import average
-from taskvec.merging.recipe import Recipe
+from taskvec.errors import DTypeError, MergeError
+from taskvec.recipes import Recipe
 from taskvec.vectors.promotion import promoted
 from taskvec_formats import Checkpoint, ModelFolder
 from taskvec_formats.checkpoint import INDEX
@@ -40,13 +40,25 @@ def read(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return checkpoint.bits(name).view(dtype.real).astype(np.float32)
 
 
+def rounded(dtype: str, numbers: np.ndarray) -> np.ndarray:
+    """Round numbers to a dtype."""
+    found = tensor(dtype, numbers.astype(np.float32))
+    return found.bits.view(found.dtype.real).astype(np.float32)
+
+
 def names_of(checkpoint: Checkpoint) -> set[str]:
     return {info.dtype.name for name, info in checkpoint.tensors.items() if name != "ids"}
 
 
-def recipe(folder: Path, text: str) -> Recipe:
+def recipe(folder: Path, text: str) -> Path:
     (folder / "merge.yaml").write_text(text, encoding="utf-8")
-    return Recipe.read(folder / "merge.yaml")
+    return folder / "merge.yaml"
+
+
+def linear(folder: Path, models: list[Checkpoint], weights: list[float], more: str = "") -> Path:
+    """Write a recipe that averages models."""
+    listed = [f"{{model: {m.path}, parameters: {{weight: {w}}}}}" for m, w in zip(models, weights, strict=True)]
+    return recipe(folder, f"merge_method: linear\nmodels: [{', '.join(listed)}]\n{more}")
 
 
 def test_dtypes_are_promoted_as_torch_does() -> None:
@@ -77,9 +89,8 @@ def test_a_sum_of_models_has_the_widest_dtype(own: str, other: str, packed: bool
         f"- {{model: {tmp_path / ('first.lota' if packed else 'first')}, parameters: {{weight: 0.3}}}}\n"
         f"- {{model: {second.path}, parameters: {{weight: 0.7}}}}\n",
     )
-    merged = asked.merge(asked.vectors(base), base=base)
-    apply(merged, base, tmp_path / "out")
-    merged.save(tmp_path / "merged.lota")
+    merged_folder(asked, tmp_path / "out")
+    merged(asked).save(tmp_path / "merged.lota")
     apply(TaskVector.open(tmp_path / "merged.lota"), base, tmp_path / "again")
     widest = own if own == other else "F32"
     for folder in ("out", "again"):
@@ -87,8 +98,10 @@ def test_a_sum_of_models_has_the_widest_dtype(own: str, other: str, packed: bool
         assert names_of(out) == {widest}
         for name in ("layers.0.w", "layers.1.w", "norm"):
             start = read(base, name)
-            delta = (read(first, name) - start) * np.float32(0.3) + (read(second, name) - start) * np.float32(0.7)
-            expected = tensor(widest, start + delta)
+            parts = [rounded(widest, read(each, name) - start) for each in (first, second)]
+            factors = [rounded(widest, np.array([weight])) for weight in (0.3, 0.7)]
+            terms = [rounded(widest, part * factor) for part, factor in zip(parts, factors, strict=True)]
+            expected = tensor(widest, start + rounded(widest, terms[0] + terms[1]))
             assert np.array_equal(out.bits(name), expected.bits), (folder, name)
         assert [sorted(shard.tensors) for shard in out.shards] == [sorted(shard.tensors) for shard in base.shards]
     if shards == 2:
@@ -159,20 +172,16 @@ def test_a_sum_that_the_dtype_does_not_hold_is_refused(
 
 def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
     base, first = model(tmp_path / "base", 0, "F32"), model(tmp_path / "first", 10, "F32")
-    merged = average([diff(base, first), diff(base, base), diff(base, first)], base, [0.5, 0.25, 2])
-    apply(merged, base, tmp_path / "out")
-    merged.save(tmp_path / "m.lota")
+    asked = linear(tmp_path, [first, base, first], [0.5, 0.25, 2], f"base_model: {base.path}")
+    merged_folder(asked, tmp_path / "out")
+    merged(asked).save(tmp_path / "m.lota")
     apply(TaskVector.open(tmp_path / "m.lota"), base, tmp_path / "again")
     for folder in ("out", "again"):
         found = read(ModelFolder(tmp_path / folder), "norm").astype(np.float64)
         exact = (read(first, "norm").astype(np.float64) * 2.5 + read(base, "norm") * 0.25) / 2.75
         assert np.allclose(found, exact, rtol=3e-7, atol=0)
     with pytest.raises(MergeError, match=r"tensor 'layers.0.w': the weights add up to 0, so there is no average"):
-        average([diff(base, first), diff(base, base)], base, [1, -1])
-    with pytest.raises(UsageError, match="1 weights for 2 vectors"):
-        average([diff(base, first), diff(base, base)], base, [1])
-    with pytest.raises(UsageError, match="nothing to merge"):
-        average([], base)
+        merged(linear(tmp_path, [first, base], [1, -1])).change("layers.0.w")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,7 @@ def test_an_average_is_that_of_the_models(tmp_path: Path) -> None:
     [
         ([1e39, 1], {}, "tensor 'w': the weights leave the range of f32"),
         ([1e39, -1e39], {}, "tensor 'w': the weights leave the range of f32"),
-        ([1.5, 1.0], {}, "tensor 'w': the average leaves the range of f32"),
+        ([1.5, 1.0], {}, "tensor 'w': the result leaves the range of F32"),
         ([1, 1], {"dtype": "float16"}, "tensor 'w' contains .*, which is beyond float16"),
         ([0.5, 0.5], {"dtype": "bfloat16", "out_dtype": "float16"}, "tensor 'w' contains .*, which is beyond float16"),
     ],
@@ -190,55 +199,54 @@ def test_an_average_that_no_number_holds_is_refused(
 ) -> None:
     base = write_checkpoint(tmp_path / "base", {"w": tensor("F32", [1.0, 3e38])})
     tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor("F32", [2.0, 3e38])})
+    more = "".join(f"{name}: {dtype}\n" for name, dtype in dtypes.items())
     with pytest.raises((MergeError, DTypeError), match=message):
-        average([diff(base, tuned), diff(base, base)], base, weights, **dtypes).change("w")
+        merged_folder(linear(tmp_path, [tuned, base], weights, more), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtypes", [("F32", "F16"), ("F16", "F32"), ("BF16", "F16"), ("F32", "F32")])
 def test_an_average_keeps_what_is_no_number(dtypes: tuple[str, str], tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", {"w": tensor(dtypes[0], [1, 2, np.inf, np.nan])})
     tuned = write_checkpoint(tmp_path / "tuned", {"w": tensor(dtypes[1], [np.nan, -np.inf, np.inf, np.nan])})
-    (tmp_path / "r.yaml").write_text(
-        f"{{merge_method: linear, models: [{{model: {base.path}}}, {{model: {tuned.path}}}]}}"
-    )
-    recipe = Recipe.read(tmp_path / "r.yaml")
-    apply(recipe.merge(recipe.vectors(base), base=base), base, tmp_path / "out")
-    assert str(read(ModelFolder(tmp_path / "out"), "w")) == "[ nan -inf  inf  nan]"
+    found = merged_folder(linear(tmp_path, [base, tuned], [1, 1]), tmp_path / "out")
+    assert str(read(found, "w")) == "[ nan -inf  inf  nan]"
 
 
 @given(st.lists(st.floats(0.125, 2, width=32), min_size=1, max_size=4))
 def test_an_average_of_equal_models_is_the_model(
     tmp_path_factory: pytest.TempPathFactory, weights: list[float]
 ) -> None:
-    base = model(tmp_path_factory.mktemp("m") / "base", 0, "BF16")
-    merged = average([diff(base, base)] * len(weights), base, weights)
+    folder = tmp_path_factory.mktemp("m")
+    base = model(folder / "base", 0, "BF16")
+    found = merged(linear(folder, [base] * len(weights), weights))
     # in f32 an average of equals is off by less than a rounding to BF16 leaves
-    assert all(len(merged.change(name).touched()) == 0 for name in merged)
+    assert all(len(found.change(name).touched()) == 0 for name in found)
 
 
-@pytest.mark.parametrize("linear", ["base first", "base last", "no base", "files"])
-def test_linear_averages_whole_models(linear: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["base first", "base last", "no base", "files"])
+def test_linear_averages_whole_models(how: str, tmp_path: Path) -> None:
     base, first, second = (model(tmp_path / name, i, "F32") for i, name in ((0, "base"), (10, "one"), (20, "two")))
     diff(base, first).save(tmp_path / "one.lota")
-    one = "one.lota" if linear == "files" else "one"
+    one = "one.lota" if how == "files" else "one"
     text = (
         f"merge_method: linear\nmodels:\n- {{model: {tmp_path / one}, parameters: {{weight: 1}}}}\n"
         f"- {{model: {second.path}, parameters: {{weight: 2}}}}\n"
     )
     weights = {"one": 1.0, "two": 2.0}
-    if linear == "base first":
+    if how == "base first":
         text += f"- {{model: {base.path}, parameters: {{weight: 3}}}}\n"
-    if linear == "base last":
+    if how == "base last":
         text += "parameters: {weight: 3}\n"
-    if linear.startswith("base"):
+    if how.startswith("base"):
         weights["base"] = 3.0
-    if linear != "no base":
+    if how != "no base":
         text += f"base_model: {base.path}\n"
     asked = recipe(tmp_path, text)
-    start = asked.open_base()
+    start = Recipe.read(asked).open_start()
     assert start is not None
-    assert start.path == (first if linear == "no base" else base).path
-    apply(asked.merge(asked.vectors(start), base=start), start, tmp_path / "out")
+    assert start.path == (first if how == "no base" else base).path
+    merged_folder(asked, tmp_path / "out")
     models = {"base": base, "one": first, "two": second}
     total = sum(read(models[name], "norm").astype(np.float64) * weight for name, weight in weights.items())
     found = read(ModelFolder(tmp_path / "out"), "norm")
@@ -248,9 +256,9 @@ def test_linear_averages_whole_models(linear: str, tmp_path: Path) -> None:
 def test_models_that_cannot_be_averaged_are_refused_by_tensor(tmp_path: Path) -> None:
     first = model(tmp_path / "first", 0, "F32")
     others = {
-        "shape": ({"norm": tensor("F32", np.ones((5, 6)))}, r"'norm' is F32 \[5, 6\] but is F32 \[6, 5\]"),
-        "more": ({"more": tensor("F32", np.ones(3))}, "'more' is F32 .* but is not in the base"),
-        "ids": ({"ids": tensor("I64", [1, 3])}, "'ids' is I64: its changes cannot be added"),
+        "shape": ({"norm": tensor("F32", np.ones((5, 6)))}, r"'norm' is \[6, 5\] in .*first and \[5, 6\] in .*shape"),
+        "more": ({"more": tensor("F32", np.ones(3))}, "more has tensor 'more', which first does not have"),
+        "ids": ({"ids": tensor("I64", [1, 3])}, "'ids' is I64 and differs between .*first and .*ids"),
     }
     own = {name: tensor("F32", read(first, name).reshape(SHAPE)) for name in ("layers.0.w", "layers.1.w", "norm")}
     for name, (other, message) in others.items():
@@ -259,4 +267,4 @@ def test_models_that_cannot_be_averaged_are_refused_by_tensor(tmp_path: Path) ->
             tmp_path, f"merge_method: linear\nmodels: [{{model: {first.path}}}, {{model: {tmp_path / name}}}]"
         )
         with pytest.raises(MergeError, match=message):
-            asked.merge(asked.vectors(first), base=first)
+            merged(asked)

@@ -16,6 +16,7 @@ from support import oracle
 from support.building import sparse, vector_of
 from support.commands import ok, refused
 from support.paths import ROOT
+from support.recipes import merged
 
 from taskvec import TaskVector, merge
 from taskvec.errors import MergeError, UsageError
@@ -23,7 +24,6 @@ from taskvec.merging import METHODS, Bounds, merge_method
 from taskvec.merging.combine import merge as library_merge
 from taskvec.merging.methods.options import options_of
 from taskvec.merging.registry import BUILT_IN, RESERVED
-from taskvec.recipes import Recipe
 from taskvec_formats import SparseTensor
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def by_recipe(folder: Path, method: str, parameters: str, own: str = "{}") -> Ta
     path.write_text(
         f"merge_method: {method}\nmodels: [{{model: {folder}/one.lota, parameters: {own}}}]\nparameters: {parameters}\n"
     )
-    recipe = Recipe.read(path)
-    return recipe.merge(recipe.vectors())
+    return merged(path)
 
 
 def test_a_recipe_names_its_keys_and_no_flags(tmp_path: Path) -> None:

@@ -85,12 +85,16 @@ SETTINGS = {
 }
 OTHERS = {
     # methods and keys
-    f"merge_method: slerp\n{MODELS}": "no merge method 'slerp'; the methods are auto, linear",
+    f"merge_method: slerp\n{MODELS}": "names no base_model",
+    f"merge_method: sleep\n{MODELS}": "no merge method 'sleep'; known are arcee_fusion, auto",
     f"merge_method: [ties]\n{MODELS}": r"merge_method must be the name of a method, found \['ties'\]",
     f"merge_method: {'x' * 9000}\n{MODELS}": "no merge method 'x{20,100}",
     f'merge_method: "\\e[2J"\n{MODELS}': r"no merge method '\\x1b\[2J'",
     MODELS: "merge_method must be the name of a method, found None",
-    f"{TIES}slices: []": "'slices' is not supported",
+    f"{TIES}slices: []": "'models' and 'slices' exclude each other",
+    "merge_method: passthrough\nslices: [{sources: [{model: base, layer_range: [0, 99999999999]}]}]": "layer_range",
+    "merge_method: passthrough\nslices: [{sources: [{model: base, layer_range: [-1, 2]}]}]": "layer_range must be",
+    f"{TIES}chat_template: loud": "chat_template must be auto, chatml or the text of a template, found 'loud'",
     TIES.replace("a.lota", "a.lota, weight: 2"): "unknown key of model a.lota 'weight': settings belong under",
     f"{TIES}density: 0.5": "unknown key 'density': settings belong under the 'parameters'",
     f"{TIES}parameters: 3": "parameters must be names and values, found 3",
@@ -103,9 +107,8 @@ OTHERS = {
     f"{TIES}parameters: {{density: [0.1, 3]}}": "density",
     f"{TIES}dtype: float64": "dtype is one of float32, bfloat16, float16, found 'float64'",
     f"{TIES}dtype: [float32]": r"dtype is one of float32, bfloat16, float16, found \['float32'\]",
-    f"{TIES}tokenizer_source: union": "the tokenizer is always the base's",
-    f"{TIES}tokenizer: {{source: [a]}}": "the tokenizer is always the base's",
-    f"{TIES}tokenizer: 3": "the tokenizer is always the base's",
+    f"{TIES}tokenizer: {{source: [a]}}": "tokenizer: source must be base, union or a model",
+    f"{TIES}tokenizer: 3": "tokenizer must be {source: …, tokens: …}, found 3",
     TIES.replace("ties", "dare_ties") + "parameters: {density: 0.5, seed: abc}": "seed",
     TIES.replace("ties", "dare_ties") + f"parameters: {{density: 0.5, seed: {HUGE}}}": "seed",
     TIES.replace("ties", "breadcrumbs") + "parameters: {density: 0.5, gamma: [0, 1]}": "gamma must be one number",
@@ -134,15 +137,15 @@ OTHERS = {
     f"merge_method: ties\nbase_model: [base]\n{MODELS}": "base_model must be a path or a Hub id, found",
     f'merge_method: ties\nbase_model: "base\\0"\n{MODELS}': "base_model must be a path or a Hub id, found",
     f"merge_method: ties\n{MODELS}": "names no base_model, so only a .lota file can be written",
-    f"merge_method: linear\nbase_model: base\n{MODELS}parameters: {{normalize: false}}": "would scale the base",
     "merge_method: ties\nbase_model: base\nmodels: [{model: /dev/zero}]": "/dev/zero is not a regular file",
     "merge_method: ties\nbase_model: base\nmodels: [{model: pipe}]": "pipe is not a regular file",
     "merge_method: ties\nbase_model: base\nmodels: [{model: empty}]": "empty holds no .safetensors file",
     f"merge_method: ties\nbase_model: pipe\n{MODELS}": "pipe is not a regular file",
     f"merge_method: ties\nbase_model: /dev/zero\n{MODELS}": "/dev/zero is not a regular file",
-    f"merge_method: ties\nbase_model: b.lota\n{MODELS}": "b.lota is a .lota file, which holds changes",
+    f"merge_method: ties\nbase_model: b.lota\n{MODELS}": "base_model must be a model, found the task vector b.lota",
 }
 UNREADABLE = {
+    f"{TIES}tokenizer_source: union": "base: tokenizer.json: expected an object with a model, found {}",
     "merge_method: ties\nbase_model: base\nmodels: [{model: /proc/self/mem}]": "/proc/self/mem",
     "merge_method: ties\nbase_model: base\nmodels: [{model: text.lota}]": "text.lota is not a safetensors file",
 }
