@@ -54,12 +54,10 @@ def push(
 
     from . import render
 
+    if vector.is_dir():
+        raise UsageError(f"{vector} is a folder, and push uploads .lota files: use hf upload {written(repo)} {vector}")
     named = parse(repo)
     to = destination(repo, path_in_repo or (None if named and named.file else vector.name), revision)
-    if vector.is_dir():
-        raise UsageError(
-            f"{vector} is a folder, push uploads .lota files: upload a model folder with hf upload {to.repo} {vector}"
-        )
     if not vector.exists() and parse(str(vector)) is not None:
         raise UsageError(f"{written(vector)}: no such file; push uploads files of this machine")
     with progress_bars() as progress:

@@ -156,8 +156,8 @@ def unpack(
         applied = apply(opened, checkpoint, output, force=force, max_bytes=most, progress=progress)
     if as_json:
         facts = {"exact": applied.exact, "differences": applied.differences, "not_carried": applied.left_out}
-        facts["base"] = render.base_summary(checkpoint)
-        render.report_folder(output, as_json, **facts)
+        base_facts = render.base_summary(checkpoint)
+        render.report_folder(output, as_json, base=base_facts, **facts)
         return
     render.report_folder(output, as_json)
     if base is None:

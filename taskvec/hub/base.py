@@ -31,7 +31,7 @@ class Based(Protocol):
     def provenance(self) -> Mapping[str, Any]: ...
 
 
-def record(base: Checkpoint) -> dict[str, dict[str, str]]:
+def record(base: Checkpoint) -> dict[str, Any]:
     """Return the provenance entry of a vector of a base.
 
     Args:
@@ -57,7 +57,7 @@ def recorded(provenance: Mapping[str, Any]) -> HubCommit | None:
     return HubCommit(repo, revision) if _REPO.fullmatch(repo) and _COMMIT.fullmatch(revision) else None
 
 
-def inherited(parents: Iterable[Based]) -> dict[str, dict[str, str]]:
+def inherited(parents: Iterable[Based]) -> dict[str, Any]:
     """Return the provenance entry of a vector that has the base of the first of its parents.
 
     Args:

@@ -164,6 +164,8 @@ def _table(head: tuple[str, str], rows: Iterable[tuple[str, object]]) -> list[st
 
 
 def _short(value: object) -> str:
+    if isinstance(value, float) and value != round(value, 6):
+        return f"{value:.4g}"
     return markdown(value if isinstance(value, str) else json_text(value, indent=None))
 
 
@@ -174,7 +176,7 @@ def _use(reference: Reference, header: Header) -> list[str]:
     arguments = [repr(reference.repo), repr(reference.file)]
     if reference.revision is not None:
         arguments.append(f"revision={reference.revision!r}")
-    where = [] if base != "base" else [f"`base` is the folder of {markdown(header.base.name)}.", ""]
+    where = [] if base != "base" else [f"`base` is a folder with the base, {markdown(header.base.name)}.", ""]
     return [
         "Apply it to its base, on the command line or in Python:",
         "",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,40 +16,61 @@ from .reference import Reference, without_secrets
 def asking(reference: Reference, what: str = "") -> Iterator[None]:
     """Explain the errors of requests to the Hub. The client does not log while they run.
 
+    Its own progress bars are shown on a terminal.
+
     Args:
         reference: What is asked for.
-        what: A file of the repository that the reference does not name, or an action, for error messages.
+        what: The action, for error messages, if it is another than to read what the reference names.
 
     Raises:
         HubError: A request fails.
     """
     from huggingface_hub.errors import (
-        HfHubHTTPError,
         HFValidationError,
         RemoteEntryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, but not typed
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
-    failures = (HfHubHTTPError, HfHubHTTPError.__mro__[1], HFValidationError, OSError)  # the second is of any request
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(max(verbosity, logging.ERROR))  # retries and failures are reported as one sentence
+    shows = not are_progress_bars_disabled()
+    if shows and not sys.stderr.isatty():
+        disable_progress_bars()
+    verbosity = get_verbosity()
+    set_verbosity(max(verbosity, logging.ERROR))  # retries and failures are reported as one sentence
     try:
         yield
-    except failures as error:
+    except (request_error(), HFValidationError, OSError) as error:
         is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError))
         raise HubError(without_secrets(_sentence(error, reference, what)), is_final=is_final) from None
     finally:
-        logging.set_verbosity(verbosity)
+        set_verbosity(verbosity)
+        if shows:
+            enable_progress_bars()
+
+
+def request_error() -> type[Exception]:
+    """Return the base class of the errors of the HTTP library that the Hub's client uses, which depends on its version.
+
+    It is also the class of HfHubHTTPError, for answers with an error code.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: type[Exception] = HfHubHTTPError.__bases__[0]
+    return found
 
 
 def _sentence(error: BaseException, reference: Reference, what: str) -> str:  # noqa: PLR0911 - a table of causes
     from huggingface_hub import constants, get_token
     from huggingface_hub import errors as hub
 
-    given, repo = str(reference), reference.repo
+    repo, asked = reference.repo, what or str(reference)
     # what was given may be a local path with a typing error
-    absent = given if reference.explicit or what else f"{given}: no such file or folder, and"
+    absent = f"{asked}:" if reference.explicit or what else f"{asked}: no such file or folder, and"
     while isinstance(error, hub.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     token = "the token gives no access to it" if get_token() else "no token is set (HF_TOKEN, or `hf auth login`)"
@@ -57,37 +80,39 @@ def _sentence(error: BaseException, reference: Reference, what: str) -> str:  # 
     if isinstance(error, hub.DisabledRepoError):
         return f"{repo} has been disabled by the Hugging Face Hub"
     if isinstance(error, hub.RepositoryNotFoundError):
-        colon = ":" if absent == given else ""
-        return f"{absent}{colon} the Hugging Face Hub has no model repository {repo}, or it is private and {token}"
+        return f"{absent} the Hugging Face Hub has no model repository {repo}, or it is private and {token}"
     if isinstance(error, hub.RevisionNotFoundError):
         return f"{repo} has no revision {reference.revision or 'main'!r} on the Hugging Face Hub"
     if isinstance(error, hub.EntryNotFoundError) and not isinstance(error, hub.LocalEntryNotFoundError):
-        return f"{repo} has no file {what or reference.file!r} at the revision {reference.revision or 'main'!r}"
+        return f"{repo} has no file {reference.file!r} at the revision {reference.revision or 'main'!r}"
     if isinstance(error, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) and constants.is_offline_mode():
-        missing = f"{given} is" if absent == given else f"{absent} it is"
-        return f"{missing} not in the cache of the Hugging Face Hub, which HF_HUB_OFFLINE forbids to reach"
+        where = "" if what else " it is not in the cache, and"
+        return f"{absent}{where} HF_HUB_OFFLINE forbids requests to the Hugging Face Hub"
     if isinstance(error, hub.HFValidationError):
-        return f"{given} is not the name of a repository of the Hugging Face Hub"
+        return f"{asked} is not the name of a repository of the Hugging Face Hub"
     if isinstance(error, hub.HfHubHTTPError):
-        return _answer(error, reference, what, token)
+        return _answer(error, asked)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{given} cannot be downloaded: the disk of the cache {constants.HF_HUB_CACHE} is full"
+        return f"{asked}: the disk of the cache {constants.HF_HUB_CACHE} is full"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-        return f"{given} cannot be downloaded: the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
-    missing = f"{given} is not available" if absent == given else f"{absent} it is not available"
-    return f"{missing}: {site} does not answer as the Hugging Face Hub ({reason(error)})"
+        return f"{asked}: the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
+    return f"{absent} the Hugging Face Hub, {site}, cannot be reached ({reason(error)})"
 
 
-def _answer(error: BaseException, reference: Reference, what: str, token: str) -> str:
+def _answer(error: BaseException, asked: str) -> str:
     """Return a sentence for an answer with an error code."""
+    from huggingface_hub import get_token
+
     response = error.response  # type: ignore[attr-defined]  # that of an HfHubHTTPError
     status = response.status_code
     said = getattr(error, "server_message", None) or response.reason_phrase
-    asked = what or str(reference)
     if status == 401:
-        return f"{asked}: the Hugging Face Hub does not accept the request, because {token} ({said})"
+        needs = "does not accept the token" if get_token() else "needs a token: set HF_TOKEN, or run `hf auth login`"
+        return f"{asked}: the Hugging Face Hub {needs} ({said})"
     if status == 403:
-        return f"{asked}: the Hugging Face Hub does not permit this, because {token} ({said})"
+        return f"{asked}: the Hugging Face Hub does not permit this with the token that is set ({said})"
+    if status in (409, 412):
+        return f"{asked}: the repository was changed by someone else in the meantime; try again ({said})"
     if status == 429:
         return f"{asked}: the Hugging Face Hub refuses further requests for now; try again later"
     return f"{asked}: the Hugging Face Hub answers {status} ({said})"

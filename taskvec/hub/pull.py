@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from taskvec_formats import LotaReader
@@ -35,7 +34,7 @@ def located(vector: str, output: Path | None, *, force: bool = False) -> tuple[R
         )
     if output is not None:
         check_file(output, force=force)
-    reference = vector_name(replace(found, explicit=True))
+    reference = vector_name(found)
     assert reference.file is not None
     return reference, output or check_file(Path(reference.file).name, force=force)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from ..errors import HubError, UsageError
 from ..reporting.progress import Progress, silent
 from . import card
 from .base import recorded
-from .client import asking
+from .client import asking, reason
 from .reference import Reference, parse, without_secrets
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def push(
         CommitOperationAdd(to.file, reader.path),
         *([] if page == text else [CommitOperationAdd(CARD, page.encode())]),
     ]
-    with asking(to, f"pushing to {to.repo}"):
+    with asking(to, f"pushing to {to.repo}"), _metadata_accepted(to):
         done = api.create_commit(
             to.repo,
             operations,
@@ -131,6 +132,21 @@ def push(
     return Pushed(to.repo, to.file, revision, done.oid, url, done.oid != head, (*kept, *notes))
 
 
+@contextmanager
+def _metadata_accepted(to: Reference) -> Iterator[None]:
+    """Explain that the Hub does not accept the metadata of a model card, which it checks before the upload."""
+    from huggingface_hub.errors import BadRequestError, HFValidationError
+
+    try:
+        yield
+    except (BadRequestError, HFValidationError):
+        raise
+    except ValueError as error:
+        raise HubError(
+            f"{to.repo}: the Hugging Face Hub does not accept the metadata of {CARD} ({reason(error)})"
+        ) from None
+
+
 def _prepared(api: HfApi, to: Reference, private: bool | None) -> str:
     """Create the repository and the branch if they do not exist, and return the commit of the branch."""
     from huggingface_hub import get_token
@@ -140,18 +156,18 @@ def _prepared(api: HfApi, to: Reference, private: bool | None) -> str:
         raise HubError(f"pushing to {to.repo} needs a token: set HF_TOKEN, or run `hf auth login`")
     with asking(to, f"pushing to {to.repo}"):
         try:
-            found = api.repo_info(to.repo)
+            found = api.model_info(to.repo)
         except RepositoryNotFoundError:
             api.create_repo(to.repo, private=private, exist_ok=True)
-            found = api.repo_info(to.repo)
+            found = api.model_info(to.repo)
         if private and not found.private:
             raise UsageError(f"{to.repo} exists and is public: `private` is for a repository that is created")
         if to.revision is not None:
             try:
-                found = api.repo_info(to.repo, revision=to.revision)
+                found = api.model_info(to.repo, revision=to.revision)
             except RevisionNotFoundError:
                 api.create_branch(to.repo, branch=to.revision, exist_ok=True)
-                found = api.repo_info(to.repo, revision=to.revision)
+                found = api.model_info(to.repo, revision=to.revision)
     assert found.sha is not None
     return found.sha
 

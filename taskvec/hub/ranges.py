@@ -6,7 +6,7 @@ import re
 import time
 
 from ..errors import HubError
-from .client import asking, reason
+from .client import asking, reason, request_error
 from .reference import Reference
 
 # header and index of most files, in one request
@@ -63,7 +63,7 @@ class RemoteFile:
         """Return the bytes, or None and the reason if another try may succeed."""
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
         from huggingface_hub.errors import HfHubHTTPError
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not typed
 
         assert self._reference.file is not None
         url = hf_hub_url(self._reference.repo, self._reference.file, revision=self._reference.revision)
@@ -84,7 +84,7 @@ class RemoteFile:
                             break
             except HfHubHTTPError:
                 raise
-            except HfHubHTTPError.__mro__[1] as error:  # the base class of the errors of any request
+            except request_error() as error:
                 return None, reason(error)
         if len(body) != stop - start:
             return None, f"{'more' if len(body) > stop - start else len(body)} bytes were sent"

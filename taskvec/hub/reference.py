@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 
-_PREFIX = re.compile(r"hf:/+")  # a Path has joined the slashes
+_PREFIX = re.compile(r"hf:/+")
+_JOINED = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*:)/(?!/)")  # a Path joins the slashes of a URL
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+")
 _REPO = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:/([^@]+))?(?:@(.+))?", re.ASCII)
 _OF_REVISION = re.compile(r"(refs/pr/\d+|refs/convert/[\w.-]+|[^/]+)/(.+\.lota)")
@@ -64,7 +65,7 @@ def reference_to(place: str | os.PathLike[str], *, file: bool) -> Reference | No
         return None
     if prefix is None and _URL.match(text):
         raise UsageError(
-            f"{without_secrets(text)}: no such file or folder; a model or vector of the Hub is written user/repo"
+            f"{written(text)}: no such file or folder; a model or vector of the Hub is written as user/repo"
         )
     found = parse(text)
     if found is not None and (file or found.file is None):
@@ -101,7 +102,7 @@ def parse(text: str) -> Reference | None:
 
 def written(place: str | os.PathLike[str]) -> str:
     """Return a path or a reference as its user wrote it, without a token."""
-    return without_secrets(_PREFIX.sub("hf://", os.fsdecode(os.fspath(place)), count=1))
+    return without_secrets(_JOINED.sub(r"\1//", os.fsdecode(os.fspath(place))))
 
 
 def without_secrets(text: str) -> str:

@@ -51,7 +51,7 @@ def files_of(reference: Reference) -> list[str]:
 
     try:
         with asking(reference):
-            info = HfApi().repo_info(reference.repo, revision=reference.revision)
+            info = HfApi().model_info(reference.repo, revision=reference.revision)
         return [sibling.rfilename for sibling in info.siblings or ()]
     except HubError as error:
         folder = _snapshot(reference)

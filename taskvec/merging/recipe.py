@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..hub import open_checkpoint
 from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
+from ..vectors.found import is_vector
 from ..vectors.promotion import wider
 from ..vectors.source import Memory
 from ..vectors.vector import TaskVector
@@ -98,7 +99,7 @@ class Recipe:
         """
         if self.base is not None or self.method != "average":
             return self.base
-        return next((model.reference for model in self.models if not model.reference.endswith(".lota")), None)
+        return next((model.reference for model in self.models if not is_vector(model.reference)), None)
 
     def open_base(self) -> Checkpoint | None:
         """Open the checkpoint that `start` names.
@@ -236,7 +237,7 @@ class Recipe:
         return own if rules is None else [*rules, *(_rules(shared) or [Rule(shared)])]
 
     def _vector(self, model: Model, base: Checkpoint | None, progress: Progress) -> TaskVector:
-        if model.reference.endswith(".lota"):
+        if is_vector(model.reference):
             return TaskVector.open(model.reference)
         if base is None:
             raise UsageError(f"{model.reference} is a checkpoint: base_model must name its base")

@@ -60,7 +60,7 @@ def is_vector(place: str | os.PathLike[str]) -> bool:
     names = files_of(reference)
     vectors = [name for name in names if name.endswith(".lota")]
     if vectors and any(name.endswith(".safetensors") for name in names):
-        named = replace(reference, file=sorted(vectors)[0])
+        named = replace(reference, file=min(vectors))
         raise UsageError(f"{reference} contains a model and .lota files: name a file, as in {named}")
     return bool(vectors)
 
