@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub on this machine: the part of its HTTP interface that its client uses.
 
-Repositories are in memory. Files other than text are LFS objects, which another origin serves, as on the Hub. The server
-counts the bytes that it sends, records the requests, and can misbehave.
+Repositories are in memory. Files other than text are LFS objects, which another origin serves, as on the Hub. The
+server counts the bytes that it sends, records the requests, and can misbehave.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,6 +59,23 @@ class Repo:
         return (oid, self.commits[oid]) if oid in self.commits else None
 
 
+@dataclass
+class Files:
+    """A base, a fine-tune and two vectors of it.
+
+    Attributes:
+        folder: The folder of all of them.
+        base: A model.
+        tuned: A fine-tune of it.
+        vectors: Vectors of it, `one.lota` and `two.lota`.
+    """
+
+    folder: Path
+    base: Path
+    tuned: Path
+    vectors: list[Path]
+
+
 class Hold:
     """Requests that wait, so that the moment of a kill is known.
 
@@ -97,6 +116,7 @@ class Hub:
         before: Called with the method and the path before each request is answered.
         answer: Called with the method, the path, and the body of an answer with a file, which it may change.
         ignores_ranges: Whether the whole file is sent if a range is asked for.
+        cuts: The number of answers with a file that end in the middle.
         status: A status that is answered to every request for a file, or None.
     """
 
@@ -111,6 +131,7 @@ class Hub:
         self.before: Callable[[str, str], None] = lambda method, path: None
         self.answer: Callable[[str, str, bytes], bytes] = lambda method, path, data: data
         self.ignores_ranges = False
+        self.cuts = 0
         self.status: int | None = None
         self.lock = threading.Lock()
         hub = self
@@ -164,6 +185,50 @@ class Hub:
         finally:
             self.hold.released.set()
             self.hold = None
+
+
+_PROGRAM = """
+import json, sys
+from support.commands import inside
+
+for words in json.loads(sys.argv[1]):
+    done = inside(*words)
+    print(json.dumps([done.returncode, done.stdout, done.stderr]), flush=True)
+"""
+
+
+def run_all(
+    environment: Mapping[str, str], *commands: Sequence[object], cwd: Path
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run several commands in one new process, because huggingface_hub reads the environment when it is imported.
+
+    Args:
+        environment: The environment, from `Hub.environment`.
+        commands: The words of each command, without `taskvec`.
+        cwd: The folder to run them in.
+    """
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = python(environment, _PROGRAM, words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [
+        subprocess.CompletedProcess(list(map(str, command)), *each)
+        for command, each in zip(commands, found, strict=True)
+    ]
+
+
+def python(
+    environment: Mapping[str, str], program: str, *arguments: str, cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in a new process, with the modules that this process finds."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -404,6 +469,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         hold, sent = hub.hold, start
+        if hub.cuts and not path.endswith(_TEXT):
+            hub.cuts -= 1
+            self.close_connection = True
+            stop = (start + stop) // 2
         while sent < stop:
             if hold is not None and hold.matches(self.command, path) and sent - start >= hold.after:
                 self.wfile.flush()
