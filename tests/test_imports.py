@@ -18,7 +18,7 @@ PACKAGES = {
     "taskvec_cli": ROOT / "cli/taskvec_cli",
 }
 LOWER = {"taskvec_formats": set(), "taskvec": {"taskvec_formats"}, "taskvec_cli": {"taskvec_formats", "taskvec"}}
-HEAVY = {"torch", "transformers", "accelerate", "matplotlib"}
+HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "huggingface_hub"}
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from .reference import Reference, without_secrets
 
 @contextmanager
 def asking(reference: Reference, what: str = "") -> Iterator[None]:
-    """Explain the errors of requests to the Hub. The client does not log while they run.
+    """Explain the errors of requests to the Hub (`explaining`). The client does not log while they run.
 
     Its own progress bars are shown on a terminal.
 
@@ -25,11 +25,6 @@ def asking(reference: Reference, what: str = "") -> Iterator[None]:
     Raises:
         HubError: A request fails.
     """
-    from huggingface_hub.errors import (
-        HFValidationError,
-        RemoteEntryNotFoundError,
-        RevisionNotFoundError,
-    )
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, but not typed
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -43,14 +38,32 @@ def asking(reference: Reference, what: str = "") -> Iterator[None]:
     verbosity = get_verbosity()
     set_verbosity(max(verbosity, logging.ERROR))  # retries and failures are reported as one sentence
     try:
-        yield
-    except (request_error(), HFValidationError, OSError) as error:
-        is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError))
-        raise HubError(without_secrets(_sentence(error, reference, what)), is_final=is_final) from None
+        with explaining(reference, what):
+            yield
     finally:
         set_verbosity(verbosity)
         if shows:
             enable_progress_bars()
+
+
+@contextmanager
+def explaining(reference: Reference, what: str = "") -> Iterator[None]:
+    """Explain the errors of requests to the Hub. Several threads may do so at a time.
+
+    Args:
+        reference: As in `asking`.
+        what: As in `asking`.
+
+    Raises:
+        HubError: A request fails.
+    """
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (request_error(), HFValidationError, OSError) as error:
+        is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError))
+        raise HubError(without_secrets(_sentence(error, reference, what)), is_final=is_final) from None
 
 
 def request_error() -> type[Exception]:

@@ -219,9 +219,7 @@ def _check(pushed: Reference, size: int, sha256: str) -> None:
 
     assert pushed.file is not None
     with asking(pushed):
-        found = get_hf_file_metadata(
-            hf_hub_url(pushed.repo, pushed.file, revision=pushed.revision), retry_on_errors=True
-        )
+        found = get_hf_file_metadata(hf_hub_url(pushed.repo, pushed.file, revision=pushed.revision))
     is_other = found.etag is not None and len(found.etag) == len(sha256) and found.etag != sha256
     if found.size != size or is_other:
         raise HubError(

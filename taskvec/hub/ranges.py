@@ -6,7 +6,7 @@ import re
 import time
 
 from ..errors import HubError
-from .client import asking, reason, request_error
+from .client import explaining, reason, request_error
 from .reference import Reference
 
 # header and index of most files, in one request
@@ -68,7 +68,7 @@ class RemoteFile:
         assert self._reference.file is not None
         url = hf_hub_url(self._reference.repo, self._reference.file, revision=self._reference.revision)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        with asking(self._reference):
+        with explaining(self._reference):
             try:
                 with get_session().stream("GET", url, headers=headers, timeout=_SECONDS) as response:
                     if response.status_code in _TRY_AGAIN:

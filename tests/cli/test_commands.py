@@ -32,6 +32,8 @@ COMMANDS = (
     "shrink",
     "inspect",
     "verify",
+    "push",
+    "pull",
     "eval",
     "search",
     "demo",

@@ -142,7 +142,7 @@ def test_what_is_wrong_with_a_remote_file_is_found(hub: Hub, home: Path, made: F
     hub.answer = flipped(0)
     assert read().startswith(f"NotSafetensorsError {named} is not a safetensors file")
     hub.answer = longer(1)
-    assert read(NAME) == f"HubError {named} was changed while it was read: it had {size} bytes, now {size + 1}\n"
+    assert read(NAME) == f"HubError {named} was changed while it was read: it had {size} bytes, now it has {size + 1}\n"
     hub.answer = lambda method, path, data: data
     hub.ignores_ranges = True
     assert read() == (

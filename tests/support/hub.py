@@ -103,6 +103,13 @@ class Hold:
         self.released.wait(60)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Print nothing: connections of killed clients are reset."""
+
+
 class Hub:
     """The server. It is closed at the end of a `with` block.
 
@@ -139,8 +146,7 @@ class Hub:
         class Bound(_Handler):
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Bound)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
