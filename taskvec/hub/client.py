@@ -98,7 +98,7 @@ def _sentence(error: BaseException, reference: Reference, what: str) -> str:  # 
         return f"{repo} has no revision {reference.revision or 'main'!r} on the Hugging Face Hub"
     if isinstance(error, hub.EntryNotFoundError) and not isinstance(error, hub.LocalEntryNotFoundError):
         return f"{repo} has no file {reference.file!r} at the revision {reference.revision or 'main'!r}"
-    if isinstance(error, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) and constants.is_offline_mode():
+    if isinstance(error, (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError)) and constants.HF_HUB_OFFLINE:
         where = "" if what else " it is not in the cache, and"
         return f"{absent}{where} HF_HUB_OFFLINE forbids requests to the Hugging Face Hub"
     if isinstance(error, hub.HFValidationError):

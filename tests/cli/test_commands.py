@@ -417,7 +417,8 @@ def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -
 
     report = json.loads(ok("unpack", file, "--base", base, "-o", out, "--json"))
     size = sum(shard.path.stat().st_size for shard in ModelFolder(tuned).shards)
-    exact = {"exact": True, "differences": [], "not_carried": []}
+    came = {"base": {"name": base.name, "revision": None}}
+    exact = {"exact": True, "differences": [], "not_carried": [], **came}
     assert report == {"path": str(out), "tensors": 2, "files": 2, "bytes": size, **exact}
     assert package(out) == package(tuned)
 

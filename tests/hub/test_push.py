@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.adapters import make_adapter
 from support.building import package, vector_of
 from support.hub import Files, Hub, python, run_all
 
@@ -133,6 +134,27 @@ def test_the_base_is_recorded_and_found_again(hub: Hub, home: Path, made: Files,
         "license": "apache-2.0",
     }
     assert front(files_of(hub, "user/both")["README.md"])["base_model_relation"] == "merge"
+
+
+def test_training_and_adapters_record_the_base(hub: Hub, home: Path, llama: Path, data: Path, tmp_path: Path) -> None:
+    commit = hub.add_folder("org/llama", llama)
+    make_adapter(llama, tmp_path / "adapter")
+    options = ["--steps", "1", "--calibration-steps", "1", "--lr", "1e-3", "--device", "cpu"]
+    train, convert, push = run_all(
+        hub.environment(home),
+        ["train", "org/llama", data, "-o", "task.lota", *options],
+        ["convert", "adapter", "--base", "org/llama", "-o", "adapter.lota"],
+        ["push", "task.lota", "user/task", "--json"],
+        cwd=tmp_path,
+    )
+    for done, name in ((train, "task"), (convert, "adapter")):
+        assert done.returncode == 0, done.stderr
+        made = TaskVector.open(tmp_path / f"{name}.lota").provenance
+        assert made["hub_base"] == {"repo": "org/llama", "revision": commit}
+    assert json.loads(push.stdout)["notes"] == ["the model card names no license: that of org/llama names none"]
+    page = files_of(hub, "user/task")["README.md"].decode()
+    assert "\n| method | lota |\n" in page
+    assert "lottery-ticket-adaptation" in front(page.encode())["tags"]
 
 
 def test_the_commands_and_the_program_of_the_card_run(hub: Hub, home: Path, made: Files, tmp_path: Path) -> None:
