@@ -14,9 +14,9 @@ from taskvec_formats import Checkpoint, HubCommit, Identity
 
 from ..errors import UsageError
 from .models import open_checkpoint
+from .reference import REPO_ID
 
 KEY = "hub_base"
-_REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -54,7 +54,7 @@ def recorded(provenance: Mapping[str, Any]) -> HubCommit | None:
     repo, revision = (found.get("repo"), found.get("revision")) if isinstance(found, dict) else (None, None)
     if not isinstance(repo, str) or not isinstance(revision, str):
         return None
-    return HubCommit(repo, revision) if _REPO.fullmatch(repo) and _COMMIT.fullmatch(revision) else None
+    return HubCommit(repo, revision) if REPO_ID.fullmatch(repo) and _COMMIT.fullmatch(revision) else None
 
 
 def inherited(parents: Iterable[Based]) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from taskvec_formats import Header
 from taskvec_formats.text import json_text, markdown
 
 from .base import recorded
-from .reference import Reference
+from .reference import REPO_ID, Reference
 
 Metadata = dict[str, Any]
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _SECTION = re.compile(r"<!-- taskvec (\{[^\n]*\}) -->\n.*?<!-- /taskvec -->", re.DOTALL)
 _END = "<!-- /taskvec -->"
@@ -44,7 +43,7 @@ def base_model(header: Header) -> str | None:
     """Return the repository of the base, as recorded or as its name says; None if it is not from the Hub."""
     if (commit := recorded(header.provenance)) is not None:
         return commit.repo
-    return header.base.name if _HUB_ID.fullmatch(header.base.name) else None
+    return header.base.name if REPO_ID.fullmatch(header.base.name) else None
 
 
 def metadata_of(header: Header, license_of_base: Mapping[str, Any]) -> Metadata:

@@ -33,7 +33,7 @@ def asking(reference: Reference, what: str = "") -> Iterator[None]:
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
     shows = not are_progress_bars_disabled()
-    if shows and not sys.stderr.isatty():
+    if shows and not _is_terminal():
         disable_progress_bars()
     verbosity = get_verbosity()
     set_verbosity(max(verbosity, logging.ERROR))  # retries and failures are reported as one sentence
@@ -44,6 +44,13 @@ def asking(reference: Reference, what: str = "") -> Iterator[None]:
         set_verbosity(verbosity)
         if shows:
             enable_progress_bars()
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from taskvec_formats import LotaReader
+from taskvec_formats import FormatError, LotaReader
 from taskvec_formats.system.atomic import atomic_file
 
 from ..destination import appearing, check_file
@@ -59,5 +59,9 @@ def pull_file(reference: Reference, path: Path, progress: Progress = silent, *, 
     cached = download(reference)
     with appearing(path), atomic_file(path, replace=force) as temporary:
         shutil.copyfile(cached, temporary)
-        LotaReader(temporary).verify(lambda done, total: progress("verifying", done, total, ""))
+        try:
+            LotaReader(temporary).verify(lambda done, total: progress("verifying", done, total, ""))
+        except FormatError as error:
+            text = str(error).replace(str(temporary), str(reference))
+            raise type(error)(f"{text}; to download it again, remove {cached}") from None
     return commit_of(cached)

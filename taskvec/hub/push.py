@@ -190,7 +190,7 @@ def _text(reference: Reference, what: str) -> str | None:
             path = hf_hub_download(reference.repo, CARD, revision=reference.revision, local_dir=folder)
         except RemoteEntryNotFoundError:
             return None
-        return Path(path).read_bytes().decode()
+        return Path(path).read_bytes().decode("utf-8-sig")
 
 
 def _license(header: Header) -> tuple[Mapping[str, Any], list[str]]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 
+REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _PREFIX = re.compile(r"hf:/+")
 _JOINED = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*:)/(?!/)")  # a Path joins the slashes of a URL
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+")
-_REPO = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:/([^@]+))?(?:@(.+))?", re.ASCII)
+_REPO = re.compile(rf"({REPO_ID.pattern})(?:/([^@]+))?(?:@(.+))?", re.ASCII)
 _OF_REVISION = re.compile(r"(refs/pr/\d+|refs/convert/[\w.-]+|[^/]+)/(.+\.lota)")
 _LOCAL = (".lota", ".safetensors")  # endings of files, which names of repositories do not have
 _CREDENTIALS = re.compile(r"(?<=:/)(/*)[^/@\s]+@")

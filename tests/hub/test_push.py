@@ -58,6 +58,8 @@ def test_push_pull_merge_push(hub: Hub, home: Path, made: Files, tmp_path: Path)
             ["pull", "user/one"],
             ["pull", "user/two@dev", "-o", "new/two.lota", "--json"],
             ["merge", "user/one", "hf://user/two/in/two.lota@dev", "-o", "both.lota"],
+            ["arith", "2*user/one/one.lota - hf://user/two@dev/in/two.lota", "-o", "sum.lota"],
+            ["arith", "2*one.lota - new/two.lota", "-o", "same.lota"],
             ["push", "both.lota", "user/both", "--private", "--json"],
             ["push", "both.lota", "user/both", "--json"],
             ["push", "one.lota", "user/both", "--create-pr", "--json"],
@@ -80,7 +82,8 @@ def test_push_pull_merge_push(hub: Hub, home: Path, made: Files, tmp_path: Path)
     assert (tmp_path / "new/two.lota").read_bytes() == two.read_bytes()
     merged = TaskVector.open(tmp_path / "both.lota")
     assert [parent["name"] for parent in merged.provenance["parents"]] == ["user/one/one.lota", "user/two/in/two.lota"]
-    whole, again, request = (json.loads(text) for text in said[5:])
+    whole, again, request = (json.loads(text) for text in said[7:])
+    assert TaskVector.open(tmp_path / "sum.lota") == TaskVector.open(tmp_path / "same.lota")
     assert hub.repos["user/both"].private
     assert files_of(hub, "user/both")["both.lota"] == (tmp_path / "both.lota").read_bytes()
     assert (whole["changed"], again["changed"], again["commit"]) == (True, False, whole["commit"])
@@ -259,6 +262,8 @@ def test_a_damaged_file_is_not_uploaded(hub: Hub, home: Path, made: Files, tmp_p
     hub.add("user/bad", {"bad.lota": bytes(data)})
     (done,) = run_all(hub.environment(home), ["pull", "user/bad", "-o", "new.lota"], cwd=tmp_path)
     assert done.returncode == 1
+    assert done.stderr.startswith("taskvec: user/bad/bad.lota: tensor 'model.layers.1.w', block at element 0, byte ")
+    assert "; to download it again, remove " in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["bad.lota"]
 
 
@@ -333,6 +338,7 @@ def test_sections_are_replaced_and_metadata_follow() -> None:
         ("Text without metadata.\n", "Text without metadata.\n\n"),
         ("---\n[not, a, mapping]\n---\nText.\n", "---\n[not, a, mapping]\n---\nText.\n"),
         ("---\nbad: [yaml\n---\nText.\n", "---\nbad: [yaml\n---\nText.\n"),
+        ("---\r\nlicense: mit\r\n---\r\nText.\r\n", "---\r\nlicense: mit\r\n"),
         ("A line.\n---\nAnother.\n", "A line.\n---\nAnother.\n"),
         ("<!-- taskvec {broken} -->\nmine\n<!-- /taskvec -->\n", "{broken} -->\nmine\n"),
         ('<!-- taskvec {"file": 3} -->\nmine\n<!-- /taskvec -->\n', '{"file": 3} -->\nmine\n'),
