@@ -513,7 +513,7 @@ def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, 
     (tmp_path / "hollow").mkdir()
     (tmp_path / "junk.lota").write_bytes(b"PK\x03\x04 not a lota file")
     assert "no such file or folder" in refused(2, "pack", tmp_path / "absent", tuned, "-o", out)
-    assert "no-such-org/no-such-model" in refused(2, "pack", "no-such-org/no-such-model", tuned, "-o", out)
+    assert "no-such-org/no-such-model" in refused(1, "pack", "no-such-org/no-such-model", tuned, "-o", out)
     assert "holds no .safetensors file" in refused(2, "pack", llama, tmp_path / "hollow", "-o", out)
     assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
     assert "absent.lota" in refused(2, "inspect", tmp_path / "absent.lota")
