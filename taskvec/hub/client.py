@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,7 +39,8 @@ def asking(reference: Reference, what: str = "") -> Iterator[None]:
     verbosity = get_verbosity()
     set_verbosity(max(verbosity, logging.ERROR))  # retries and failures are reported as one sentence
     try:
-        with explaining(reference, what):
+        with warnings.catch_warnings(), explaining(reference, what):
+            warnings.filterwarnings("ignore", module="huggingface_hub")  # such as that of a full disk, before the error
             yield
     finally:
         set_verbosity(verbosity)

@@ -58,7 +58,8 @@ def pull_file(reference: Reference, path: Path, progress: Progress = silent, *, 
     """
     cached = download(reference)
     with appearing(path), atomic_file(path, replace=force) as temporary:
-        shutil.copyfile(cached, temporary)
+        with open(cached, "rb") as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target)  # an error then names the output
         try:
             LotaReader(temporary).verify(lambda done, total: progress("verifying", done, total, ""))
         except FormatError as error:
