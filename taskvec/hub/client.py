@@ -72,7 +72,7 @@ def explaining(reference: Reference, what: str = "") -> Iterator[None]:
         yield
     except (request_error(), HFValidationError, OSError) as error:
         is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError))
-        raise HubError(without_secrets(_sentence(error, reference, what)), is_final=is_final) from None
+        raise HubError(_public(_sentence(error, reference, what)), is_final=is_final) from None
 
 
 def request_error() -> type[Exception]:
@@ -140,7 +140,15 @@ def _answer(error: BaseException, asked: str) -> str:
     return f"{asked}: the Hugging Face Hub answers {status} ({said})"
 
 
+def _public(text: str) -> str:
+    """Remove secrets from a text, and the token that `hf auth login` has stored."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return without_secrets(text.replace(token, "…") if token else text)
+
+
 def reason(error: BaseException) -> str:
     """Return the first line of an error, or its type, without tokens."""
-    lines = without_secrets(str(error)).strip().splitlines()
+    lines = _public(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
