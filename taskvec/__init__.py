@@ -41,6 +41,7 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation
     from .evaluation.grid import EvaluationGrid
+    from .hub.push import Pushed
     from .models.attach import Attachment
     from .models.sparse_model import SparseModel
     from .models.switcher import TaskSwitcher
@@ -53,6 +54,7 @@ _ON_DEMAND = {
     "Attachment": "models.attach",
     "Evaluation": "evaluation.evaluate",
     "EvaluationGrid": "evaluation.grid",
+    "Pushed": "hub.push",
     "SearchResult": "search.search",
     "SparseModel": "models.sparse_model",
     "TaskSwitcher": "models.switcher",
@@ -70,6 +72,7 @@ __all__ = [
     "FormatError",
     "MergedModel",
     "Overlap",
+    "Pushed",
     "SearchResult",
     "SparseModel",
     "SparseTensor",

@@ -1,6 +1,7 @@
 """The public functions of `taskvec`.
 
-A checkpoint is given as the path of a model folder or a Hub id, a task vector as the path of a `.lota` file.
+A checkpoint is given as the path of a model folder, a task vector as the path of a `.lota` file, or each as a reference
+to the Hugging Face Hub: `user/repo`, `user/repo@revision`, for a vector also `user/repo/file.lota`.
 `progress=True` shows progress bars. The functions delegate to the subpackages.
 """
 
@@ -25,6 +26,7 @@ from .arguments import instance, path_of, shown, truth, whole
 from .destination import check_file, part_of
 from .errors import UsageError
 from .hub import open_checkpoint, open_model
+from .hub.base import open_base
 from .interop.names import check_peft, files_of, is_adapter
 from .merging import combine as _merging
 from .merging.model_folder import write_model as _write_model
@@ -183,7 +185,7 @@ def _checkpoints(
 
 def apply(
     vector: VectorLike,
-    base: ModelLike,
+    base: ModelLike | None,
     out: StrPath,
     *,
     dtype: str | None = None,
@@ -200,7 +202,8 @@ def apply(
     Args:
         vector: A task vector or a patch, or the path of a `.lota` file.
         base: The model that the vector was taken from. For a file that was saved with its base at hand, as after `diff`
-            and `train`, also a model with the same values wherever the vector changes it.
+            and `train`, also a model with the same values wherever the vector changes it. None downloads the base that
+            the vector records, if it was taken from a model on the Hugging Face Hub.
         out: The folder to write.
         dtype: "float32", "bfloat16" or "float16" rounds every floating-point tensor to that dtype. None keeps the
             dtypes.
@@ -219,12 +222,14 @@ def apply(
         SizeError: The result is too large, or does not fit on the disk.
         DTypeError: A value does not fit `dtype`.
         ResultError: The finished folder is not what was planned.
-        UsageError: An argument is invalid, or `out` cannot be written.
+        UsageError: An argument is invalid, no base is given or recorded, or `out` cannot be written.
+        HubError: The base cannot be downloaded.
         FormatError: A file cannot be read.
     """
     with bars.shown(progress) as report:
-        opened, checkpoint, path = _vector("vector", vector), _checkpoint("base", base), path_of("out", out)
-        output = Output(shard_size, dtype)
+        opened = _vector("vector", vector)
+        checkpoint = open_base(opened) if base is None else _checkpoint("base", base)
+        path, output = path_of("out", out), Output(shard_size, dtype)
         most = None if max_bytes is None else whole("max_bytes", max_bytes)
         return _apply.apply(opened, checkpoint, path, report, output, force=truth("force", force), max_bytes=most)
 
@@ -368,7 +373,8 @@ def overlap(vectors: Sequence[VectorLike], *, progress: bool | Progress = False)
     """Compare the masks of every pair of vectors: shared positions, sign conflicts, cosine similarity.
 
     Args:
-        vectors: Vectors or paths of `.lota` files.
+        vectors: Vectors, paths of `.lota` files or references. Of files on the Hugging Face Hub, only the blocks that
+            are compared are fetched.
         progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
 
     Returns:
@@ -380,7 +386,7 @@ def overlap(vectors: Sequence[VectorLike], *, progress: bool | Progress = False)
         UsageError, FormatError: A file cannot be read.
     """
     with bars.shown(progress) as report:
-        return _overlap.overlap(_vectors(vectors), report)
+        return _overlap.overlap(_vectors(vectors, download=False), report)
 
 
 def verify(vector: VectorLike, base: ModelLike | None = None, *, progress: bool | Progress = False) -> None:
@@ -767,7 +773,7 @@ def attach(
 
 
 def load(
-    base: ModelLike,
+    base: ModelLike | None,
     vectors: VectorLike | Sequence[VectorLike] | None = None,
     *,
     progress: bool | Progress = False,
@@ -776,7 +782,7 @@ def load(
     """Load a model with transformers and attach vectors to it.
 
     Args:
-        base: A model folder or a Hub id.
+        base: A model folder or a Hub id. None downloads the base that the first vector records, as in `apply`.
         vectors: As in `attach`.
         progress: As in `attach`.
         **options: The arguments of `from_pretrained`, such as `dtype` and `device_map`, and those of `attach`: `scale`,
@@ -786,12 +792,20 @@ def load(
         The model, in evaluation mode. `attached(model)` returns the handle of the vectors.
 
     Raises:
-        UsageError: The base cannot be found, or a package is missing.
+        UsageError: The base cannot be found, or is not given and not recorded; or a package is missing.
+        HubError: It cannot be downloaded.
         TrainingError: The folder contains no model that transformers can load. The errors of `attach` are raised too.
     """
     require("`load`", "train")
     from .models.attach import load as load_live
 
+    if base is None:
+        listed = [] if vectors is None else vectors if isinstance(vectors, (list, tuple)) else [vectors]
+        opened = _vectors(listed)
+        if not opened:
+            raise UsageError("there is nothing to load: give the base, or a vector that records one")
+        vectors = opened if len(opened) > 1 else opened[0]
+        return load_live(open_base(opened[0]), vectors, options, progress)
     return load_live(_checkpoint("base", base), vectors, options, progress)
 
 
@@ -850,15 +864,16 @@ def _checkpoint(what: str, value: object) -> Checkpoint:
     return open_checkpoint(value)
 
 
-def _vector(what: str, value: object) -> TaskVector:
+def _vector(what: str, value: object, *, download: bool = True) -> TaskVector:
     if isinstance(value, TaskVector):
         return value
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{what} must be a TaskVector or the path of a .lota file, found {shown(value)}")
-    return TaskVector.open(path_of(what, value))
+    path_of(what, value)  # names the argument if it cannot be a path
+    return TaskVector.open(value, download=download)
 
 
-def _vectors(values: object, what: str = "vectors") -> list[TaskVector]:
+def _vectors(values: object, what: str = "vectors", *, download: bool = True) -> list[TaskVector]:
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise UsageError(f"{what} must be a list of TaskVectors or paths, found {shown(values)}")
-    return [_vector(f"{what}, number {number},", value) for number, value in enumerate(values, 1)]
+    return [_vector(f"{what}, number {number},", value, download=download) for number, value in enumerate(values, 1)]

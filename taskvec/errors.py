@@ -90,3 +90,17 @@ class DivergedError(TrainingError):
 
 class ProcessError(TrainingError):
     """Another process of a distributed run has ended or does not answer."""
+
+
+class HubError(TaskvecError):
+    """The Hugging Face Hub cannot be reached, refuses a request, or does not have what is asked for.
+
+    Args:
+        message: The message.
+        is_final: Whether the Hub has said that the revision or the file does not exist, so that an older state in its
+            cache is of no use.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from support.adapters import make_adapter
+from support.building import package
 from support.commands import inside
+from support.hub import Hub, python, run_all
 from support.models import ROWS, WORDS, perturb, write_rows
 from support.paths import ROOT
 
@@ -95,6 +97,24 @@ def test_the_page_runs(page: str, prepared: Path, tmp_path: Path, monkeypatch: p
                 assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
         elif kind == "python":
             exec(compile(block, page, "exec"), names)
+
+
+def test_the_page_on_the_hub_runs(prepared: Path, tmp_path: Path) -> None:
+    """With a stand-in for the Hub. The blocks run in new processes, because its client reads the environment once."""
+    folder = shutil.copytree(prepared, tmp_path / "folder", ignore=shutil.ignore_patterns("tuned.lota"))
+    with Hub() as hub:
+        hub.add_folder("org/base", prepared / "base")
+        environment = hub.environment(tmp_path / "home")
+        for kind, block in BLOCK.findall(text_of("docs/hub.md")):
+            if kind == "bash":
+                for done in run_all(environment, *(words[1:] for words in commands_of(block)), cwd=folder):
+                    assert done.returncode == 0, f"{done.args}: {done.stderr}"
+            elif kind == "python":
+                done = python(environment, block, cwd=folder)
+                assert done.returncode == 0, done.stderr
+        assert set(hub.repos) == {"org/base", "user/tuned", "user/tasks", "user/half"}
+    for name in ("restored", "again"):
+        assert package(folder / name) == package(folder / "tuned")
 
 
 def test_the_digest_of_the_worked_example_is_that_of_the_page(tmp_path: Path) -> None:

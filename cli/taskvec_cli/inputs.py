@@ -68,5 +68,10 @@ MODEL: dict[str, Any] = {"parser": model_name, "show_default": False}
 ANY_MODEL = "a model folder, a .safetensors file or a Hub id."
 DATA = "A file of JSON lines, JSON, CSV or Parquet, a folder of such files, or a Hub id such as org/name:split."
 DEVICE = "auto (an accelerator if available), or a name such as cpu, cuda, cuda:1, mps or xpu."
-LotaInput = Annotated[Path, typer.Argument(metavar="VECTOR", help="The .lota file.", **PATH)]
-LotaInputs = Annotated[list[Path], typer.Argument(metavar="VECTORS", help="One or more .lota files.", **PATH)]
+LotaInput = Annotated[
+    Path, typer.Argument(metavar="VECTOR", help="The .lota file, or user/repo/file.lota on the Hub.", **PATH)
+]
+LotaInputs = Annotated[
+    list[Path],
+    typer.Argument(metavar="VECTORS", help="One or more .lota files, or user/repo/file.lota on the Hub.", **PATH),
+]

@@ -13,6 +13,7 @@ import typer
 from . import jobs, streams
 from .convert import convert
 from .help import Command, Commands
+from .hub import pull, push
 from .inputs import ANY_MODEL, DATA, DEVICE, MODEL, NAMED_DATA, PATH, LotaInput, LotaInputs
 from .interrupts import Interrupted, interruptible
 from .merge import merge
@@ -119,8 +120,15 @@ def pack(
 @app.command(cls=Command, short_help="Apply a task vector and write the model folder.")
 def unpack(
     vector: LotaInput,
-    base: Annotated[str, typer.Option("--base", help=f"The base of the vector: {ANY_MODEL}", **MODEL)],
     output: ModelFolder,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            help=f"The base of the vector: {ANY_MODEL}",
+            **{**MODEL, "show_default": "the one on the Hub that the vector records"},
+        ),
+    ] = None,
     max_size: Annotated[
         str | None,
         typer.Option(help="Maximum size of the model, e.g. 20GB.", show_default="4 × the size of the base + 268 MB"),
@@ -132,22 +140,28 @@ def unpack(
     """Apply a task vector to its base and write the complete model folder.
 
     The folder is read back and checked before it is moved into place.
+    Without --base, the base that the vector records is downloaded from the Hub.
 
     Example: taskvec unpack tuned.lota --base base/ -o model/
     """
     from taskvec import TaskVector, apply, open_checkpoint
+    from taskvec.hub.base import open_base
 
     from . import render
 
     most = None if max_size is None else parse_size("--max-size", max_size)
-    opened, checkpoint = TaskVector.open(vector), open_checkpoint(base)
+    opened = TaskVector.open(vector)
+    checkpoint = open_base(opened) if base is None else open_checkpoint(base)
     with progress_bars() as progress:
         applied = apply(opened, checkpoint, output, force=force, max_bytes=most, progress=progress)
     if as_json:
         facts = {"exact": applied.exact, "differences": applied.differences, "not_carried": applied.left_out}
-        render.report_folder(output, as_json, **facts)
+        base_facts = render.base_summary(checkpoint)
+        render.report_folder(output, as_json, base=base_facts, **facts)
         return
     render.report_folder(output, as_json)
+    if base is None:
+        render.say(f"base: {render.base_text(checkpoint)}, which {opened.name} records")
     if applied.left_out:
         render.say(render.not_carried(applied.left_out))
     if applied.exact is not None:
@@ -246,22 +260,22 @@ def inspect(
 ) -> None:
     """Describe .lota files and, if there are several, the overlap of their masks.
 
+    Of a file on the Hub, only what is described or compared is fetched.
+
     Example: taskvec inspect sql.lota maths.lota --plot overlap.png
     """
     from taskvec import TaskVector, overlap
     from taskvec.errors import UsageError
+    from taskvec.hub.reference import written
     from taskvec.vectors.source import inputs_of
 
     from . import render
 
     if force and plot is None:
         raise UsageError("--force needs --plot: inspect writes no other file")
-    opened = [TaskVector.open(path) for path in vectors]
-    labels = [str(path) for path in vectors]
-    files = [
-        render.file_summary(label, vector, path.stat().st_size)
-        for label, vector, path in zip(labels, opened, vectors, strict=True)
-    ]
+    opened = [TaskVector.open(path, download=False) for path in vectors]
+    labels = [written(path) for path in vectors]
+    files = [render.file_summary(label, vector) for label, vector in zip(labels, opened, strict=True)]
     if plot is not None:
         from taskvec.analysis.plots import check_picture, plot_density, plot_overlap
 
@@ -303,6 +317,7 @@ def verify(
     """
     from taskvec import TaskVector, open_checkpoint
     from taskvec import verify as verify_vector
+    from taskvec.hub.reference import written
 
     from . import render
 
@@ -312,7 +327,7 @@ def verify(
         for vector in opened:
             verify_vector(vector, checkpoint, progress=progress)
     reports = [
-        {"path": str(path), "ok": True, "tensors": len(vector), "base_checked": base is not None}
+        {"path": written(path), "ok": True, "tensors": len(vector), "base_checked": base is not None}
         for path, vector in zip(vectors, opened, strict=True)
     ]
     if as_json:
@@ -320,7 +335,11 @@ def verify(
         return
     against = f", and applies to {base} as expected" if base is not None else ""
     for path, vector in zip(vectors, opened, strict=True):
-        render.say(f"{path}: {len(vector)} tensors, all intact{against}")
+        render.say(f"{written(path)}: {len(vector)} tensors, all intact{against}")
+
+
+app.command(cls=Command, short_help="Upload a task vector to the Hugging Face Hub.")(push)
+app.command(cls=Command, short_help="Download a task vector from the Hugging Face Hub.")(pull)
 
 
 @app.command("eval", cls=Command, short_help="Evaluate a model on held-out data.")
@@ -394,6 +413,7 @@ def evaluate(
     from taskvec.errors import UsageError
     from taskvec.evaluation.scoring import check_request, needs_answers
     from taskvec.hub import open_model
+    from taskvec.hub.reference import written
     from taskvec.vectors.source import inputs_of
 
     from . import render
@@ -437,7 +457,7 @@ def evaluate(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-    labels = dict(zip(map(id, opened), map(str, vectors or ()), strict=True))
+    labels = dict(zip(map(id, opened), map(written, vectors or ()), strict=True))
     rows = [
         render.evaluation_row(variant, [labels[id(parent)] for parent in variant.parents], results)
         for variant, results in zip(variants, found, strict=True)

@@ -333,6 +333,7 @@ def _opened(path: Path, base: "Checkpoint | None", progress: "Progress") -> "Tas
     from taskvec.errors import UsageError
     from taskvec.interop.names import is_adapter
     from taskvec.vectors.diff import diff
+    from taskvec.vectors.found import is_vector
     from taskvec.vectors.promotion import wider
 
     if is_adapter(path):
@@ -341,7 +342,7 @@ def _opened(path: Path, base: "Checkpoint | None", progress: "Progress") -> "Tas
         from taskvec.interop.adapters import read_adapter
 
         return read_adapter(path, base, progress)
-    if base is None or path.suffix == ".lota" or (path.is_file() and path.suffix != ".safetensors"):
+    if base is None or is_vector(path) or (path.is_file() and path.suffix != ".safetensors"):
         return TaskVector.open(path)
     return diff(base, wider(base, open_checkpoint(path)), progress=progress)
 

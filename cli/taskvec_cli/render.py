@@ -23,11 +23,12 @@ from taskvec_formats.text import json_text, printable
 from . import streams
 
 if TYPE_CHECKING:
-    from taskvec import Applied, TaskVector
+    from taskvec import Applied, Checkpoint, TaskVector
     from taskvec.analysis.overlap import Overlap
     from taskvec.demo.run import Demo
     from taskvec.evaluation.evaluate import Evaluation
     from taskvec.evaluation.variants import Variant
+    from taskvec.hub.push import Pushed
     from taskvec.search.search import SearchResult
     from taskvec.training.plan import Plan
     from taskvec.training.preview import Preview
@@ -96,16 +97,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         say(f"  and {len(rows) - _ROWS:,} more rows; --json prints all of them")
 
 
-def file_summary(path: str, vector: TaskVector, file_size: int) -> dict[str, Any]:
+def file_summary(path: str, vector: TaskVector) -> dict[str, Any]:
     """Return what `inspect --json` prints for one file.
 
     Args:
         path: The path of the file, as it was given.
         vector: The opened file.
-        file_size: Its size in bytes.
     """
     summary = vector.summary()
-    entries = summary["entries"]
+    entries, file_size = summary["entries"], vector.file_size
+    assert file_size is not None
     size = {"bytes": file_size, "bits_per_entry": 8 * file_size / entries if entries else None}
     return {"path": path, **summary, **size}
 
@@ -121,7 +122,7 @@ def report_file(output: Path, as_json: bool, **more: object) -> None:
     from taskvec import TaskVector
 
     vector = TaskVector.open(output)
-    summary = file_summary(str(output), vector, output.stat().st_size)
+    summary = file_summary(str(output), vector)
     if as_json:
         print_json({**{key: value for key, value in summary.items() if key != "tensors"}, **more})
         return
@@ -156,6 +157,26 @@ def _totals(summary: dict[str, Any]) -> str:
         f"(density {summary['density']:.2%}), {f'{replaced:,} replacements, ' if replaced else ''}"
         f"{size(summary['bytes'])}"
     )
+
+
+def push_summary(vector: Path, pushed: Pushed) -> dict[str, Any]:
+    """Return what `push --json` prints.
+
+    Args:
+        vector: The file that was uploaded.
+        pushed: The upload.
+    """
+    return {"path": str(vector), **asdict(pushed)}
+
+
+def base_summary(base: Checkpoint) -> dict[str, str | None]:
+    """Return what `unpack --json` prints for the base: its name, and the commit if it came from the Hub."""
+    return {"name": base.name, "revision": None if base.commit is None else base.commit.revision}
+
+
+def base_text(base: Checkpoint) -> str:
+    """Return the name of a base with the beginning of the commit that it was downloaded at."""
+    return base.name if base.commit is None else f"{base.name}@{base.commit.revision[:12]}"
 
 
 def report_folder(output: Path, as_json: bool, **more: object) -> None:
@@ -555,6 +576,7 @@ def not_carried(left_out: Sequence[str]) -> str:
 
 def print_file(summary: dict[str, Any]) -> None:
     """Print what `file_summary` returned: totals, origin, other contents, and a table with one row per module."""
+    from taskvec.hub.base import recorded
     from taskvec.names import layer_and_module
 
     bits = summary["bits_per_entry"]
@@ -562,6 +584,8 @@ def print_file(summary: dict[str, Any]) -> None:
     for role in ("base", "tuned"):
         if summary[role]:
             say(f"{role}: {summary[role]['name']} ({summary[role]['fingerprint'][:12]})")
+    if commit := recorded(summary["provenance"]):
+        say(f"base on the Hub: {commit.repo}@{commit.revision}")
     reformed = [
         f"{tensor['name']} (added)" if tensor["origin"] is None else f"{tensor['name']} (was {_form(tensor['origin'])})"
         for tensor in summary["tensors"]

@@ -4,7 +4,7 @@ The package needs numpy, ml_dtypes, safetensors, zstandard, pcodec and blake3. I
 """
 
 from .blocks import Change
-from .checkpoint import Checkpoint, ModelFolder
+from .checkpoint import Checkpoint, HubCommit, ModelFolder
 from .errors import FormatError
 from .forms import Form
 from .header import Header, Identity, Kind, TensorSpec
@@ -17,6 +17,7 @@ __all__ = [
     "Form",
     "FormatError",
     "Header",
+    "HubCommit",
     "Identity",
     "Kind",
     "LotaReader",

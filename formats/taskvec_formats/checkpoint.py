@@ -6,6 +6,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +83,19 @@ class Shard(Protocol):
         """Mapping from tensor name to its dtype, shape and byte range."""
 
 
+@dataclass(frozen=True)
+class HubCommit:
+    """One state of a model on the Hugging Face Hub.
+
+    Attributes:
+        repo: The repository, "user/repo".
+        revision: The commit, 40 hex digits.
+    """
+
+    repo: str
+    revision: str
+
+
 class Checkpoint(ABC):
     """The tensors of a model, stored in a folder or computed on request.
 
@@ -93,6 +107,7 @@ class Checkpoint(ABC):
         side_files: Other files that belong to the model (config, tokenizer, shard index); empty for a single file.
         left_out: Names of everything else in the folder, which is not part of the checkpoint: subfolders, weights in
             other files, and anything that is not a regular file.
+        commit: Where it was downloaded from, None for a checkpoint from elsewhere.
     """
 
     path: Path
@@ -101,6 +116,7 @@ class Checkpoint(ABC):
     tensors: Mapping[str, TensorInfo]
     side_files: Sequence[Path]
     left_out: Sequence[str]
+    commit: HubCommit | None = None
     _digests: dict[str, str] | None = None
 
     @property

@@ -7,21 +7,21 @@ this module parses the JSON itself afterwards.
 
 Bytes are read, not memory-mapped: if another program truncates the file during reading, the result is an exception
 instead of a SIGBUS that ends the process. A file that is modified after it was opened is rejected, because the checks
-were made on its earlier content.
+were made on its earlier content (`reading`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
-import stat
 import struct
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,12 @@ from safetensors import SafetensorError, safe_open
 from .dtypes import DTYPES, BitArray, DType
 from .errors import FormatError, HeaderError, NotSafetensorsError
 from .forms import Form, check_shape
+from .reading import LocalFile, Readable
 
 METADATA = "__metadata__"
 HEADER_BYTES = 100_000_000  # limit of the safetensors library
 _VALUES = 3_500_000
+_CHUNK = 1 << 22  # bytes that are hashed at a time
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -177,10 +179,12 @@ class SafetensorsFile:
     """A safetensors file opened for reading.
 
     Args:
-        path: Path of the file.
+        place: Path of the file, or another place that its bytes are read from.
         most: Largest accepted header, in bytes.
 
     Attributes:
+        path: Path of the file; the name of another place as a path, which leads nowhere.
+        size: Size in bytes.
         header: First bytes of the file up to the data, including the length prefix.
         metadata: The free-form strings of `__metadata__`.
         tensors: Mapping from name to TensorInfo, in the order of the data.
@@ -190,50 +194,23 @@ class SafetensorsFile:
         HeaderError: The header has a repeated key, an unsupported dtype, or a name with a control character.
     """
 
-    def __init__(self, path: Path, most: int = HEADER_BYTES) -> None:
-        self.path = path
-        try:
-            # without O_NONBLOCK, opening a FIFO blocks until it has a writer
-            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except (OSError, ValueError) as error:  # ValueError if the path is invalid, e.g. contains NUL
-            raise NotSafetensorsError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
-        weakref.finalize(self, os.close, self._file)
-        status = os.fstat(self._file)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotSafetensorsError(f"{path} is not a regular file")
-        self._written = status.st_mtime_ns
-        length = int.from_bytes(self._read(0, 8, strict=False), "little")
+    def __init__(self, place: Path | Readable, most: int = HEADER_BYTES) -> None:
+        self._bytes = LocalFile(place) if isinstance(place, Path) else place
+        self.path = path = Path(self._bytes.name)
+        self.size = self._bytes.size
+        length = int.from_bytes(self._bytes.read(0, min(8, self.size)), "little")
         if length > most:
             raise NotSafetensorsError(f"{path} is not a safetensors file with a header of at most {most} bytes")
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except SafetensorError as error:
-            raise NotSafetensorsError(f"{path} is not a safetensors file ({error})") from None
-        except OSError as error:
-            raise NotSafetensorsError(f"{path} cannot be read ({error.strerror or error})") from None
-        self.header = bytes(self._read(0, 8 + length))
+        if isinstance(place, Path):
+            _check(path, path)
+            self.header = bytes(self._bytes.read(0, 8 + length))
+        else:
+            self.header = bytes(self._bytes.read(0, min(8 + length, self.size)))
+            _check_copy(self.header, self.size, path)
         try:
             self.metadata, self.tensors = parse_header(self.header)
         except FormatError as error:
             raise type(error)(f"{path}: {error}") from None
-
-    def _read(self, start: int, stop: int, *, strict: bool = True) -> memoryview:
-        """Read the bytes [start, stop) of the file; fewer if the file ends early and `strict` is False."""
-        view, done = np.empty(stop - start, np.uint8).data, 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._file, [view[done:]], start + done)
-            except OSError as error:
-                raise NotSafetensorsError(f"{self.path} cannot be read ({error.strerror or error})") from None
-            if not count:
-                if not strict:
-                    break
-                raise NotSafetensorsError(f"{self.path} ends at byte {start + done}: it was cut off while it was read")
-            done += count
-        if os.fstat(self._file).st_mtime_ns != self._written:
-            raise NotSafetensorsError(f"{self.path} was changed while it was read")
-        return view[:done]
 
     def bytes(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Read the bytes [start, stop) of a tensor.
@@ -250,7 +227,18 @@ class SafetensorsFile:
             NotSafetensorsError: The file cannot be read, or was changed after it was opened.
         """
         info = self.tensors[name]
-        return self._read(info.start + start, info.stop if stop is None else info.start + stop)
+        return self._bytes.read(info.start + start, info.stop if stop is None else info.start + stop)
+
+    def sha256(self) -> str:
+        """Compute the SHA-256 of the whole file, in hex.
+
+        Raises:
+            NotSafetensorsError: The file cannot be read, or was changed after it was opened.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, self.size, _CHUNK):
+            digest.update(self._bytes.read(start, min(start + _CHUNK, self.size)))
+        return digest.hexdigest()
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
         """Read the elements [start, stop) of a tensor.
@@ -269,6 +257,31 @@ class SafetensorsFile:
         carrier = self.tensors[name].dtype.carrier
         data = self.bytes(name, start * carrier.itemsize, None if stop is None else stop * carrier.itemsize)
         return np.frombuffer(data.toreadonly(), carrier)
+
+
+def _check(file: Path, path: Path) -> None:
+    """Check a file with the safetensors library; `path` names it in the error."""
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise NotSafetensorsError(f"{path} is not a safetensors file ({error})") from None
+    except OSError as error:
+        raise NotSafetensorsError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def _check_copy(header: bytes, size: int, path: Path) -> None:
+    """Check a file that is not on this machine: its header, before a hole of the size of its data."""
+    with NamedTemporaryFile() as copy:
+        try:
+            copy.write(header)
+            copy.flush()
+            os.truncate(copy.name, size)
+        except OSError as error:
+            raise NotSafetensorsError(
+                f"{path} of {size} bytes cannot be checked: {copy.name}: {error.strerror or error}"
+            ) from None
+        _check(Path(copy.name), path)
 
 
 def encode_header(tensors: dict[str, tuple[str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:

@@ -17,6 +17,7 @@ from .description import DIGEST_KEY, INDEX_BYTES, encode, parse
 from .errors import ChecksumError, FormatError, HeaderError, StreamError
 from .forms import Bits
 from .header import Blob, Block, Header, StoredFile, TensorSpec, stored_digest
+from .reading import Readable
 from .system.atomic import atomic_file, naming
 from .system.parallel import ordered_map
 from .system.spool import Piece, Spools
@@ -162,11 +163,13 @@ class LotaReader:
     The header is read at once, the blocks of a tensor on request.
 
     Args:
-        path: Path of the file.
+        place: Path of the file, or another place that its bytes are read from.
 
     Attributes:
-        path: Path of the file.
+        path: Path of the file; the name of another place as a path, which leads nowhere.
+        is_local: Whether it is a file of this machine.
         inputs: The files that the reader reads, as absolute paths.
+        size: Size of the file in bytes.
         header: The validated header.
         specs: Mapping from tensor name to TensorSpec.
 
@@ -174,14 +177,16 @@ class LotaReader:
         FormatError: The file is invalid, or container, description and index do not match. The message names the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.inputs: tuple[Path, ...] = (path.absolute(),)
-        self._file = SafetensorsFile(path, _HEADER_BYTES)
+    def __init__(self, place: Path | Readable) -> None:
+        self._file = SafetensorsFile(place, _HEADER_BYTES)
+        self.path = self._file.path
+        self.is_local = isinstance(place, Path)
+        self.inputs: tuple[Path, ...] = (self.path.absolute(),) if self.is_local else ()
+        self.size = self._file.size
         try:
             self.header = self._parse()
         except FormatError as error:
-            raise type(error)(f"{path}: {error}") from None
+            raise type(error)(f"{self.path}: {error}") from None
         self.specs = {spec.name: spec for spec in self.header.tensors}
         # offsets in BLOCKS: of each tensor, each stored file, and each block (per tensor, computed on first use)
         self._starts: dict[str, int] = {}
@@ -199,6 +204,14 @@ class LotaReader:
     def digest(self) -> str:
         """SHA-256 of the description, in hex. It covers, by way of the index, every byte that is read."""
         return self._file.metadata[DIGEST_KEY]
+
+    def sha256(self) -> str:
+        """Compute the SHA-256 of the whole file, in hex.
+
+        Raises:
+            NotSafetensorsError: The file cannot be read, or was changed after it was opened.
+        """
+        return self._file.sha256()
 
     def _parse(self) -> Header:
         tensors = self._file.tensors

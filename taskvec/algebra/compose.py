@@ -18,6 +18,7 @@ from taskvec_formats.system.parallel import threads
 from ..applying.overlay import Patched
 from ..arguments import instance
 from ..errors import BaseMismatchError, MergeError, UsageError
+from ..hub.base import record as base_record
 from ..reporting.progress import Progress, silent
 from ..vectors.align import merging
 from ..vectors.delta import add
@@ -90,7 +91,9 @@ def _on(
     """Compose with the base."""
     kind: Kind = "patch" if first.kind == second.kind == "patch" else "vector"
     whole = diff(base, Patched(_Between(base, first), second), progress=progress, kind=kind)
-    header = replace(whole.header, provenance=provenance | record(whole.specs, counted(base.tensors)))
+    header = replace(
+        whole.header, provenance=provenance | base_record(base) | record(whole.specs, counted(base.tensors))
+    )
     return TaskVector(header, whole.specs.values(), _Difference(first, second, whole), name, base, (first, second))
 
 

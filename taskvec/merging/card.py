@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-import yaml
+from taskvec_formats.text import markdown
 
-from taskvec_formats.text import json_text, markdown
-
+from ..hub.card import base_model, front_matter, merge_tables
 from ..vectors.vector import TaskVector
 from .registry import METHODS
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form of the id of a repository of the Hub."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 def model_card(name: str, merged: TaskVector) -> str:
@@ -35,36 +26,18 @@ def model_card(name: str, merged: TaskVector) -> str:
     """
     made = merged.provenance
     method = METHODS[made["method"]]
-    metadata = {"library_name": "transformers", "tags": ["merge", "taskvec"]}
-    if is_hub_id(merged.base.name):
-        metadata = {"base_model": merged.base.name, **metadata}
-    parents = [
-        f"| {markdown(parent['name'])} | {_short(weight)} | `{parent['digest']}` |"
-        for parent, weight in zip(made["parents"], made["weights"], strict=True)
-    ]
-    options = {**made["options"], "lambda": made["lambda"]}
+    metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "taskvec"]}
+    if (base := base_model(merged.header)) is not None:
+        metadata = {"base_model": base, **metadata}
     lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
-        "---",
-        f"# {markdown(name)}",
+        f"{front_matter(metadata)}# {markdown(name)}",
         "",
         f"A merge of task vectors of {markdown(merged.base.name)} (fingerprint `{merged.base.fingerprint[:12]}`), by "
         "taskvec.",
         "",
         f"Method: [{method.name}]({method.source}), {method.summary}." if method.source else f"Method: {method.name}.",
         "",
-        "| vector | weight | digest |",
-        "|---|---|---|",
-        *parents,
-        "",
-        "| parameter | value |",
-        "|---|---|",
-        *(f"| {markdown(key.replace('_', '-'))} | {_short(value)} |" for key, value in sorted(options.items())),
+        *merge_tables(made),
         "",
     ]
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return markdown(value if isinstance(value, str) else json_text(value, indent=None))

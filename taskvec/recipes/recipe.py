@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..arguments import shown
 from ..documents import read_document
 from ..errors import UsageError
 from ..hub import open_checkpoint
+from ..vectors.found import is_vector
 from .methods import WholeMethod, find_method
 from .parameters import names_for_a_model, names_for_all, parameters_of
 from .references import adapted, split
@@ -171,7 +173,7 @@ class Recipe:
         """Whether the result has other layers than one of the models."""
         return any(module.slices for module in self.modules)
 
-    @property
+    @cached_property
     def start(self) -> str | None:
         """The model whose config and other files the result has, or None.
 
@@ -179,7 +181,7 @@ class Recipe:
         """
         if self.base is not None or not isinstance(self.method, WholeMethod):
             return self.base
-        return next((each.model for each in self.sources if not each.model.endswith(".lota")), None)
+        return next((each.model for each in self.sources if not is_vector(each.model)), None)
 
     def open_start(self) -> Checkpoint | None:
         """Open the checkpoint that `start` names.
@@ -193,11 +195,11 @@ class Recipe:
         with naming(self.path):
             if self.start is None:
                 return None
-            if self.start.endswith(".lota"):
+            if is_vector(self.start):
                 raise UsageError(f"base_model must be a model, found the task vector {self.start}")
             model, adapter = split(self.start)
             checkpoint = open_checkpoint(model)
-            return checkpoint if adapter is None else adapted(checkpoint, Path(adapter))[0]
+            return checkpoint if adapter is None else adapted(checkpoint, adapter)[0]
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from taskvec_formats import Checkpoint
 
 from ..applying.overlay import Patched
 from ..errors import UsageError
-from ..hub import open_checkpoint
+from ..hub.models import local_folder, open_checkpoint
+from ..hub.reference import written
 from ..interop.names import check_peft, is_adapter
 from ..reporting.progress import Progress, silent
+from ..vectors.found import is_vector
 from ..vectors.vector import TaskVector
 
 
@@ -59,15 +61,15 @@ class Models:
             return Opened(self._start)
         model, adapter = split(reference)
         if adapter is not None:
-            return self._adapted(self[model].checkpoint, Path(adapter))
-        if reference.endswith(".lota"):
+            return self._adapted(self[model].checkpoint, adapter)
+        if is_vector(reference):
             vector = TaskVector.open(reference)
             return Opened(Patched(self._base(reference, "a task vector"), vector), vector)
         if is_adapter(Path(reference)):
-            return self._adapted(self._base(reference, "an adapter of peft"), Path(reference))
+            return self._adapted(self._base(reference, "an adapter of peft"), reference)
         return Opened(open_checkpoint(reference))
 
-    def _adapted(self, model: Checkpoint, adapter: Path) -> Opened:
+    def _adapted(self, model: Checkpoint, adapter: str) -> Opened:
         checkpoint, vector = adapted(model, adapter, self._progress)
         return Opened(checkpoint, vector if model is self._start else None)
 
@@ -77,12 +79,12 @@ class Models:
         return self._start
 
 
-def adapted(model: Checkpoint, adapter: Path, progress: Progress = silent) -> tuple[Checkpoint, TaskVector]:
+def adapted(model: Checkpoint, adapter: str, progress: Progress = silent) -> tuple[Checkpoint, TaskVector]:
     """Merge an adapter of peft into a model.
 
     Args:
         model: The model that the adapter was trained on.
-        adapter: The folder of the adapter.
+        adapter: The folder of the adapter, or its repository on the Hub.
         progress: Called while the adapter is merged.
 
     Returns:
@@ -92,12 +94,13 @@ def adapted(model: Checkpoint, adapter: Path, progress: Progress = silent) -> tu
         UsageError: There is no such adapter, or peft is missing.
         AdapterError, FormatError, TrainingError: The adapter is damaged or does not fit.
     """
-    if not is_adapter(adapter):
-        raise UsageError(f"{adapter}: no such adapter of peft")
+    folder = local_folder(adapter)
+    if not is_adapter(folder):
+        raise UsageError(f"{written(adapter)}: no such adapter of peft")
     check_peft()
     from ..interop.adapters import read_adapter  # loads torch
 
-    vector = read_adapter(adapter, model, progress)
+    vector = read_adapter(folder, model, progress)
     return Patched(model, vector), vector
 
 

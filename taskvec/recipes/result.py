@@ -27,6 +27,7 @@ from ..reporting.progress import Progress, silent
 from ..reporting.throughput import hashed
 from ..vectors.delta import BaseBits, diff_range
 from ..vectors.diff import diff
+from ..vectors.found import is_vector
 from ..vectors.lineage import joined
 from ..vectors.promotion import WidenedEntries, promoted, wider
 from ..vectors.source import Memory, inputs_of
@@ -185,7 +186,7 @@ def _of_vectors(recipe: Recipe, models: Models, progress: Progress) -> Result:
 
 
 def _opened(models: Models, reference: str) -> TaskVector:
-    if not reference.endswith(".lota"):
+    if not is_vector(reference):
         raise UsageError(f"{reference} is a checkpoint: base_model must name its base")
     return TaskVector.open(reference)
 

@@ -116,7 +116,8 @@ class RecipeMerge:
         assert model is not None
         is_chosen = self._recipe.tokenizer is not None  # the tokens were mapped, so tokenizers need not agree
         agreement = Agreement([], []) if is_chosen else compare_tokenizers(self._parents(start), start)
-        card = recipe_card(out.name, self._recipe, [each["name"] for each in result.provenance["parents"]])
+        models = [self._models[name].checkpoint for name in dict.fromkeys(each.model for each in self._recipe.sources)]
+        card = recipe_card(out.name, self._recipe, models)
         output = replace(output, card=card, carried=(*agreement.carried, *output.carried))
         nothing = TaskVector(
             Header("vector", Identity(model.name, model.identity), None, tensors=()), [], Memory({}, {}), model.name

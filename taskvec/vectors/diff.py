@@ -17,6 +17,7 @@ from taskvec_formats.forms import Bits
 
 from ..arguments import instance, one_of
 from ..errors import DiffError, UsageError
+from ..hub.base import record as base_record
 from ..reporting.progress import Progress, silent
 from ..reporting.throughput import hashed
 from . import carried
@@ -118,7 +119,7 @@ def diff(
     sparse = _Sparsified(source, specs, sparsity, progress)
     provenance = {**_MADE_BY, "tuned": shortened(tuned.name), "sparsity": sparsity}
     provenance |= record((spec.name for spec in specs), counted(base.tensors))
-    provenance |= carried.record([*left_out, *sparse.left_out])
+    provenance |= carried.record([*left_out, *sparse.left_out]) | base_record(base)
     header = Header(kind, Identity(base.name, base.fingerprint), None, tensors=(), provenance=provenance)
     return TaskVector(header, specs, sparse, tuned.name, base)
 
@@ -168,7 +169,7 @@ def header_of(pair: Pair, changed: Sequence[str], left_out: Iterable[str]) -> He
         Identity(tuned.name, tuned.fingerprint),
         tensors=(),
         removed=tuple(sorted(base.tensors.keys() - tuned.tensors.keys())),
-        provenance=provenance | record(changed, layers) | carried.record(left_out),
+        provenance=provenance | record(changed, layers) | carried.record(left_out) | base_record(base),
     )
 
 

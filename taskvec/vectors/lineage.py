@@ -5,6 +5,7 @@ A vector that is made of others records
     parents             a list of {name, digest}, with the weight if there is one
     ancestors           digest -> the facts of that vector: its provenance without its own ancestors
     ancestors_left_out  the number of facts that did not fit; absent if there are none
+    hub_base            where the base can be downloaded, if a parent records it (`taskvec.hub.base`)
 
 Each ancestor is listed once, regardless of how many paths lead to it, the nearest first, within the limits ANCESTORS
 and BYTES. A record therefore does not grow with the number of generations.
@@ -17,8 +18,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from taskvec_formats import Identity
+
 from ..arguments import said
 from ..errors import UsageError
+from ..hub.base import inherited
 
 ANCESTORS = 64
 BYTES = 1 << 16  # the largest size of the JSON of all ancestors
@@ -38,6 +42,8 @@ class Parent(Protocol):
     def name(self) -> str: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def base(self) -> Identity: ...
     @property
     def provenance(self) -> Mapping[str, Any]: ...
 
@@ -71,6 +77,7 @@ def lineage(parents: Sequence[Parent], weights: Sequence[float] | None = None) -
     # parents may have left out the same ancestors, so only the largest of their counts is added
     before = (parent.provenance.get("ancestors_left_out") for parent in parents)
     left_out = len(found) - len(kept) + max((count for count in before if type(count) is int and count > 0), default=0)
+    record |= inherited(parents)
     return record | ({"ancestors": kept} if kept else {}) | ({"ancestors_left_out": left_out} if left_out else {})
 
 

@@ -123,6 +123,10 @@ class Stored:
 
     Args:
         reader: The open file.
+
+    Attributes:
+        reader: As given.
+        place: The absolute path of the file, or its reference on the Hub with its commit.
     """
 
     by_range = True
@@ -130,7 +134,8 @@ class Stored:
 
     def __init__(self, reader: LotaReader) -> None:
         self.reader = reader
-        self.path = reader.path.absolute()  # the working directory may change
+        # the working directory may change
+        self.place = str(reader.path.absolute()) if reader.is_local else f"hf://{reader.path}"
 
     @property
     def inputs(self) -> Sequence[Path]:

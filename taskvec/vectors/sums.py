@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from taskvec_formats import Change, Header, SparseTensor, TensorSpec
+from taskvec_formats import Change, Header, Identity, SparseTensor, TensorSpec
 from taskvec_formats.forms import Bits
 
 from ..errors import BaseMismatchError, KindError, MergeError, UsageError
@@ -41,6 +41,11 @@ class Term:
     specs: Mapping[str, TensorSpec]
     depth: int
     record: str
+
+    @property
+    def base(self) -> Identity:
+        """The checkpoint that the vector was taken from."""
+        return self.header.base
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from functools import cached_property
 from html import escape
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from taskvec_formats import (
     Header,
     Identity,
     Kind,
+    LotaReader,
     LotaWriter,
     SparseTensor,
     TensorSpec,
@@ -38,9 +40,10 @@ from taskvec_formats.system.parallel import ordered_map, threads
 from taskvec_formats.system.spool import Piece, Spools
 from taskvec_formats.text import printable
 
-from ..arguments import one_of, path_of, real, said, truth, whole
+from ..arguments import one_of, real, said, truth, whole
 from ..destination import appearing, check_file
 from ..errors import UsageError
+from ..hub.base import record as base_record
 from ..packages import require
 from ..reporting import bars
 from ..reporting.progress import Progress, silent
@@ -48,7 +51,7 @@ from ..reporting.throughput import hashed
 from .delta import BaseBits
 from .digest import digest_of
 from .encoding import encode as encode_change
-from .found import open_lota
+from .found import open_vector
 from .layers import counted, most, record, recorded
 from .lineage import joined, lineage, shortened, stored_text
 from .shrink import shrunk
@@ -58,6 +61,8 @@ from .sums import Sum, Term, check_vector, common_specs
 
 if TYPE_CHECKING:
     import torch
+
+    from ..hub.push import Pushed
 
 
 def check_codec(codec: str) -> None:
@@ -140,19 +145,95 @@ class TaskVector(Mapping[str, SparseTensor]):
         self._leads_to: Identity | None = None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> TaskVector:
+    def open(cls, path: str | os.PathLike[str], *, download: bool = True) -> TaskVector:
         """Open a `.lota` file. Entries are decoded when a tensor is read.
 
         Args:
-            path: The file.
+            path: The file, or its reference on the Hugging Face Hub: `user/repo/file.lota`, or `user/repo` for the only
+                `.lota` file of a repository, each with or without `@revision` and the prefix `hf://`. A local path of
+                that name comes first.
+            download: Whether a file of the Hub is downloaded to its cache, as is best for a vector that is used as a
+                whole. If False, the header and the index are fetched, and the blocks of a tensor when it is read. Every
+                part is checked as in a local file.
 
         Raises:
             FormatError: The file cannot be read, or is damaged.
             UsageError: The path does not exist, or is a checkpoint, a folder or a merge recipe.
+            HubError: The file cannot be found on the Hub, or cannot be read or stored.
         """
-        file = path_of("path", path)
-        reader = open_lota(file)
-        return cls(reader.header, reader.header.tensors, Stored(reader), file.name)
+        reader, name = open_vector(path, download=download)
+        return cls(reader.header, reader.header.tensors, Stored(reader), name)
+
+    @classmethod
+    def from_pretrained(
+        cls, repo: str, filename: str | None = None, *, revision: str | None = None, download: bool = True
+    ) -> TaskVector:
+        """Open a `.lota` file of a repository of the Hugging Face Hub.
+
+        The token of the Hub's client is used: that of the environment variable HF_TOKEN, or of `hf auth login`.
+
+        Args:
+            repo: The repository, "user/repo". A local folder of that name is not read.
+            filename: The path of the file in the repository. None for its only `.lota` file.
+            revision: A branch, a tag or a commit. None for the main branch.
+            download: As in `open`.
+
+        Raises:
+            FormatError: The file is damaged.
+            UsageError: An argument is invalid.
+            HubError: The file cannot be found on the Hub, or cannot be read or stored.
+        """
+        for what, value in (("repo", repo), ("filename", filename), ("revision", revision)):
+            if not isinstance(value, str) and (what == "repo" or value is not None):
+                raise UsageError(f"{what} must be a string, found {said(value)}")
+        file = "" if filename is None else f"/{filename}"
+        return cls.open(f"hf://{repo}{file}" + ("" if revision is None else f"@{revision}"), download=download)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        path_in_repo: str | None = None,
+        *,
+        revision: str | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+        create_pr: bool = False,
+        progress: bool | Progress = False,
+    ) -> Pushed:
+        """Upload the vector to a repository of the Hugging Face Hub, with a model card.
+
+        The file is verified first. A repository that does not exist is created. The file and the card are one commit.
+
+        Args:
+            repo: The repository, "user/repo".
+            path_in_repo: The path of the file in the repository. None for the name of the vector.
+            revision: The branch to commit to, created if it does not exist. None for the main branch.
+            private: Whether a repository that is created is private. None for the default of the account.
+            message: The message of the commit.
+            create_pr: Whether to open a pull request instead of committing to the branch.
+            progress: True shows progress bars. A callable receives (stage, done, total, note) at every step.
+
+        Returns:
+            The commit, and notes on what was kept of an existing model card.
+
+        Raises:
+            FormatError: A file that the vector reads is damaged.
+            UsageError: An argument is invalid.
+            HubError: The Hub cannot be reached or refuses the upload.
+            MergeError, DiffError: As in `save`, for a vector that was not opened from a file.
+        """
+        from ..hub.push import destination, push
+
+        to = destination(repo, path_in_repo or f"{Path(self.name).name.removesuffix('.lota')}.lota", revision)
+        chosen = None if private is None else truth("private", private)
+        options: dict[str, Any] = {"private": chosen, "message": message, "create_pr": truth("create_pr", create_pr)}
+        with bars.shown(progress) as report:
+            if isinstance(self._source, Stored) and self._source.reader.path.is_file():
+                return push(self._source.reader, to, progress=report, **options)
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / "vector.lota"
+                self.save(file, report)
+                return push(LotaReader(file), to, progress=report, **options)
 
     @property
     def base(self) -> Identity:
@@ -173,6 +254,11 @@ class TaskVector(Mapping[str, SparseTensor]):
     def source(self) -> Source:
         """The source of the entries."""
         return self._source
+
+    @property
+    def file_size(self) -> int | None:
+        """The size in bytes of the file that the vector was opened from; None if it was not."""
+        return self._source.reader.size if isinstance(self._source, Stored) else None
 
     @property
     def leads_to(self) -> Identity | None:
@@ -386,7 +472,7 @@ class TaskVector(Mapping[str, SparseTensor]):
         return f"<table><caption>{escape(printable(self.name, 80))}</caption>{cells}</table>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle a vector from a file as the path of the file.
+        """Pickle a vector from a file as the path of the file, or as its reference on the Hub.
 
         Raises:
             UsageError: The vector is computed when it is read.
@@ -395,7 +481,7 @@ class TaskVector(Mapping[str, SparseTensor]):
             raise UsageError(
                 f"{self.name} is computed when it is read and cannot be pickled: save it and open the file"
             )
-        return _reopened, (str(self._source.path), self.digest)
+        return _reopened, (self._source.place, self.digest)
 
     def __getitem__(self, name: str) -> SparseTensor:
         if name not in self.specs:
@@ -493,7 +579,7 @@ def _reopened(path: str, digest: str) -> TaskVector:
         UsageError: The file contains another vector now.
         FormatError: The file cannot be read.
     """
-    vector = TaskVector.open(path)
+    vector = TaskVector.open(path, download=False)
     if vector.digest != digest:
         raise UsageError(f"{path}: the file was replaced after this vector was pickled or copied")
     return vector
@@ -561,5 +647,5 @@ def header_of(base: Checkpoint, names: Iterable[str], provenance: Mapping[str, A
         names: The tensors of the vector.
         provenance: How the vector was made.
     """
-    complete = {**provenance, **record(names, counted(base.tensors))}
+    complete = {**provenance, **record(names, counted(base.tensors)), **base_record(base)}
     return Header("vector", Identity(base.name, base.fingerprint), None, tensors=(), provenance=complete)

@@ -32,6 +32,8 @@ COMMANDS = (
     "shrink",
     "inspect",
     "verify",
+    "push",
+    "pull",
     "eval",
     "search",
     "demo",
@@ -426,7 +428,8 @@ def test_reports_as_json(kind: str, states: tuple[Path, Path], tmp_path: Path) -
 
     report = json.loads(ok("unpack", file, "--base", base, "-o", out, "--json"))
     size = sum(shard.path.stat().st_size for shard in ModelFolder(tuned).shards)
-    exact = {"exact": True, "differences": [], "not_carried": []}
+    came = {"base": {"name": base.name, "revision": None}}
+    exact = {"exact": True, "differences": [], "not_carried": [], **came}
     assert report == {"path": str(out), "tensors": 2, "files": 2, "bytes": size, **exact}
     assert package(out) == package(tuned)
 
@@ -521,7 +524,7 @@ def test_what_cannot_be_read_is_refused(llama: Path, tuned: Path, vector: Path, 
     (tmp_path / "hollow").mkdir()
     (tmp_path / "junk.lota").write_bytes(b"PK\x03\x04 not a lota file")
     assert "no such file or folder" in refused(2, "pack", tmp_path / "absent", tuned, "-o", out)
-    assert "no-such-org/no-such-model" in refused(2, "pack", "no-such-org/no-such-model", tuned, "-o", out)
+    assert "no-such-org/no-such-model" in refused(1, "pack", "no-such-org/no-such-model", tuned, "-o", out)
     assert "holds no .safetensors file" in refused(2, "pack", llama, tmp_path / "hollow", "-o", out)
     assert "not a safetensors file" in refused(1, "inspect", tmp_path / "junk.lota")
     assert "absent.lota" in refused(2, "inspect", tmp_path / "absent.lota")
