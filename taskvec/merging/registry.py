@@ -19,6 +19,7 @@ from .methods.linear import linear
 from .methods.nearswap import nearswap
 from .methods.options import Option, options_of
 from .methods.pruning import Keep, pruning_options
+from .methods.ram import ram, ramplus_tl
 from .methods.sce import sce
 from .methods.spherical import model_stock, multislerp, nuslerp
 from .methods.ties import ties
@@ -158,6 +159,21 @@ METHODS: dict[str, Method] = {
             sce,
             "select the positions that vary most, weigh by size, elect signs",
             "https://arxiv.org/abs/2408.07990",
+            whole=True,
+            weighs=False,
+        ),
+        Method(
+            "ram",
+            ram,
+            "keep single changes, average shared ones",
+            "https://arxiv.org/abs/2601.13572",
+            weighs=False,
+        ),
+        Method(
+            "ramplus_tl",
+            ramplus_tl,
+            "scale single changes up, average shared ones",
+            "https://arxiv.org/abs/2601.13572",
             whole=True,
             weighs=False,
         ),

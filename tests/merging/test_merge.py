@@ -71,6 +71,8 @@ def requests(draw: st.DrawFn) -> tuple[str, dict[str, Any], Sequence[float] | No
         "seed": st.integers(0, 3),
         "gamma": st.sampled_from([0.0, 0.01, 0.1, 0.5]),
         "epsilon": st.sampled_from([0.0, 0.03, 0.09]),
+        "r": st.sampled_from([0.0, 0.5]),
+        "alpha": st.sampled_from([0.0, 0.2, 3.0]),
         "select_topk": st.sampled_from([0.0, 0.2, 0.5, 1.0]),
         "t": st.sampled_from([0.0, 0.1, 1.0, 100.0]),
     }

@@ -132,12 +132,9 @@ def combined(
     held = [entries(tensor) for tensor in tensors]
     factors = [f32(weight) for weight in weights]
     positions = sorted(set().union(*held))
-    if method == "sce":
-        return sce(held, positions, tensors[0].size, options.get("select_topk", 1.0))
-    if method == "nearswap":
-        limit = f32(options.get("t", 0.0001))
-        moved = {p: f32(v * min(1.0, f32(limit / max(abs(v), f32(1e-6))))) for p, v in sorted(held[0].items())}
-        return {position: value for position, value in moved.items() if value}
+    own = {"sce": sce, "ram": ram, "ramplus_tl": ram, "nearswap": nearswap}
+    if method in own:
+        return own[method](held, positions, tensors[0].size, {"method": method, **options})
     if method in ("linear", "dare_linear", "magnitude_prune", "breadcrumbs", "della_linear"):
         return linear(held, factors, positions, normalize=options.get("normalize", False))
     if method == "average":
@@ -168,7 +165,14 @@ def linear(held: list[Held], weights: list[float], positions: list[int], *, norm
     return merged
 
 
-def sce(held: list[Held], positions: list[int], size: int, share: float) -> Held:
+def nearswap(held: list[Held], positions: list[int], size: int, options: dict[str, Any]) -> Held:
+    limit = f32(options.get("t", 0.0001))
+    moved = {p: f32(v * min(1.0, f32(limit / max(abs(v), f32(1e-6))))) for p, v in sorted(held[0].items())}
+    return {position: value for position, value in moved.items() if value}
+
+
+def sce(held: list[Held], positions: list[int], size: int, options: dict[str, Any]) -> Held:
+    share = options.get("select_topk", 1.0)
     rows = [{position: entry.get(position, 0.0) for position in positions} for entry in held]
     if share < 1:
         spread = {p: f32(np.var([row[p] for row in rows])) for p in positions}
@@ -189,6 +193,29 @@ def sce(held: list[Held], positions: list[int], size: int, share: float) -> Held
             if value and (value > 0) == (mass >= 0):
                 total, divisor = f32(total + f32(value * weight)), f32(divisor + weight)
         total = f32(total / max(divisor, f32(1e-6)))
+        if total != 0:
+            merged[position] = total
+    return merged
+
+
+def ram(held: list[Held], positions: list[int], size: int, options: dict[str, Any]) -> Held:
+    method = options["method"]
+    least = f32(options.get("epsilon", 1e-5))
+    changes = [{p: v for p, v in entry.items() if abs(v) > least} for entry in held]
+    counts = {p: sum(p in each for each in changes) for p in positions}
+    factors = []
+    for each in changes:
+        single = sum(counts[p] == 1 for p in each)
+        ratio = f32((len(each) - single) / f32(max(single, options.get("epsilon", 1e-5) or 1)))
+        growth = f32(f32(options.get("r", 0.1)) * f32(min(ratio, options.get("alpha", 0.2))))
+        factors.append(f32(1 + growth) if method == "ramplus_tl" else 1.0)
+    merged = {}
+    for position in positions:
+        total = 0.0
+        for each, factor in zip(changes, factors, strict=True):
+            if position in each:
+                value = each[position]
+                total = f32(total + (f32(value * factor) if counts[position] == 1 else f32(value / counts[position])))
         if total != 0:
             merged[position] = total
     return merged

@@ -279,12 +279,13 @@ def in_order() -> Iterator[None]:
     def sum_in_order(values: torch.Tensor, dim: int | None = None, **more: Any) -> torch.Tensor:
         if values.dtype == torch.bool:
             return TORCH_SUM(values, dim, **more)
-        if dim != 0 or more:
+        if dim != 0:
             return TORCH_SUM(values.double(), dim, **more).to(values.dtype)
         total = torch.zeros_like(values.select(dim, 0), dtype=torch.promote_types(values.dtype, torch.float32))
         for row in values.unbind(dim):
             total = total + row
-        return total.to(values.dtype)
+        total = total.to(values.dtype)
+        return total.unsqueeze(0) if more.get("keepdim") else total
 
     def largest_first(values: torch.Tensor, descending: bool = False, dim: int | None = None) -> torch.Tensor:
         if dim is not None:

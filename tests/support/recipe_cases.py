@@ -115,6 +115,8 @@ CASES: dict[str, Case] = {
     "della": Case(two("della", f"{BASE}\nparameters: {{density: 0.5, epsilon: 0.2}}")),
     "della_linear": Case(two("della_linear", f"{BASE}\nparameters: {{density: 0.7}}\ndtype: bfloat16")),
     "sce": Case(all_three("sce", f"{BASE}\nparameters: {{select_topk: 0.3}}")),
+    "ram": Case(all_three("ram", BASE)),
+    "ramplus_tl": Case(all_three("ramplus_tl", f"{BASE}\nparameters: {{r: 0.3, epsilon: 0.01}}")),
     "slerp": Case(two("slerp", "base_model: b\nparameters: {t: [0.1, 0.9]}", "{}", "{}")),
     "nuslerp": Case(two("nuslerp", "dtype: bfloat16")),
     "nuslerp, with a base": Case(two("nuslerp", BASE)),
@@ -306,7 +308,7 @@ def rows() -> Iterator[tuple[str, str, str, int, int, int, int]]:
                         with in_order():
                             ordered = _theirs(case, folder, f"ordered{number}")
                     # mergekit writes F32 here, whatever dtype and config.json say
-                    if "arcee_fusion" in name:
+                    if "arcee_fusion" in name or name == "ramplus_tl":
                         theirs, ordered = (
                             _rounded(each, found, folder / f"{which}{number}-rounded")
                             for which, each in (("theirs", theirs), ("ordered", ordered))
