@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from taskvec_formats.dtypes import BitArray
 from ..errors import AdapterError, UsageError
 from ..models.loading import load_weights
 from ..models.memory import MemoryCheckpoint
-from ..models.placement import TORCH_DTYPES, part_of, places, raw_bits
+from ..models.placement import TORCH_DTYPES, parameter_at, part_of, places, raw_bits, same_bits
 from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.source import Stored
@@ -70,7 +70,8 @@ def from_adapter(
     _check_base(base)
     progress("merging the adapter", 0, 1, "")
     model = load_weights(base.path, {"dtype": _dtype(base), "trust_remote_code": trust_remote_code})
-    known = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    shared = {id(parameter): name for name, parameter in model.named_parameters()}
+    known = {name: shared[id(each)] for name, each in model.named_parameters(remove_duplicate=False)}
     merged = _merged(model, adapter, stored)
     tuned = _Merged(adapter, base, merged, known)
     progress("merging the adapter", 1, 1, "")
@@ -160,7 +161,7 @@ def _merged(model: PreTrainedModel, adapter: Path, stored: dict[str, torch.Tenso
     """Merge an adapter into a model."""
     from peft import PeftModel
 
-    with _refusals_of_peft(adapter):
+    with refusals_of_peft(f"peft cannot merge {adapter} into this base"):
         wrapped = PeftModel.from_pretrained(model, str(adapter))
     _check_read(wrapped, adapter, stored)
     if not hasattr(wrapped, "merge_and_unload"):  # prompts and prefixes
@@ -168,14 +169,18 @@ def _merged(model: PreTrainedModel, adapter: Path, stored: dict[str, torch.Tenso
         raise AdapterError(
             f"{adapter} is of the kind {kind}, which does not change weights and cannot be merged into them"
         )
-    with _refusals_of_peft(adapter):
+    with refusals_of_peft(f"peft cannot merge {adapter} into this base"):
         merged: torch.nn.Module = wrapped.merge_and_unload()
     return merged
 
 
 @contextmanager
-def _refusals_of_peft(adapter: Path) -> Iterator[None]:
-    """Turn what peft raises into AdapterError, and silence its warnings, whose causes are checked here."""
+def refusals_of_peft(what: str) -> Iterator[None]:
+    """Turn what peft raises into AdapterError, and silence its warnings, whose causes are checked here.
+
+    Args:
+        what: What peft could not do, the beginning of the message.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -183,7 +188,7 @@ def _refusals_of_peft(adapter: Path) -> Iterator[None]:
         # peft has no errors of its own
         except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise AdapterError(f"peft cannot merge {adapter} into this base: {first}") from None
+            raise AdapterError(f"{what}: {first}") from None
 
 
 def _check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor]) -> None:
@@ -209,13 +214,13 @@ class _Merged(MemoryCheckpoint):
         adapter: The folder of the adapter, for messages.
         base: The base.
         model: The model, which was loaded from the base and changed.
-        known: Names of the parameters and buffers that it had before.
+        known: The names of its parameters before, those of tied ones too -> the first name of the parameter.
 
     Raises:
         AdapterError: The model has weights that the base has no tensor for.
     """
 
-    def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: set[str]) -> None:
+    def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: Mapping[str, str]) -> None:
         super().__init__(adapter.resolve().name, base.tensors)
         self._adapter = adapter
         self._base = base
@@ -223,11 +228,19 @@ class _Merged(MemoryCheckpoint):
         self._placed = places(model, {name: info.form for name, info in base.tensors.items()})
         held = {place.parameter for place in self._placed.values()}
         for parameter, _ in model.named_parameters():
-            if parameter not in known and parameter not in held:
+            if known.get(parameter) != parameter and parameter not in held and not self._is_same(parameter, known):
                 raise AdapterError(
                     f"with the adapter, {parameter} differs from the layer that it shares its weights with, but "
                     f"{base.name} has no tensor of its own for it: save the base with separate weights first"
                 )
+
+    def _is_same(self, parameter: str, known: Mapping[str, str]) -> bool:
+        """Whether a parameter that was tied to another one still has its values."""
+        other = known.get(parameter)
+        if other is None:
+            return False
+        one, two = (parameter_at(self._model, name).detach() for name in (parameter, other))
+        return one.shape == two.shape and same_bits(one, two)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
