@@ -66,8 +66,8 @@ def from_adapter(
     """
     check_peft()
     settings = read_config(adapter)
-    stored = _stored(adapter)
-    _check_base(base)
+    stored = stored_tensors(adapter)
+    check_base(base)
     progress("merging the adapter", 0, 1, "")
     model = load_weights(base.path, {"dtype": _dtype(base), "trust_remote_code": trust_remote_code})
     shared = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -122,7 +122,15 @@ def read_config(adapter: Path) -> dict[str, Any]:
     return settings
 
 
-def _stored(adapter: Path) -> dict[str, torch.Tensor]:
+def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter.
+
+    Args:
+        adapter: The folder of the adapter.
+
+    Raises:
+        AdapterError: It has none, or its file is damaged or a pickle.
+    """
     path = adapter / WEIGHTS
     if not path.is_file():
         other = next((name for name in ("adapter_model.bin", "adapter_model.pt") if (adapter / name).exists()), None)
@@ -134,7 +142,16 @@ def _stored(adapter: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{path} is not a safetensors file ({error})") from None
 
 
-def _check_base(base: Checkpoint) -> None:
+def check_base(base: Checkpoint) -> None:
+    """Check that adapters can be merged into a base.
+
+    Args:
+        base: The base.
+
+    Raises:
+        UsageError: It is not a model folder with a config.
+        AdapterError: It is quantised.
+    """
     config = base.path / "config.json"
     if not base.is_folder or not config.is_file():
         raise UsageError(f"{base.name}: a model folder with its config is needed to merge an adapter")
@@ -163,7 +180,7 @@ def _merged(model: PreTrainedModel, adapter: Path, stored: dict[str, torch.Tenso
 
     with refusals_of_peft(f"peft cannot merge {adapter} into this base"):
         wrapped = PeftModel.from_pretrained(model, str(adapter))
-    _check_read(wrapped, adapter, stored)
+    check_read(wrapped, adapter, stored)
     if not hasattr(wrapped, "merge_and_unload"):  # prompts and prefixes
         kind = read_config(adapter)["peft_type"]
         raise AdapterError(
@@ -191,20 +208,31 @@ def refusals_of_peft(what: str) -> Iterator[None]:
             raise AdapterError(f"{what}: {first}") from None
 
 
-def _check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor]) -> None:
-    """Check that a model with an adapter has every tensor of its file, and no other."""
+def check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], name: str = "default") -> None:
+    """Check that a model with an adapter has every tensor of its file, and no other.
+
+    Args:
+        wrapped: The model of peft. If it is on the meta device, only names and shapes are compared.
+        adapter: The folder of the adapter.
+        stored: The tensors of the adapter.
+        name: The name of the adapter in the model.
+
+    Raises:
+        AdapterError: A tensor is missing, belongs to no layer, or was not read.
+    """
     from peft import get_peft_model_state_dict
 
-    used = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    used = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     weights = wrapped.get_base_model().state_dict()
-    for name in sorted(stored.keys() | used.keys()):
-        if name not in stored:
-            raise AdapterError(f"{adapter} lacks tensor {name!r}, which its configuration requires")
-        found = used.get(name, weights.get(name.removeprefix(PREFIX)))
+    for tensor in sorted(stored.keys() | used.keys()):
+        if tensor not in stored:
+            raise AdapterError(f"{adapter} lacks tensor {tensor!r}, which its configuration requires")
+        found = used.get(tensor, weights.get(tensor.removeprefix(PREFIX)))
         if found is None:
-            raise AdapterError(f"{adapter}: tensor {name!r} belongs to no layer of this base")
-        if found.shape != stored[name].shape or not torch.equal(found.cpu(), stored[name].to(found.dtype)):
-            raise AdapterError(f"{adapter}: peft did not read tensor {name!r}")
+            raise AdapterError(f"{adapter}: tensor {tensor!r} belongs to no layer of this base")
+        same = found.shape == stored[tensor].shape
+        if not same or not (found.is_meta or torch.equal(found.cpu(), stored[tensor].to(found.dtype))):
+            raise AdapterError(f"{adapter}: peft did not read tensor {tensor!r}")
 
 
 class _Merged(MemoryCheckpoint):

@@ -74,14 +74,7 @@ def modules_of(vector: TaskVector, base: Checkpoint) -> Modules:
     if vector.header.removed:
         raise AdapterError(f"{vector.name} removes tensor {vector.header.removed[0]!r}, which an adapter cannot")
     model, _ = empty_model(base.path, torch.float32)
-    values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    placed = places(model, {name: info.form for name, info in base.tensors.items()})
-    by_value = {
-        id(values[place.parameter]): name
-        for name, place in placed.items()
-        if tuple(values[place.parameter].shape) == base.tensors[name].shape
-    }
-    tensors = {name: by_value[id(value)] for name, value in values.items() if id(value) in by_value}
+    tensors = tensors_in(model, base)
     owners: dict[str, list[Owner]] = {}
     for parameter, name in tensors.items():
         module, _, own = parameter.rpartition(".")
@@ -90,3 +83,25 @@ def modules_of(vector: TaskVector, base: Checkpoint) -> Modules:
         if name in vector.specs and not any(owner.module.children()):
             owners.setdefault(name, []).append(owner)
     return Modules(model, owners, tensors)
+
+
+def tensors_in(model: PreTrainedModel, base: Checkpoint) -> dict[str, str]:
+    """Return the tensor of a base that each parameter or buffer of a model is, also under its other names if it is tied.
+
+    Parameters that several tensors are fused into are left out.
+
+    Args:
+        model: The model of the base.
+        base: The base.
+
+    Raises:
+        TrainingError: A parameter has another shape than its tensor.
+    """
+    values = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    placed = places(model, {name: info.form for name, info in base.tensors.items()})
+    by_value = {
+        id(values[place.parameter]): name
+        for name, place in placed.items()
+        if tuple(values[place.parameter].shape) == base.tensors[name].shape
+    }
+    return {name: by_value[id(value)] for name, value in values.items() if id(value) in by_value}
