@@ -27,6 +27,7 @@ from ..errors import AdapterError, UsageError
 from ..models.loading import load_weights
 from ..models.memory import MemoryCheckpoint
 from ..models.placement import TORCH_DTYPES, parameter_at, part_of, places, raw_bits, same_bits
+from ..quantised import hint
 from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.source import Stored
@@ -152,18 +153,10 @@ def check_base(base: Checkpoint) -> None:
         UsageError: It is not a model folder with a config.
         AdapterError: It is quantised.
     """
-    config = base.path / "config.json"
-    if not base.is_folder or not config.is_file():
+    if not base.is_folder or not (base.path / "config.json").is_file():
         raise UsageError(f"{base.name}: a model folder with its config is needed to merge an adapter")
-    try:
-        quantised = json.loads(config.read_bytes()).get("quantization_config")
-    except (ValueError, RecursionError, AttributeError):
-        quantised = None  # the loader reports what is wrong
-    if quantised:
-        raise AdapterError(
-            f"{base.name} is quantised, and an adapter cannot be merged into quantised weights exactly: give the model "
-            "that it was quantised from"
-        )
+    if quantised := hint(base):
+        raise AdapterError(f"an adapter cannot be merged into quantised weights exactly{quantised}")
 
 
 def _dtype(base: Checkpoint) -> torch.dtype:

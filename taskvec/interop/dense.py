@@ -22,6 +22,7 @@ from ..applying.verified import Application
 from ..applying.writer import Writer
 from ..destination import appearing
 from ..errors import BaseMismatchError, ConversionError
+from ..quantised import hint
 from ..reporting.progress import Progress, silent
 from ..vectors.source import DeltaSource, inputs_of, no_replacements
 from ..vectors.vector import TaskVector
@@ -75,7 +76,7 @@ def to_delta(
     """
     names = list(deltas_of(vector))
     if vector.base.fingerprint != base.fingerprint:
-        raise BaseMismatchError(f"{vector.name} was taken from {vector.base.name}, not from {base.name}")
+        raise BaseMismatchError(f"{vector.name} was taken from {vector.base.name}, not from {base.name}{hint(base)}")
     counts, dropped = counts_of(vector, progress)
     zeros = _Zeros(base)
     header = Header("vector", Identity(zeros.name, zeros.fingerprint), None, tensors=())

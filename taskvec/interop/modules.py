@@ -13,6 +13,7 @@ from taskvec_formats import Checkpoint
 from ..errors import AdapterError, BaseMismatchError, KindError
 from ..models.loading import empty_model
 from ..models.placement import places
+from ..quantised import hint
 from ..vectors.vector import TaskVector
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def modules_of(vector: TaskVector, base: Checkpoint) -> Modules:
     if vector.kind != "vector":
         raise KindError(f"{vector.name} is a patch, which has no deltas: an adapter is made of a vector")
     if vector.base.fingerprint != base.fingerprint:
-        raise BaseMismatchError(f"{vector.name} was taken from {vector.base.name}, not from {base.name}")
+        raise BaseMismatchError(f"{vector.name} was taken from {vector.base.name}, not from {base.name}{hint(base)}")
     for name, spec in vector.specs.items():
         if spec.origin != spec.form:
             raise AdapterError(f"{vector.name} adds or resizes tensor {name!r}, which an adapter cannot")

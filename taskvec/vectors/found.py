@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taskvec_formats import LotaReader
 from taskvec_formats.errors import NotLotaError
+from taskvec_formats.file_names import GGUF
 
 from ..errors import UsageError
 
@@ -39,6 +40,8 @@ def open_lota(path: Path) -> LotaReader:
         raise UsageError(
             f"{path} is a YAML file, not a .lota file: a recipe is merged by taskvec merge --recipe {path}"
         )
+    if path.suffix.lower() == GGUF:
+        raise UsageError(f"{path} is a GGUF file, not a .lota file")
     try:
         return LotaReader(path)
     except NotLotaError as error:
