@@ -36,6 +36,6 @@ def hint(checkpoint: Checkpoint) -> str:
     if method is None:
         return ""
     return (
-        f"; {checkpoint.name} is quantised ({method:.40}, says its {_CONFIG}): use the model that it was quantised from, "
-        "and quantise the result"
+        f"; {checkpoint.name} is quantised ({method:.40}, says its {_CONFIG}): use the model that it was quantised "
+        "from, and quantise the result"
     )

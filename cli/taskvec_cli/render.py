@@ -625,6 +625,32 @@ def parent_lines(provenance: dict[str, Any]) -> list[str]:
     return ["parents:", *lines] if lines else []
 
 
+def print_lora(layers: Sequence[dict[str, Any]]) -> None:
+    """Print a table of the layers of a LoRA adapter with one row per module.
+
+    Args:
+        layers: The name of the tensor, its rank and its error, per layer.
+    """
+    from taskvec.names import layer_and_module
+
+    modules: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        modules.setdefault(layer_and_module(layer["tensor"])[1], []).append(layer)
+
+    def span(values: list[float], form: str) -> str:
+        low, high = format(min(values), form), format(max(values), form)
+        return low if low == high else f"{low} – {high}"
+
+    print_table(
+        ("module", "layers", "rank", "error"),
+        [
+            (module, str(len(each)), span([a["rank"] for a in each], "d"), span([a["error"] for a in each], ".2%"))
+            for module, each in sorted(modules.items())
+        ],
+        title="Norm of the error divided by that of the deltas",
+    )
+
+
 def print_overlap(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table of overlaps with one row per pair, from what `overlap_summary` returned."""
     print_table(

@@ -1,4 +1,4 @@
-"""Vectors as coordinates in a safetensors file (docs/adapters.md, "Coordinates").
+"""Vectors as coordinates in a safetensors file (docs/conversions.md).
 
 For every tensor NAME of the vector, the file has three tensors:
 

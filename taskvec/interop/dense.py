@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from taskvec_formats import Change, Checkpoint, Header, Identity, ModelFolder, SparseTensor
+from taskvec_formats import Change, Checkpoint, Header, Identity, SparseTensor
 from taskvec_formats.container import SafetensorsFile
 from taskvec_formats.dtypes import BitArray
 from taskvec_formats.forms import Bits
@@ -128,7 +128,7 @@ class _Deltas(DeltaSource):
 
 
 def from_delta(
-    path: Path, base: Checkpoint, sparsity: float | None = None, progress: Progress = silent
+    deltas: Checkpoint, base: Checkpoint, sparsity: float | None = None, progress: Progress = silent
 ) -> TaskVector:
     """Return the vector of a dense checkpoint of deltas.
 
@@ -136,7 +136,7 @@ def from_delta(
     f64 are rounded to it. Tensors that the checkpoint lacks do not change.
 
     Args:
-        path: The model folder or the file.
+        deltas: The checkpoint of deltas.
         base: The base.
         sparsity: As in `vector_from`.
         progress: Called for every tensor.
@@ -147,14 +147,13 @@ def from_delta(
         UsageError: The sparsity is outside (0, 1).
         FormatError: The checkpoint cannot be read.
     """
-    deltas = ModelFolder(path)
     changed = {}
     for done, name in enumerate(deltas.tensors):
         progress("reading deltas", done, len(deltas.tensors), name)
         if _is_changed(deltas, name, base):
             changed[name] = base.tensors[name].form
     progress("reading deltas", len(deltas.tensors), len(deltas.tensors), "")
-    return vector_from(base, changed, _NonZero(deltas, base), path, sparsity, progress)
+    return vector_from(base, changed, _NonZero(deltas, base), deltas.path, sparsity, progress)
 
 
 class _NonZero(DeltaSource):
@@ -170,7 +169,9 @@ class _NonZero(DeltaSource):
         positions = np.flatnonzero(values)
         delta = SparseTensor.owning((stop - start,), positions, values[positions])
         if not np.isfinite(delta.values).all():
-            raise ConversionError(f"{self._deltas.path}: tensor {name!r} has a delta that is not a finite number of f32")
+            raise ConversionError(
+                f"{self._deltas.path}: tensor {name!r} has a delta that is not a finite number of f32"
+            )
         return Change(delta, SparseTensor.empty((stop - start,), self._forms[name].dtype.carrier))
 
 

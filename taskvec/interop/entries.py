@@ -25,9 +25,7 @@ class WholeEntries(DeltaSource):
 
     by_range = False
 
-    def __init__(
-        self, read: Callable[[str], SparseTensor], forms: Mapping[str, Form], inputs: Sequence[Path]
-    ) -> None:
+    def __init__(self, read: Callable[[str], SparseTensor], forms: Mapping[str, Form], inputs: Sequence[Path]) -> None:
         self.inputs = inputs
         self._forms = forms
         self._read = read
@@ -103,7 +101,9 @@ def counts_of(vector: TaskVector, progress: Progress = silent) -> tuple[dict[str
         progress: Called for every tensor that is computed.
     """
     if vector.is_stored:
-        return {name: spec.entries for name, spec in vector.specs.items()}, sum(s.replaced for s in vector.specs.values())
+        return {name: spec.entries for name, spec in vector.specs.items()}, sum(
+            s.replaced for s in vector.specs.values()
+        )
     counts, replaced = {}, 0
     for done, name in enumerate(vector.specs):
         progress("counting", done, len(vector.specs), name)

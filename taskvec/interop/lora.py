@@ -114,7 +114,9 @@ def to_lora(
     check_peft()
     modules = modules_of(vector, base)
     layers: dict[str, tuple[Owner, Factors]] = {}
-    biases, saved, dropped = [], [], 0
+    biases: list[str] = []
+    saved: list[str] = []
+    dropped = 0
     for done, (name, spec) in enumerate(vector.specs.items()):
         progress("factorising", done, len(vector.specs), name)
         change = vector.change(name)
@@ -206,7 +208,7 @@ def _parts(
     modules: Modules, layers: Mapping[str, tuple[Owner, Factors]], settings: Mapping[str, Any], base: Checkpoint
 ) -> dict[str, _Part]:
     """Return the tensors of the adapter by name, which are those that peft expects for its configuration."""
-    factors = {}
+    factors: dict[str, np.ndarray[Any, Any]] = {}
     for owner, each in layers.values():
         start = f"{PREFIX}{owner.name}.lora_"
         names = ("embedding_A", "embedding_B") if isinstance(owner.module, nn.Embedding) else ("A.weight", "B.weight")
@@ -250,8 +252,7 @@ def _write(path: Path, parts: Mapping[str, _Part], tuned: Checkpoint) -> None:
     with open(path, "wb") as file:
         file.write(encode_header(sizes, {"format": "pt"}))
         for name in sizes:
-            for block in _blocks(parts[name], tuned):
-                file.write(block)
+            file.writelines(_blocks(parts[name], tuned))
 
 
 def _blocks(part: _Part, tuned: Checkpoint) -> Iterator[memoryview]:

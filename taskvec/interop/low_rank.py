@@ -1,7 +1,7 @@
-"""The best approximation of a matrix by two factors of low rank (Eckart and Young, 1936), the same for any thread count.
+"""The best approximation of a matrix by two factors of low rank (Eckart and Young, 1936).
 
 The singular vectors of the shorter side are the eigenvectors of the matrix times its transpose, computed in f64. The
-whole matrix is held once, in f32.
+whole matrix is held once, in f32. The result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Factors:
     @property
     def rank(self) -> int:
         """The number of columns of `left`."""
-        return self.left.shape[1]
+        return int(self.left.shape[1])
 
 
 def low_rank(matrix: Matrix, rank: int) -> Factors:

@@ -87,7 +87,7 @@ def modules_of(vector: TaskVector, base: Checkpoint) -> Modules:
 
 
 def tensors_in(model: PreTrainedModel, base: Checkpoint) -> dict[str, str]:
-    """Return the tensor of a base that each parameter or buffer of a model is, also under its other names if it is tied.
+    """Return parameter or buffer of a model, also under its other names if it is tied -> tensor of the base.
 
     Parameters that several tensors are fused into are left out.
 

@@ -44,6 +44,7 @@ _MORE = (
     "arrow_config",
     "use_bdlora",
 )
+_ALONE = "convert it by itself, and add the vectors with taskvec merge or taskvec arith"
 # other initialisations also change the base
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -111,17 +112,16 @@ def from_adapters(
 def _checked(adapter: Path) -> dict[str, Any]:
     """Return the configuration of an adapter whose effect is a product of factors."""
     settings = read_config(adapter)
-    alone = "convert it by itself, and add the vectors with `taskvec merge` or `taskvec arith`"
     if settings["peft_type"] != "LORA":
-        raise AdapterError(f"{adapter} is of the kind {settings['peft_type']}, and weights are for LoRA only: {alone}")
+        raise AdapterError(f"{adapter} is of the kind {settings['peft_type']}, and weights are for LoRA only: {_ALONE}")
     for option in _MORE:
         if settings.get(option):
-            raise AdapterError(f"{adapter} has {option}, so it has no weighted sum with other adapters: {alone}")
+            raise AdapterError(f"{adapter} has {option}, so it has no weighted sum with other adapters: {_ALONE}")
     if settings.get("bias", "none") != "none":
-        raise AdapterError(f"{adapter} has trained biases, so it has no weighted sum with other adapters: {alone}")
+        raise AdapterError(f"{adapter} has trained biases, so it has no weighted sum with other adapters: {_ALONE}")
     if settings.get("init_lora_weights") not in _INITIALISATIONS:
         found = said(settings["init_lora_weights"])
-        raise AdapterError(f"{adapter} has init_lora_weights {found}, which also changes the base: {alone}")
+        raise AdapterError(f"{adapter} has init_lora_weights {found}, which also changes the base: {_ALONE}")
     return settings
 
 
@@ -141,7 +141,7 @@ def _terms(
             parameter = name.removeprefix(PREFIX).replace(".base_layer.", ".")
             tensor = tensors.get(parameter)
             if tensor is None or not _is_same(stored.pop(name), base, tensor):
-                raise AdapterError(f"{adapter} has other values for {parameter!r} than {base.name}: convert it by itself")
+                raise AdapterError(f"{adapter} has other values for {parameter!r} than {base.name}: {_ALONE}")
         with refusals_of_peft(f"peft cannot read {adapter} onto this base"):
             if number == 0:
                 wrapped = PeftModel.from_pretrained(model, str(adapter), _key(number), low_cpu_mem_usage=True)
@@ -189,7 +189,7 @@ def _factors(
     """
     if key in layer.lora_variant:
         found = type(layer.lora_variant[key]).__name__
-        raise AdapterError(f"an adapter has the variant {found} on {start}, so it has no weighted sum with others")
+        raise AdapterError(f"an adapter is a {found}, so it has no weighted sum with others: {_ALONE}")
     is_embedding = key in layer.lora_embedding_A
     names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
     right, left = (stored[start + name].float().numpy() for name in names)

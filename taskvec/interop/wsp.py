@@ -7,14 +7,13 @@ Layout, as weightscope 0.4 writes it (format version 0.2, https://github.com/wei
     header     JSON: version, threshold, tensors, only_in_a
     payload    one zstd stream, to the end of the file
 
-`tensors` lists {kind, name, shape, dtype, blob_offset, blob_size}, where offset and size count bytes of the decompressed
+`tensors` lists {kind, name, shape, dtype, blob_offset, blob_size}, where offset and size are bytes of the decompressed
 payload. Kind "delta" adds n_changed, index_width and base_sha256; its blob is n_changed positions, u32 or u64, and as
 many new weights. Kind "new" is a whole tensor. `only_in_a` lists the tensors of the base that the result lacks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import struct
@@ -94,7 +93,11 @@ class Patch:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path, "rb") as file:
+        try:
+            opened = open(path, "rb")  # noqa: SIM115 - closed below
+        except (OSError, ValueError) as error:
+            raise ConversionError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        with opened as file:
             start = file.read(8)
             if start[:4] != MAGIC or len(start) < 8:
                 raise ConversionError(f"{path} is not a patch of weightscope: it does not begin with {MAGIC.decode()}")
@@ -132,7 +135,7 @@ class Patch:
 
     def _record(self, entry: Any, start: int) -> tuple[str, Record]:
         """Parse the description of a tensor, whose blob must begin at `start`."""
-        if not isinstance(entry, dict) or not _DELTA <= entry.keys() or not isinstance(entry["name"], str):
+        if not isinstance(entry, dict) or not entry.keys() >= _DELTA or not isinstance(entry["name"], str):
             raise self._damaged(f"expected the description of a tensor, found {entry!r:.80}")
         name, shape = entry["name"], entry["shape"]
         where = f"tensor {name!r:.200}"
@@ -167,7 +170,7 @@ class Patch:
     def _decompressed(self, file: IO[bytes]) -> IO[bytes]:
         """Decompress the payload to a temporary file, not further than the header says."""
         wanted = sum(record.length for record in self.records.values())
-        payload, done = tempfile.TemporaryFile(), 0
+        payload, done = tempfile.TemporaryFile(), 0  # noqa: SIM115 - open as long as the patch
         try:
             with zstandard.ZstdDecompressor().stream_reader(file) as reader:
                 while part := reader.read(_CHUNK):
