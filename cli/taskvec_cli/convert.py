@@ -287,7 +287,5 @@ def _lora_lines(lora: "Lora") -> list[str]:
         shown = ", ".join(lora.saved[:3]) + (", …" if len(lora.saved) > 3 else "")
         lines.append(f"stored with their tuned values: {len(lora.saved):,} tensors ({shown})")
     if lora.dropped:
-        lines.append(
-            f"{lora.dropped:,} changes are left out because they are no deltas: NaN, infinite, or a sign of zero"
-        )
+        lines.append(f"{lora.dropped:,} changes are left out, as they are no deltas: NaN, infinite, or a sign of zero")
     return lines
