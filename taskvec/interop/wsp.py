@@ -18,6 +18,7 @@ import os
 import re
 import struct
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -167,26 +168,27 @@ class Patch:
             )
         return name, record
 
-    def _decompressed(self, file: IO[bytes]) -> IO[bytes]:
-        """Decompress the payload to a temporary file, not further than the header says."""
-        wanted = sum(record.length for record in self.records.values())
-        payload, done = tempfile.TemporaryFile(), 0  # noqa: SIM115 - open as long as the patch
-        try:
-            with zstandard.ZstdDecompressor().stream_reader(file) as reader:
-                while part := reader.read(_CHUNK):
-                    done += len(part)
-                    if done > wanted:
-                        break
-                    payload.write(part)
-        except zstandard.ZstdError as error:
-            raise self._damaged(f"its payload cannot be decompressed ({error})") from None
-        if done != wanted:
-            more = "more" if done > wanted else f"only {done}"
-            raise self._damaged(f"its header describes {wanted} bytes of payload, but it has {more}")
-        return payload
+    def _decompressed(self, file: IO[bytes]) -> int:
+        """Decompress the payload, not further than the header says, to a temporary file, and return its descriptor."""
+        wanted, done = sum(record.length for record in self.records.values()), 0
+        with tempfile.TemporaryFile() as payload:
+            try:
+                with zstandard.ZstdDecompressor().stream_reader(file) as reader:
+                    while done <= wanted and (part := reader.read(_CHUNK)):
+                        done += len(part)
+                        payload.write(part)
+            except zstandard.ZstdError as error:
+                raise self._damaged(f"its payload cannot be decompressed ({error})") from None
+            if done != wanted:
+                more = "more" if done > wanted else f"only {done}"
+                raise self._damaged(f"its header describes {wanted} bytes of payload, but it has {more}")
+            payload.flush()
+            descriptor = os.dup(payload.fileno())
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
     def _bytes(self, start: int, stop: int) -> bytes:
-        return os.pread(self._payload.fileno(), stop - start, start)
+        return os.pread(self._payload, stop - start, start)
 
     def whole(self, record: Record, start: int, stop: int) -> BitArray:
         """Return the elements [start, stop) of a tensor that is stored as a whole."""

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from support.adapters import make_adapter
+from support.commands import inside, refused
 from support.models import make_bert, make_gpt2, make_llama, make_mixtral
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -304,7 +305,7 @@ def test_a_model_beside_an_adapter_is_a_model(base: Path, adapter: Path, tmp_pat
 
 
 def run(*arguments: object) -> str:
-    done = subprocess.run([*TASKVEC, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = inside(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -353,13 +354,7 @@ def test_the_commands_take_adapters(base: Path, adapter: Path, tmp_path: Path) -
     ],
 )
 def test_requests_without_sense_are_refused(base: Path, arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*TASKVEC, "convert", *arguments, "--base", str(base), "-o", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (2, f"taskvec: {message}\n")
+    assert refused(2, "convert", *arguments, "--base", base, "-o", tmp_path / "out") == f"taskvec: {message}\n"
 
 
 def test_a_merge_of_adapters_needs_their_base(adapter: Path, tmp_path: Path) -> None:

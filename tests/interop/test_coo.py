@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
+from support.commands import ok, refused
 
 import taskvec
 from taskvec import TaskVector, interop
@@ -124,7 +123,7 @@ GOOD = {"b.indices": torch.tensor([1, 5]), "b.values": torch.tensor([1.0, 2.0])}
         ({"b.indices": torch.tensor([[0, 3], [0, 0]])}, r"has positions outside its shape \[3, 4\]"),
         ({"b.indices": torch.tensor([5, 5])}, r"has a position twice"),
         ({"b.values": torch.tensor([1.0, torch.inf])}, r"has a value that is not a finite number"),
-        ({"b.values": torch.tensor([1.0, 1e300]).double()}, r"has indices|not a finite number"),
+        ({"b.values": torch.tensor([1.0, 1e300]).double()}, "has a value that is not a finite number"),
         ({"b.shape": torch.tensor([4, 3])}, r"is \[4, 3\], but \[3, 4\] in base"),
         ({"b.shape": torch.ones(2)}, r"has the shape F32 \[2\]; expected integers"),
         ({"c.indices": torch.tensor([0]), "c.values": torch.ones(1)}, r"changes tensor 'c', which base.* does not have"),
@@ -166,19 +165,13 @@ def test_vectors_without_deltas_are_refused(base: Path, vector: TaskVector, tmp_
 
 
 def test_the_command(base: Path, vector: TaskVector, tmp_path: Path) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "taskvec_cli", "convert", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     coo = tmp_path / "coo.safetensors"
-    report = json.loads(run(tmp_path / "v.lota", "--to", "coo", "-o", coo, "--json").stdout)
+    report = json.loads(ok("convert", tmp_path / "v.lota", "--to", "coo", "-o", coo, "--json"))
     assert report == {"path": str(coo), "format": "coo", "tensors": 3, "entries": 9, "dropped": 2}
-    assert run(coo, "--base", base, "-o", tmp_path / "back.lota").returncode == 0
+    ok("convert", coo, "--base", base, "-o", tmp_path / "back.lota")
     assert same(TaskVector.open(tmp_path / "back.lota"), interop.from_coo(coo, base))
-    done = run(coo, "-o", tmp_path / "again.lota")
-    assert (done.returncode, done.stderr) == (2, "taskvec: a task vector needs --base\n")
+    assert "a task vector needs --base" in refused(2, "convert", coo, "-o", tmp_path / "again.lota")
     save_file(GOOD, tmp_path / "other.safetensors")
-    done = run(tmp_path / "other.safetensors", "--base", base, "-o", tmp_path / "other.lota")
-    assert done.returncode == 2
-    assert "--from must be coo or delta" in done.stderr
-    assert run(tmp_path / "other.safetensors", "--from", "coo", "--base", base, "-o", tmp_path / "o.lota").returncode == 0
+    command = ["convert", tmp_path / "other.safetensors", "--base", base, "-o", tmp_path / "other.lota"]
+    assert "--from must be coo or delta" in refused(2, *command)
+    ok(*command, "--from", "coo")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from support.adapters import make_adapter
+from support.commands import ok
 from support.models import make_bert, make_gpt2, make_llama, make_mixtral, perturb
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import taskvec
-from taskvec import TaskVector, interop
+from taskvec import SparseTensor, TaskVector, interop
 from taskvec.errors import AdapterError, BaseMismatchError, KindError, OutputExistsError, UsageError
+from taskvec.vectors.vector import vector_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,16 +97,14 @@ def test_layers_of_lower_rank_have_lower_ranks(tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).get_base_model()
     forms, deltas = {}, {}
     for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and "q_proj" in name or "v_proj" in name and hasattr(module, "lora_A"):
+        if hasattr(module, "lora_A") and name.endswith(("q_proj", "v_proj")):
             key = f"{name}.weight"
             # integers, so that the ranks are exact
             b, a = (torch.round(4 * part["default"].weight.detach()) for part in (module.lora_B, module.lora_A))
             dense = (b @ a).numpy().astype(np.float32).reshape(-1)
             at = np.flatnonzero(dense)
             forms[key] = taskvec.open_checkpoint(base).tensors[key].form
-            deltas[key] = taskvec.SparseTensor(forms[key].shape, at, dense[at])
-    from taskvec.vectors.vector import vector_of
-
+            deltas[key] = SparseTensor(forms[key].shape, at, dense[at])
     vector = vector_of(taskvec.open_checkpoint(base), forms, deltas, {})
     written = interop.to_lora(vector, base, tmp_path / "lora", 64)
     assert {each.rank for each in written.layers if "v_proj" in each.tensor} == {2}
@@ -157,14 +155,11 @@ def test_changes_that_are_no_deltas_are_counted(tmp_path: Path) -> None:
 def test_the_command_reports_errors(tmp_path: Path) -> None:
     base = make_llama(tmp_path / "base")
     taskvec.pack(base, perturb(base, tmp_path / "tuned", dtype="float32"), tmp_path / "t.lota")
-    command = [sys.executable, "-m", "taskvec_cli", "convert", str(tmp_path / "t.lota"), "--base", str(base)]
-    command += ["--to", "lora", "--rank", "4", "-o", str(tmp_path / "lora")]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)
+    command = ["convert", tmp_path / "t.lota", "--base", base, "--to", "lora", "--rank", "4", "-o", tmp_path / "lora"]
+    report = json.loads(ok(*command, "--json"))
     assert (report["format"], report["rank"], len(report["layers"]), report["dropped"]) == ("lora", 4, 14, 0)
     assert {each["rank"] for each in report["layers"]} == {4}
-    done = subprocess.run([*command, "--force"], capture_output=True, text=True, check=True)
-    first, second, *table = done.stdout.splitlines()
+    first, second, *table = ok(*command, "--force").splitlines()
     assert first.endswith(f"the norm of the error is {report['error']:.2%} of that of the deltas")
     assert second.startswith("stored with their tuned values: 6 tensors (model.embed_tokens.weight, ")
     assert any(line.split()[:3] == ["self_attn.q_proj", "2", "4"] for line in table)
