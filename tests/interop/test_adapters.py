@@ -220,7 +220,10 @@ def test_a_damaged_adapter_is_refused(base: Path, adapter: Path, damage: Any, me
 def test_a_quantised_base_is_refused(base: Path, adapter: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(AdapterError, match=r"base is quantised \(fp8, says its config\.json\): use the model that it was quantised from"):
+    with pytest.raises(
+        AdapterError,
+        match=r"base is quantised \(fp8, says its config\.json\): use the model that it was quantised from",
+    ):
         interop.from_peft(adapter, base)
 
 

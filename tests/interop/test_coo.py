@@ -126,7 +126,10 @@ GOOD = {"b.indices": torch.tensor([1, 5]), "b.values": torch.tensor([1.0, 2.0])}
         ({"b.values": torch.tensor([1.0, 1e300]).double()}, "has a value that is not a finite number"),
         ({"b.shape": torch.tensor([4, 3])}, r"is \[4, 3\], but \[3, 4\] in base"),
         ({"b.shape": torch.ones(2)}, r"has the shape F32 \[2\]; expected integers"),
-        ({"c.indices": torch.tensor([0]), "c.values": torch.ones(1)}, r"changes tensor 'c', which base.* does not have"),
+        (
+            {"c.indices": torch.tensor([0]), "c.values": torch.ones(1)},
+            r"changes tensor 'c', which base.* does not have",
+        ),
         ({"ids.indices": torch.tensor([0]), "ids.values": torch.ones(1)}, r"tensor 'ids' is I64 \[4\] in base"),
         ({"b.indices": None, "b.values": None, "b": torch.ones(3, 4)}, r"has tensor 'b', which is not"),
         ({"b.indices": None, "b.values": None}, r"changes nothing"),

@@ -134,7 +134,9 @@ def test_what_an_adapter_cannot_hold_is_refused(tmp_path: Path) -> None:
         interop.to_lora(taskvec.diff(base, model), base, out)
     mixtral = make_mixtral(tmp_path / "mixtral")
     experts = taskvec.diff(mixtral, perturb(mixtral, tmp_path / "experts", dtype="float32"))
-    with pytest.raises(AdapterError, match=r"tensor '.*experts\.0\.w1\.weight' is neither the weight of a linear layer"):
+    with pytest.raises(
+        AdapterError, match=r"tensor '.*experts\.0\.w1\.weight' is neither the weight of a linear layer"
+    ):
         interop.to_lora(experts, mixtral, out)
     assert not out.exists()
     interop.to_lora(vector, base, out)

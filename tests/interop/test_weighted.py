@@ -103,7 +103,10 @@ def test_weights_of_one_and_weights_that_are_left_out(tmp_path: Path) -> None:
         ({"bias": "lora_only"}, "has trained biases, so it has no weighted sum"),
         ({"init_lora_weights": "pissa"}, "has init_lora_weights 'pissa', which also changes the base"),
         ({"trainable_token_indices": [3]}, "has trainable_token_indices, so it has no weighted sum"),
-        ({"config": peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])}, "is of the kind IA3, and weights"),
+        (
+            {"config": peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[])},
+            "is of the kind IA3, and weights",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

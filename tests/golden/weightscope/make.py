@@ -1,6 +1,6 @@
 """Write the golden patch of weightscope anew. It needs weightscope 0.4.3; read ../README.md first.
 
-    python tests/golden/weightscope/make.py
+python tests/golden/weightscope/make.py
 """
 
 from __future__ import annotations
