@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from . import streams
 from .inputs import ANY_MODEL, MODEL, PATH
 from .outputs import folder_name, numbers, parse_size
 from .progress import progress_bars
@@ -129,6 +130,7 @@ def convert(
     if as_json:
         render.print_json({"path": str(output), "format": to, **facts})
         return
+    streams.need_no_reader()
     for line in lines:
         render.say(line)
     if to == "lora":
@@ -230,6 +232,8 @@ def _format_of(source: Path, told: str | None) -> str:
         return told
     if source.suffix == ".lota":
         raise UsageError(f"{source} is a .lota file: --to names what to convert it to ({', '.join(TARGETS)})")
+    if not source.exists():
+        raise UsageError(f"{source}: no such file or folder")
     if source.suffix == ".wsp":
         return "wsp"
     if source.is_dir():
@@ -281,8 +285,10 @@ def _from_lota(
 
 
 def _lora_lines(lora: "Lora") -> list[str]:
-    error = f"the norm of the error is {lora.error:.2%} of that of the deltas"
-    lines = [f"a LoRA adapter of {len(lora.layers):,} layers, r = {lora.rank}; {error}"]
+    from . import render
+
+    error = render.relative(lora.error)
+    lines = [f"a LoRA adapter of {len(lora.layers):,} layers, r = {lora.rank}, relative error {error}"]
     if lora.saved:
         shown = ", ".join(lora.saved[:3]) + (", …" if len(lora.saved) > 3 else "")
         lines.append(f"stored with their tuned values: {len(lora.saved):,} tensors ({shown})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -637,18 +637,23 @@ def print_lora(layers: Sequence[dict[str, Any]]) -> None:
     for layer in layers:
         modules.setdefault(layer_and_module(layer["tensor"])[1], []).append(layer)
 
-    def span(values: list[float], form: str) -> str:
-        low, high = format(min(values), form), format(max(values), form)
+    def span(each: list[dict[str, Any]], key: str, shown: Callable[[Any], str]) -> str:
+        values = [layer[key] for layer in each]
+        low, high = shown(min(values)), shown(max(values))
         return low if low == high else f"{low} – {high}"
 
     print_table(
-        ("module", "layers", "rank", "error"),
+        ("module", "layers", "rank", "relative error"),
         [
-            (module, str(len(each)), span([a["rank"] for a in each], "d"), span([a["error"] for a in each], ".2%"))
+            (module, str(len(each)), span(each, "rank", str), span(each, "error", relative))
             for module, each in sorted(modules.items())
         ],
-        title="Norm of the error divided by that of the deltas",
     )
+
+
+def relative(error: float) -> str:
+    """Return a relative error as text: in percent, or as a power of ten if it is near rounding."""
+    return f"{error:.2%}" if error >= 5e-4 else f"{error:.0e}"
 
 
 def print_overlap(rows: Sequence[dict[str, Any]]) -> None:

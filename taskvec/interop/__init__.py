@@ -192,12 +192,14 @@ def to_coo(
         ConversionError: The vector adds, removes or resizes a tensor.
         KindError: It is a patch.
         OutputExistsError: The file exists and `force` is False.
-        UsageError: The file cannot be written.
+        UsageError: The name does not end in .safetensors, or the file cannot be written.
         FormatError: The vector is damaged.
     """
     from .coo import to_coo as write
 
     opened = _opened(vector)
+    if path_of("path", path).suffix != ".safetensors":
+        raise UsageError(f"{path}: coordinates are written to a file whose name ends in .safetensors")
     file = check_file(path, force=truth("force", force), inputs=opened.inputs)
     with bars.shown(progress) as report:
         return write(opened, file, report, force=force)

@@ -23,6 +23,10 @@ from ..vectors.promotion import promoted
 from ..vectors.vector import TaskVector
 from .wsp import Patch
 
+# the largest payload: this factor times the size of the base, plus this number of bytes; a patch of every weight of
+# an 8-bit model has 5 bytes for each
+_GROWTH, _SLACK = 8, 1 << 28
+
 
 def from_wsp(
     path: Path, base: Checkpoint, sparsity: float | None = None, kind: Kind = "vector", progress: Progress = silent
@@ -44,7 +48,8 @@ def from_wsp(
         BaseMismatchError: The patch was made from another base.
         UsageError, DiffError, MaskError: As in `diff`.
     """
-    patch = Patch(path)
+    size = sum(info.form.size * info.dtype.itemsize for info in base.tensors.values())
+    patch = Patch(path, _GROWTH * size + _SLACK)
     vector = diff(base, _Patched(base, patch, progress), sparsity, progress, kind)
     vector.header.provenance.update(made_by="convert", source=path.name, threshold=patch.threshold)
     return vector

@@ -81,6 +81,7 @@ class Patch:
 
     Args:
         path: The file.
+        most: The largest payload that is decompressed, in bytes.
 
     Attributes:
         path: As given.
@@ -92,7 +93,7 @@ class Patch:
         ConversionError: The file is no patch, or is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int) -> None:
         self.path = path
         try:
             opened = open(path, "rb")  # noqa: SIM115 - closed below
@@ -110,7 +111,7 @@ class Patch:
             except HeaderError as error:
                 raise self._damaged(f"its header is {error}") from None
             self.threshold, self.removed, self.records = self._parsed(header)
-            self._payload = self._decompressed(file)
+            self._payload = self._decompressed(file, most)
 
     def _damaged(self, why: str) -> ConversionError:
         return ConversionError(f"{self.path} is not a valid patch of weightscope: {why}")
@@ -168,9 +169,13 @@ class Patch:
             )
         return name, record
 
-    def _decompressed(self, file: IO[bytes]) -> int:
+    def _decompressed(self, file: IO[bytes], most: int) -> int:
         """Decompress the payload, not further than the header says, to a temporary file, and return its descriptor."""
         wanted, done = sum(record.length for record in self.records.values()), 0
+        if wanted > most:
+            raise self._damaged(
+                f"its header describes {wanted} bytes of payload; at most {most} are read for this base"
+            )
         with tempfile.TemporaryFile() as payload:
             try:
                 with zstandard.ZstdDecompressor().stream_reader(file) as reader:

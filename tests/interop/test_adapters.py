@@ -351,9 +351,10 @@ def test_the_commands_take_adapters(base: Path, adapter: Path, tmp_path: Path) -
         (["v.lota", "w.lota", "--to", "coo"], "--to converts one .lota file, found 2 sources: merge them first"),
         (["x", "--rank", "3"], "--rank needs --to"),
         (["x", "--from", "peft"], "--from must be coo or delta, found 'peft'; other formats are recognised"),
-        (["x.wsp", "--weights", "1"], "--weights is for adapters of peft"),
+        (["x", "--from", "coo", "--weights", "1"], "--weights is for adapters of peft"),
         (["x", "--from", "delta", "--kind", "patch"], "--kind has no effect: such a source gives a vector"),
-        (["x.txt"], "x.txt is no adapter of peft, .wsp file or .safetensors file"),
+        (["x.wsp"], "x.wsp: no such file or folder"),
+        ([__file__], f"{__file__} is no adapter of peft, .wsp file or .safetensors file"),
     ],
 )
 def test_requests_without_sense_are_refused(base: Path, arguments: list[str], message: str, tmp_path: Path) -> None:

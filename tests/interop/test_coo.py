@@ -17,7 +17,7 @@ from support.commands import ok, refused
 
 import taskvec
 from taskvec import TaskVector, interop
-from taskvec.errors import BaseMismatchError, ConversionError, KindError
+from taskvec.errors import BaseMismatchError, ConversionError, KindError, UsageError
 from taskvec_formats import FormatError
 
 BASE = {
@@ -165,6 +165,8 @@ def test_vectors_without_deltas_are_refused(base: Path, vector: TaskVector, tmp_
     with pytest.raises(ConversionError, match="removes tensor 'empty'"):
         interop.to_coo(taskvec.diff(base, tmp_path / "less.safetensors"), tmp_path / "coo.safetensors")
     assert not (tmp_path / "coo.safetensors").exists()
+    with pytest.raises(UsageError, match=r"a file whose name ends in \.safetensors"):
+        interop.to_coo(vector, tmp_path / "coo.lota")
 
 
 def test_the_command(base: Path, vector: TaskVector, tmp_path: Path) -> None:

@@ -162,6 +162,6 @@ def test_the_command_reports_errors(tmp_path: Path) -> None:
     assert (report["format"], report["rank"], len(report["layers"]), report["dropped"]) == ("lora", 4, 14, 0)
     assert {each["rank"] for each in report["layers"]} == {4}
     first, second, *table = ok(*command, "--force").splitlines()
-    assert first.endswith(f"the norm of the error is {report['error']:.2%} of that of the deltas")
+    assert first.endswith(f": a LoRA adapter of 14 layers, r = 4, relative error {report['error']:.2%}")
     assert second.startswith("stored with their tuned values: 6 tensors (model.embed_tokens.weight, ")
     assert any(line.split()[:3] == ["self_attn.q_proj", "2", "4"] for line in table)

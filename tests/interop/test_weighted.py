@@ -146,6 +146,6 @@ def test_the_command(tmp_path: Path) -> None:
     found, expected = TaskVector.open(tmp_path / "sum.lota"), interop.from_peft([first, second], base, weights=WEIGHTS)
     assert json.loads(done.stdout)["entries"] == sum(map(len, expected.values()))
     assert all(found[name].values.tobytes() == expected[name].values.tobytes() for name in expected)
-    patch = tmp_path / "x.wsp"
+    (patch := tmp_path / "x.wsp").touch()
     message = "several sources must all be adapters of peft"
     assert message in refused(2, "convert", patch, first, "--base", base, "-o", tmp_path / "x.lota")

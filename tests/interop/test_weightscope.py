@@ -87,6 +87,7 @@ DEFECTS = {
     "digest": (changed("f32", base_sha256="x"), "has no SHA-256 of the base"),
     "offset": (changed("f32", blob_offset=0), "bytes at 0, expected"),
     "size": (changed("new", shape=[1 << 20, 1 << 20]), "expected 4398046511104 at"),
+    "payload": (changed("new", shape=[1 << 20, 1 << 20], blob_size=1 << 42), "at most 268\\d+ are read for this base"),
     "control": (changed("f32", name="a\nb"), "control character"),
     "longer": (lambda header, payload: (header, payload + bytes(1 << 20)), "bytes of payload, but it has more"),
     "shorter": (lambda header, payload: (header, payload[:-1]), "bytes of payload, but it has only"),
@@ -159,6 +160,8 @@ def test_the_command(tmp_path: Path) -> None:
     report = json.loads(ok("convert", PATCH, "--base", BASE, "-o", tmp_path / "v.lota", "--force", "--json"))
     assert report["threshold"] == 1e-6
     missing = tmp_path / "missing.wsp"
-    assert "cannot be read" in refused(1, "convert", missing, "--base", BASE, "-o", tmp_path / "x.lota")
+    assert "missing.wsp: no such file" in refused(2, "convert", missing, "--base", BASE, "-o", tmp_path / "x.lota")
+    with pytest.raises(ConversionError, match="cannot be read"):
+        interop.from_wsp(missing, BASE)
     with pytest.raises(UsageError, match="is an input"):
         interop.from_wsp(PATCH, BASE).save(PATCH, force=True)
