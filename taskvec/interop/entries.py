@@ -19,7 +19,7 @@ class WholeEntries(DeltaSource):
 
     Args:
         read: Returns the deltas of a tensor, f32 with a flat shape.
-        specs: Tensor name -> Form in the base.
+        forms: Tensor name -> Form in the base.
         inputs: The files that it reads.
     """
 
@@ -101,9 +101,8 @@ def counts_of(vector: TaskVector, progress: Progress = silent) -> tuple[dict[str
         progress: Called for every tensor that is computed.
     """
     if vector.is_stored:
-        return {name: spec.entries for name, spec in vector.specs.items()}, sum(
-            s.replaced for s in vector.specs.values()
-        )
+        stored = vector.specs.values()
+        return {spec.name: spec.entries for spec in stored}, sum(spec.replaced for spec in stored)
     counts, replaced = {}, 0
     for done, name in enumerate(vector.specs):
         progress("counting", done, len(vector.specs), name)

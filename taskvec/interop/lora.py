@@ -33,7 +33,7 @@ from ..vectors.delta import as_bytes
 from ..vectors.vector import TaskVector
 from .low_rank import Factors, low_rank
 from .modules import Modules, Owner, modules_of
-from .names import CONFIG, PREFIX, WEIGHTS, check_peft
+from .names import CONFIG, PREFIX, WEIGHTS, check_peft, reference_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +49,7 @@ class LoraLayer:
         tensor: The tensor of the vector.
         shape: Its shape.
         rank: The rank of its factors.
-        error: The Frobenius norm of the delta minus that of the adapter, divided by the norm of the delta.
+        error: The Frobenius norm of the delta minus the product of the factors, divided by that of the delta.
     """
 
     tensor: str
@@ -168,7 +168,7 @@ def _is_bias(owner: Owner) -> bool:
 
 def _as_product(owner: Owner, delta: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the matrix that lora_B · lora_A gives. Conv1D and embeddings store its transpose."""
-    return delta if isinstance(owner.module, nn.Linear) else np.ascontiguousarray(delta.T)
+    return delta if isinstance(owner.module, nn.Linear) else delta.T
 
 
 def _settings(
@@ -196,7 +196,7 @@ def _settings(
         "ensure_weight_tying": any(len(modules.owners[tensor]) > 1 for tensor in saved),
         "fan_in_fan_out": any(isinstance(owner.module, Conv1D) for owner, _ in layers.values()),
         "bias": "lora_only" if with_biases else "none",
-        "base_model_name_or_path": str(base.path),
+        "base_model_name_or_path": reference_to(base),
         "inference_mode": True,
     }
     if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():

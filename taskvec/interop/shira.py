@@ -24,7 +24,7 @@ from ..errors import AdapterError
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .modules import modules_of
-from .names import CONFIG, PREFIX, WEIGHTS
+from .names import CONFIG, PREFIX, WEIGHTS, reference_to
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def to_shira(
         "mask_type": "random",  # the positions of the file take the place of those that peft draws
         "random_seed": 0,
         "target_modules": [layer.module for layer in found],
-        "base_model_name_or_path": str(base.path),
+        "base_model_name_or_path": reference_to(base),
         "inference_mode": True,
     }
     with appearing(folder), atomic_directory(folder, replace=force) as temporary:

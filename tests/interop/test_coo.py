@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from support.commands import ok, refused
+from support.paths import ROOT
 
 import taskvec
 from taskvec import TaskVector, interop
 from taskvec.errors import BaseMismatchError, ConversionError, KindError, UsageError
-from taskvec_formats import FormatError
+from taskvec_formats import FormatError, ModelFolder
 
 BASE = {
     "b": torch.linspace(-1, 1, 12).view(3, 4),
@@ -153,6 +154,23 @@ def test_values_that_may_be_weights_are_refused(base: Path, vector: TaskVector, 
     (tmp_path / "short.safetensors").write_bytes(b"short")
     with pytest.raises(FormatError):
         interop.from_coo(tmp_path / "short.safetensors", base)
+
+
+def test_the_program_of_the_documentation_adds_a_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {name: values for name, values in BASE.items() if name != "ids"}
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    tuned = {"b": tensors["b"] * 2, "half": tensors["half"] * 3, "scalar": tensors["scalar"] + 1}
+    save_file(tensors | tuned, tmp_path / "tuned.safetensors")
+    vector = taskvec.diff(tmp_path / "base", tmp_path / "tuned.safetensors")
+    interop.to_coo(vector, tmp_path / "sql.safetensors")
+    page = (ROOT / "docs" / "conversions.md").read_text(encoding="utf-8")
+    program = next(block for block in page.split("```python\n")[1:] if "with-sql" in block).partition("```")[0]
+    assert program.count("\n") <= 12
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "conversions.md", "exec"), {})
+    found, expected = ModelFolder(tmp_path / "with-sql.safetensors"), ModelFolder(tmp_path / "tuned.safetensors")
+    assert found.digests() == expected.digests()
 
 
 def test_vectors_without_deltas_are_refused(base: Path, vector: TaskVector, tmp_path: Path) -> None:

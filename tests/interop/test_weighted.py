@@ -78,6 +78,18 @@ def test_the_sum_is_rounded_once(dtype: torch.dtype, tmp_path: Path) -> None:
     assert [each["weight"] for each in vector.provenance["adapters"]] == list(WEIGHTS)
 
 
+def test_adapters_of_both_layers_that_share_weights(tmp_path: Path) -> None:
+    base = make_llama(tmp_path / "base")
+    output = make_adapter(base, tmp_path / "output", target_modules=["lm_head", "q_proj"])
+    both = make_adapter(base, tmp_path / "both", target_modules=["lm_head", "embed_tokens"])
+    for adapter in (output, both):
+        alone, weighted = interop.from_peft(adapter, base), interop.from_peft(adapter, base, weights=[1])
+        assert list(alone) == list(weighted)
+        for name in alone:
+            one, other = (vector.to_torch(name, dense=True) for vector in (alone, weighted))
+            assert torch.allclose(one, other, atol=1e-6), name
+
+
 def test_weights_of_one_and_weights_that_are_left_out(tmp_path: Path) -> None:
     base = make_llama(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter")
