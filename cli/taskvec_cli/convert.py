@@ -119,8 +119,9 @@ def convert(
         raise UsageError(f"--to must be {', '.join(TARGETS[:-1])} or {TARGETS[-1]}, found {to!r}")
     unused = {"--from": from_, "--weights": weights, "--sparsity": sparsity, "--kind": kind}
     _refuse({**unused, "--trust-remote-code": trust_remote_code or None}, "has no effect with --to")
-    _refuse({"--rank": rank if to != "lora" else None}, f"has no effect with --to {to}")
-    _refuse({"--shard-size": shard_size if to != "delta" else None}, f"has no effect with --to {to}")
+    of_others = {"lora": ("--rank", rank), "delta": ("--shard-size", shard_size)}
+    _refuse(dict(option for own, option in of_others.items() if own != to), f"has no effect with --to {to}")
+    _refuse({"--base": base if to == "coo" else None}, "has no effect with --to coo")
     if len(sources) > 1:
         raise UsageError(f"--to converts one .lota file, found {len(sources)} sources: merge them first")
     size = None if shard_size is None else parse_size("--shard-size", shard_size)
@@ -224,7 +225,7 @@ def _format_of(source: Path, told: str | None) -> str:
     """Return the format of a source: peft, wsp, coo or delta."""
     from taskvec.errors import UsageError
     from taskvec.interop.coo import is_coo
-    from taskvec.interop.names import CONFIG, is_adapter
+    from taskvec.interop.names import WEIGHTS
 
     if told is not None:
         if told not in SOURCES:
@@ -237,13 +238,11 @@ def _format_of(source: Path, told: str | None) -> str:
     if source.suffix == ".wsp":
         return "wsp"
     if source.is_dir():
-        if (source / CONFIG).exists() and (is_adapter(source) or not any(source.glob("*.safetensors"))):
+        if all(file.name == WEIGHTS for file in source.glob("*.safetensors")):
             return "peft"
-        if any(source.glob("*.safetensors")):
-            raise UsageError(
-                f"{source} is a model folder: --from delta converts deltas, and taskvec pack stores a fine-tune"
-            )
-        return "peft"
+        raise UsageError(
+            f"{source} is a model folder: --from delta converts deltas, and taskvec pack stores a fine-tune"
+        )
     if source.suffix == ".safetensors" and source.is_file():
         if is_coo(source):
             return "coo"
@@ -279,7 +278,7 @@ def _from_lota(
                 lines.append(f"{shira.padding:,} {more}")
     del facts["path"]
     if facts["dropped"] and to != "lora":
-        why = "the output has only deltas, and base + delta rounds to another value"
+        why = "the output has only deltas, and base + delta does not give them"
         lines.append(f"{facts['dropped']:,} weights are not exactly those of {source}: {why}")
     return facts, [f"{output}: {lines[0]}", *lines[1:]]
 
