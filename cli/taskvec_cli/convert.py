@@ -24,7 +24,7 @@ def convert(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="A .lota file; or the folder of an adapter of peft, several of them, a .wsp file of weightscope, a "
             "safetensors file of coordinates, or a checkpoint of deltas.",
             **PATH,

@@ -18,6 +18,7 @@ from ..hub import open_checkpoint, open_model
 from ..reporting import bars
 from ..reporting.progress import Progress
 from ..vectors.vector import TaskVector
+from .names import check_peft
 
 if TYPE_CHECKING:
     from .coo import Coordinates
@@ -74,6 +75,7 @@ def from_peft(
         TrainingError, DiffError, FormatError: The model cannot be loaded, or as in `diff`.
     """
     truth("trust_remote_code", trust_remote_code)
+    check_peft()
     listed = [adapter] if isinstance(adapter, (str, os.PathLike)) else adapter
     adapters = [path_of("adapter", each) for each in listed]
     if not adapters:
@@ -166,6 +168,7 @@ def to_lora(
     rank = whole("rank", rank)
     if rank < 1:
         raise UsageError(f"`rank` must be at least 1, found {said(rank)}")
+    check_peft()
     opened, checkpoint = _opened(vector), open_model(base)
     path = check_folder(folder, force=truth("force", force), inputs=(*opened.inputs, *checkpoint.inputs))
     from .lora import to_lora as write

@@ -190,7 +190,7 @@ def _check(file: SafetensorsFile, path: Path, name: str, base: Checkpoint) -> No
         )
     if name + SHAPE in file.tensors:
         held = file.tensors[name + SHAPE]
-        if held.dtype.name not in _INTEGERS or len(held.shape) != 1 or len(held.shape) > 64:
+        if held.dtype.name not in _INTEGERS or len(held.shape) != 1:
             raise ConversionError(f"{where} has the shape {held.form}; expected integers [dimensions]")
         shape = tuple(int(size) for size in _numbers(file, name + SHAPE))
         if shape != info.shape:
@@ -207,14 +207,12 @@ def _read(file: SafetensorsFile, path: Path, name: str, base: Checkpoint) -> Spa
     where, shape = f"{path}: tensor {name!r}", base.tensors[name].shape
     positions, info = _numbers(file, name + INDICES), file.tensors[name + VALUES]
     sizes = np.array(shape if positions.ndim == 2 else [math.prod(shape)], np.int64)
-    rows = positions.reshape(len(sizes), -1)
-    if ((rows < 0) | (rows >= sizes[:, None])).any():
+    rows = positions if positions.ndim == 2 else positions[np.newaxis]
+    if ((rows < 0) | (rows >= sizes[:, np.newaxis])).any():
         raise ConversionError(f"{where} has positions outside its shape {list(shape)}")
-    if positions.ndim == 2:
-        flat = np.zeros(positions.shape[1], np.int64)
-        for row, size in zip(positions, shape, strict=True):
-            flat = flat * size + row
-        positions = flat
+    positions = np.zeros(rows.shape[1], np.int64)
+    for row, size in zip(rows, sizes, strict=True):
+        positions = positions * size + row
     with np.errstate(over="ignore"):
         values = file.bits(name + VALUES).view(info.dtype.real).astype(np.float32)
     if not np.isfinite(values).all():

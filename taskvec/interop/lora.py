@@ -33,7 +33,7 @@ from ..vectors.delta import as_bytes
 from ..vectors.vector import TaskVector
 from .low_rank import Factors, low_rank
 from .modules import Modules, Owner, modules_of
-from .names import CONFIG, PREFIX, WEIGHTS, check_peft, reference_to
+from .names import CONFIG, PREFIX, WEIGHTS, reference_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,10 +108,8 @@ def to_lora(
         AdapterError: The vector changes a tensor that a LoRA adapter cannot hold, or has no entries.
         BaseMismatchError: The vector has another base.
         KindError: It is a patch.
-        UsageError: peft is missing.
         TrainingError: transformers does not know the model.
     """
-    check_peft()
     modules = modules_of(vector, base)
     layers: dict[str, tuple[Owner, Factors]] = {}
     biases: list[str] = []

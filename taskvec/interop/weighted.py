@@ -30,7 +30,7 @@ from ..vectors.diff import diff
 from ..vectors.vector import TaskVector
 from .adapters import check_base, check_read, read_config, refusals_of_peft, stored_tensors
 from .modules import tensors_in
-from .names import PREFIX, check_peft, files_of
+from .names import PREFIX, files_of
 
 # options of an adapter that make it more than a product of factors that is added to a weight
 _MORE = (
@@ -88,10 +88,9 @@ def from_adapters(
     Raises:
         AdapterError: An adapter is not a LoRA, has options whose effect is not a product of factors, cannot be read, or
             changes what the base has no tensor for.
-        UsageError: peft is missing, the weights are not one finite number per adapter, or as in `diff`.
+        UsageError: The weights are not one finite number per adapter, or as in `diff`.
         TrainingError, DiffError, FormatError: As in `load_model` and `diff`.
     """
-    check_peft()
     if len(weights) != len(adapters):
         raise UsageError(f"{len(weights)} weights are given for {len(adapters)} adapters")
     for weight in weights:

@@ -98,6 +98,13 @@ def test_layouts_of_other_programs(
     assert np.array_equal(found.values, values)
 
 
+def test_a_scalar_has_no_coordinates(base: Path, tmp_path: Path) -> None:
+    tensors = {"scalar.indices": torch.zeros(0, 1).long(), "scalar.values": torch.ones(1)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    found = interop.from_coo(tmp_path / "other.safetensors", base, are_deltas=True)["scalar"]
+    assert (found.indices.tolist(), found.values.tolist()) == ([0], [1.0])
+
+
 def test_values_of_other_dtypes_are_converted(base: Path, tmp_path: Path) -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         tensors = {"b.indices": torch.tensor([3]), "b.values": torch.tensor([0.5], dtype=dtype)}
