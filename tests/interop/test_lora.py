@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support.adapters import make_adapter
 from support.commands import ok
-from support.models import make_bert, make_gpt2, make_llama, make_mixtral, perturb
+from support.models import make_bert, make_gpt2, make_llama, make_mixtral, make_qwen2, perturb
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 import taskvec
@@ -37,8 +37,13 @@ def distance(one: TaskVector, other: TaskVector) -> float:
 
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [(make_llama, AutoModelForCausalLM), (make_gpt2, AutoModelForCausalLM), (make_bert, AutoModelForMaskedLM)],
-    ids=["llama", "gpt2", "bert"],
+    [
+        (make_llama, AutoModelForCausalLM),
+        (make_qwen2, AutoModelForCausalLM),
+        (make_gpt2, AutoModelForCausalLM),
+        (make_bert, AutoModelForMaskedLM),
+    ],
+    ids=["llama", "qwen2", "gpt2", "bert"],
 )
 def test_an_adapter_of_full_rank_is_the_fine_tune(make: Any, kind: Any, tmp_path: Path) -> None:
     base = make(tmp_path / "base")
