@@ -186,7 +186,7 @@ def _to_lota(
         vector = _read(found, sources, checkpoint, options, progress, trust=trust, is_told=from_ is not None)
         vector.save(output, progress, force=force)
     threshold = vector.provenance.get("threshold")
-    render.report_file(output, as_json, **({} if threshold is None else {"threshold": threshold}))
+    render.report_file(output, as_json, **({"threshold": threshold} if as_json and threshold is not None else {}))
     if threshold and not as_json:
         render.say(f"changes up to {threshold:g} are not in {source}")
 
