@@ -59,7 +59,11 @@ class ResumeError(TaskvecError):
     """A folder contains the unfinished work of another run."""
 
 
-class AdapterError(TaskvecError):
+class ConversionError(TaskvecError):
+    """A file of another format cannot be read, does not fit the base, or cannot hold a vector."""
+
+
+class AdapterError(ConversionError):
     """An adapter of peft cannot be read, does not fit the base, or cannot hold a vector."""
 
 

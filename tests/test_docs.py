@@ -22,7 +22,7 @@ from taskvec.merging import METHODS
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/live.md", "docs/adapters.md", "docs/format.md")
+PAGES = ("README.md", "docs/training.md", "docs/merging.md", "docs/live.md", "docs/conversions.md", "docs/format.md")
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

@@ -127,6 +127,8 @@ def test_every_module_says_what_it_is() -> None:
         ["arith", "{vector} - 0.5*{vector}", "-o", "{tmp}/x.lota"],
         ["inspect", "{vector}", "{vector}"],
         ["verify", "{vector}", "--base", "{f32}"],
+        ["convert", "{vector}", "--to", "coo", "-o", "{tmp}/x.safetensors"],
+        ["convert", "{vector}", "--base", "{f32}", "--to", "delta", "-o", "{tmp}/x"],
     ],
     ids=lambda arguments: arguments[0],
 )

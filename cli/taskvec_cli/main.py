@@ -168,7 +168,7 @@ def unpack(
         render.say(render.exactness(applied))
 
 
-app.command(cls=Command, short_help="Convert adapters of peft from and to task vectors.")(convert)
+app.command(cls=Command, short_help="Convert task vectors from and to other formats.")(convert)
 app.command(cls=Command, short_help="Merge task vectors of one base.")(merge)
 app.command(cls=Command, short_help="Search for the best merge on held-out data.")(search)
 

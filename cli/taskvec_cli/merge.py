@@ -9,7 +9,7 @@ import typer
 from .flags import takes
 from .inputs import ANY_MODEL, MODEL, PATH
 from .interrupts import resumable
-from .outputs import MaxMemory, check_unfinished, parse_size
+from .outputs import MaxMemory, check_unfinished, numbers, parse_size
 from .progress import progress_bars
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ def _method_options(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given, as `taskvec.merge` takes them."""
     options = {name: value for name, value in flags.items() if value is not None and name != "option"}
     for name in {"weights", "density"} & options.keys():
-        options[name] = _numbers(name, options[name])
+        options[name] = numbers(f"--{name}", options[name])
     if len(options.get("density", ())) == 1:
         options["density"] = options["density"][0]
     return options | _further_options(flags["option"] or (), options)
@@ -424,13 +424,3 @@ def _checked(output: str | None, read: Sequence[Path], *, to_folder: bool, resum
 def _part_of(output: Path) -> Path:
     """Return the folder for unfinished work on a model folder."""
     return output.with_name(f"{output.name}.part")
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    """Parse numbers separated by commas, the value of an option."""
-    from taskvec.errors import UsageError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--{name} takes numbers separated by commas, found {text!r:.80}") from None

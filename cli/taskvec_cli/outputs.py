@@ -134,3 +134,21 @@ def parse_size(option: str, text: str) -> int:
         raise UsageError(f"{option} must be a size with a unit, such as 500MB or 2GB, found {text!r:.80}")
     thousand = 1024 if found[3] else 1000
     return int(float(found[1]) * thousand ** (1 + "KMGT".index(found[2].upper())))
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Parse numbers separated by commas.
+
+    Args:
+        option: The option that they are given by, for the error message.
+        text: The numbers.
+
+    Raises:
+        UsageError: If the text is anything else.
+    """
+    from taskvec.errors import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes numbers separated by commas, found {text!r:.80}") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -663,6 +663,37 @@ def parent_lines(provenance: dict[str, Any]) -> list[str]:
 
     add(provenance, 1)
     return ["parents:", *lines] if lines else []
+
+
+def print_lora(layers: Sequence[dict[str, Any]]) -> None:
+    """Print a table of the layers of a LoRA adapter with one row per module.
+
+    Args:
+        layers: The name of the tensor, its rank and its error, per layer.
+    """
+    from taskvec.names import layer_and_module
+
+    modules: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        modules.setdefault(layer_and_module(layer["tensor"])[1], []).append(layer)
+
+    def span(each: list[dict[str, Any]], key: str, shown: Callable[[Any], str]) -> str:
+        values = [layer[key] for layer in each]
+        low, high = shown(min(values)), shown(max(values))
+        return low if low == high else f"{low} – {high}"
+
+    print_table(
+        ("module", "layers", "rank", "relative error"),
+        [
+            (module, str(len(each)), span(each, "rank", str), span(each, "error", relative))
+            for module, each in sorted(modules.items())
+        ],
+    )
+
+
+def relative(error: float) -> str:
+    """Return a relative error as text: in percent, or as a power of ten if it is near rounding."""
+    return f"{error:.2%}" if error >= 5e-4 else f"{error:.0e}"
 
 
 def print_overlap(rows: Sequence[dict[str, Any]]) -> None:

@@ -18,11 +18,15 @@ from .container import SafetensorsFile, TensorInfo, strict_json
 from .description import KEY
 from .dtypes import BitArray
 from .errors import CheckpointError, HeaderError, NotModelError
-from .file_names import INDEX, SHARD, SINGLE, is_config, is_weights
+from .file_names import GGUF, INDEX, SHARD, SINGLE, is_config, is_weights
 from .forms import Form
 from .system.parallel import ordered_map
 
 CONFIG_BYTES = 1 << 22  # limit for a config.json, far above the size of real ones
+_GGUF_HINT = (
+    ", whose weights are converted and often quantised: use the safetensors model that it was made from, and convert "
+    "the result"
+)
 _REDIRECT = "transformers_weights"  # key that names the file of weights
 
 
@@ -234,6 +238,7 @@ class ModelFolder(Checkpoint):
             self._sort_rest(names)
             _check_configs(self.side_files, names, str(path))
         elif os.path.isfile(path):
+            _check_no_gguf(path)
             path, names, listed = path.parent, [path.name], {}
         elif os.path.exists(path):
             raise NotModelError(f"{path} is not a regular file; expected a model folder or a .safetensors file")
@@ -342,6 +347,8 @@ def find_shards(names: Collection[str], index: bytes | None, where: str) -> tupl
     if index is None:
         shards = [SINGLE] if SINGLE in names else sorted(name for name in names if name.endswith(SHARD))
         if not shards:
+            if gguf := min((name for name in names if name.lower().endswith(GGUF)), default=None):
+                raise NotModelError(f"{where} holds no .safetensors file, but {gguf}{_GGUF_HINT}")
             raise NotModelError(f"{where} holds no .safetensors file")
         return shards, {}
     try:
@@ -363,6 +370,17 @@ def find_shards(names: Collection[str], index: bytes | None, where: str) -> tupl
             "remove one of them"
         )
     return shards, listed
+
+
+def _check_no_gguf(path: Path) -> None:
+    """Raise NotModelError if a file is a GGUF file, which a person may take for a model here."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError:
+        return  # opening it as a safetensors file raises the error that explains it
+    if magic == b"GGUF":
+        raise NotModelError(f"{path} is a GGUF file{_GGUF_HINT}")
 
 
 def _check_configs(side_files: list[Path], shards: list[str], where: str) -> None:

@@ -13,9 +13,10 @@ from .errors import HeaderError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD = ".safetensors"
+GGUF = ".gguf"
 # extensions of weights and of pickled objects; the name of an index begins with the name of its format
 WEIGHTS = (
-    *(SHARD, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx"),
+    *(SHARD, ".bin", ".pt", ".pth", ".ckpt", GGUF, ".ggml", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx"),
     *(".onnx_data", ".ot", ".pdparams", ".tflite", ".npz", ".pkl", ".pickle", ".joblib", ".lota"),
 )
 # an adapter's configuration names another base, which transformers would load instead of the folder's weights

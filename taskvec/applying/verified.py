@@ -20,6 +20,7 @@ from taskvec_formats.sparse import Indices
 from taskvec_formats.system.parallel import ordered_map
 
 from ..errors import AlreadyAppliedError, BaseMismatchError, DTypeError
+from ..quantised import hint
 from ..reporting.progress import Progress, silent
 from ..vectors.delta import BaseBits, touched_bits
 from ..vectors.vector import TaskVector
@@ -202,9 +203,10 @@ def check_forms(vector: TaskVector, base: Checkpoint) -> None:
         if spec.origin is None:
             continue
         if name not in base.tensors:
-            raise mismatch(vector, base, f"it has no tensor {name!r}")
+            raise mismatch(vector, base, f"it has no tensor {name!r}{hint(base)}")
         if base.tensors[name].form != spec.origin:
-            raise mismatch(vector, base, f"tensor {name!r} should be {spec.origin}, found {base.tensors[name].form}")
+            found = base.tensors[name].form
+            raise mismatch(vector, base, f"tensor {name!r} should be {spec.origin}, found {found}{hint(base)}")
 
 
 def mismatch(vector: TaskVector, base: Checkpoint, why: str) -> BaseMismatchError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,8 @@ from taskvec_formats.dtypes import BitArray
 from ..errors import AdapterError, UsageError
 from ..models.loading import load_weights
 from ..models.memory import MemoryCheckpoint
-from ..models.placement import TORCH_DTYPES, part_of, places, raw_bits
+from ..models.placement import TORCH_DTYPES, parameter_at, part_of, places, raw_bits, same_bits
+from ..quantised import hint
 from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.source import Stored
@@ -66,11 +67,12 @@ def from_adapter(
     """
     check_peft()
     settings = read_config(adapter)
-    stored = _stored(adapter)
-    _check_base(base)
+    stored = stored_tensors(adapter)
+    check_base(base)
     progress("merging the adapter", 0, 1, "")
     model = load_weights(base.path, {"dtype": _dtype(base), "trust_remote_code": trust_remote_code})
-    known = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    shared = {id(parameter): name for name, parameter in model.named_parameters()}
+    known = {name: shared[id(each)] for name, each in model.named_parameters(remove_duplicate=False)}
     merged = _merged(model, adapter, stored)
     tuned = _Merged(adapter, base, merged, known)
     progress("merging the adapter", 1, 1, "")
@@ -121,7 +123,15 @@ def read_config(adapter: Path) -> dict[str, Any]:
     return settings
 
 
-def _stored(adapter: Path) -> dict[str, torch.Tensor]:
+def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter.
+
+    Args:
+        adapter: The folder of the adapter.
+
+    Raises:
+        AdapterError: It has none, or its file is damaged or a pickle.
+    """
     path = adapter / WEIGHTS
     if not path.is_file():
         other = next((name for name in ("adapter_model.bin", "adapter_model.pt") if (adapter / name).exists()), None)
@@ -133,19 +143,20 @@ def _stored(adapter: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{path} is not a safetensors file ({error})") from None
 
 
-def _check_base(base: Checkpoint) -> None:
-    config = base.path / "config.json"
-    if not base.is_folder or not config.is_file():
+def check_base(base: Checkpoint) -> None:
+    """Check that adapters can be merged into a base.
+
+    Args:
+        base: The base.
+
+    Raises:
+        UsageError: It is not a model folder with a config.
+        AdapterError: It is quantised.
+    """
+    if not base.is_folder or not (base.path / "config.json").is_file():
         raise UsageError(f"{base.name}: a model folder with its config is needed to merge an adapter")
-    try:
-        quantised = json.loads(config.read_bytes()).get("quantization_config")
-    except (ValueError, RecursionError, AttributeError):
-        quantised = None  # the loader reports what is wrong
-    if quantised:
-        raise AdapterError(
-            f"{base.name} is quantised, and an adapter cannot be merged into quantised weights exactly: give the model "
-            "that it was quantised from"
-        )
+    if quantised := hint(base):
+        raise AdapterError(f"an adapter cannot be merged into quantised weights exactly{quantised}")
 
 
 def _dtype(base: Checkpoint) -> torch.dtype:
@@ -160,22 +171,26 @@ def _merged(model: PreTrainedModel, adapter: Path, stored: dict[str, torch.Tenso
     """Merge an adapter into a model."""
     from peft import PeftModel
 
-    with _refusals_of_peft(adapter):
+    with refusals_of_peft(f"peft cannot merge {adapter} into this base"):
         wrapped = PeftModel.from_pretrained(model, str(adapter))
-    _check_read(wrapped, adapter, stored)
+    check_read(wrapped, adapter, stored)
     if not hasattr(wrapped, "merge_and_unload"):  # prompts and prefixes
         kind = read_config(adapter)["peft_type"]
         raise AdapterError(
             f"{adapter} is of the kind {kind}, which does not change weights and cannot be merged into them"
         )
-    with _refusals_of_peft(adapter):
+    with refusals_of_peft(f"peft cannot merge {adapter} into this base"):
         merged: torch.nn.Module = wrapped.merge_and_unload()
     return merged
 
 
 @contextmanager
-def _refusals_of_peft(adapter: Path) -> Iterator[None]:
-    """Turn what peft raises into AdapterError, and silence its warnings, whose causes are checked here."""
+def refusals_of_peft(what: str) -> Iterator[None]:
+    """Turn what peft raises into AdapterError, and silence its warnings, whose causes are checked here.
+
+    Args:
+        what: What peft could not do, the beginning of the message.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -183,23 +198,34 @@ def _refusals_of_peft(adapter: Path) -> Iterator[None]:
         # peft has no errors of its own
         except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise AdapterError(f"peft cannot merge {adapter} into this base: {first}") from None
+            raise AdapterError(f"{what}: {first}") from None
 
 
-def _check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor]) -> None:
-    """Check that a model with an adapter has every tensor of its file, and no other."""
+def check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], name: str = "default") -> None:
+    """Check that a model with an adapter has every tensor of its file, and no other.
+
+    Args:
+        wrapped: The model of peft. If it is on the meta device, only names and shapes are compared.
+        adapter: The folder of the adapter.
+        stored: The tensors of the adapter.
+        name: The name of the adapter in the model.
+
+    Raises:
+        AdapterError: A tensor is missing, belongs to no layer, or was not read.
+    """
     from peft import get_peft_model_state_dict
 
-    used = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    used = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     weights = wrapped.get_base_model().state_dict()
-    for name in sorted(stored.keys() | used.keys()):
-        if name not in stored:
-            raise AdapterError(f"{adapter} lacks tensor {name!r}, which its configuration requires")
-        found = used.get(name, weights.get(name.removeprefix(PREFIX)))
+    for tensor in sorted(stored.keys() | used.keys()):
+        if tensor not in stored:
+            raise AdapterError(f"{adapter} lacks tensor {tensor!r}, which its configuration requires")
+        found = used.get(tensor, weights.get(tensor.removeprefix(PREFIX)))
         if found is None:
-            raise AdapterError(f"{adapter}: tensor {name!r} belongs to no layer of this base")
-        if found.shape != stored[name].shape or not torch.equal(found.cpu(), stored[name].to(found.dtype)):
-            raise AdapterError(f"{adapter}: peft did not read tensor {name!r}")
+            raise AdapterError(f"{adapter}: tensor {tensor!r} belongs to no layer of this base")
+        same = found.shape == stored[tensor].shape
+        if not same or not (found.is_meta or torch.equal(found.cpu(), stored[tensor].to(found.dtype))):
+            raise AdapterError(f"{adapter}: peft did not read tensor {tensor!r}")
 
 
 class _Merged(MemoryCheckpoint):
@@ -209,13 +235,13 @@ class _Merged(MemoryCheckpoint):
         adapter: The folder of the adapter, for messages.
         base: The base.
         model: The model, which was loaded from the base and changed.
-        known: Names of the parameters and buffers that it had before.
+        known: The names of its parameters before, those of tied ones too -> the first name of the parameter.
 
     Raises:
         AdapterError: The model has weights that the base has no tensor for.
     """
 
-    def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: set[str]) -> None:
+    def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: Mapping[str, str]) -> None:
         super().__init__(adapter.resolve().name, base.tensors)
         self._adapter = adapter
         self._base = base
@@ -223,11 +249,19 @@ class _Merged(MemoryCheckpoint):
         self._placed = places(model, {name: info.form for name, info in base.tensors.items()})
         held = {place.parameter for place in self._placed.values()}
         for parameter, _ in model.named_parameters():
-            if parameter not in known and parameter not in held:
+            if known.get(parameter) != parameter and parameter not in held and not self._is_same(parameter, known):
                 raise AdapterError(
                     f"with the adapter, {parameter} differs from the layer that it shares its weights with, but "
                     f"{base.name} has no tensor of its own for it: save the base with separate weights first"
                 )
+
+    def _is_same(self, parameter: str, known: Mapping[str, str]) -> bool:
+        """Whether a parameter that was tied to another one still has its values."""
+        other = known.get(parameter)
+        if other is None:
+            return False
+        one, two = (parameter_at(self._model, name).detach() for name in (parameter, other))
+        return one.shape == two.shape and same_bits(one, two)
 
     @property
     def inputs(self) -> tuple[Path, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from taskvec_formats import Checkpoint
+
 from ..packages import require
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -25,3 +27,8 @@ def is_adapter(path: Path) -> bool:
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return a folder and the files in it, which no output may replace."""
     return (path, *sorted(path.glob("*")))
+
+
+def reference_to(base: Checkpoint) -> str:
+    """Return what the configuration of an adapter says of its base: the Hub id, or the path."""
+    return str(base.path) if base.commit is None else base.commit.repo

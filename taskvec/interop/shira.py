@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -21,12 +20,11 @@ from taskvec_formats.sparse import Indices
 from taskvec_formats.system.atomic import atomic_directory
 
 from ..destination import appearing
-from ..errors import AdapterError, BaseMismatchError, KindError
-from ..models.loading import empty_model
-from ..models.placement import places
+from ..errors import AdapterError
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
-from .names import CONFIG, PREFIX, WEIGHTS
+from .modules import modules_of
+from .names import CONFIG, PREFIX, WEIGHTS, reference_to
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,6 @@ def to_shira(
         KindError: It is a patch.
         TrainingError: transformers does not know the model.
     """
-    if vector.kind != "vector":
-        raise KindError(f"{vector.name} is a patch, which has no deltas: an adapter is made of a vector")
-    if vector.base.fingerprint != base.fingerprint:
-        raise BaseMismatchError(f"{vector.name} was taken from {vector.base.name}, not from {base.name}")
     found, dropped = [], 0
     modules = _linear_modules(vector, base)
     for done, (name, module) in enumerate(modules.items()):
@@ -133,7 +127,7 @@ def to_shira(
         "mask_type": "random",  # the positions of the file take the place of those that peft draws
         "random_seed": 0,
         "target_modules": [layer.module for layer in found],
-        "base_model_name_or_path": str(base.path),
+        "base_model_name_or_path": reference_to(base),
         "inference_mode": True,
     }
     with appearing(folder), atomic_directory(folder, replace=force) as temporary:
@@ -145,18 +139,11 @@ def to_shira(
 
 def _linear_modules(vector: TaskVector, base: Checkpoint) -> dict[str, str]:
     """Return tensor name -> name of the linear layer whose weight it is."""
-    for name, spec in vector.specs.items():
-        if spec.origin != spec.form:
-            raise AdapterError(f"{vector.name} adds or resizes tensor {name!r}, which an adapter cannot")
-    if vector.header.removed:
-        raise AdapterError(f"{vector.name} removes tensor {vector.header.removed[0]!r}, which an adapter cannot")
-    model, _ = empty_model(base.path, torch.float32)
-    placed = places(model, {name: info.form for name, info in base.tensors.items()})
+    owners = modules_of(vector, base).owners
     found = {}
     for name in vector.specs:
-        module, _, own = placed[name].parameter.rpartition(".") if name in placed else ("", "", "")
-        layer = model.get_submodule(module) if module else None
-        if not isinstance(layer, nn.Linear) or own != "weight" or tuple(layer.weight.shape) != vector.specs[name].shape:
+        owner = owners.get(name, [None])[0]
+        if owner is None or not isinstance(owner.module, nn.Linear) or owner.parameter != "weight":
             raise AdapterError(f"tensor {name!r} is not the weight of a linear layer, which is what SHiRA adapts")
-        found[name] = module
+        found[name] = owner.name
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from taskvec_formats import LotaReader
 from taskvec_formats.errors import NotLotaError
+from taskvec_formats.file_names import GGUF
 
 from ..arguments import path_of
 from ..errors import UsageError
@@ -93,6 +94,8 @@ def open_lota(path: Path) -> LotaReader:
         raise UsageError(
             f"{path} is a YAML file, not a .lota file: a recipe is merged by taskvec merge --recipe {path}"
         )
+    if path.suffix.lower() == GGUF:
+        raise UsageError(f"{path} is a GGUF file, not a .lota file")
     try:
         return LotaReader(path)
     except NotLotaError as error:

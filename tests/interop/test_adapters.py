@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from support.adapters import make_adapter
+from support.commands import inside, refused
 from support.models import make_bert, make_gpt2, make_llama, make_mixtral
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -219,7 +220,10 @@ def test_a_damaged_adapter_is_refused(base: Path, adapter: Path, damage: Any, me
 def test_a_quantised_base_is_refused(base: Path, adapter: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(AdapterError, match="base is quantised, and an adapter cannot be merged"):
+    with pytest.raises(
+        AdapterError,
+        match=r"base is quantised \(fp8, says its config\.json\): use the model that it was quantised from",
+    ):
         interop.from_peft(adapter, base)
 
 
@@ -304,7 +308,7 @@ def test_a_model_beside_an_adapter_is_a_model(base: Path, adapter: Path, tmp_pat
 
 
 def run(*arguments: object) -> str:
-    done = subprocess.run([*TASKVEC, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = inside(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -335,20 +339,27 @@ def test_the_commands_take_adapters(base: Path, adapter: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["v.lota"], "v.lota is a .lota file: --to names what to convert it to (shira)"),
-        (["v.lota", "--to", "gguf"], "--to must be shira, found 'gguf'"),
+        (["v.lota"], "v.lota is a .lota file: --to names what to convert it to (shira, lora, coo, delta)"),
+        (["v.lota", "--to", "gguf"], "--to must be shira, lora, coo or delta, found 'gguf'"),
         (["v.lota", "--to", "shira", "--sparsity", "0.5"], "--sparsity has no effect with --to"),
         (["v.lota", "--to", "shira", "--kind", "patch"], "--kind has no effect with --to"),
+        (["v.lota", "--to", "shira", "--weights", "1"], "--weights has no effect with --to"),
+        (["v.lota", "--to", "shira", "--from", "coo"], "--from has no effect with --to"),
+        (["v.lota", "--to", "coo", "--rank", "3"], "--rank has no effect with --to coo"),
+        (["v.lota", "--to", "coo"], "--base has no effect with --to coo"),
+        (["v.lota", "--to", "lora", "--shard-size", "1GB"], "--shard-size has no effect with --to lora"),
+        (["v.lota", "--to", "lora", "--rank", "0"], "--rank must be at least 1, found 0"),
+        (["v.lota", "w.lota", "--to", "lora"], "--to converts one .lota file, found 2 sources: merge them first"),
+        (["x", "--rank", "3"], "--rank needs --to"),
+        (["x", "--from", "peft"], "--from must be coo or delta, found 'peft'; other formats are recognised"),
+        (["x", "--from", "coo", "--weights", "1"], "--weights is for adapters of peft"),
+        (["x", "--from", "delta", "--kind", "patch"], "--kind has no effect: such a source gives a vector"),
+        (["x.wsp"], "x.wsp: no such file or folder"),
+        ([__file__], f"{__file__} is no adapter of peft, .wsp file or .safetensors file"),
     ],
 )
 def test_requests_without_sense_are_refused(base: Path, arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*TASKVEC, "convert", *arguments, "--base", str(base), "-o", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (2, f"taskvec: {message}\n")
+    assert refused(2, "convert", *arguments, "--base", base, "-o", tmp_path / "out") == f"taskvec: {message}\n"
 
 
 def test_a_merge_of_adapters_needs_their_base(adapter: Path, tmp_path: Path) -> None:

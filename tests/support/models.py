@@ -20,6 +20,8 @@ from transformers import (
     MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 WORDS = "<pad> <s> </s> <unk> user assistant : one two three four five six plus is".split()
@@ -71,6 +73,24 @@ def make_llama(folder: Path, *, dtype: str = "float32", shard_size: str | None =
         eos_token_id=2,
     )
     return _save(LlamaForCausalLM(config), folder, dtype, shard_size)
+
+
+def make_qwen2(folder: Path) -> Path:
+    """Write a Qwen2 with two blocks of width 32, separate embeddings, and biases in some of its linear layers."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _save(Qwen2ForCausalLM(config), folder, "float32", None)
 
 
 def make_mixtral(folder: Path, *, dtype: str = "float32") -> Path:
