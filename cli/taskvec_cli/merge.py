@@ -28,8 +28,8 @@ class _Flags:
         str | None,
         typer.Option(
             help="Merge method: auto, linear, average, disjoint, ties, magnitude_prune, dare_linear, dare_ties, "
-            "breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, ramplus_tl, model_stock, nuslerp, multislerp "
-            "or nearswap.",
+            "breadcrumbs, breadcrumbs_ties, della, della_linear, sce, ram, ramplus_tl, model_stock, nuslerp, "
+            "multislerp or nearswap.",
             show_default="auto",
         ),
     ] = None
