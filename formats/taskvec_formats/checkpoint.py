@@ -187,6 +187,11 @@ class Checkpoint(ABC):
         return self._digests
 
     @property
+    def is_written(self) -> bool:
+        """Whether the shards are files, rather than planned."""
+        return True
+
+    @property
     def is_identified(self) -> bool:
         """Whether `identity` is known without reading the tensors."""
         return self.is_hashed

@@ -62,7 +62,8 @@ def layout_of(vector: TaskVector, base: Checkpoint) -> Layout:
     shards = _shards(vector, base, stored)
     check_index(shards, files, f"the result of {vector.name} on {base.name}")
     keeps_files = side_files is None
-    return Layout(shards, files, differences, keeps_files, keeps_files and stored is not None)
+    lacks_index = keeps_files and INDEX not in files and (stored is not None or not base.is_written)
+    return Layout(shards, files, differences, keeps_files, lacks_index)
 
 
 def check_stored_layout(vector: TaskVector) -> None:

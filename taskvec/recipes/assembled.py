@@ -16,6 +16,7 @@ from taskvec_formats.file_names import INDEX, SINGLE
 
 from ..applying.rounding import round_to
 
+_SINGLE = 5_000_000_000  # bytes; a model that was in one file is divided only beyond this size
 # (first element, end of the range) -> carriers
 Read = Callable[[int, int], BitArray]
 
@@ -86,6 +87,11 @@ class Assembled(Checkpoint):
         return self._inputs
 
     @property
+    def is_written(self) -> bool:
+        """False: the shards are planned."""
+        return False
+
+    @property
     def is_identified(self) -> bool:
         """True: computing all tensors only to compare them would take as long as writing them."""
         return True
@@ -141,6 +147,8 @@ def _shards(like: Checkpoint, forms: Mapping[str, Form]) -> list[Planned]:
             for shard in like.shards
         ]
     limit = max((_bytes(info.form for info in shard.tensors.values()) for shard in like.shards), default=0)
+    if len(like.shards) < 2:
+        limit = max(limit, _SINGLE)
     parts: list[dict[str, Form]] = [{}]
     for name in sorted(forms):
         if parts[-1] and _bytes([*parts[-1].values(), forms[name]]) > limit > 0:

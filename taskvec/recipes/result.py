@@ -23,11 +23,13 @@ from ..merging.methods.options import Option
 from ..merging.narrow import in_dtypes
 from ..merging.registry import AUTO, method_of
 from ..merging.settings import Setting, described
+from ..names import stack_and_layer
 from ..reporting.progress import Progress, silent
 from ..reporting.throughput import hashed
 from ..vectors.delta import BaseBits, diff_range
 from ..vectors.diff import diff
 from ..vectors.found import is_vector
+from ..vectors.layers import counted
 from ..vectors.lineage import joined
 from ..vectors.promotion import WidenedEntries, promoted, wider
 from ..vectors.source import Memory, inputs_of
@@ -353,13 +355,17 @@ def _assembled(
     notes = [*recipe.notes, *changes.notes]
     _check_tensors(recipe, models, start, sections, changes.vocabulary)
     for section in sections:
-        if isinstance(recipe.method, WholeMethod):
+        if section.is_partial and len(section.inputs) == 1:
+            (only,) = _views(section, models, forms, changes.vocabulary)
+            made = {name: taken(only, name, forms.of([(only, name)])) for name in section.names}
+        elif isinstance(recipe.method, WholeMethod):
             made = _by_function(recipe.method, section, _views(section, models, forms, changes.vocabulary), forms)
         else:
             views = _views(section, models, forms, changes.vocabulary)
             made, said = _by_vectors(recipe, section, views, forms, progress)
             notes += said
         pieces |= made
+    notes += _incomplete(recipe, sections, start, pieces)
     references = dict.fromkeys(each.reference for section in sections for each in section.inputs)
     checkpoints = [models[each].checkpoint for each in references]
     provenance = {
@@ -377,6 +383,30 @@ def _assembled(
     inputs = inputs_of(start, *checkpoints)
     model = Assembled(name, pieces, start, inputs, description, changes.removed)
     return Result(provenance, model=model, files=changes.files)
+
+
+def _incomplete(
+    recipe: Recipe, sections: Sequence[Section], start: Checkpoint, result: Mapping[str, Piece]
+) -> list[str]:
+    """Notes on tensors that not all sources of a slice have, and on those that the result lacks."""
+    if not recipe.has_slices:
+        return []
+    notes = []
+    for section in (each for each in sections if each.is_partial):
+        having = ", ".join(each.reference for each in section.inputs)
+        notes.append(f"{section.where}tensor {section.names[0]!r} is only in {having}")
+    layers: dict[tuple[str, str], list[str]] = {}
+    for name in start.tensors:
+        place = stack_and_layer(name)
+        if place is not None:
+            layers.setdefault((place[0], name[len(f"{place[0]}.{place[1]}") :]), []).append(name)
+    single = [names[0] for names in layers.values() if len(names) == 1 and names[0] not in result]
+    counts = counted(start.tensors)
+    return notes + [
+        f"the result has no tensor {name!r}, which only this layer of {start.name} has"
+        for name in single
+        if counts[(stack_and_layer(name) or ("", 0))[0]] > 1
+    ]
 
 
 def _check_tensors(

@@ -48,6 +48,7 @@ class Section:
         scopes: The parameters that apply to all models, those of the highest precedence first.
         depth: Tensor of the result -> its depth, at which gradients are read.
         where: The part of the file, as in "slice 2: ", for errors.
+        is_partial: Whether not all sources have the tensor. If only one of them has it, it is not merged.
     """
 
     names: Sequence[str]
@@ -56,6 +57,7 @@ class Section:
     scopes: Sequence[Mapping[str, Any]]
     depth: Callable[[str], float]
     where: str
+    is_partial: bool = False
 
     def shared(self, name: str, default: Any = None) -> Any:
         """A parameter of all models.
@@ -222,15 +224,37 @@ def _sliced(recipe: Recipe, module: Module, names: Sequence[str], models: Models
                     )
                 )
         renamed = [_renamed(source, stack, first, models, where) for source in each.sources]
-        for source, names_of in zip(each.sources[1:], renamed[1:], strict=True):
-            if names_of.keys() != renamed[0].keys():
-                name = min(names_of.keys() ^ renamed[0].keys())
-                raise MergeError(f"{where}{source.model} and {each.sources[0].model} do not both have tensor {name!r}")
         count = _length(each)
         depth = _Layers(stack, first, count)
-        found.append(_section(recipe, each, shared, renamed, depth, where))
+        every = set.intersection(*(set(names_of) for names_of in renamed))
+        common = [{name: own for name, own in names_of.items() if name in every} for names_of in renamed]
+        found.append(_section(recipe, each, shared, common, depth, where))
+        for name in sorted({name for names_of in renamed for name in names_of} - every):
+            having = [number for number, names_of in enumerate(renamed) if name in names_of]
+            found.append(_partial(recipe, each, shared, having, [renamed[n] for n in having], name, depth, where))
         first += count
     return found
+
+
+def _partial(
+    recipe: Recipe,
+    each: Slice,
+    shared: Sequence[Mapping[str, Any]],
+    having: Sequence[int],
+    names: Sequence[Mapping[str, str]],
+    name: str,
+    depth: Callable[[str], float],
+    where: str,
+) -> Section:
+    """A tensor that only some sources of a slice have: the average of those, or that of the only one."""
+    averages = isinstance(recipe.method, WholeMethod) and recipe.method.name == "linear"
+    if not averages and len(having) > 1:
+        lacking = next(source.model for number, source in enumerate(each.sources) if number not in having)
+        raise MergeError(f"{where}{lacking} lacks tensor {name!r}, which other sources have")
+    own = [{name: names_of[name]} for names_of in names]
+    sources = [each.sources[number] for number in having]
+    inputs = [Input(source.model, [source.parameters, *shared], of) for source, of in zip(sources, own, strict=True)]
+    return Section([name], inputs, None, shared, depth, where, is_partial=True)
 
 
 def _length(each: Slice) -> int:
