@@ -78,6 +78,7 @@ accelerator: $(VENV)/installed
 conformance: $(VENV)/mergekit
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peers $(CASES)
 	PYTHONPATH=tests $(BIN)/python -W ignore -m support.peer_folders $(RECIPES)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m support.recipe_cases
 	PYTHONPATH=tests:benchmarks $(BIN)/python -W ignore -m support.peer_architectures
 
 check: $(VENV)/installed

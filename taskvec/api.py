@@ -27,7 +27,7 @@ from .destination import check_file, part_of
 from .errors import UsageError
 from .hub import open_checkpoint, open_model
 from .hub.base import open_base
-from .interop.names import check_peft, files_of, is_adapter
+from .interop.names import adapter_at, check_peft, files_of
 from .merging import combine as _merging
 from .merging.model_folder import write_model as _write_model
 from .merging.registry import AUTO
@@ -151,7 +151,7 @@ def pack(
     check_codec(codec)
     _diff.check_kind(kind, sparsity)
     with bars.shown(progress) as report:
-        if isinstance(tuned, (str, os.PathLike)) and is_adapter(adapter := Path(tuned)):
+        if isinstance(tuned, (str, os.PathLike)) and (adapter := adapter_at(tuned)) is not None:
             check_peft()
             checkpoint = _checkpoint("base", base)
             file = check_file(path, force=truth("force", force), inputs=(*checkpoint.inputs, *files_of(adapter)))

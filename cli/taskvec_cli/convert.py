@@ -168,13 +168,17 @@ def _to_lota(
     """Write a .lota file."""
     from taskvec.destination import check_file
     from taskvec.hub import open_checkpoint
-    from taskvec.interop.names import files_of
+    from taskvec.hub.models import local_folder
+    from taskvec.interop.names import check_peft, files_of
 
     from . import render
 
+    sources = [local_folder(source) for source in sources]
     source = sources[0]
     found = _format_of(source, from_)
-    if found != "peft":
+    if found == "peft":
+        check_peft()
+    else:
         _refuse({"--weights": options["weights"]}, "is for adapters of peft")
         _refuse({"--trust-remote-code": trust or None}, "is for adapters of peft")
     if found in ("coo", "delta"):

@@ -275,12 +275,12 @@ class _Listed:
 
     def __init__(self, paths: Sequence[Path], base: str | None, flags: dict[str, Any]) -> None:
         from taskvec.errors import UsageError
-        from taskvec.interop.names import check_peft, is_adapter
+        from taskvec.interop.names import adapter_at, check_peft
 
         self._options = _method_options(flags)
         if not paths:
             raise UsageError("nothing to merge: give .lota files, or --recipe")
-        if base is not None and any(is_adapter(path) for path in paths):
+        if base is not None and any(adapter_at(path) is not None for path in paths):
             check_peft()
         self._paths = paths
         self._base = base
@@ -332,17 +332,17 @@ def _opened(path: Path, base: "Checkpoint | None", progress: "Progress") -> "Tas
     """A vector from a .lota file; with a base also what a fine-tune of it or an adapter of peft for it changes."""
     from taskvec import TaskVector, open_checkpoint
     from taskvec.errors import UsageError
-    from taskvec.interop.names import is_adapter
+    from taskvec.interop.names import adapter_at
     from taskvec.vectors.diff import diff
     from taskvec.vectors.found import is_vector
     from taskvec.vectors.promotion import wider
 
-    if is_adapter(path):
+    if (adapter := adapter_at(path)) is not None:
         if base is None:
             raise UsageError(f"{path} is an adapter of peft: --base must name its base")
         from taskvec.interop.adapters import read_adapter
 
-        return read_adapter(path, base, progress)
+        return read_adapter(adapter, base, progress)
     if base is None or is_vector(path) or (path.is_file() and path.suffix != ".safetensors"):
         return TaskVector.open(path)
     return diff(base, wider(base, open_checkpoint(path)), progress=progress)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from taskvec_formats import Checkpoint
 
+from ..hub.models import local_folder
 from ..packages import require
+from ..vectors.found import is_vector
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the names of its tensors
@@ -22,6 +24,24 @@ def is_adapter(path: Path) -> bool:
     """Return whether a folder contains an adapter of peft, and not the weights of a model."""
     # unlike Path.is_file, accepts names that are too long
     return os.path.isfile(path / CONFIG) and all(file.name == WEIGHTS for file in path.glob("*.safetensors"))
+
+
+def adapter_at(place: str | os.PathLike[str]) -> Path | None:
+    """Return the folder of an adapter of peft, local or on the Hub, whose repository is downloaded to its cache.
+
+    Args:
+        place: A path, or `user/repo` or `user/repo@revision`.
+
+    Returns:
+        The folder. None if there is something else, or nothing.
+
+    Raises:
+        HubError: The repository cannot be downloaded.
+    """
+    if not os.path.exists(place) and is_vector(place):
+        return None
+    folder = local_folder(place)
+    return folder if is_adapter(folder) else None
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from taskvec_formats import Checkpoint
 
 from ..applying.overlay import Patched
 from ..errors import UsageError
-from ..hub.models import local_folder, open_checkpoint
+from ..hub.models import open_checkpoint
 from ..hub.reference import written
-from ..interop.names import check_peft, is_adapter
+from ..interop.names import adapter_at, check_peft
 from ..reporting.progress import Progress, silent
 from ..vectors.found import is_vector
 from ..vectors.vector import TaskVector
@@ -65,7 +64,7 @@ class Models:
         if is_vector(reference):
             vector = TaskVector.open(reference)
             return Opened(Patched(self._base(reference, "a task vector"), vector), vector)
-        if is_adapter(Path(reference)):
+        if adapter_at(reference) is not None:
             return self._adapted(self._base(reference, "an adapter of peft"), reference)
         return Opened(open_checkpoint(reference))
 
@@ -94,8 +93,8 @@ def adapted(model: Checkpoint, adapter: str, progress: Progress = silent) -> tup
         UsageError: There is no such adapter, or peft is missing.
         AdapterError, FormatError, TrainingError: The adapter is damaged or does not fit.
     """
-    folder = local_folder(adapter)
-    if not is_adapter(folder):
+    folder = adapter_at(adapter)
+    if folder is None:
         raise UsageError(f"{written(adapter)}: no such adapter of peft")
     check_peft()
     from ..interop.adapters import read_adapter  # loads torch
