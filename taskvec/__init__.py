@@ -1,9 +1,9 @@
 """taskvec: train, store, merge and apply sparse task vectors (Lottery Ticket Adaptation, arXiv 2406.16797).
 
-The names in `__all__`, the errors in `taskvec.errors` and the names that `taskvec.interop` and `taskvec.merging` export
-are the public interface. Everything else may change without notice. Importing this package does not load torch or
-transformers; the functions that need them import them when they are called, and raise `errors.UsageError` if they are
-not installed.
+The names in `__all__`, the errors in `taskvec.errors` and the names that `taskvec.interop`, `taskvec.merging` and
+`taskvec.recipes` export are the public interface. Everything else may change without notice. Importing this package
+does not load torch or transformers; the functions that need them import them when they are called, and raise
+`errors.UsageError` if they are not installed.
 """
 
 from typing import TYPE_CHECKING, Any
