@@ -217,8 +217,9 @@ def _relative(
 ) -> TaskVector:
     """The vector from the base to a model."""
     opened = models[reference]
-    if opened.vector is not None:
-        return opened.vector
+    vector = opened.vector
+    if vector is not None and all(spec.dtype == narrow.get(name, spec.dtype) for name, spec in vector.specs.items()):
+        return vector
     if opened.checkpoint is start:
         identity = Identity(start.name, start.fingerprint)
         return TaskVector(Header("vector", identity, None, tensors=()), [], Memory({}, {}), start.name)

@@ -279,8 +279,10 @@ def in_order() -> Iterator[None]:
     def sum_in_order(values: torch.Tensor, dim: int | None = None, **more: Any) -> torch.Tensor:
         if values.dtype == torch.bool:
             return TORCH_SUM(values, dim, **more)
-        if dim != 0:
+        weights = dim == 1 and values.dim() == 2 and len(values) == 1 and not more  # of `linear`
+        if dim != 0 and not weights:
             return TORCH_SUM(values.double(), dim, **more).to(values.dtype)
+        assert dim is not None
         total = torch.zeros_like(values.select(dim, 0), dtype=torch.promote_types(values.dtype, torch.float32))
         for row in values.unbind(dim):
             total = total + row
