@@ -1,8 +1,8 @@
 """Time and peak memory of merging sparse vectors, compared with mergekit, and how they grow with the vectors.
 
 Usage: python benchmarks/merging.py BASE FOLDER [RUNS]. BASE is a model folder. FOLDER keeps the vectors, 90 % sparse
-with random masks (the positions of entries do not affect the cost), and the checkpoints that mergekit reads.
-Figures are medians over RUNS runs of whole processes, in turns.
+with random masks (the positions of entries do not affect the cost), and the checkpoints that mergekit reads. Recipes
+are merged from dense checkpoints in bf16. Figures are medians over RUNS runs of whole processes, in turns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from processes import measure
+from safetensors.torch import load_file, save_file
 
 from taskvec import TaskVector, apply, open_checkpoint
 from taskvec.training.masking import random_mask
@@ -34,6 +36,14 @@ models:
 - model: {folder}/1
   parameters: {{weight: 0.5{density}}}
 """
+# name -> recipe of dense checkpoints, by both programs
+DENSE = {
+    "linear": "merge_method: linear\nmodels: [{{model: {one}}}, {{model: {two}}}]\n",
+    "slerp": "merge_method: slerp\nbase_model: {one}\nmodels: [{{model: {one}}}, {{model: {two}}}]\n"
+    "parameters: {{t: 0.3}}\n",
+    "ties": "merge_method: ties\nbase_model: {base}\nparameters: {{density: 0.4, weight: 0.5}}\n"
+    "models: [{{model: {one}}}, {{model: {two}}}]\n",
+}
 
 
 def eligible(base: Checkpoint) -> dict[str, Form]:
@@ -66,9 +76,28 @@ def prepare(base: Checkpoint, folder: Path) -> None:
     for number in (0, 1):
         if not (folder / str(number)).exists():
             apply(TaskVector.open(folder / f"{number}.lota"), base, folder / str(number))
+    for number, name in enumerate(("dense-base", "dense-0", "dense-1")):
+        write_dense(base, folder / name, number)
+    paths = {"base": folder / "dense-base", "one": folder / "dense-0", "two": folder / "dense-1"}
+    for name, text in DENSE.items():
+        (folder / f"dense-{name}.yml").write_text(text.format(**paths), encoding="utf-8")
     for method, normalize, density in (("ties", "true", ", density: 1.0"), ("task_arithmetic", "false", "")):
         text = RECIPE.format(method=method, base=base.path, normalize=normalize, folder=folder, density=density)
         (folder / f"{method}.yml").write_text(text, encoding="utf-8")
+
+
+def write_dense(base: Checkpoint, folder: Path, seed: int) -> None:
+    """Write a model in bf16, with every weight changed unless the seed is 0."""
+    if folder.exists():
+        return
+    folder.mkdir()
+    dice = torch.Generator().manual_seed(seed)
+    for shard in base.shards:
+        state = load_file(base.path / shard.path.name)
+        moved = {n: w + torch.randn(w.shape, generator=dice) * 2e-3 * (seed > 0) for n, w in state.items()}
+        save_file({n: w.bfloat16() for n, w in moved.items()}, folder / shard.path.name, {"format": "pt"})
+    for file in base.side_files:
+        shutil.copyfile(file, folder / file.name)
 
 
 def timed(commands: dict[str, list[str]], runs: int, work: Path) -> dict[str, tuple[float, float]]:
@@ -124,6 +153,12 @@ def main(base: Path, folder: Path, runs: int) -> None:
                 "--copy-tokenizer",
                 "--quiet",
             ]
+    for name in DENSE:
+        recipe = str(folder / f"dense-{name}.yml")
+        commands[f"recipe of dense models, {name}"] = [taskvec, "merge", "--recipe", recipe, "-o", str(work / "m")]
+        if mergekit.exists():
+            peer = [str(mergekit), recipe, str(work / "peer"), "--copy-tokenizer", "--quiet"]
+            commands[f"mergekit, the same {name}"] = peer
     try:
         print(f"{runs} runs, medians\n\n| merge | seconds | peak MB |\n|---|---|---|")
         for name, (seconds, peak) in timed(commands, runs, work).items():
