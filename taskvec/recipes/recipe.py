@@ -330,7 +330,7 @@ class _Reader:
         reference = entry["model"]
         owner = f"model {printable(reference, 80)}"
         self._note_unknown(entry, ("model", "parameters"), owner)
-        return Source(reference, self.parameters(entry.get("parameters"), names_for_a_model(), f"{owner}: "))
+        return Source(reference, self.parameters(entry.get("parameters"), names_for_a_model(self.method), f"{owner}: "))
 
     def _note_unknown(self, entry: Mapping[str, Any], known: Sequence[str], owner: str) -> None:
         keys = _unknown(entry, known, f" of {owner}", owner)

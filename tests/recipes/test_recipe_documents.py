@@ -135,3 +135,13 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
         document = str(error)
         assert document.isprintable()
     assert isinstance(document, (dict, list, str, int, float, bool, type(None)))
+
+
+@pytest.mark.parametrize(("method", "name"), [("slerp", "t"), ("nearswap", "t"), ("karcher", "tol")])
+def test_a_parameter_that_all_models_share_is_refused_for_one(method: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    own = f"models: [{{model: a}}, {{model: b, parameters: {{{name}: 0.9}}}}]\n"
+    path.write_text(f"merge_method: {method}\nbase_model: a\nparameters: {{{name}: 0.5}}\n{own}", encoding="utf-8")
+    assert refusal(path).endswith(
+        f"model b: unknown parameter '{name}': it belongs under the 'parameters' of the document"
+    )
