@@ -80,7 +80,8 @@ class Changes:
                 for source in first
                 if source.layers is not None
             ]
-            layers = Layers(stack, before.get(stack, 0), taken)
+            others = counted(self._start.tensors).keys() - {stack}
+            layers = Layers(stack, before.get(stack, 0), taken, others)
             if layers.count != layers.before or len(taken) > 1 or taken[0][1] != 0:
                 self.files[CONFIG] = as_json(with_layers(self._config(), layers))
 

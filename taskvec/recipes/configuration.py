@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,13 @@ class Layers:
         stack: The stack, such as "model.layers".
         before: The number of its layers in the model that the result resembles.
         taken: (configuration of the model, first layer, end) of each slice.
+        others: The other stacks of that model.
     """
 
     stack: str
     before: int
     taken: Sequence[tuple[Mapping[str, Any], int, int]]
+    others: Collection[str] = ()
 
     @property
     def count(self) -> int:
@@ -73,8 +75,11 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
     places = [path for path, value in _leaves(changed) if path[-1] in _COUNTS and value == layers.before]
     if len(places) > 1:
         parts = layers.stack.split(".")
-        near = [path for path in places if any(_alike(word, part) for word in path for part in parts)]
-        places = near or [path for path in places if len(path) == 1] or places
+        other = {part for stack in layers.others for part in stack.split(".")} - set(parts)
+        near = [path for path in places if _names(path, parts)]
+        places = near or [path for path in places if not _names(path, other)] or places
+        if len(places) > 1:
+            places = [path for path in places if len(path) == 1] or places
     if len(places) != 1:
         found = ", ".join(".".join(path) for path in places) or "none"
         raise UsageError(
@@ -187,6 +192,11 @@ def _at(document: Mapping[str, Any], path: Sequence[str]) -> Any:
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def _names(path: Sequence[str], parts: Collection[str]) -> bool:
+    """Whether the path of a key in a configuration names one of these parts of a model."""
+    return any(_alike(word, part) for word in path for part in parts)
 
 
 def _alike(word: str, part: str) -> bool:

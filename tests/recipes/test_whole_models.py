@@ -265,3 +265,19 @@ def test_an_interrupted_merge_of_models_continues(
     (tmp_path / "models/b/model.safetensors").touch()
     said = refused(1, "merge", "--recipe", "merge.yaml", "-o", "third", *sharded, "--resume")
     assert "belongs to another" in said
+
+
+def test_an_encoder_of_a_model_with_equally_many_layers_gets_its_own_number(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "a")
+    source = f"{{model: {tmp_path / 'a'}, layer_range: [0, 2]}}"
+    upper = source.replace("[0, 2]", "[1, 2]")
+    for module, wanted in (("encoder", (3, 2)), ("decoder", (2, 3))):
+        recipe = write(
+            tmp_path,
+            f"merge_method: passthrough\nmodules:\n  default: {{models: [{{model: {tmp_path / 'a'}}}]}}\n"
+            f"  {module}: {{slices: [{{sources: [{source}]}}, {{sources: [{upper}]}}]}}\n",
+        )
+        found = json.loads((merged_folder(recipe, tmp_path / module).path / "config.json").read_text())
+        assert (found["num_layers"], found["num_decoder_layers"]) == wanted
+        T5ForConditionalGeneration.from_pretrained(tmp_path / module)
