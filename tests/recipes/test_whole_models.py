@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.adapters import make_adapter
-from support.building import package
+from support.building import package, tensor, write_checkpoint
 from support.commands import ok, refused
 from support.models import WORDS, make_llama, make_tokenizer
 from support.recipes import merged, merged_folder
@@ -281,3 +281,51 @@ def test_an_encoder_of_a_model_with_equally_many_layers_gets_its_own_number(tmp_
         found = json.loads((merged_folder(recipe, tmp_path / module).path / "config.json").read_text())
         assert (found["num_layers"], found["num_decoder_layers"]) == wanted
         T5ForConditionalGeneration.from_pretrained(tmp_path / module)
+
+
+def altered(source: Path, folder: Path, state: dict[str, np.ndarray | None]) -> Path:
+    """Write a model with some tensors replaced, added, or removed where they are None."""
+    model = ModelFolder(source)
+    tensors = {name: tensor("F32", values(model, name)) for name in model.tensors if state.get(name, ...) is not None}
+    tensors |= {name: tensor("F32", each) for name, each in state.items() if each is not None}
+    write_checkpoint(folder, tensors, 1, {"config.json": (source / "config.json").read_bytes()})
+    return folder
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({NORM: None}, "the result has no tensor 'model.layers.3.input_layernorm.weight', and every layer of a has"),
+        ({f"{NORM}_2": np.ones(32, np.float32)}, "tensor 'model.layers.3.input_layernorm.weight_2', which no layer"),
+        ({NORM: np.ones(16, np.float32)}, "tensor 'model.layers.3.input_layernorm.weight' is [16] in"),
+        ({"model.norm.weight": np.ones(16, np.float32)}, "tensor 'model.norm.weight' is [16] in"),
+        ({"lm_head.bias": np.ones(8, np.float32)}, "has tensor 'lm_head.bias', which a does not have"),
+    ],
+)
+def test_slices_of_a_model_with_other_tensors_are_refused(
+    llamas: Path, tmp_path: Path, state: dict[str, np.ndarray | None], said: str
+) -> None:
+    other = altered(llamas / "b", tmp_path / "other", state)
+    recipe = write(
+        tmp_path,
+        "merge_method: passthrough\nslices:\n"
+        f"- sources: [{{model: {llamas / 'a'}, layer_range: [0, 2]}}]\n"
+        f"- sources: [{{model: {other}, layer_range: [0, 2]}}]\n",
+    )
+    assert said in refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_module_reads_only_its_own_tensors_of_a_model(llamas: Path, tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        "merge_method: linear\nmodules:\n"
+        f"  layers: {{models: [{{model: {llamas / 'a'}}}, {{model: {llamas / 'b'}}}]}}\n"
+        f"  default: {{models: [{{model: {llamas / 'a'}}}]}}\n",
+    )
+    out, a, b = merged_folder(recipe, tmp_path / "out"), ModelFolder(llamas / "a"), ModelFolder(llamas / "b")
+    assert np.array_equal(values(out, "model.norm.weight"), values(a, "model.norm.weight"))
+    assert np.array_equal(values(out, NORM), (values(a, NORM) + values(b, NORM)) / 2)
