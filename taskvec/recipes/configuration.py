@@ -11,8 +11,8 @@ from typing import Any
 from taskvec_formats.text import printable
 
 from ..arguments import shown
-from ..errors import UsageError
-from .vocabulary import Owner, json_object
+from ..errors import TokenizerError, UsageError
+from .vocabulary import Owner, as_json, json_object
 
 TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 # names of the number of layers in the configurations of transformers
@@ -100,16 +100,13 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
     return changed
 
 
-def with_tokens(config: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return a configuration with another number of tokens, in the place where it has one."""
-    if type(config.get("vocab_size")) is int:
-        return {**config, "vocab_size": size}
-    return {
-        name: {**value, "vocab_size": size}
-        if isinstance(value, dict) and type(value.get("vocab_size")) is int
-        else value
-        for name, value in config.items()
-    }
+def with_tokens(config: dict[str, Any], before: int, size: int) -> dict[str, Any]:
+    """Return a configuration with another number of tokens, in all places where it has the number before."""
+
+    def changed(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "vocab_size": size} if part.get("vocab_size") == before else part
+
+    return changed({name: changed(value) if isinstance(value, dict) else value for name, value in config.items()})
 
 
 def template_of(wanted: str, owners: Sequence[Owner]) -> str | None:
@@ -143,8 +140,14 @@ def template_files(text: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     Args:
         text: The template.
         files: The files of the tokenizer by name.
+
+    Raises:
+        TokenizerError: The text or a file is damaged.
     """
-    found = {TEMPLATE: text.encode()}
+    try:
+        found = {TEMPLATE: text.encode()}
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"the chat template cannot be written as UTF-8: {error.reason}") from None
     if TOKENIZER_CONFIG in files:
         config = json_object(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
         if config.pop("chat_template", None) is not None:
@@ -161,11 +164,6 @@ def token_notes(config: Mapping[str, Any], source: Owner, files: Mapping[str, by
         f"tokenizer is written, has {printable(str(other[key]), 40)}"
         for key in keys
     ]
-
-
-def as_json(document: Any) -> bytes:
-    """Return a document as the text of a JSON file."""
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _own_template(owner: Owner) -> str | None:

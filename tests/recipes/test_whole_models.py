@@ -329,3 +329,69 @@ def test_a_module_reads_only_its_own_tensors_of_a_model(llamas: Path, tmp_path: 
     out, a, b = merged_folder(recipe, tmp_path / "out"), ModelFolder(llamas / "a"), ModelFolder(llamas / "b")
     assert np.array_equal(values(out, "model.norm.weight"), values(a, "model.norm.weight"))
     assert np.array_equal(values(out, NORM), (values(a, NORM) + values(b, NORM)) / 2)
+
+
+def edited(source: Path, folder: Path, file: str, **changes: object) -> Path:
+    """Write a copy of a model with other keys in one of its JSON files."""
+    shutil.copytree(source, folder)
+    document = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**document, **changes}))
+    return folder
+
+
+def test_the_vocabulary_of_several_is_the_one_whose_rows_exist(llamas: Path, tmp_path: Path) -> None:
+    rows = len(WORDS)
+    parts = {"audio_config": {"vocab_size": 7}, "text_config": {"vocab_size": rows}}
+    base = edited(llamas / "base", tmp_path / "several", "config.json", **parts)
+    grown(llamas / "a", tmp_path / "one", ["<tool>"], 7)
+    text = f"merge_method: linear\nbase_model: {base}\nmodels: [{{model: {tmp_path / 'one'}}}]\n"
+    out = merged_folder(write(tmp_path, f"{text}tokenizer_source: union\n"), tmp_path / "out")
+    config = json.loads((out.path / "config.json").read_text())
+    assert (config["vocab_size"], config["text_config"]["vocab_size"]) == (rows + 1, rows + 1)
+    assert config["audio_config"]["vocab_size"] == 7
+    wrong = edited(llamas / "base", tmp_path / "wrong", "config.json", vocab_size=rows + 8)
+    recipe = write(tmp_path, text.replace(str(base), str(wrong)) + "tokenizer_source: union\n")
+    said = refused(2, "merge", "--recipe", recipe, "-o", tmp_path / "x")
+    assert f"config.json has vocab_size {rows + 8}, but no tensor has as many rows" in said
+
+
+def test_a_model_without_a_tokenizer_is_assumed_to_have_that_of_the_base(llamas: Path, tmp_path: Path) -> None:
+    shutil.copytree(llamas / "a", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*", "chat*"))
+    texts = [
+        f"merge_method: linear\nbase_model: {llamas / 'base'}\nmodels: [{{model: {each}}}]\ntokenizer_source: union\n"
+        for each in (tmp_path / "bare", llamas / "a")
+    ]
+    said = ok("merge", "--recipe", write(tmp_path, texts[0]), "-o", tmp_path / "out")
+    assert f"{tmp_path / 'bare'} has no tokenizer: it is assumed to have that of {llamas / 'base'}" in said
+    whole = merged_folder(write(tmp_path, texts[1]), tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(whole.path)
+    refused(
+        2, "merge", "--recipe", write(tmp_path, texts[0].replace("union", str(tmp_path / "bare"))), "-o", tmp_path / "x"
+    )
+
+
+def test_damaged_tokens_are_refused_or_kept_as_they_are(llamas: Path, tmp_path: Path) -> None:
+    document = json.loads((llamas / "a" / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    word = next(iter(vocabulary))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    half = {**flags, "id": len(vocabulary), "content": "\ud800"}
+    for name, changes, said in (
+        (
+            "negative",
+            {"model": {**document["model"], "vocab": {**vocabulary, word: -1}}},
+            "should have a number, found -1",
+        ),
+        ("half", {"added_tokens": [*document["added_tokens"], half]}, None),
+    ):
+        other = edited(llamas / "a", tmp_path / name, "tokenizer.json", **changes)
+        recipe = write(
+            tmp_path,
+            f"merge_method: linear\nbase_model: {other}\nmodels: [{{model: {llamas / 'b'}}}]\n"
+            "tokenizer: {source: union, tokens: {<new>: }}\n",
+        )
+        if said is not None:
+            assert said in refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "x")
+        else:
+            ok("merge", "--recipe", recipe, "-o", tmp_path / "out")
+            assert "<new>" in (tmp_path / "out" / "tokenizer.json").read_text()
