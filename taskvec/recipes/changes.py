@@ -104,7 +104,7 @@ class Changes:
             self.removed = frozenset(name for name in TOKENIZER_FILES if name not in found.files)
 
     def _with_tokenizer(self, owner: Owner, start: Owner) -> Owner:
-        """The model, with the tokens of `start` if it has no tokenizer and is not the one whose tokenizer is written."""
+        """The model; with the tokens of `start` if it has no tokenizer and is not to give that of the result."""
         assert self._recipe.tokenizer is not None
         if owner.reference in (start.reference, self._recipe.tokenizer.source):
             return owner

@@ -365,9 +365,8 @@ def test_a_model_without_a_tokenizer_is_assumed_to_have_that_of_the_base(llamas:
     assert f"{tmp_path / 'bare'} has no tokenizer: it is assumed to have that of {llamas / 'base'}" in said
     whole = merged_folder(write(tmp_path, texts[1]), tmp_path / "whole")
     assert weights(tmp_path / "out") == weights(whole.path)
-    refused(
-        2, "merge", "--recipe", write(tmp_path, texts[0].replace("union", str(tmp_path / "bare"))), "-o", tmp_path / "x"
-    )
+    recipe = write(tmp_path, texts[0].replace("union", str(tmp_path / "bare")))
+    refused(2, "merge", "--recipe", recipe, "-o", tmp_path / "x")
 
 
 def test_damaged_tokens_are_refused_or_kept_as_they_are(llamas: Path, tmp_path: Path) -> None:
@@ -376,12 +375,9 @@ def test_damaged_tokens_are_refused_or_kept_as_they_are(llamas: Path, tmp_path: 
     word = next(iter(vocabulary))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     half = {**flags, "id": len(vocabulary), "content": "\ud800"}
+    model = {**document["model"], "vocab": {**vocabulary, word: -1}}
     for name, changes, said in (
-        (
-            "negative",
-            {"model": {**document["model"], "vocab": {**vocabulary, word: -1}}},
-            "should have a number, found -1",
-        ),
+        ("negative", {"model": model}, "should have a number, found -1"),
         ("half", {"added_tokens": [*document["added_tokens"], half]}, None),
     ):
         other = edited(llamas / "a", tmp_path / name, "tokenizer.json", **changes)
@@ -395,3 +391,17 @@ def test_damaged_tokens_are_refused_or_kept_as_they_are(llamas: Path, tmp_path: 
         else:
             ok("merge", "--recipe", recipe, "-o", tmp_path / "out")
             assert "<new>" in (tmp_path / "out" / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize("method", ["slerp", "karcher", "model_stock"])
+def test_weights_that_are_not_finite_are_named_as_the_reason(method: str, llamas: Path, tmp_path: Path) -> None:
+    found = values(ModelFolder(llamas / "b"), NORM)
+    other = altered(llamas / "b", tmp_path / "other", {NORM: np.where(np.arange(found.size) == 3, np.nan, found)})
+    listed = [llamas / "base", other, *([llamas / "a"] if method == "model_stock" else [])]
+    recipe = write(
+        tmp_path,
+        f"merge_method: {method}\nbase_model: {llamas / 'base'}\nparameters: {{t: 0.5}}\n"
+        f"models: [{', '.join(f'{{model: {each}}}' for each in listed)}]\n",
+    )
+    said = refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "out")
+    assert f"tensor '{NORM}': some models have NaN or infinite weights" in said
