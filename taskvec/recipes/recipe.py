@@ -18,6 +18,7 @@ from ..arguments import shown
 from ..documents import read_document
 from ..errors import UsageError
 from ..hub import open_checkpoint
+from ..interop.names import adapter_at
 from ..vectors.found import is_vector
 from .methods import WholeMethod, find_method
 from .parameters import names_for_a_model, names_for_all, parameters_of
@@ -198,6 +199,9 @@ class Recipe:
             if is_vector(self.start):
                 raise UsageError(f"base_model must be a model, found the task vector {self.start}")
             model, adapter = split(self.start)
+            if adapter is None and adapter_at(model) is not None:
+                said = "base_model must be a model, found" if self.base else "base_model must name the base of"
+                raise UsageError(f"{said} the adapter {self.start}")
             checkpoint = open_checkpoint(model)
             return checkpoint if adapter is None else adapted(checkpoint, adapter)[0]
 
@@ -229,6 +233,7 @@ def _recipe(path: Path, document: Any) -> Recipe:
     parameters = reader.parameters(document.get("parameters"), names_for_all(), "")
     modules = reader.modules(document)
     base = _reference_or_none(document, "base_model")
+    reader.notes += _without_effect(modules, base, reader.method)
     within, out = (_dtype(document, key) for key in ("dtype", "out_dtype"))
     template = document.get("chat_template")
     if not isinstance(template, str | None):
@@ -247,6 +252,22 @@ def _recipe(path: Path, document: Any) -> Recipe:
         template or None,
         list(dict.fromkeys(reader.notes)),
     )
+
+
+def _without_effect(modules: Sequence[Module], base: str | None, method: WholeMethod | str) -> list[str]:
+    """Notes on parameters of the base as one of the models, for methods that read those of the others only."""
+    found = []
+    for module in modules:
+        listed = [(source, base) for source in module.models]
+        listed += [(source, each.base or base) for each in module.slices for source in each.sources]
+        for source, own in listed:
+            found += [
+                f"model {printable(source.model, 80)}: {name} has no effect, because this is the base"
+                for name in source.parameters
+                if source.model == own
+                and (not isinstance(method, WholeMethod) or method.parameters[name].scope == "not base")
+            ]
+    return found
 
 
 class _Reader:

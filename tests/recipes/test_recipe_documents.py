@@ -145,3 +145,14 @@ def test_a_parameter_that_all_models_share_is_refused_for_one(method: str, name:
     assert refusal(path).endswith(
         f"model b: unknown parameter '{name}': it belongs under the 'parameters' of the document"
     )
+
+
+@pytest.mark.parametrize(("method", "noted"), [("ties", True), ("nuslerp", True), ("linear", False)])
+def test_parameters_of_the_base_are_noted_where_they_have_no_effect(method: str, noted: bool, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    listed = "[{model: base, parameters: {weight: 0.3}}, {model: a, parameters: {weight: 1}}]"
+    slices = "slices: [{sources: [{model: base, layer_range: [0, 1], parameters: {weight: 0.3}}]}]"
+    for models in (f"models: {listed}", slices):
+        path.write_text(f"merge_method: {method}\nbase_model: base\n{models}\n", encoding="utf-8")
+        said = "model base: weight has no effect, because this is the base"
+        assert (said in Recipe.read(path).notes) == noted

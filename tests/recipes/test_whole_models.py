@@ -405,3 +405,26 @@ def test_weights_that_are_not_finite_are_named_as_the_reason(method: str, llamas
     )
     said = refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "out")
     assert f"tensor '{NORM}': some models have NaN or infinite weights" in said
+
+
+def test_keys_that_number_layers_are_noted_if_layers_move(llamas: Path, tmp_path: Path) -> None:
+    numbered = {"first_k_dense_replace": 1, "moe_layer_freq": 1, "mlp_only_layers": [], "sliding_window_pattern": 2}
+    model = edited(llamas / "a", tmp_path / "a", "config.json", **numbered)
+    text = "merge_method: passthrough\nslices: [{{sources: [{{model: {}, layer_range: {}}}]}}]\n"
+    said = ok("merge", "--recipe", write(tmp_path, text.format(model, [1, 2])), "-o", tmp_path / "moved")
+    for name in numbered:
+        noted = f"note: config.json: {name} refers to layers by their numbers, and is not changed" in said
+        assert noted == (name in ("first_k_dense_replace", "sliding_window_pattern"))
+    said = ok("merge", "--recipe", write(tmp_path, text.format(model, [0, 2])), "-o", tmp_path / "same")
+    assert "refers to layers" not in said
+
+
+def test_an_adapter_is_no_base(llamas: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(llamas / "a", tmp_path / "adapter")
+    for head, wanted in (
+        ("", "base_model must name the base of"),
+        (f"base_model: {adapter}\n", "must be a model, found"),
+    ):
+        text = f"{head}merge_method: linear\nmodels: [{{model: {adapter}}}, {{model: {llamas / 'a'}}}]\n"
+        said = refused(2, "merge", "--recipe", write(tmp_path, text), "-o", tmp_path / "out")
+        assert f"{wanted} the adapter {adapter}" in said
