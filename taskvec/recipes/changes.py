@@ -9,7 +9,7 @@ from taskvec_formats import Checkpoint
 from ..applying.side_files import CONFIG
 from ..merging.tokenizers import TOKENIZER_FILES
 from ..vectors.layers import counted
-from .configuration import Layers, template_files, template_of, token_notes, with_layers, with_tokens
+from .configuration import Layers, layer_notes, template_files, template_of, token_notes, with_layers, with_tokens
 from .recipe import Recipe
 from .references import Models
 from .sections import is_in
@@ -85,6 +85,7 @@ class Changes:
             others = counted(self._start.tensors).keys() - {stack}
             layers = Layers(stack, before.get(stack, 0), taken, others)
             if layers.count != layers.before or len(taken) > 1 or taken[0][1] != 0:
+                self.notes += layer_notes(self._config(), layers)
                 self.files[CONFIG] = as_json(with_layers(self._config(), layers))
 
     def _set_tokens(self) -> None:

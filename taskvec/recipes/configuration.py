@@ -28,6 +28,24 @@ _COUNTS = (
     "num_block_layers",
     "depth",
 )
+# names of keys that refer to layers by their numbers, or by a pattern over them
+_NUMBERED = (
+    "first_k_dense_replace",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "moe_layer_freq",
+    "attn_layer_period",
+    "attn_layer_offset",
+    "expert_layer_period",
+    "expert_layer_offset",
+    "cross_attention_layers",
+    "fullatt_block_indexes",
+    "deepstack_visual_indexes",
+    "global_attn_every_n_layers",
+    "num_kv_shared_layers",
+)
+# such keys that have no effect beside `layer_types`
+_PATTERNS = ("sliding_window_pattern", "full_attention_interval")
 _CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -72,20 +90,7 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
         UsageError: It is uncertain which key is the number of layers, or a model lacks a list that another one has.
     """
     changed: dict[str, Any] = json.loads(json.dumps(config))
-    places = [path for path, value in _leaves(changed) if path[-1] in _COUNTS and value == layers.before]
-    if len(places) > 1:
-        parts = layers.stack.split(".")
-        other = {part for stack in layers.others for part in stack.split(".")} - set(parts)
-        near = [path for path in places if _names(path, parts)]
-        places = near or [path for path in places if not _names(path, other)] or places
-        if len(places) > 1:
-            places = [path for path in places if len(path) == 1] or places
-    if len(places) != 1:
-        found = ", ".join(".".join(path) for path in places) or "none"
-        raise UsageError(
-            f"config.json must say the number of layers of {layers.stack}, {layers.before}, in one key, found {found}"
-        )
-    *above, key = places[0]
+    *above, key = _count_in(changed, layers)
     owner = _at(changed, above)
     owner[key] = layers.count
     for name, value in list(owner.items()):
@@ -98,6 +103,45 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
                 parts_of += own[first:end]
             owner[name] = parts_of
     return changed
+
+
+def _count_in(config: Mapping[str, Any], layers: Layers) -> tuple[str, ...]:
+    """The path of the key that is the number of layers."""
+    places = [path for path, value in _leaves(config) if path[-1] in _COUNTS and value == layers.before]
+    if len(places) > 1:
+        parts = layers.stack.split(".")
+        other = {part for stack in layers.others for part in stack.split(".")} - set(parts)
+        near = [path for path in places if _names(path, parts)]
+        places = near or [path for path in places if not _names(path, other)] or places
+        if len(places) > 1:
+            places = [path for path in places if len(path) == 1] or places
+    if len(places) != 1:
+        found = ", ".join(".".join(path) for path in places) or "none"
+        raise UsageError(
+            f"config.json must say the number of layers of {layers.stack}, {layers.before}, in one key, found {found}"
+        )
+    return places[0]
+
+
+def layer_notes(config: dict[str, Any], layers: Layers) -> list[str]:
+    """Notes on keys of a configuration that say what layers are by their numbers, which are others in the result.
+
+    Args:
+        config: The configuration of the model that the result resembles.
+        layers: The layers.
+
+    Raises:
+        UsageError: As in `with_layers`.
+    """
+    *above, _ = _count_in(config, layers)
+    owner = _at(config, above)
+    known = _NUMBERED if "layer_types" in owner else (*_NUMBERED, *_PATTERNS)
+    trivial = {name: 1 if name.endswith(("_step", "_freq", "_period")) else None for name in known}
+    return [
+        f"config.json: {'.'.join([*above, name])} refers to layers by their numbers, and is not changed"
+        for name in known
+        if owner.get(name) and owner[name] != trivial[name]
+    ]
 
 
 def with_tokens(config: dict[str, Any], before: int, size: int) -> dict[str, Any]:

@@ -496,21 +496,17 @@ def _read_by_module(recipe: Recipe, models: Models) -> Iterator[tuple[str, set[s
     Of slices, these are the tensors outside of layers that the first and the last slice give.
     """
     for module in recipe.modules:
-        sources = [(source, None) for source in module.models]
+        for source in module.models:
+            tensors = models[source.model].checkpoint.tensors
+            yield source.model, {name for name in tensors if is_in(module.name, name)}
         for place, each in enumerate(module.slices):
             edges = {True: place == 0, False: place == len(module.slices) - 1}
-            sources += [(source, edges) for source in each.sources]
-        for source, edges in sources:
-            tensors = models[source.model].checkpoint.tensors
-            yield (
-                source.model,
-                {
-                    name
-                    for name in tensors
-                    if is_in(module.name, name)
-                    and (edges is None or (stack_and_layer(name) is None and edges[is_before(name)]))
-                },
-            )
+            for source in each.sources:
+                names = [name for name in models[source.model].checkpoint.tensors if is_in(module.name, name)]
+                yield (
+                    source.model,
+                    {name for name in names if stack_and_layer(name) is None and edges[is_before(name)]},
+                )
 
 
 def _advice(one: tuple[int, ...], other: tuple[int, ...]) -> str:
