@@ -38,6 +38,8 @@ _KEYS = (
     "chat_template",
 )
 
+_MULTIPLE = 1 << 20  # the largest pad_to_multiple_of; larger vocabularies are mistakes
+
 
 @dataclass(frozen=True)
 class Source:
@@ -416,8 +418,10 @@ def _tokenizer(document: Mapping[str, Any], notes: list[str]) -> Tokenizer | Non
     source, tokens, multiple = given.get("source", "union"), given.get("tokens"), given.get("pad_to_multiple_of")
     if not _is_reference(source):
         raise UsageError(f"tokenizer: source must be base, union or a model, found {shown(source)}")
-    if multiple is not None and (type(multiple) is not int or multiple < 1):
-        raise UsageError(f"tokenizer: pad_to_multiple_of must be a positive whole number, found {shown(multiple)}")
+    if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= _MULTIPLE):
+        raise UsageError(
+            f"tokenizer: pad_to_multiple_of must be a whole number from 1 to {_MULTIPLE}, found {shown(multiple)}"
+        )
     if not isinstance(tokens, dict | None):
         raise UsageError(f"tokenizer: tokens must be tokens and the sources of their embeddings, found {shown(tokens)}")
     return Tokenizer(source, {token: _token(token, each) for token, each in (tokens or {}).items()}, multiple)
@@ -425,6 +429,8 @@ def _tokenizer(document: Mapping[str, Any], notes: list[str]) -> Tokenizer | Non
 
 def _token(token: str, document: Any) -> Token:
     owner = f"tokenizer: token {printable(token, 80)}"
+    if not token or any("\ud800" <= each <= "\udfff" for each in token):
+        raise UsageError(f"{owner}: a token must be text of at least one character, without surrogates")
     document = {} if document is None else document
     if not isinstance(document, dict) or set(document) - {"source", "force"}:
         raise UsageError(f"{owner}: expected {{source: …, force: …}}, found {shown(document)}")

@@ -156,3 +156,17 @@ def test_parameters_of_the_base_are_noted_where_they_have_no_effect(method: str,
         path.write_text(f"merge_method: {method}\nbase_model: base\n{models}\n", encoding="utf-8")
         said = "model base: weight has no effect, because this is the base"
         assert (said in Recipe.read(path).notes) == noted
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        ("{pad_to_multiple_of: 1000000000000000000000000}", "pad_to_multiple_of must be a whole number from 1 to"),
+        ("{tokens: {'': }}", "a token must be text of at least one character"),
+        ('{tokens: {"\\ud83d": }}', "a token must be text of at least one character"),
+    ],
+)
+def test_vocabularies_that_no_model_can_have_are_refused(tokenizer: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    path.write_text(f"merge_method: linear\nmodels: [{{model: a}}]\ntokenizer: {tokenizer}\n", encoding="utf-8")
+    assert said in refusal(path)
