@@ -474,12 +474,13 @@ class _Expected:
 
     def check_layers(self, names: Collection[str]) -> None:
         """Refuse a result with a layer that lacks a tensor that all layers of the model have."""
+        common = {stack: set.intersection(*layers.values()) for stack, layers in self._layers.items()}
         found: dict[tuple[str, int], set[str]] = {}
         for name in names:
             stack, layer, rest = _parts(name)
             found.setdefault((stack, layer), set()).add(rest)
         for (stack, layer), own in sorted(found.items()):
-            if missing := sorted(set.intersection(*self._layers[stack].values()) - own):
+            if missing := sorted(common[stack] - own):
                 name = f"{stack}.{layer}{missing[0]}" if stack else missing[0]
                 raise MergeError(f"the result has no tensor {name!r}, and every layer of {self._start.name} has one")
 
