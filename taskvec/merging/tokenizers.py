@@ -339,7 +339,7 @@ def _numbers(words: Any, name: str) -> dict[str, int]:
     if not isinstance(words, dict):
         raise TokenizerError(f"{name}: a vocabulary should be an object, found {words!r:.80}")
     for token, number in words.items():
-        if type(number) is not int:
+        if type(number) is not int or number < 0:
             raise TokenizerError(f"{name}: token {token!r:.80} should have a number, found {number!r:.80}")
     return words
 

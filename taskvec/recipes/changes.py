@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from taskvec_formats import Checkpoint
 
 from ..applying.side_files import CONFIG
 from ..merging.tokenizers import TOKENIZER_FILES
 from ..vectors.layers import counted
-from .configuration import Layers, as_json, template_files, template_of, token_notes, with_layers, with_tokens
+from .configuration import Layers, layer_notes, template_files, template_of, token_notes, with_layers, with_tokens
 from .recipe import Recipe
 from .references import Models
 from .sections import is_in
-from .vocabulary import Owner, Vocabulary, json_object
+from .vocabulary import Owner, Vocabulary, as_json, json_object
 
 
 class Changes:
@@ -80,24 +82,38 @@ class Changes:
                 for source in first
                 if source.layers is not None
             ]
-            layers = Layers(stack, before.get(stack, 0), taken)
+            others = counted(self._start.tensors).keys() - {stack}
+            layers = Layers(stack, before.get(stack, 0), taken, others)
             if layers.count != layers.before or len(taken) > 1 or taken[0][1] != 0:
+                self.notes += layer_notes(self._config(), layers)
                 self.files[CONFIG] = as_json(with_layers(self._config(), layers))
 
     def _set_tokens(self) -> None:
         recipe, owners = self._recipe, self._owners()
         assert recipe.tokenizer is not None
         assert recipe.start is not None
+        owners = {reference: self._with_tokenizer(owner, owners[recipe.start]) for reference, owner in owners.items()}
         found = Vocabulary(recipe.tokenizer, owners, recipe.start)
         if not found.keeps_rows:
             self.vocabulary = found
         own = owners[recipe.start]
         self.files |= {name: content for name, content in found.files.items() if own.files.get(name) != content}
         if found.size != own.size:
-            self.files[CONFIG] = as_json(with_tokens(self._config(), found.size))
+            self.files[CONFIG] = as_json(with_tokens(self._config(), own.size, found.size))
         if found.source is not own:
             self.notes += token_notes(self._config(), found.source, found.source.files)
             self.removed = frozenset(name for name in TOKENIZER_FILES if name not in found.files)
+
+    def _with_tokenizer(self, owner: Owner, start: Owner) -> Owner:
+        """The model; with the tokens of `start` if it has no tokenizer and is not to give that of the result."""
+        assert self._recipe.tokenizer is not None
+        if owner.reference in (start.reference, self._recipe.tokenizer.source):
+            return owner
+        if not owner.files.keys().isdisjoint(TOKENIZER_FILES) or start.files.keys().isdisjoint(TOKENIZER_FILES):
+            return owner
+        self.notes.append(f"{owner.reference} has no tokenizer: it is assumed to have that of {start.reference}")
+        files = {name: content for name, content in start.files.items() if name in TOKENIZER_FILES}
+        return replace(owner, files={**owner.files, **files})
 
     def _set_template(self, wanted: str) -> None:
         owners = self._owners()

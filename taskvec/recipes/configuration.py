@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from taskvec_formats.text import printable
 
 from ..arguments import shown
-from ..errors import UsageError
-from .vocabulary import Owner, json_object
+from ..errors import TokenizerError, UsageError
+from .vocabulary import Owner, as_json, json_object
 
 TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 # names of the number of layers in the configurations of transformers
@@ -28,6 +28,24 @@ _COUNTS = (
     "num_block_layers",
     "depth",
 )
+# names of keys that refer to layers by their numbers, or by a pattern over them
+_NUMBERED = (
+    "first_k_dense_replace",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "moe_layer_freq",
+    "attn_layer_period",
+    "attn_layer_offset",
+    "expert_layer_period",
+    "expert_layer_offset",
+    "cross_attention_layers",
+    "fullatt_block_indexes",
+    "deepstack_visual_indexes",
+    "global_attn_every_n_layers",
+    "num_kv_shared_layers",
+)
+# such keys that have no effect beside `layer_types`
+_PATTERNS = ("sliding_window_pattern", "full_attention_interval")
 _CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -45,11 +63,13 @@ class Layers:
         stack: The stack, such as "model.layers".
         before: The number of its layers in the model that the result resembles.
         taken: (configuration of the model, first layer, end) of each slice.
+        others: The other stacks of that model.
     """
 
     stack: str
     before: int
     taken: Sequence[tuple[Mapping[str, Any], int, int]]
+    others: Collection[str] = ()
 
     @property
     def count(self) -> int:
@@ -70,17 +90,7 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
         UsageError: It is uncertain which key is the number of layers, or a model lacks a list that another one has.
     """
     changed: dict[str, Any] = json.loads(json.dumps(config))
-    places = [path for path, value in _leaves(changed) if path[-1] in _COUNTS and value == layers.before]
-    if len(places) > 1:
-        parts = layers.stack.split(".")
-        near = [path for path in places if any(_alike(word, part) for word in path for part in parts)]
-        places = near or [path for path in places if len(path) == 1] or places
-    if len(places) != 1:
-        found = ", ".join(".".join(path) for path in places) or "none"
-        raise UsageError(
-            f"config.json must say the number of layers of {layers.stack}, {layers.before}, in one key, found {found}"
-        )
-    *above, key = places[0]
+    *above, key = _count_in(changed, layers)
     owner = _at(changed, above)
     owner[key] = layers.count
     for name, value in list(owner.items()):
@@ -95,16 +105,52 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
     return changed
 
 
-def with_tokens(config: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return a configuration with another number of tokens, in the place where it has one."""
-    if type(config.get("vocab_size")) is int:
-        return {**config, "vocab_size": size}
-    return {
-        name: {**value, "vocab_size": size}
-        if isinstance(value, dict) and type(value.get("vocab_size")) is int
-        else value
-        for name, value in config.items()
-    }
+def _count_in(config: Mapping[str, Any], layers: Layers) -> tuple[str, ...]:
+    """The path of the key that is the number of layers."""
+    places = [path for path, value in _leaves(config) if path[-1] in _COUNTS and value == layers.before]
+    if len(places) > 1:
+        parts = layers.stack.split(".")
+        other = {part for stack in layers.others for part in stack.split(".")} - set(parts)
+        near = [path for path in places if _names(path, parts)]
+        places = near or [path for path in places if not _names(path, other)] or places
+        if len(places) > 1:
+            places = [path for path in places if len(path) == 1] or places
+    if len(places) != 1:
+        found = ", ".join(".".join(path) for path in places) or "none"
+        raise UsageError(
+            f"config.json must say the number of layers of {layers.stack}, {layers.before}, in one key, found {found}"
+        )
+    return places[0]
+
+
+def layer_notes(config: dict[str, Any], layers: Layers) -> list[str]:
+    """Notes on keys of a configuration that say what layers are by their numbers, which are others in the result.
+
+    Args:
+        config: The configuration of the model that the result resembles.
+        layers: The layers.
+
+    Raises:
+        UsageError: As in `with_layers`.
+    """
+    *above, _ = _count_in(config, layers)
+    owner = _at(config, above)
+    known = _NUMBERED if "layer_types" in owner else (*_NUMBERED, *_PATTERNS)
+    trivial = {name: 1 if name.endswith(("_step", "_freq", "_period")) else None for name in known}
+    return [
+        f"config.json: {'.'.join([*above, name])} refers to layers by their numbers, and is not changed"
+        for name in known
+        if owner.get(name) and owner[name] != trivial[name]
+    ]
+
+
+def with_tokens(config: dict[str, Any], before: int, size: int) -> dict[str, Any]:
+    """Return a configuration with another number of tokens, in all places where it has the number before."""
+
+    def changed(part: dict[str, Any]) -> dict[str, Any]:
+        return {**part, "vocab_size": size} if part.get("vocab_size") == before else part
+
+    return changed({name: changed(value) if isinstance(value, dict) else value for name, value in config.items()})
 
 
 def template_of(wanted: str, owners: Sequence[Owner]) -> str | None:
@@ -138,8 +184,14 @@ def template_files(text: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     Args:
         text: The template.
         files: The files of the tokenizer by name.
+
+    Raises:
+        TokenizerError: The text or a file is damaged.
     """
-    found = {TEMPLATE: text.encode()}
+    try:
+        found = {TEMPLATE: text.encode()}
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"the chat template cannot be written as UTF-8: {error.reason}") from None
     if TOKENIZER_CONFIG in files:
         config = json_object(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
         if config.pop("chat_template", None) is not None:
@@ -156,11 +208,6 @@ def token_notes(config: Mapping[str, Any], source: Owner, files: Mapping[str, by
         f"tokenizer is written, has {printable(str(other[key]), 40)}"
         for key in keys
     ]
-
-
-def as_json(document: Any) -> bytes:
-    """Return a document as the text of a JSON file."""
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _own_template(owner: Owner) -> str | None:
@@ -187,6 +234,11 @@ def _at(document: Mapping[str, Any], path: Sequence[str]) -> Any:
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def _names(path: Sequence[str], parts: Collection[str]) -> bool:
+    """Whether the path of a key in a configuration names one of these parts of a model."""
+    return any(_alike(word, part) for word in path for part in parts)
 
 
 def _alike(word: str, part: str) -> bool:

@@ -187,7 +187,10 @@ class Computed:
             values = self._function.combine(group, self._known(last=stop == tensor.form.size))
         finite = np.logical_and.reduce([np.isfinite(each) for each in group.inputs])
         if not np.isfinite(values[finite]).all():
-            raise MergeError(f"tensor {tensor.name!r}: the result leaves the range of {tensor.form.dtype.name}")
+            said = f"the result leaves the range of {tensor.form.dtype.name}"
+            if not all(np.isfinite(each).all() for part in tensor.groups() for each in part.inputs):
+                said = "some models have NaN or infinite weights, which would make finite ones NaN"
+            raise MergeError(f"tensor {tensor.name!r}: {said}")
         result = round_to(tensor.form.dtype, values, tensor.name)
         found: BitArray = np.ascontiguousarray(result).view(tensor.form.dtype.carrier)
         return found

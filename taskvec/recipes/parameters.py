@@ -31,11 +31,19 @@ def names_for_all() -> list[str]:
     )
 
 
-def names_for_a_model() -> list[str]:
-    """The parameters that may be given for one model: weight, density, scale and options of type float."""
+def names_for_a_model(method: WholeMethod | str) -> list[str]:
+    """The parameters that may be given for one model: weight, density, scale and options of type float.
+
+    Those that a method on whole models reads once for all models are left out.
+    """
     numbers = [name for each in METHODS.values() for name, option in each.options.items() if option.kind is float]
     own = [name for each in WHOLE.values() for name, each_of in each.parameters.items() if each_of.scope != "all"]
-    return list(dict.fromkeys(["weight", "density", *own, *numbers]))
+    shared = (
+        [name for name, each_of in method.parameters.items() if each_of.scope == "all"]
+        if isinstance(method, WholeMethod)
+        else []
+    )
+    return [name for name in dict.fromkeys(["weight", "density", *own, *numbers]) if name not in shared]
 
 
 def parameters_of(

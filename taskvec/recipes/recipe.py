@@ -18,6 +18,7 @@ from ..arguments import shown
 from ..documents import read_document
 from ..errors import UsageError
 from ..hub import open_checkpoint
+from ..interop.names import adapter_at
 from ..vectors.found import is_vector
 from .methods import WholeMethod, find_method
 from .parameters import names_for_a_model, names_for_all, parameters_of
@@ -36,6 +37,8 @@ _KEYS = (
     "tokenizer",
     "chat_template",
 )
+
+_MULTIPLE = 1 << 20  # the largest pad_to_multiple_of; larger vocabularies are mistakes
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,9 @@ class Recipe:
             if is_vector(self.start):
                 raise UsageError(f"base_model must be a model, found the task vector {self.start}")
             model, adapter = split(self.start)
+            if adapter is None and adapter_at(model) is not None:
+                said = "base_model must be a model, found" if self.base else "base_model must name the base of"
+                raise UsageError(f"{said} the adapter {self.start}")
             checkpoint = open_checkpoint(model)
             return checkpoint if adapter is None else adapted(checkpoint, adapter)[0]
 
@@ -229,6 +235,7 @@ def _recipe(path: Path, document: Any) -> Recipe:
     parameters = reader.parameters(document.get("parameters"), names_for_all(), "")
     modules = reader.modules(document)
     base = _reference_or_none(document, "base_model")
+    reader.notes += _without_effect(modules, base, reader.method)
     within, out = (_dtype(document, key) for key in ("dtype", "out_dtype"))
     template = document.get("chat_template")
     if not isinstance(template, str | None):
@@ -247,6 +254,22 @@ def _recipe(path: Path, document: Any) -> Recipe:
         template or None,
         list(dict.fromkeys(reader.notes)),
     )
+
+
+def _without_effect(modules: Sequence[Module], base: str | None, method: WholeMethod | str) -> list[str]:
+    """Notes on parameters of the base as one of the models, for methods that read those of the others only."""
+    found = []
+    for module in modules:
+        listed = [(source, base) for source in module.models]
+        listed += [(source, each.base or base) for each in module.slices for source in each.sources]
+        for source, own in listed:
+            found += [
+                f"model {printable(source.model, 80)}: {name} has no effect, because this is the base"
+                for name in source.parameters
+                if source.model == own
+                and (not isinstance(method, WholeMethod) or method.parameters[name].scope == "not base")
+            ]
+    return found
 
 
 class _Reader:
@@ -330,7 +353,7 @@ class _Reader:
         reference = entry["model"]
         owner = f"model {printable(reference, 80)}"
         self._note_unknown(entry, ("model", "parameters"), owner)
-        return Source(reference, self.parameters(entry.get("parameters"), names_for_a_model(), f"{owner}: "))
+        return Source(reference, self.parameters(entry.get("parameters"), names_for_a_model(self.method), f"{owner}: "))
 
     def _note_unknown(self, entry: Mapping[str, Any], known: Sequence[str], owner: str) -> None:
         keys = _unknown(entry, known, f" of {owner}", owner)
@@ -395,8 +418,10 @@ def _tokenizer(document: Mapping[str, Any], notes: list[str]) -> Tokenizer | Non
     source, tokens, multiple = given.get("source", "union"), given.get("tokens"), given.get("pad_to_multiple_of")
     if not _is_reference(source):
         raise UsageError(f"tokenizer: source must be base, union or a model, found {shown(source)}")
-    if multiple is not None and (type(multiple) is not int or multiple < 1):
-        raise UsageError(f"tokenizer: pad_to_multiple_of must be a positive whole number, found {shown(multiple)}")
+    if multiple is not None and (type(multiple) is not int or not 1 <= multiple <= _MULTIPLE):
+        raise UsageError(
+            f"tokenizer: pad_to_multiple_of must be a whole number from 1 to {_MULTIPLE}, found {shown(multiple)}"
+        )
     if not isinstance(tokens, dict | None):
         raise UsageError(f"tokenizer: tokens must be tokens and the sources of their embeddings, found {shown(tokens)}")
     return Tokenizer(source, {token: _token(token, each) for token, each in (tokens or {}).items()}, multiple)
@@ -404,6 +429,8 @@ def _tokenizer(document: Mapping[str, Any], notes: list[str]) -> Tokenizer | Non
 
 def _token(token: str, document: Any) -> Token:
     owner = f"tokenizer: token {printable(token, 80)}"
+    if not token or any("\ud800" <= each <= "\udfff" for each in token):
+        raise UsageError(f"{owner}: a token must be text of at least one character, without surrogates")
     document = {} if document is None else document
     if not isinstance(document, dict) or set(document) - {"source", "force"}:
         raise UsageError(f"{owner}: expected {{source: …, force: …}}, found {shown(document)}")

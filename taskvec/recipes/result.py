@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
@@ -41,7 +41,7 @@ from .methods import WholeMethod
 from .parameters import SETTINGS, combined, with_default
 from .recipe import Recipe
 from .references import Models
-from .sections import Section, sections_of
+from .sections import Section, is_before, is_in, sections_of
 from .vocabulary import Vocabulary
 
 _MISSING = object()
@@ -414,7 +414,7 @@ def _check_tensors(
     recipe: Recipe, models: Models, start: Checkpoint, sections: Sequence[Section], vocabulary: Vocabulary | None
 ) -> None:
     """Refuse models that lack a tensor, have it in another shape, or have further ones."""
-    used: dict[str, set[str]] = {}
+    expected = _Expected(recipe, start, vocabulary)
     for section in sections:
         for name in section.names:
             shapes = {}
@@ -425,7 +425,6 @@ def _check_tensors(
                 shapes[each.reference] = model.tensors[own].shape
                 if vocabulary is not None and vocabulary.owner(each.reference).has_rows(own):
                     shapes[each.reference] = (vocabulary.size, *shapes[each.reference][1:])
-                used.setdefault(each.reference, set()).add(own)
             first = section.inputs[0].reference
             for reference, shape in shapes.items():
                 if shape != shapes[first]:
@@ -433,10 +432,83 @@ def _check_tensors(
                         f"{section.where}tensor {name!r} is {list(shapes[first])} in {first} and {list(shape)} in "
                         f"{reference}{_advice(shapes[first], shape)}"
                     )
-    if not recipe.has_slices:
-        for reference, names in used.items():
-            if more := sorted(models[reference].checkpoint.tensors.keys() - names):
-                raise MergeError(f"{reference} has tensor {more[0]!r}, which {start.name} does not have")
+            expected.check(name, first, shapes[first], section.where)
+    for reference, names in _read_by_module(recipe, models):
+        if more := sorted(names - start.tensors.keys()):
+            raise MergeError(f"{reference} has tensor {more[0]!r}, which {start.name} does not have")
+    expected.check_layers({name for section in sections for name in section.names})
+
+
+class _Expected:
+    """The tensors that the model has whose config.json describes the result.
+
+    Args:
+        recipe: The merge file.
+        start: The model.
+        vocabulary: The tokens of the result, if its embeddings have other rows.
+    """
+
+    def __init__(self, recipe: Recipe, start: Checkpoint, vocabulary: Vocabulary | None) -> None:
+        self._start = start
+        self._shapes: dict[tuple[str, str], set[tuple[int, ...]]] = {}  # (stack, rest of the name) -> shapes
+        self._layers: dict[str, dict[int, set[str]]] = {}  # stack -> layer -> rests of the names
+        for name, info in start.tensors.items():
+            stack, layer, rest = _parts(name)
+            shape = info.shape
+            if vocabulary is not None and recipe.start and vocabulary.owner(recipe.start).has_rows(name):
+                shape = (vocabulary.size, *shape[1:])
+            self._shapes.setdefault((stack, rest), set()).add(shape)
+            self._layers.setdefault(stack, {}).setdefault(layer, set()).add(rest)
+
+    def check(self, name: str, reference: str, shape: tuple[int, ...], where: str) -> None:
+        """Refuse a tensor that no layer of the model has, or that has another shape in all of them."""
+        stack, _, rest = _parts(name)
+        shapes = self._shapes.get((stack, rest))
+        if shapes is None:
+            raise MergeError(f"{where}{reference} has tensor {name!r}, which no layer of {self._start.name} has")
+        if shape not in shapes:
+            own = next(iter(sorted(shapes)))
+            raise MergeError(
+                f"{where}tensor {name!r} is {list(shape)} in {reference} and {list(own)} in {self._start.name}"
+                f"{_advice(own, shape)}"
+            )
+
+    def check_layers(self, names: Collection[str]) -> None:
+        """Refuse a result with a layer that lacks a tensor that all layers of the model have."""
+        common = {stack: set.intersection(*layers.values()) for stack, layers in self._layers.items()}
+        found: dict[tuple[str, int], set[str]] = {}
+        for name in names:
+            stack, layer, rest = _parts(name)
+            found.setdefault((stack, layer), set()).add(rest)
+        for (stack, layer), own in sorted(found.items()):
+            if missing := sorted(common[stack] - own):
+                name = f"{stack}.{layer}{missing[0]}" if stack else missing[0]
+                raise MergeError(f"the result has no tensor {name!r}, and every layer of {self._start.name} has one")
+
+
+def _parts(name: str) -> tuple[str, int, str]:
+    """The stack, the layer and the rest of the name of a tensor. Tensors outside of layers are one layer, -1."""
+    place = stack_and_layer(name)
+    return ("", -1, name) if place is None else (*place, name[len(f"{place[0]}.{place[1]}") :])
+
+
+def _read_by_module(recipe: Recipe, models: Models) -> Iterator[tuple[str, set[str]]]:
+    """The models that each module reads, with the tensors that the module may have of them.
+
+    Of slices, these are the tensors outside of layers that the first and the last slice give.
+    """
+    for module in recipe.modules:
+        for source in module.models:
+            tensors = models[source.model].checkpoint.tensors
+            yield source.model, {name for name in tensors if is_in(module.name, name)}
+        for place, each in enumerate(module.slices):
+            edges = {True: place == 0, False: place == len(module.slices) - 1}
+            for source in each.sources:
+                names = [name for name in models[source.model].checkpoint.tensors if is_in(module.name, name)]
+                yield (
+                    source.model,
+                    {name for name in names if stack_and_layer(name) is None and edges[is_before(name)]},
+                )
 
 
 def _advice(one: tuple[int, ...], other: tuple[int, ...]) -> str:

@@ -171,6 +171,11 @@ def is_in(module: str | None, name: str) -> bool:
     return module in (None, "default", *_prefix(name))
 
 
+def is_before(name: str) -> bool:
+    """Whether a tensor outside of the layers comes before them: the first slice gives it, not the last one."""
+    return any(part in name for part in _BEFORE)
+
+
 def _prefix(name: str) -> list[str]:
     """The parts of the name of a tensor before the number of its layer, or before its last part."""
     place = stack_and_layer(name)
@@ -204,7 +209,7 @@ def _sliced(recipe: Recipe, module: Module, names: Sequence[str], models: Models
         raise UsageError(f"{own}slices need one stack of layers, found {said}: name one as a module under 'modules'")
     stack = next(iter(stacks))
     outside = [name for name in names if stack_and_layer(name) is None]
-    before = [name for name in outside if any(part in name for part in _BEFORE)]
+    before = [name for name in outside if is_before(name)]
     after = [name for name in outside if name not in before]
     found: list[Section] = []
     first = 0

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import MergeError, UsageError
-from .engine import Function, Group, Values, WholeTensor
+from .engine import Function, Group, Values, WholeTensor, rounded
 
 
 def _f32(number: Any) -> Any:
     return np.asarray(number, np.float32)
 
 
+_DOT = 1 << 20  # values that are converted to f64 at once
+
+
 def _dot(one: Values, other: Values) -> float:
-    return float(one.astype(np.float64) @ other.astype(np.float64))
+    parts = [slice(low, low + _DOT) for low in range(0, len(one), _DOT)]
+    return float(sum(float(one[part].astype(np.float64) @ other[part].astype(np.float64)) for part in parts))
 
 
 # SLERP, https://en.wikipedia.org/wiki/Slerp
@@ -269,14 +274,15 @@ def _model_stock(group: Group, measured: tuple[int | None, Any]) -> Values:
 
 def _karcher_mean(tensor: WholeTensor) -> Values:
     """The mean of whole tensors on the sphere, scaled to the mean of their lengths. It is computed at once."""
-    group, tolerance = tensor.group(0, tensor.form.size), float(tensor.numbers["tol"])
-    r, count = group.r, len(group.inputs)
+    inputs, tolerance = tensor.group(0, tensor.form.size).inputs, float(tensor.numbers["tol"])
+    r, count = partial(rounded, tensor.form.dtype), len(inputs)
     if count == 1 or not tensor.form.size:
-        return group.inputs[0]
-    lengths = [_f32(np.sqrt(_dot(each, each))) for each in group.inputs]
-    units = [r(each / length) for each, length in zip(group.inputs, lengths, strict=True) if float(length) > tolerance]
+        return inputs[0]
+    lengths = [_f32(np.sqrt(_dot(each, each))) for each in inputs]
+    units = [r(each / length) for each, length in zip(inputs, lengths, strict=True) if float(length) > tolerance]
     if not units:
-        return np.zeros_like(group.inputs[0])
+        return np.zeros_like(inputs[0])
+    del inputs
     share = np.float32(1 / len(units))
     mean = np.zeros_like(units[0])
     for unit in units:

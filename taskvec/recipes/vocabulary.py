@@ -68,20 +68,31 @@ class Owner:
     def size(self) -> int:
         """The number of rows of the embeddings, from the configuration.
 
+        A model of text and sound or images may have several vocabularies. That of the text is the largest.
+
         Raises:
-            UsageError: There is none.
+            UsageError: There is none, or no tensor has as many rows.
         """
         config = json_object(self.files.get(CONFIG), f"{self.reference}: {CONFIG}")
-        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-            if type(part.get("vocab_size")) is int:
-                return int(part["vocab_size"])
-        raise UsageError(f"{self.reference}: {CONFIG} has no vocab_size")
+        parts = (config, *(value for value in config.values() if isinstance(value, dict)))
+        found: list[int] = [part["vocab_size"] for part in parts if type(part.get("vocab_size")) is int]
+        if not found:
+            raise UsageError(f"{self.reference}: {CONFIG} has no vocab_size")
+        rows = {self._rows(name) for name in self.checkpoint.tensors}
+        sizes = [size for size in found if size > 0 and size in rows]
+        if not sizes:
+            raise UsageError(f"{self.reference}: {CONFIG} has vocab_size {max(found)}, but no tensor has as many rows")
+        return max(sizes)
+
+    def _rows(self, name: str) -> int | None:
+        """The rows of a tensor outside of the layers that may have one for each token."""
+        shape = self.checkpoint.tensors[name].shape
+        outside = stack_and_layer(name) is None and not any(part in name for part in _OTHER_ROWS)
+        return shape[0] if outside and shape else None
 
     def has_rows(self, name: str) -> bool:
         """Return whether a tensor has one row for each token: embeddings, and the head with its bias."""
-        shape = self.checkpoint.tensors[name].shape
-        outside = stack_and_layer(name) is None and not any(part in name for part in _OTHER_ROWS)
-        return outside and len(shape) > 0 and shape[0] == self.size
+        return self._rows(name) == self.size
 
 
 class Vocabulary:
@@ -128,7 +139,7 @@ class Vocabulary:
             self.tokens = {token: self.source.tokens[token] for token in wanted}
         self.files = {name: self.source.files[name] for name in TOKENIZER_FILES if name in self.source.files}
         if document is not None:
-            self.files[FAST] = json.dumps(document, indent=2, ensure_ascii=False).encode()
+            self.files[FAST] = as_json(document)
         count = len(self.tokens)
         multiple = tokenizer.multiple or 1
         self.size = -(-max(count, 1 + max(self.tokens.values(), default=-1)) // multiple) * multiple
@@ -316,6 +327,15 @@ def json_object(content: bytes | None, what: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise TokenizerError(f"{what}: expected an object, found {document!r:.80}")
     return document
+
+
+def as_json(document: Any) -> bytes:
+    """Return a document as the text of a JSON file."""
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only escape
+        return (json.dumps(document, indent=2) + "\n").encode()
 
 
 def _entries(owner: Owner) -> dict[str, dict[str, Any]]:

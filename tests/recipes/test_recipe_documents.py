@@ -135,3 +135,38 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
         document = str(error)
         assert document.isprintable()
     assert isinstance(document, (dict, list, str, int, float, bool, type(None)))
+
+
+@pytest.mark.parametrize(("method", "name"), [("slerp", "t"), ("nearswap", "t"), ("karcher", "tol")])
+def test_a_parameter_that_all_models_share_is_refused_for_one(method: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    own = f"models: [{{model: a}}, {{model: b, parameters: {{{name}: 0.9}}}}]\n"
+    path.write_text(f"merge_method: {method}\nbase_model: a\nparameters: {{{name}: 0.5}}\n{own}", encoding="utf-8")
+    assert refusal(path).endswith(
+        f"model b: unknown parameter '{name}': it belongs under the 'parameters' of the document"
+    )
+
+
+@pytest.mark.parametrize(("method", "noted"), [("ties", True), ("nuslerp", True), ("linear", False)])
+def test_parameters_of_the_base_are_noted_where_they_have_no_effect(method: str, noted: bool, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    listed = "[{model: base, parameters: {weight: 0.3}}, {model: a, parameters: {weight: 1}}]"
+    slices = "slices: [{sources: [{model: base, layer_range: [0, 1], parameters: {weight: 0.3}}]}]"
+    for models in (f"models: {listed}", slices):
+        path.write_text(f"merge_method: {method}\nbase_model: base\n{models}\n", encoding="utf-8")
+        said = "model base: weight has no effect, because this is the base"
+        assert (said in Recipe.read(path).notes) == noted
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        ("{pad_to_multiple_of: 1000000000000000000000000}", "pad_to_multiple_of must be a whole number from 1 to"),
+        ("{tokens: {'': }}", "a token must be text of at least one character"),
+        ('{tokens: {"\\ud83d": }}', "a token must be text of at least one character"),
+    ],
+)
+def test_vocabularies_that_no_model_can_have_are_refused(tokenizer: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "merge.yaml"
+    path.write_text(f"merge_method: linear\nmodels: [{{model: a}}]\ntokenizer: {tokenizer}\n", encoding="utf-8")
+    assert said in refusal(path)

@@ -188,7 +188,7 @@ ONE = "models: [{model: a.lota}]\n"
         (ONE + "merge_method: ties\ntokenizer: {tokens: 1}", "tokenizer: tokens must be tokens and the sources"),
         (
             ONE + "merge_method: ties\ntokenizer: {pad_to_multiple_of: 0}",
-            "tokenizer: pad_to_multiple_of must be a positive whole number, found 0",
+            "tokenizer: pad_to_multiple_of must be a whole number from 1 to 1048576, found 0",
         ),
         (
             ONE + "merge_method: ties\ntokenizer: {tokens: {x: {source: {kind: one}}}}",

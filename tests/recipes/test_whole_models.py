@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.adapters import make_adapter
-from support.building import package
+from support.building import package, tensor, write_checkpoint
 from support.commands import ok, refused
 from support.models import WORDS, make_llama, make_tokenizer
 from support.recipes import merged, merged_folder
@@ -265,3 +265,166 @@ def test_an_interrupted_merge_of_models_continues(
     (tmp_path / "models/b/model.safetensors").touch()
     said = refused(1, "merge", "--recipe", "merge.yaml", "-o", "third", *sharded, "--resume")
     assert "belongs to another" in said
+
+
+def test_an_encoder_of_a_model_with_equally_many_layers_gets_its_own_number(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "a")
+    source = f"{{model: {tmp_path / 'a'}, layer_range: [0, 2]}}"
+    upper = source.replace("[0, 2]", "[1, 2]")
+    for module, wanted in (("encoder", (3, 2)), ("decoder", (2, 3))):
+        recipe = write(
+            tmp_path,
+            f"merge_method: passthrough\nmodules:\n  default: {{models: [{{model: {tmp_path / 'a'}}}]}}\n"
+            f"  {module}: {{slices: [{{sources: [{source}]}}, {{sources: [{upper}]}}]}}\n",
+        )
+        found = json.loads((merged_folder(recipe, tmp_path / module).path / "config.json").read_text())
+        assert (found["num_layers"], found["num_decoder_layers"]) == wanted
+        T5ForConditionalGeneration.from_pretrained(tmp_path / module)
+
+
+def altered(source: Path, folder: Path, state: dict[str, np.ndarray | None]) -> Path:
+    """Write a model with some tensors replaced, added, or removed where they are None."""
+    model = ModelFolder(source)
+    tensors = {name: tensor("F32", values(model, name)) for name in model.tensors if state.get(name, ...) is not None}
+    tensors |= {name: tensor("F32", each) for name, each in state.items() if each is not None}
+    write_checkpoint(folder, tensors, 1, {"config.json": (source / "config.json").read_bytes()})
+    return folder
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({NORM: None}, "the result has no tensor 'model.layers.3.input_layernorm.weight', and every layer of a has"),
+        ({f"{NORM}_2": np.ones(32, np.float32)}, "tensor 'model.layers.3.input_layernorm.weight_2', which no layer"),
+        ({NORM: np.ones(16, np.float32)}, "tensor 'model.layers.3.input_layernorm.weight' is [16] in"),
+        ({"model.norm.weight": np.ones(16, np.float32)}, "tensor 'model.norm.weight' is [16] in"),
+        ({"lm_head.bias": np.ones(8, np.float32)}, "has tensor 'lm_head.bias', which a does not have"),
+    ],
+)
+def test_slices_of_a_model_with_other_tensors_are_refused(
+    llamas: Path, tmp_path: Path, state: dict[str, np.ndarray | None], said: str
+) -> None:
+    other = altered(llamas / "b", tmp_path / "other", state)
+    recipe = write(
+        tmp_path,
+        "merge_method: passthrough\nslices:\n"
+        f"- sources: [{{model: {llamas / 'a'}, layer_range: [0, 2]}}]\n"
+        f"- sources: [{{model: {other}, layer_range: [0, 2]}}]\n",
+    )
+    assert said in refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_module_reads_only_its_own_tensors_of_a_model(llamas: Path, tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        "merge_method: linear\nmodules:\n"
+        f"  layers: {{models: [{{model: {llamas / 'a'}}}, {{model: {llamas / 'b'}}}]}}\n"
+        f"  default: {{models: [{{model: {llamas / 'a'}}}]}}\n",
+    )
+    out, a, b = merged_folder(recipe, tmp_path / "out"), ModelFolder(llamas / "a"), ModelFolder(llamas / "b")
+    assert np.array_equal(values(out, "model.norm.weight"), values(a, "model.norm.weight"))
+    assert np.array_equal(values(out, NORM), (values(a, NORM) + values(b, NORM)) / 2)
+
+
+def edited(source: Path, folder: Path, file: str, **changes: object) -> Path:
+    """Write a copy of a model with other keys in one of its JSON files."""
+    shutil.copytree(source, folder)
+    document = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**document, **changes}))
+    return folder
+
+
+def test_the_vocabulary_of_several_is_the_one_whose_rows_exist(llamas: Path, tmp_path: Path) -> None:
+    rows = len(WORDS)
+    parts = {"audio_config": {"vocab_size": 7}, "text_config": {"vocab_size": rows}}
+    base = edited(llamas / "base", tmp_path / "several", "config.json", **parts)
+    grown(llamas / "a", tmp_path / "one", ["<tool>"], 7)
+    text = f"merge_method: linear\nbase_model: {base}\nmodels: [{{model: {tmp_path / 'one'}}}]\n"
+    out = merged_folder(write(tmp_path, f"{text}tokenizer_source: union\n"), tmp_path / "out")
+    config = json.loads((out.path / "config.json").read_text())
+    assert (config["vocab_size"], config["text_config"]["vocab_size"]) == (rows + 1, rows + 1)
+    assert config["audio_config"]["vocab_size"] == 7
+    wrong = edited(llamas / "base", tmp_path / "wrong", "config.json", vocab_size=rows + 8)
+    recipe = write(tmp_path, text.replace(str(base), str(wrong)) + "tokenizer_source: union\n")
+    said = refused(2, "merge", "--recipe", recipe, "-o", tmp_path / "x")
+    assert f"config.json has vocab_size {rows + 8}, but no tensor has as many rows" in said
+
+
+def test_a_model_without_a_tokenizer_is_assumed_to_have_that_of_the_base(llamas: Path, tmp_path: Path) -> None:
+    shutil.copytree(llamas / "a", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*", "chat*"))
+    texts = [
+        f"merge_method: linear\nbase_model: {llamas / 'base'}\nmodels: [{{model: {each}}}]\ntokenizer_source: union\n"
+        for each in (tmp_path / "bare", llamas / "a")
+    ]
+    said = ok("merge", "--recipe", write(tmp_path, texts[0]), "-o", tmp_path / "out")
+    assert f"{tmp_path / 'bare'} has no tokenizer: it is assumed to have that of {llamas / 'base'}" in said
+    whole = merged_folder(write(tmp_path, texts[1]), tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(whole.path)
+    recipe = write(tmp_path, texts[0].replace("union", str(tmp_path / "bare")))
+    refused(2, "merge", "--recipe", recipe, "-o", tmp_path / "x")
+
+
+def test_damaged_tokens_are_refused_or_kept_as_they_are(llamas: Path, tmp_path: Path) -> None:
+    document = json.loads((llamas / "a" / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    word = next(iter(vocabulary))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    half = {**flags, "id": len(vocabulary), "content": "\ud800"}
+    model = {**document["model"], "vocab": {**vocabulary, word: -1}}
+    for name, changes, said in (
+        ("negative", {"model": model}, "should have a number, found -1"),
+        ("half", {"added_tokens": [*document["added_tokens"], half]}, None),
+    ):
+        other = edited(llamas / "a", tmp_path / name, "tokenizer.json", **changes)
+        recipe = write(
+            tmp_path,
+            f"merge_method: linear\nbase_model: {other}\nmodels: [{{model: {llamas / 'b'}}}]\n"
+            "tokenizer: {source: union, tokens: {<new>: }}\n",
+        )
+        if said is not None:
+            assert said in refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "x")
+        else:
+            ok("merge", "--recipe", recipe, "-o", tmp_path / "out")
+            assert "<new>" in (tmp_path / "out" / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize("method", ["slerp", "karcher", "model_stock"])
+def test_weights_that_are_not_finite_are_named_as_the_reason(method: str, llamas: Path, tmp_path: Path) -> None:
+    found = values(ModelFolder(llamas / "b"), NORM)
+    other = altered(llamas / "b", tmp_path / "other", {NORM: np.where(np.arange(found.size) == 3, np.nan, found)})
+    listed = [llamas / "base", other, *([llamas / "a"] if method == "model_stock" else [])]
+    recipe = write(
+        tmp_path,
+        f"merge_method: {method}\nbase_model: {llamas / 'base'}\nparameters: {{t: 0.5}}\n"
+        f"models: [{', '.join(f'{{model: {each}}}' for each in listed)}]\n",
+    )
+    said = refused(1, "merge", "--recipe", recipe, "-o", tmp_path / "out")
+    assert f"tensor '{NORM}': some models have NaN or infinite weights" in said
+
+
+def test_keys_that_number_layers_are_noted_if_layers_move(llamas: Path, tmp_path: Path) -> None:
+    numbered = {"first_k_dense_replace": 1, "moe_layer_freq": 1, "mlp_only_layers": [], "sliding_window_pattern": 2}
+    model = edited(llamas / "a", tmp_path / "a", "config.json", **numbered)
+    text = "merge_method: passthrough\nslices: [{{sources: [{{model: {}, layer_range: {}}}]}}]\n"
+    said = ok("merge", "--recipe", write(tmp_path, text.format(model, [1, 2])), "-o", tmp_path / "moved")
+    for name in numbered:
+        noted = f"note: config.json: {name} refers to layers by their numbers, and is not changed" in said
+        assert noted == (name in ("first_k_dense_replace", "sliding_window_pattern"))
+    said = ok("merge", "--recipe", write(tmp_path, text.format(model, [0, 2])), "-o", tmp_path / "same")
+    assert "refers to layers" not in said
+
+
+def test_an_adapter_is_no_base(llamas: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(llamas / "a", tmp_path / "adapter")
+    for head, wanted in (
+        ("", "base_model must name the base of"),
+        (f"base_model: {adapter}\n", "must be a model, found"),
+    ):
+        text = f"{head}merge_method: linear\nmodels: [{{model: {adapter}}}, {{model: {llamas / 'a'}}}]\n"
+        said = refused(2, "merge", "--recipe", write(tmp_path, text), "-o", tmp_path / "out")
+        assert f"{wanted} the adapter {adapter}" in said

@@ -69,7 +69,9 @@ def _probabilities(entries: SparseTensor, row: int, density: float, epsilon: flo
     if row == 1:
         return np.full(len(entries), density)
     rows = entries.indices // row
-    order = np.lexsort((np.arange(len(entries)), np.abs(entries.values), rows))
+    # the bits of positive f32 numbers are in the order of the numbers, so one sort orders rows and magnitudes
+    bits = np.abs(entries.values.astype(np.float32)).view(np.uint32)
+    order = np.argsort(rows.astype(np.uint64) << np.uint64(32) | bits, kind="stable")
     counts = np.bincount(rows, minlength=entries.size // row)
     ends = np.cumsum(counts)[rows[order]]
     ranks = np.empty(len(entries))
