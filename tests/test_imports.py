@@ -84,6 +84,7 @@ FLOORS = (
     {"algebra", "merging"},
     {"models"},
     {"interop"},
+    {"recipes.methods"},
     {"recipes"},
     {"data"},
     {"evaluation"},

@@ -10,7 +10,7 @@ from taskvec_formats.text import markdown
 
 from ..hub.card import front_matter
 from ..merging.registry import METHODS
-from .methods import WholeMethod
+from .methods.table import WholeMethod
 from .recipe import Recipe
 
 

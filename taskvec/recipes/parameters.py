@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..merging.methods.options import Option
 from ..merging.registry import AUTO, METHODS, method_of
 from ..merging.settings import Rule, Setting, number_of, numbers_of
-from .methods import WHOLE, WholeMethod
+from .methods.table import WHOLE, WholeMethod
 
 SETTINGS = ("weight", "density", "lambda")  # may differ between tensors, for every method on task vectors
 # the spellings that pydantic accepts, with which mergekit parses merge files

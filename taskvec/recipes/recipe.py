@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..hub import open_checkpoint
 from ..interop.names import adapter_at
 from ..vectors.found import is_vector
-from .methods import WholeMethod, find_method
+from .methods.table import WholeMethod, find_method
 from .parameters import names_for_a_model, names_for_all, parameters_of
 from .references import adapted, split
 

@@ -13,7 +13,7 @@ from ..errors import MergeError, UsageError
 from ..merging.settings import Depth, Resolved, resolve
 from ..names import stack_and_layer
 from ..vectors.layers import counted
-from .methods import REQUIRED, WholeMethod
+from .methods.table import REQUIRED, WholeMethod
 from .parameters import combined
 from .recipe import Module, Recipe, Slice, Source
 from .references import Models

@@ -23,10 +23,11 @@ from ..vectors.source import Memory
 from ..vectors.vector import TaskVector
 from .card import recipe_card
 from .configuration import TEMPLATE, TOKENIZER_CONFIG
-from .methods import WholeMethod
+from .methods.table import WholeMethod
 from .recipe import Recipe, naming
 from .references import Models
-from .result import Result, relative_to, result_of
+from .relative import relative_to
+from .result import Result, result_of
 
 
 @dataclass(frozen=True)

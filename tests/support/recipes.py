@@ -9,7 +9,8 @@ from taskvec.applying.output import AS_IT_IS, Output
 from taskvec.recipes import Recipe, RecipeMerge
 from taskvec.recipes.recipe import naming
 from taskvec.recipes.references import Models
-from taskvec.recipes.result import relative_to, result_of
+from taskvec.recipes.relative import relative_to
+from taskvec.recipes.result import result_of
 from taskvec_formats import ModelFolder
 
 

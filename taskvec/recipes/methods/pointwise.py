@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MergeError
+from ...errors import MergeError
 from .engine import Function, Group, Values, WholeTensor
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MergeError, UsageError
+from ...errors import MergeError, UsageError
 from .engine import Function, Group, Values, WholeTensor, rounded
 
 

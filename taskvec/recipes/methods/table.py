@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..arguments import shown
-from ..errors import UsageError
-from ..merging.registry import AUTO, METHODS, method_of
+from ...arguments import shown
+from ...errors import UsageError
+from ...merging.registry import AUTO, METHODS, method_of
 from .engine import Function
 from .fusion import ARCEE_FUSION
 from .pointwise import AVERAGE, NEARSWAP, SCALED

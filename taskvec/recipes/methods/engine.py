@@ -19,8 +19,8 @@ import numpy.typing as npt
 from taskvec_formats import Checkpoint, Form
 from taskvec_formats.dtypes import BitArray, DType
 
-from ..applying.rounding import round_to
-from ..errors import MergeError
+from ...applying.rounding import round_to
+from ...errors import MergeError
 
 Values = npt.NDArray[Any]
 
