@@ -92,6 +92,11 @@ def with_layers(config: dict[str, Any], layers: Layers) -> dict[str, Any]:
     changed: dict[str, Any] = json.loads(json.dumps(config))
     *above, key = _count_in(changed, layers)
     owner = _at(changed, above)
+    parts = layers.stack.split(".")
+    if key == "num_layers" and "num_decoder_layers" not in owner and {"encoder", "decoder"} & {*parts}:
+        # T5: the number of layers of the decoder is that of the encoder unless it is given
+        owner["num_decoder_layers"] = layers.before
+        key = "num_decoder_layers" if "decoder" in parts else key
     owner[key] = layers.count
     for name, value in list(owner.items()):
         if isinstance(value, list) and len(value) == layers.before and layers.before > 1:

@@ -34,13 +34,17 @@ class Models:
     """Opens the models of a merge file.
 
     Args:
-        start: The base of the recipe and its reference, or None. Vectors and adapters are applied to it.
+        start: The base of the recipe and its reference, or None. Vectors are applied to it.
+        is_base: Whether it is the base_model of the recipe, to which adapters are applied.
         progress: Called while adapters are merged.
     """
 
-    def __init__(self, start: Checkpoint | None, reference: str | None, progress: Progress = silent) -> None:
+    def __init__(
+        self, start: Checkpoint | None, reference: str | None, progress: Progress = silent, *, is_base: bool = True
+    ) -> None:
         self._start = start
         self._reference = reference
+        self._is_base = is_base
         self._progress = progress
         self._opened: dict[str, Opened] = {}
 
@@ -65,6 +69,11 @@ class Models:
             vector = TaskVector.open(reference)
             return Opened(Patched(self._base(reference, "a task vector"), vector), vector)
         if adapter_at(reference) is not None:
+            if not self._is_base:
+                raise UsageError(
+                    f"{reference} is an adapter of peft: base_model must name its base, or it is written as "
+                    "model+adapter"
+                )
             return self._adapted(self._base(reference, "an adapter of peft"), reference)
         return Opened(open_checkpoint(reference))
 

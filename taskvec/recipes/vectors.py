@@ -27,7 +27,7 @@ from .assembled import Assembled, taken
 from .dtypes import Forms
 from .methods.table import WholeMethod
 from .parameters import SETTINGS, combined, with_default
-from .recipe import Recipe
+from .recipe import Recipe, Source
 from .references import Models
 
 _MISSING = object()
@@ -93,7 +93,8 @@ def merged_onto(recipe: Recipe, models: Models, start: Checkpoint, forms: Forms,
     )
 
 
-def _merged_sources(recipe: Recipe) -> list[Any]:
+def _merged_sources(recipe: Recipe) -> list[Source]:
+    """The models that are merged, without the base."""
     found = [each for module in recipe.modules for each in module.models if each.model != recipe.base]
     if not found:
         raise UsageError("nothing to merge: 'models' lists only base_model")

@@ -66,7 +66,7 @@ class RecipeMerge:
         self._recipe = recipe
         self._start = start
         self._progress = progress
-        self._models = Models(start, recipe.start, progress)
+        self._models = Models(start, recipe.start, progress, is_base=recipe.base is not None)
 
     def write_folder(
         self, out: Path, output: Output, *, force: bool = False, work: Path | None = None, resume: bool = True

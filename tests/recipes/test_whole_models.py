@@ -20,6 +20,7 @@ from support.recipes import merged, merged_folder
 from tokenizers import AddedToken
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -131,6 +132,22 @@ def test_modules_of_an_encoder_and_a_decoder_are_merged_by_themselves(tmp_path: 
     assert np.array_equal(values(out, "shared.weight"), values(b, "shared.weight"))
 
 
+@pytest.mark.parametrize(("part", "counts"), [("encoder", (2, 3)), ("decoder", (3, 2))])
+def test_a_decoder_whose_number_of_layers_is_that_of_the_encoder_keeps_it(
+    part: str, counts: tuple[int, int], tmp_path: Path
+) -> None:
+    config = T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "a")
+    written = json.loads((tmp_path / "a/config.json").read_text())
+    del written["num_decoder_layers"]
+    (tmp_path / "a/config.json").write_text(json.dumps(written))
+    layers = f"{{slices: [{{sources: [{{model: {tmp_path / 'a'}, layer_range: [0, 2]}}]}}]}}"
+    whole = f"{{models: [{{model: {tmp_path / 'a'}}}]}}"
+    recipe = write(tmp_path, f"merge_method: passthrough\nmodules: {{default: {whole}, {part}: {layers}}}\n")
+    model = AutoModelForSeq2SeqLM.from_pretrained(merged_folder(recipe, tmp_path / "out").path)
+    assert (len(model.encoder.block), len(model.decoder.block)) == counts
+
+
 def test_a_model_with_an_adapter_is_the_model_that_peft_merges(llamas: Path, tmp_path: Path) -> None:
     adapter = make_adapter(llamas / "a", tmp_path / "adapter", use_dora=True)
     from peft import PeftModel
@@ -143,6 +160,9 @@ def test_a_model_with_an_adapter_is_the_model_that_peft_merges(llamas: Path, tmp
         out = merged_folder(recipe, tmp_path / f"out{len(model_name)}")
         wanted = ModelFolder(tmp_path / "by-peft" if str(adapter) in model_name else llamas / "a")
         assert out.digests() == wanted.digests()
+    text = f"merge_method: linear\nmodels: [{{model: {llamas / 'a'}}}, {{model: {adapter}}}]\n"
+    said = refused(2, "merge", "--recipe", write(tmp_path, text), "-o", tmp_path / "x")
+    assert "is an adapter of peft: base_model must name its base, or it is written as model+adapter" in said
     # the folder of an adapter is one of the base
     recipe = write(
         tmp_path,

@@ -3,6 +3,7 @@
 Wan et al., "FuseChat", arXiv 2408.07990, section 3.3.
 """
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
@@ -11,6 +12,8 @@ from taskvec_formats import SparseTensor
 
 from ...vectors.align import Aligned
 from .options import Bounds
+
+_AT_ONCE = 1 << 20  # positions whose intermediate results are held
 
 
 def sce(vectors: Aligned, *, select_topk: Annotated[float, Bounds(0, 1)] = 1.0) -> SparseTensor:
@@ -27,22 +30,38 @@ def sce(vectors: Aligned, *, select_topk: Annotated[float, Bounds(0, 1)] = 1.0) 
     held = np.stack([vectors.on_cpu(part) for part in vectors.parts])
     if select_topk < 1:
         held *= _most_varied(held, select_topk, vectors)
-    mass = vectors.rounded(held.sum(axis=0))
-    agrees = (held > 0) & (mass >= 0) | (held < 0) & (mass < 0)
     size = int(np.prod(vectors.shape))
-    squares = vectors.rounded(held * held).sum(axis=1, dtype=np.float64) / max(size, 1)
-    means = vectors.rounded(squares.astype(np.float32))
+    squares = np.zeros(len(held))
+    for part in _parts(held):
+        squares += vectors.rounded(part * part).sum(axis=1, dtype=np.float64)
+    means = vectors.rounded((squares / max(size, 1)).astype(np.float32))
     total = float(vectors.rounded(means.sum(dtype=np.float64).astype(np.float32)))
     shares = np.full(len(held), 1 / len(held), np.float32) if abs(total) < 1e-6 else means / np.float32(total)
-    weights = vectors.rounded(shares)[:, None] * agrees
+    shares = vectors.rounded(shares)
+    parts = [_merged(part, shares, vectors) for part in _parts(held)]
+    return vectors.result(np.concatenate(parts) if parts else np.zeros(0, np.float32))
+
+
+def _parts(held: np.ndarray) -> Iterator[np.ndarray]:
+    """All vectors at some positions at a time, f32 [n, at most _AT_ONCE]."""
+    return (held[:, start : start + _AT_ONCE] for start in range(0, held.shape[1], _AT_ONCE))
+
+
+def _merged(held: np.ndarray, shares: np.ndarray, vectors: Aligned) -> np.ndarray:
+    """The mean of the values with the elected sign, weighted by `shares`, f32 [positions]."""
+    mass = vectors.rounded(held.sum(axis=0))
+    agrees = (held > 0) & (mass >= 0) | (held < 0) & (mass < 0)
+    weights = shares[:, None] * agrees
     merged = vectors.rounded(vectors.rounded(held * weights).sum(axis=0, dtype=np.float32))
     divisor = np.maximum(vectors.rounded(weights.sum(axis=0, dtype=np.float32)), vectors.rounded(np.float32(1e-6)))
-    return vectors.result(vectors.rounded(merged / divisor))
+    found: np.ndarray = vectors.rounded(merged / divisor)
+    return found
 
 
 def _most_varied(held: np.ndarray, share: float, vectors: Aligned) -> np.ndarray:
     """Whether each position is among those of largest variance, bool [u]."""
-    variance = vectors.rounded(held.astype(np.float64).var(axis=0).astype(np.float32))
+    parts = [vectors.rounded(part.astype(np.float64).var(axis=0).astype(np.float32)) for part in _parts(held)]
+    variance = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     count = int(np.count_nonzero(variance) * share)
     kept = np.zeros(held.shape[1], bool)
     kept[np.argsort(-variance, kind="stable")[:count]] = True
