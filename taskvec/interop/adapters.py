@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from taskvec_formats import Checkpoint, Kind, LotaReader
 from taskvec_formats.dtypes import BitArray
 
+from ..arguments import said
 from ..errors import AdapterError, UsageError
 from ..models.loading import load_weights
 from ..models.memory import MemoryCheckpoint
@@ -67,6 +68,7 @@ def from_adapter(
     """
     check_peft()
     settings = read_config(adapter)
+    _check_effect(adapter, settings)
     stored = stored_tensors(adapter)
     check_base(base)
     progress("merging the adapter", 0, 1, "")
@@ -121,6 +123,27 @@ def read_config(adapter: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise AdapterError(f"{path} is not the configuration of an adapter of peft: it has no peft_type")
     return settings
+
+
+def _check_effect(adapter: Path, settings: Mapping[str, Any]) -> None:
+    """Check that the configuration determines the merged weights, and that the base has tensors for all of them.
+
+    Args:
+        adapter: The folder of the adapter.
+        settings: Its configuration.
+
+    Raises:
+        AdapterError: The adapter repeats layers, whose copies share their weights; or peft draws random numbers when it
+            loads it.
+    """
+    if settings.get("layer_replication"):
+        raise AdapterError(f"{adapter} has layer_replication, and the base has no tensors for the layers that it adds")
+    initial = settings.get("init_lora_weights")
+    if isinstance(initial, str) and initial.startswith("pissa_niter_"):
+        raise AdapterError(
+            f"{adapter} has init_lora_weights {said(initial)}, whose decomposition of the base is random and differs "
+            "each time peft loads the adapter: save it as a LoRA, with path_initial_model_for_weight_conversion of peft"
+        )
 
 
 def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
@@ -201,14 +224,17 @@ def refusals_of_peft(what: str) -> Iterator[None]:
             raise AdapterError(f"{what}: {first}") from None
 
 
-def check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], name: str = "default") -> None:
+def check_read(
+    wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], name: str = "default", *, values: bool = True
+) -> None:
     """Check that a model with an adapter has every tensor of its file, and no other.
 
     Args:
-        wrapped: The model of peft. If it is on the meta device, only names and shapes are compared.
+        wrapped: The model of peft.
         adapter: The folder of the adapter.
         stored: The tensors of the adapter.
         name: The name of the adapter in the model.
+        values: Whether to compare values, not only names and shapes.
 
     Raises:
         AdapterError: A tensor is missing, belongs to no layer, or was not read.
@@ -224,7 +250,7 @@ def check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], nam
         if found is None:
             raise AdapterError(f"{adapter}: tensor {tensor!r} belongs to no layer of this base")
         same = found.shape == stored[tensor].shape
-        if not same or not (found.is_meta or torch.equal(found.cpu(), stored[tensor].to(found.dtype))):
+        if not same or (values and not torch.equal(found.cpu(), stored[tensor].to(found.dtype))):
             raise AdapterError(f"{adapter}: peft did not read tensor {tensor!r}")
 
 

@@ -111,6 +111,22 @@ def test_a_prompt_is_no_change_of_weights(base: Path, tmp_path: Path) -> None:
         interop.from_peft(prompt, base)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer_replication": [(0, 2), (0, 2)]}, "layer_replication, and the base has no tensors for the layers"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', whose decomposition of the base is random"),
+    ],
+)
+def test_effects_that_an_adapter_does_not_determine_are_refused(
+    base: Path, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], **options)
+    make_adapter(base, tmp_path / "adapter", config=config)
+    with pytest.raises(AdapterError, match=message):
+        interop.from_peft(tmp_path / "adapter", base)
+
+
 def test_a_base_of_several_dtypes_keeps_them(tmp_path: Path) -> None:
     base = make_llama(tmp_path / "base", dtype="bfloat16")
     weights = load_file(base / "model.safetensors")
