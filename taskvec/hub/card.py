@@ -15,13 +15,15 @@ from typing import Any
 from taskvec_formats import Header
 from taskvec_formats.text import json_text, markdown
 
+from ..arguments import shown
 from .base import recorded
 from .reference import REPO_ID, Reference
 
 Metadata = dict[str, Any]
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_SECTION = re.compile(r"<!-- taskvec (\{[^\n]*\}) -->\n.*?<!-- /taskvec -->", re.DOTALL)
+# the last comment is a line of its own, unlike one in the name of a file
+_SECTION = re.compile(r"<!-- taskvec (\{[^\n]*\}) -->\r?\n.*?^<!-- /taskvec -->(?=\s*?$)", re.DOTALL | re.MULTILINE)
 _END = "<!-- /taskvec -->"
 # provenance of training -> row of the table
 _TRAINING = {
@@ -285,8 +287,7 @@ def _with_metadata(text: str, before: Metadata, after: Metadata) -> tuple[str, l
         return text, ["README.md has metadata that are not a YAML mapping: they are left as they are"]
     missing = {key: value for key, value in after.items() if key not in found}
     notes = [
-        f"README.md keeps its `{key}`, {json_text(found[key], indent=None)}; for taskvec it is "
-        f"{json_text(after[key], indent=None)}"
+        f"README.md keeps its `{key}`, {shown(found[key])}; for taskvec it is {shown(after[key])}"
         for key in ("base_model", "base_model_relation", "library_name", "license")
         if key in after and key in found and found[key] != after[key]
     ]
@@ -294,4 +295,10 @@ def _with_metadata(text: str, before: Metadata, after: Metadata) -> tuple[str, l
         return text, notes
     added = front_matter(missing).removeprefix("---\n").removesuffix("---\n")
     end = front.end(1)
-    return text[:end] + added + text[end:], notes
+    page = text[:end] + added + text[end:]
+    whole = read_metadata(page)
+    if whole and whole.keys() == found.keys() | missing.keys() and all(whole[key] == missing[key] for key in missing):
+        return page, notes
+    keys = ", ".join(f"`{key}`" for key in missing)
+    return text, [*notes, f"README.md has metadata that no lines can be added to, which lack {keys}"]
+

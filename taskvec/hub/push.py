@@ -205,8 +205,13 @@ def _license(header: Header) -> tuple[Mapping[str, Any], list[str]]:
     except (HubError, UnicodeDecodeError) as error:
         return {}, [f"the model card names no license: that of {base} is not known ({error})"]
     found = (card.read_metadata(text) if text else None) or {}
-    named = {key: found[key] for key in _LICENSE if isinstance(found.get(key), (str, list))}
+    named = {key: found[key] for key in _LICENSE if _is_text(found.get(key))}
     return named, [] if named else [f"the model card names no license: that of {base} names none"]
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value of the metadata of another repository is a string, or a list of strings."""
+    return all(isinstance(each, str) for each in value) if isinstance(value, list) else isinstance(value, str)
 
 
 def _check(pushed: Reference, size: int, sha256: str) -> None:

@@ -17,7 +17,7 @@ from support.building import package, vector_of
 from support.hub import Files, Hub, python, run_all
 
 from taskvec import TaskVector
-from taskvec.hub.card import merge_tables, metadata_of, section, updated
+from taskvec.hub.card import merge_tables, metadata_of, read_metadata, section, updated
 from taskvec.hub.reference import Reference
 from taskvec_formats import Header, Identity, SparseTensor
 
@@ -298,13 +298,27 @@ def test_a_page_of_a_user_is_kept(hub: Hub, home: Path, made: Files) -> None:
             cwd=home.parent,
         )
     )
-    assert 'note: README.md keeps its `base_model`, "org/elsewhere"; for taskvec it is "org/base"\n' in said[1]
+    assert "note: README.md keeps its `base_model`, 'org/elsewhere'; for taskvec it is 'org/base'\n" in said[1]
     found = files_of(hub, "user/one")["README.md"].decode()
     assert found.startswith(
         "---\n# mine\nlicense: mit\nbase_model: org/elsewhere\ntags: [mine]\nlibrary_name: taskvec\n"
     )
     assert "---\n# My vectors\n\nText.\n\n<!-- taskvec {" in found
     assert [found.count(f"\n## {name}.lota\n") for name in ("one", "two")] == [1, 1]
+
+
+def test_a_license_that_is_no_text_is_not_copied(hub: Hub, home: Path, made: Files) -> None:
+    hub.add("org/base", {"README.md": b"---\nlicense: &a [*a]\nlicense_name: 2024-01-01\n---\n"})
+    one = home.parent / "one.lota"
+    said = ran(
+        run_all(
+            hub.environment(home),
+            ["pack", "org/base", made.tuned, "-o", one],
+            ["push", one, "user/one"],
+            cwd=home.parent,
+        )
+    )
+    assert "note: the model card names no license: that of org/base names none\n" in said[1]
 
 
 # the text of a model card, without a server
@@ -341,6 +355,9 @@ def test_sections_are_replaced_and_metadata_follow() -> None:
         ("---\r\nlicense: mit\r\n---\r\nText.\r\n", "---\r\nlicense: mit\r\n"),
         ("A line.\n---\nAnother.\n", "A line.\n---\nAnother.\n"),
         ("<!-- taskvec {broken} -->\nmine\n<!-- /taskvec -->\n", "{broken} -->\nmine\n"),
+        ("---\n{license: mit}\n---\nText.\n", "---\n{license: mit}\n---\nText.\n"),
+        ("---\n  license: mit\n---\nText.\n", "---\n  license: mit\n---\nText.\n"),
+        ("---\nlicense: mit\n...\n---\nText.\n", "---\nlicense: mit\n...\n---\nText.\n"),
         ('<!-- taskvec {"file": 3} -->\nmine\n<!-- /taskvec -->\n', '{"file": 3} -->\nmine\n'),
     ],
 )
@@ -348,8 +365,31 @@ def test_any_text_of_a_user_is_kept(text: str, kept: str) -> None:
     page, _ = updated(text, "repo", "x.lota", {"library_name": "taskvec"}, "BODY")
     assert kept in page
     assert page.count("BODY") == 1
+    metadata = read_metadata(text)
+    assert read_metadata(page) in (metadata, {**(metadata or {}), "library_name": "taskvec"})
     again, _ = updated(page, "repo", "x.lota", {"library_name": "taskvec"}, "BODY")
     assert again == page
+
+
+def test_metadata_of_any_type_are_named() -> None:
+    text = "---\nlicense: 2024-01-01\nbase_model: &a [*a]\n---\nText.\n"
+    _, notes = updated(text, "repo", "x.lota", {"license": "mit", "base_model": "a/b"}, "BODY")
+    assert [note.partition(";")[0] for note in notes] == [
+        "README.md keeps its `base_model`, [[...]]",
+        "README.md keeps its `license`, datetime.date(2024, 1, 1)",
+    ]
+
+
+def test_a_section_ends_at_its_own_comment() -> None:
+    """Names of files and lines that end as on Windows do not hide the end."""
+    metadata = {"library_name": "taskvec"}
+    body = "```bash\ntaskvec unpack 'user/repo/x<!-- /taskvec -->.lota'\n```"
+    page, _ = updated(None, "repo", "x<!-- /taskvec -->.lota", metadata, body)
+    assert updated(page, "repo", "x<!-- /taskvec -->.lota", metadata, body) == (page, [])
+    windows = page.replace("\n", "\r\n")
+    again, _ = updated(windows, "repo", "x<!-- /taskvec -->.lota", metadata, "BODY")
+    assert again.count("BODY") == 1
+    assert "```bash" not in again
 
 
 def test_metadata_of_training_and_of_untrusted_files() -> None:
