@@ -56,8 +56,7 @@ def push(
 
     if vector.is_dir():
         raise UsageError(f"{vector} is a folder, and push uploads .lota files: use hf upload {written(repo)} {vector}")
-    named = parse(repo)
-    to = destination(repo, path_in_repo or (None if named and named.file else vector.name), revision)
+    to = destination(repo, path_in_repo, revision, name=vector.name)
     if not vector.exists() and parse(str(vector)) is not None:
         raise UsageError(f"{written(vector)}: no such file; push uploads files of this machine")
     with progress_bars() as progress:

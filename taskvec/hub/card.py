@@ -301,4 +301,3 @@ def _with_metadata(text: str, before: Metadata, after: Metadata) -> tuple[str, l
         return page, notes
     keys = ", ".join(f"`{key}`" for key in missing)
     return text, [*notes, f"README.md has metadata that no lines can be added to, which lack {keys}"]
-

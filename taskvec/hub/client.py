@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from ..errors import HubError
 from .reference import Reference, without_secrets
 
+_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM)
+
 
 @contextmanager
 def asking(reference: Reference, what: str = "") -> Iterator[None]:
@@ -70,8 +72,8 @@ def explaining(reference: Reference, what: str = "") -> Iterator[None]:
 
     try:
         yield
-    except (request_error(), HFValidationError, OSError) as error:
-        is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError))
+    except (request_error(), OSError, ValueError) as error:
+        is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError))
         raise HubError(_public(_sentence(error, reference, what)), is_final=is_final) from None
 
 
@@ -116,8 +118,16 @@ def _sentence(error: BaseException, reference: Reference, what: str) -> str:  # 
         return _answer(error, asked)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{asked}: the disk of the cache {constants.HF_HUB_CACHE} is full"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+    if isinstance(error, UnicodeEncodeError):  # of a header; all others are ASCII
+        return (
+            f"{asked}: the token that is set is none of the Hugging Face Hub: it contains other characters than ASCII"
+        )
+    if type(error) is OSError and str(error).startswith("Consistency check failed"):
+        return f"{asked}: the Hugging Face Hub does not send the whole file ({reason(error)})"
+    if isinstance(error, OSError) and (error.errno in _FORBIDDEN or error.filename is not None):
         return f"{asked}: the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
+    if isinstance(error, ValueError):  # the name of a file, or an answer that is not JSON
+        return f"{asked}: the client of the Hugging Face Hub cannot read this from {site} ({reason(error)})"
     return f"{absent} the Hugging Face Hub, {site}, cannot be reached ({reason(error)})"
 
 

@@ -87,6 +87,8 @@ def open_checkpoint(reference: Checkpoint | str | os.PathLike[str], *, with_code
         except NotModelError as error:
             raise UsageError(str(error)) from None
     folder = _download(on_hub, with_code=with_code)
+    if not folder.exists():  # the client makes no folder if no file is wanted
+        raise UsageError(f"{on_hub} holds no .safetensors file")
     try:
         checkpoint = ModelFolder(folder, name=on_hub.repo)
     except CheckpointError as error:

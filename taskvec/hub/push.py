@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,16 @@ class Pushed:
     notes: tuple[str, ...]
 
 
-def destination(repo: str, file: str | None = None, revision: str | None = None) -> Reference:
+def destination(
+    repo: str, file: str | None = None, revision: str | None = None, *, name: str | None = None
+) -> Reference:
     """Return the reference of a file to upload.
 
     Args:
         repo: `user/repo`, also with the file and the branch, as in any reference.
         file: The path in the repository, if `repo` does not contain it.
         revision: The branch, if `repo` does not contain it.
+        name: The path in the repository if neither says it.
 
     Raises:
         UsageError: Something is given twice, or cannot be the name of a repository, a file or a branch.
@@ -65,12 +68,15 @@ def destination(repo: str, file: str | None = None, revision: str | None = None)
     found = parse(repo)
     if found is None:
         raise UsageError(f"{without_secrets(repo)} is not a repository of the Hugging Face Hub: expected user/repo")
-    for name, given, own in (("path_in_repo", file, found.file), ("revision", revision, found.revision)):
+    for what, given, own in (("path_in_repo", file, found.file), ("revision", revision, found.revision)):
         if given is not None and own is not None and given != own:
-            raise UsageError(f"`{name}` is {given}, but {repo} names {own}")
-    whole = Reference(found.repo, found.file or file, found.revision or revision, explicit=True)
-    if whole.file is None or parse(str(whole)) != whole:
+            raise UsageError(f"`{what}` is {given}, but {repo} names {own}")
+    path = name if file is None else file
+    whole = Reference(found.repo, found.file or path, found.revision or revision, explicit=True)
+    if whole.file is None or parse(str(replace(whole, revision=None))) != replace(whole, revision=None):
         raise UsageError(f"{whole.file!r:.200} cannot be the name of a .lota file in a repository")
+    if parse(str(whole)) != whole:
+        raise UsageError(f"{whole.revision!r:.200} cannot be the name of a branch")
     return whole
 
 
