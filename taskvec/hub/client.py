@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from ..errors import HubError
 from .reference import Reference, without_secrets
 
-_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM)
-
 
 @contextmanager
 def asking(reference: Reference, what: str = "") -> Iterator[None]:
@@ -116,19 +114,27 @@ def _sentence(error: BaseException, reference: Reference, what: str) -> str:  # 
         return f"{asked} is not the name of a repository of the Hugging Face Hub"
     if isinstance(error, hub.HfHubHTTPError):
         return _answer(error, asked)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{asked}: the disk of the cache {constants.HF_HUB_CACHE} is full"
-    if isinstance(error, UnicodeEncodeError):  # of a header; all others are ASCII
-        return (
-            f"{asked}: the token that is set is none of the Hugging Face Hub: it contains other characters than ASCII"
-        )
-    if type(error) is OSError and str(error).startswith("Consistency check failed"):
-        return f"{asked}: the Hugging Face Hub does not send the whole file ({reason(error)})"
-    if isinstance(error, OSError) and (error.errno in _FORBIDDEN or error.filename is not None):
-        return f"{asked}: the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
+    return _of_client(error, asked) or f"{absent} the Hugging Face Hub, {site}, cannot be reached ({reason(error)})"
+
+
+def _of_client(error: BaseException, asked: str) -> str | None:  # noqa: PLR0911 - a table of causes
+    """Return a sentence for an error that the client or its cache makes, None for one of the connection."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if isinstance(error, UnicodeEncodeError):  # in a header; all other headers are ASCII
+        return f"{asked}: the token that is set has characters that are not ASCII, unlike those of the Hugging Face Hub"
     if isinstance(error, ValueError):  # the name of a file, or an answer that is not JSON
-        return f"{asked}: the client of the Hugging Face Hub cannot read this from {site} ({reason(error)})"
-    return f"{absent} the Hugging Face Hub, {site}, cannot be reached ({reason(error)})"
+        return f"{asked}: the client of the Hugging Face Hub cannot read this ({reason(error)})"
+    if not isinstance(error, OSError):
+        return None
+    if str(error).startswith("Consistency check failed"):
+        return f"{asked}: the Hugging Face Hub does not send the whole file ({reason(error)})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{asked}: the disk of the cache {HF_HUB_CACHE} is full"
+    forbidden = error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM)
+    if forbidden or HF_HUB_CACHE.startswith(str(error.filename)):
+        return f"{asked}: the cache {HF_HUB_CACHE} cannot be written ({error.strerror})"
+    return None
 
 
 def _answer(error: BaseException, asked: str) -> str:

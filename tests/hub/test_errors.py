@@ -237,22 +237,20 @@ def test_names_and_answers_that_the_client_does_not_read(filled: Hub, home: Path
         made.folder,
         {
             ("unpack", "one.lota", "--base", "user/gguf", "-o", "n"): "user/gguf holds no .safetensors file",
+            ("convert", "user/gguf", "--base", "base", "-o", "n"): "user/gguf holds no .safetensors file",
             ("inspect", "user/x.git"): "user/x.git is not the name of a repository of the Hugging Face Hub",
         },
         {"n": 2},
     )
-    commands = [["pull", "user/outside", "-o", "n"], ["inspect", "user/outside"], ["inspect", "user/one/C:x.lota"]]
+    commands = [["pull", "user/outside", "-o", "n"], ["inspect", "user/outside"]]
     for done in run_all(filled.environment(home), *commands, cwd=made.folder):
-        assert "lota: the client of the Hugging Face Hub cannot read this from" in sentence(done), done.args
+        assert "lota: the client of the Hugging Face Hub cannot read this (" in sentence(done), done.args
     check(
         filled.environment(home, "tökenOfNobody"),
         made.folder,
         {
-            (
-                "inspect",
-                "user/one",
-            ): "user/one: the token that is set is none of the Hugging Face Hub: it contains other "
-            "characters than ASCII"
+            ("inspect", "user/one"): "user/one: the token that is set has characters that are not ASCII, unlike those "
+            "of the Hugging Face Hub"
         },
     )
     filled.answer = lambda method, path, data: data[:-9] if path.startswith("/storage/") else data
