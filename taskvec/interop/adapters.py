@@ -111,18 +111,24 @@ def read_config(adapter: Path) -> dict[str, Any]:
         adapter: The folder of the adapter.
 
     Raises:
-        AdapterError: It has none, or it is not one of peft.
+        AdapterError: It has none, it is not one of peft, or it makes peft import a module that it names.
     """
     path = adapter / CONFIG
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes(), parse_constant=_not_json)
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise AdapterError(f"{path} is not JSON") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise AdapterError(f"{path} is not the configuration of an adapter of peft: it has no peft_type")
+    if settings.get("megatron_config"):
+        raise AdapterError(f"{path} has megatron_config, with which peft imports a module that the file names")
     return settings
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(constant)  # NaN and the infinities
 
 
 def _check_effect(adapter: Path, settings: Mapping[str, Any]) -> None:
@@ -153,7 +159,7 @@ def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
         adapter: The folder of the adapter.
 
     Raises:
-        AdapterError: It has none, or its file is damaged or a pickle.
+        AdapterError: It has none, its file is damaged or a pickle, or it has a value that is not a finite number.
     """
     path = adapter / WEIGHTS
     if not path.is_file():
@@ -161,9 +167,13 @@ def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
         why = "" if other is None else f"; {other} is a pickle, which can run code: save the adapter as safetensors"
         raise AdapterError(f"{adapter} has no {WEIGHTS}{why}")
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a safetensors file ({error})") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise AdapterError(f"{path}: tensor {name!r} has a value that is not a finite number")
+    return tensors
 
 
 def check_base(base: Checkpoint) -> None:
@@ -218,10 +228,11 @@ def refusals_of_peft(what: str) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        # peft has no errors of its own
-        except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise AdapterError(f"{what}: {first}") from None
+        # peft has no errors of its own, and raises any for a setting that is not valid
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            found = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+            raise AdapterError(f"{what}: {found}") from None
 
 
 def check_read(

@@ -180,7 +180,8 @@ def _check(file: SafetensorsFile, path: Path, name: str, base: Checkpoint) -> No
         raise ConversionError(f"{where} is {info.form} in {base.name}, to which nothing can be added")
     if indices.dtype.name not in _INTEGERS or values.dtype.name not in _FLOATS or len(values.shape) != 1:
         raise ConversionError(
-            f"{where} has indices {indices.form} and values {values.form}; expected integers and floats [n]"
+            f"{where} has indices {indices.form} and values {values.form}; expected I32 or "
+            "I64, and floating-point numbers [n]"
         )
     (count,) = values.shape
     if indices.shape not in ((count,), (len(info.shape), count)):
@@ -191,7 +192,7 @@ def _check(file: SafetensorsFile, path: Path, name: str, base: Checkpoint) -> No
     if name + SHAPE in file.tensors:
         held = file.tensors[name + SHAPE]
         if held.dtype.name not in _INTEGERS or len(held.shape) != 1:
-            raise ConversionError(f"{where} has the shape {held.form}; expected integers [dimensions]")
+            raise ConversionError(f"{where} has the shape {held.form}; expected I32 or I64 [dimensions]")
         shape = tuple(int(size) for size in _numbers(file, name + SHAPE))
         if shape != info.shape:
             raise ConversionError(f"{where} is {list(shape)}, but {list(info.shape)} in {base.name}")

@@ -148,9 +148,7 @@ def _terms(
                 wrapped = PeftModel.from_pretrained(model, str(adapter), _key(number), low_cpu_mem_usage=True)
             else:
                 wrapped.load_adapter(str(adapter), _key(number), low_cpu_mem_usage=True)
-        check_read(
-            wrapped, adapter, stored, _key(number), values=False
-        )  # peft may round embeddings, which are not used
+        check_read(wrapped, adapter, stored, _key(number), values=False)  # peft may round embeddings
     inner = wrapped.get_base_model()
     found: dict[str, list[_Term]] = {}
     for module, layer in inner.named_modules():

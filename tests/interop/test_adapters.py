@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,6 +232,37 @@ def test_a_damaged_adapter_is_refused(base: Path, adapter: Path, damage: Any, me
     damage(adapter)
     with pytest.raises(AdapterError, match=message):
         interop.from_peft(adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "peft imports a module that the file names"),
+        ({"rank_pattern": {"((": 3}}, "peft cannot merge .* into this base: missing \\)"),
+        ({"trainable_token_indices": [99999]}, "peft cannot merge .* into this base: index 99999 is out of bounds"),
+        ({"r": 3}, r"peft cannot merge .* into this base: Error\(s\) in loading .*: size mismatch for"),
+        ({"lora_alpha": float("nan")}, r"adapter_config\.json is not JSON"),
+    ],
+)
+def test_settings_that_are_not_valid_are_refused(
+    base: Path, adapter: Path, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "changed")
+    config = tmp_path / "changed" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    with pytest.raises(AdapterError, match=message):
+        interop.from_peft(tmp_path / "changed", base)
+
+
+def test_a_value_that_is_not_finite_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "changed")
+    path = tmp_path / "changed" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path)
+    for weights in (None, [0.5]):
+        with pytest.raises(AdapterError, match=r"tensor '.*' has a value that is not a finite number"):
+            interop.from_peft(tmp_path / "changed", base, weights=weights)
 
 
 def test_a_quantised_base_is_refused(base: Path, adapter: Path) -> None:
