@@ -14,7 +14,7 @@ from taskvec_formats import Header, LotaReader
 from ..errors import HubError, UsageError
 from ..reporting.progress import Progress, silent
 from . import card
-from .base import recorded
+from .base import COMMIT, recorded
 from .client import asking, reason
 from .reference import Reference, parse, without_secrets
 
@@ -77,6 +77,8 @@ def destination(
         raise UsageError(f"{whole.file!r:.200} cannot be the name of a .lota file in a repository")
     if parse(str(whole)) != whole:
         raise UsageError(f"{whole.revision!r:.200} cannot be the name of a branch")
+    if whole.revision is not None and COMMIT.fullmatch(whole.revision):
+        raise UsageError(f"{whole.revision} is a commit: `revision` is the branch to commit to")
     return whole
 
 

@@ -123,6 +123,7 @@ def test_destinations() -> None:
         ("", None, "'' cannot be the name of a .lota file"),
         ("../b.lota", None, r"'\.\./b\.lota' cannot be the name of a .lota file"),
         (None, "", "'' cannot be the name of a branch"),
+        (None, "0" * 40, "is a commit: `revision` is the branch to commit to"),
         (None, "a..b", r"'a\.\.b' cannot be the name of a branch"),
     ):
         with pytest.raises(UsageError, match=message):
