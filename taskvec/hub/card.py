@@ -25,6 +25,7 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | 
 # the last comment is a line of its own, unlike one in the name of a file
 _SECTION = re.compile(r"<!-- taskvec (\{[^\n]*\}) -->\r?\n.*?^<!-- /taskvec -->(?=\s*?$)", re.DOTALL | re.MULTILINE)
 _END = "<!-- /taskvec -->"
+_DATASET = re.compile(rf"{REPO_ID.pattern}|\w[\w.-]*", re.ASCII)  # the oldest ones have no user
 # provenance of training -> row of the table
 _TRAINING = {
     "method": "method",
@@ -77,7 +78,8 @@ def _datasets(provenance: Mapping[str, Any]) -> list[str]:
     tables = [table for run in runs if isinstance(run, dict) for table in _list(run.get("data"))]
     # only data of the Hub have a split
     used = [each for each in tables if isinstance(each, dict) and "split" in each and each.get("use") != "eval_data"]
-    return sorted({str(table.get("name")) for table in used})
+    names = (table.get("name") for table in used)
+    return sorted({name for name in names if isinstance(name, str) and _DATASET.fullmatch(name)})
 
 
 def _list(value: object) -> list[Any]:

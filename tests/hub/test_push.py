@@ -393,9 +393,12 @@ def test_a_section_ends_at_its_own_comment() -> None:
 
 
 def test_metadata_of_training_and_of_untrusted_files() -> None:
-    run = {"data": [{"name": "org/data", "split": "train", "use": "data"}, {"name": "own.jsonl", "use": "data"}, 3]}
+    run: dict[str, list[Any]] = {
+        "data": [{"name": "org/data", "split": "train", "use": "data"}, {"name": "own.jsonl", "use": "data"}, 3]
+    }
+    run["data"] += [{"name": name, "split": "train"} for name in ("squad", "a b", "a/b\n", 3, None, "a/b/c")]
     facts = metadata_of(header(made_by="train", method="lota", run=run), {"license": "mit"})
-    assert facts["datasets"] == ["org/data"]
+    assert facts["datasets"] == ["org/data", "squad"]
     assert facts["tags"] == ["taskvec", "task-vector", "lottery-ticket-adaptation"]
     assert "base_model" not in facts
     hostile = header(
