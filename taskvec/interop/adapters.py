@@ -33,7 +33,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.source import Stored
 from ..vectors.vector import TaskVector
-from .names import CONFIG, PREFIX, WEIGHTS, check_peft, files_of
+from .names import CONFIG, PREFIX, WEIGHTS, check_peft, files_of, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,11 +97,11 @@ def read_adapter(adapter: Path, base: Checkpoint, progress: Progress = silent) -
         AdapterError, UsageError, TrainingError, DiffError, FormatError: As in `from_adapter`.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"{adapter.resolve().name}.lota"
+        path = Path(folder) / "adapter.lota"
         from_adapter(adapter, base, progress=progress).save(path, codec="fast")
         reader = LotaReader(path)  # an open file can be read after its name is gone
     reader.inputs = (*base.inputs, *files_of(adapter))
-    return TaskVector(reader.header, reader.header.tensors, Stored(reader), path.name)
+    return TaskVector(reader.header, reader.header.tensors, Stored(reader), f"{name_of(adapter)}.lota")
 
 
 def read_config(adapter: Path) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class _Merged(MemoryCheckpoint):
     """
 
     def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: Mapping[str, str]) -> None:
-        super().__init__(adapter.resolve().name, base.tensors)
+        super().__init__(name_of(adapter), base.tensors)
         self._adapter = adapter
         self._base = base
         self._model = model

@@ -30,7 +30,7 @@ from ..vectors.diff import diff
 from ..vectors.vector import TaskVector
 from .adapters import check_base, check_read, read_config, refusals_of_peft, stored_tensors
 from .modules import tensors_in
-from .names import PREFIX, files_of
+from .names import PREFIX, files_of, name_of
 
 # options of an adapter that make it more than a product of factors that is added to a weight
 _MORE = (
@@ -104,7 +104,7 @@ def from_adapters(
     vector = diff(base, tuned, sparsity, progress, kind)
     vector.header.provenance["made_by"] = "convert"
     vector.header.provenance["adapters"] = [
-        {"name": adapter.resolve().name, "weight": weight, "r": each.get("r"), "lora_alpha": each.get("lora_alpha")}
+        {"name": name_of(adapter), "weight": weight, "r": each.get("r"), "lora_alpha": each.get("lora_alpha")}
         for adapter, weight, each in zip(adapters, weights, settings, strict=True)
     ]
     return vector
@@ -201,7 +201,7 @@ class _Summed(MemoryCheckpoint):
     """A base with terms added to some of its tensors."""
 
     def __init__(self, base: Checkpoint, adapters: Sequence[Path], terms: Mapping[str, list[_Term]]) -> None:
-        super().__init__(" + ".join(adapter.resolve().name for adapter in adapters), base.tensors)
+        super().__init__(" + ".join(name_of(adapter) for adapter in adapters), base.tensors)
         self._base = base
         self._adapters = adapters
         self._terms = terms

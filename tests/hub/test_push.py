@@ -160,6 +160,27 @@ def test_training_and_adapters_record_the_base(hub: Hub, home: Path, llama: Path
     assert "lottery-ticket-adaptation" in front(page.encode())["tags"]
 
 
+def test_adapters_of_the_hub_are_named(hub: Hub, home: Path, llama: Path, tmp_path: Path) -> None:
+    hub.add_folder("org/llama", llama)
+    hub.add_folder("user/lora", make_adapter(llama, tmp_path / "adapter"))
+    ran(
+        run_all(
+            hub.environment(home),
+            ["convert", "user/lora", "--base", "org/llama", "-o", "one.lota"],
+            ["convert", "user/lora", "adapter", "--base", "org/llama", "-o", "sum.lota"],
+            ["merge", "user/lora", "adapter", "--base", "org/llama", "--method", "linear", "-o", "both"],
+            cwd=tmp_path,
+        )
+    )
+    one, total = (TaskVector.open(tmp_path / f"{name}.lota") for name in ("one", "sum"))
+    assert one.header.tuned is not None
+    assert one.header.tuned.name == "user/lora"
+    assert [each["name"] for each in total.provenance["adapters"]] == ["user/lora", "adapter"]
+    page = (tmp_path / "both" / "README.md").read_text()
+    assert "| user/lora.lota | 1.0 |" in page
+    assert "| adapter.lota | 1.0 |" in page
+
+
 def test_the_commands_and_the_program_of_the_card_run(hub: Hub, home: Path, made: Files, tmp_path: Path) -> None:
     """For a base of the Hub with a recorded commit, and for one in a folder."""
     environment = hub.environment(home)
