@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 import taskvec
 from taskvec import TaskVector, interop
 from taskvec.errors import AdapterError, BaseMismatchError, KindError, OutputExistsError, UsageError
-from taskvec.interop.adapters import read_adapter
+from taskvec.interop.adapters import read_adapter, stored_tensors
 from taskvec.interop.names import is_adapter
 from taskvec_formats import ModelFolder
 
@@ -263,6 +263,17 @@ def test_a_value_that_is_not_finite_is_refused(base: Path, adapter: Path, tmp_pa
     for weights in (None, [0.5]):
         with pytest.raises(AdapterError, match=r"tensor '.*' has a value that is not a finite number"):
             interop.from_peft(tmp_path / "changed", base, weights=weights)
+
+
+def test_values_of_fp8_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    for value in (1.0, float("nan")):
+        save_file({"a": torch.full((2,), value).to(torch.float8_e4m3fn)}, path)
+        if value == 1:
+            assert list(stored_tensors(tmp_path)) == ["a"]
+        else:
+            with pytest.raises(AdapterError, match="tensor 'a' has a value that is not a finite number"):
+                stored_tensors(tmp_path)
 
 
 def test_a_quantised_base_is_refused(base: Path, adapter: Path) -> None:
