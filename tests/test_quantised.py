@@ -15,6 +15,8 @@ from support.commands import ok, refused
 from support.models import make_llama, perturb
 
 import taskvec
+from taskvec import interop
+from taskvec.errors import ConversionError
 
 Weights = dict[str, torch.Tensor]
 
@@ -48,11 +50,13 @@ def quantised(base: Path, folder: Path, method: Callable[[str, torch.Tensor], We
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with base/, tuned/, v.lota and adapter/."""
+    """A folder with base/, tuned/, adapter/, and a vector in v.lota, coo.safetensors and delta.safetensors."""
     folder = tmp_path_factory.mktemp("quantised")
     base = make_llama(folder / "base", dtype="bfloat16")
     taskvec.pack(base, perturb(base, folder / "tuned", dtype="bfloat16"), folder / "v.lota")
     make_adapter(base, folder / "adapter", torch.bfloat16)
+    interop.to_coo(folder / "v.lota", folder / "coo.safetensors")
+    interop.to_delta(folder / "v.lota", base, folder / "delta.safetensors")
     return folder
 
 
@@ -68,6 +72,8 @@ def commands(folder: Path, base: Path, out: Path) -> dict[str, list[object]]:
         "shira": ["convert", vector, "--base", base, "--to", "shira", "-o", out],
         "lora": ["convert", vector, "--base", base, "--to", "lora", "-o", out],
         "delta": ["convert", vector, "--base", base, "--to", "delta", "-o", out],
+        "from coo": ["convert", folder / "coo.safetensors", "--base", base, "-o", out],
+        "from delta": ["convert", folder / "delta.safetensors", "--from", "delta", "--base", base, "-o", out],
     }
 
 
@@ -80,6 +86,13 @@ def test_a_quantised_base_is_refused(
     for command in commands(folder, base, tmp_path / "out").values():
         assert hint + "and quantise the result" in refused(1, *command)
     assert not (tmp_path / "out").exists()
+
+
+def test_coordinates_without_a_base_are_not_added_to_scaled_weights(folder: Path, tmp_path: Path) -> None:
+    base = quantised(folder / "base", tmp_path / "small", fp8)
+    save_file(load_file(folder / "coo.safetensors"), tmp_path / "other.safetensors")
+    with pytest.raises(ConversionError, match=r"does not name its base by fingerprint.*small is quantised \(fp8"):
+        interop.from_coo(tmp_path / "other.safetensors", base, are_deltas=True)
 
 
 def test_two_quantised_models_have_an_exact_difference(folder: Path, tmp_path: Path) -> None:

@@ -56,10 +56,9 @@ def push(
 
     if vector.is_dir():
         raise UsageError(f"{vector} is a folder, and push uploads .lota files: use hf upload {written(repo)} {vector}")
-    named = parse(repo)
-    to = destination(repo, path_in_repo or (None if named and named.file else vector.name), revision)
     if not vector.exists() and parse(str(vector)) is not None:
         raise UsageError(f"{written(vector)}: no such file; push uploads files of this machine")
+    to = destination(repo, path_in_repo, revision, name=vector.name)
     with progress_bars() as progress:
         done = TaskVector.open(vector).push_to_hub(
             to.repo,

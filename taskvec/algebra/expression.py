@@ -20,6 +20,7 @@ from taskvec_formats import Checkpoint, FormatError
 
 from ..arguments import said
 from ..errors import UsageError
+from ..hub.reference import written
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .compose import compose
@@ -211,7 +212,7 @@ def _opened(word: Word, open_vector: Callable[[str], TaskVector]) -> TaskVector:
                 raise
     joined = any(sign in word.text for sign in ("+", "-", "/", ">>"))
     hint = ": put white space around operators" if joined else ""
-    raise _error(word, f"there is no file {said(word.text, 200)}{hint}")
+    raise _error(word, f"there is no file {said(written(word.text), 200)}{hint}")
 
 
 def _check_operands(word: Word, left: _Operand, right: _Operand) -> None:

@@ -17,7 +17,7 @@ from .models import open_checkpoint
 from .reference import REPO_ID
 
 KEY = "hub_base"
-_COMMIT = re.compile("[0-9a-f]{40}")
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Based(Protocol):
@@ -54,7 +54,7 @@ def recorded(provenance: Mapping[str, Any]) -> HubCommit | None:
     repo, revision = (found.get("repo"), found.get("revision")) if isinstance(found, dict) else (None, None)
     if not isinstance(repo, str) or not isinstance(revision, str):
         return None
-    return HubCommit(repo, revision) if REPO_ID.fullmatch(repo) and _COMMIT.fullmatch(revision) else None
+    return HubCommit(repo, revision) if REPO_ID.fullmatch(repo) and COMMIT.fullmatch(revision) else None
 
 
 def inherited(parents: Iterable[Based]) -> dict[str, Any]:

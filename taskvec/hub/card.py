@@ -15,14 +15,17 @@ from typing import Any
 from taskvec_formats import Header
 from taskvec_formats.text import json_text, markdown
 
+from ..arguments import shown
 from .base import recorded
 from .reference import REPO_ID, Reference
 
 Metadata = dict[str, Any]
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_SECTION = re.compile(r"<!-- taskvec (\{[^\n]*\}) -->\n.*?<!-- /taskvec -->", re.DOTALL)
+# the last comment is a line of its own, unlike one in the name of a file
+_SECTION = re.compile(r"<!-- taskvec (\{[^\n]*\}) -->\r?\n.*?^<!-- /taskvec -->(?=\s*?$)", re.DOTALL | re.MULTILINE)
 _END = "<!-- /taskvec -->"
+_DATASET = re.compile(rf"{REPO_ID.pattern}|\w[\w.-]*", re.ASCII)  # the oldest ones have no user
 # provenance of training -> row of the table
 _TRAINING = {
     "method": "method",
@@ -75,7 +78,8 @@ def _datasets(provenance: Mapping[str, Any]) -> list[str]:
     tables = [table for run in runs if isinstance(run, dict) for table in _list(run.get("data"))]
     # only data of the Hub have a split
     used = [each for each in tables if isinstance(each, dict) and "split" in each and each.get("use") != "eval_data"]
-    return sorted({str(table.get("name")) for table in used})
+    names = (table.get("name") for table in used)
+    return sorted({name for name in names if isinstance(name, str) and _DATASET.fullmatch(name)})
 
 
 def _list(value: object) -> list[Any]:
@@ -285,8 +289,7 @@ def _with_metadata(text: str, before: Metadata, after: Metadata) -> tuple[str, l
         return text, ["README.md has metadata that are not a YAML mapping: they are left as they are"]
     missing = {key: value for key, value in after.items() if key not in found}
     notes = [
-        f"README.md keeps its `{key}`, {json_text(found[key], indent=None)}; for taskvec it is "
-        f"{json_text(after[key], indent=None)}"
+        f"README.md keeps its `{key}`, {shown(found[key])}; for taskvec it is {shown(after[key])}"
         for key in ("base_model", "base_model_relation", "library_name", "license")
         if key in after and key in found and found[key] != after[key]
     ]
@@ -294,4 +297,9 @@ def _with_metadata(text: str, before: Metadata, after: Metadata) -> tuple[str, l
         return text, notes
     added = front_matter(missing).removeprefix("---\n").removesuffix("---\n")
     end = front.end(1)
-    return text[:end] + added + text[end:], notes
+    page = text[:end] + added + text[end:]
+    whole = read_metadata(page)
+    if whole and whole.keys() == found.keys() | missing.keys() and all(whole[key] == missing[key] for key in missing):
+        return page, notes
+    keys = ", ".join(f"`{key}`" for key in missing)
+    return text, [*notes, f"README.md has metadata that no lines can be added to, which lack {keys}"]

@@ -70,8 +70,8 @@ def explaining(reference: Reference, what: str = "") -> Iterator[None]:
 
     try:
         yield
-    except (request_error(), HFValidationError, OSError) as error:
-        is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError))
+    except (request_error(), OSError, ValueError) as error:
+        is_final = isinstance(error, (RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError))
         raise HubError(_public(_sentence(error, reference, what)), is_final=is_final) from None
 
 
@@ -114,11 +114,27 @@ def _sentence(error: BaseException, reference: Reference, what: str) -> str:  # 
         return f"{asked} is not the name of a repository of the Hugging Face Hub"
     if isinstance(error, hub.HfHubHTTPError):
         return _answer(error, asked)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{asked}: the disk of the cache {constants.HF_HUB_CACHE} is full"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-        return f"{asked}: the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
-    return f"{absent} the Hugging Face Hub, {site}, cannot be reached ({reason(error)})"
+    return _of_client(error, asked) or f"{absent} the Hugging Face Hub, {site}, cannot be reached ({reason(error)})"
+
+
+def _of_client(error: BaseException, asked: str) -> str | None:  # noqa: PLR0911 - a table of causes
+    """Return a sentence for an error that the client or its cache makes, None for one of the connection."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if isinstance(error, UnicodeEncodeError):  # in a header; all other headers are ASCII
+        return f"{asked}: the token that is set has characters that are not ASCII, unlike those of the Hugging Face Hub"
+    if isinstance(error, ValueError):  # the name of a file, or an answer that is not JSON
+        return f"{asked}: the client of the Hugging Face Hub cannot read this ({reason(error)})"
+    if not isinstance(error, OSError):
+        return None
+    if str(error).startswith("Consistency check failed"):
+        return f"{asked}: the Hugging Face Hub does not send the whole file ({reason(error)})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{asked}: the disk of the cache {HF_HUB_CACHE} is full"
+    forbidden = error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM)
+    if forbidden or HF_HUB_CACHE.startswith(str(error.filename)):
+        return f"{asked}: the cache {HF_HUB_CACHE} cannot be written ({error.strerror})"
+    return None
 
 
 def _answer(error: BaseException, asked: str) -> str:

@@ -21,12 +21,16 @@ def _download(reference: Reference, *, with_code: bool) -> Path:
 
     Raises:
         HubError: It does not exist, cannot be read, or cannot be stored.
+        UsageError: It has no file of those that a model consists of.
     """
     from huggingface_hub import snapshot_download
 
     patterns = _WANTED + ["*.py"] * with_code
     with asking(reference):
-        return Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(reference.repo, revision=reference.revision, allow_patterns=patterns))
+    if not folder.exists():  # the client makes no folder without files
+        raise UsageError(f"{reference} holds no .safetensors file")
+    return folder
 
 
 def local_folder(reference: str | os.PathLike[str]) -> Path:
@@ -40,6 +44,7 @@ def local_folder(reference: str | os.PathLike[str]) -> Path:
 
     Raises:
         HubError: The repository cannot be downloaded.
+        UsageError: It has no file of those that a model consists of.
     """
     on_hub = reference_to(reference, file=False)
     return path_of("the folder", reference) if on_hub is None else _download(on_hub, with_code=False)

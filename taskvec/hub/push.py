@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from taskvec_formats import Header, LotaReader
 from ..errors import HubError, UsageError
 from ..reporting.progress import Progress, silent
 from . import card
-from .base import recorded
+from .base import COMMIT, recorded
 from .client import asking, reason
 from .reference import Reference, parse, without_secrets
 
@@ -48,13 +48,16 @@ class Pushed:
     notes: tuple[str, ...]
 
 
-def destination(repo: str, file: str | None = None, revision: str | None = None) -> Reference:
+def destination(
+    repo: str, file: str | None = None, revision: str | None = None, *, name: str | None = None
+) -> Reference:
     """Return the reference of a file to upload.
 
     Args:
         repo: `user/repo`, also with the file and the branch, as in any reference.
         file: The path in the repository, if `repo` does not contain it.
         revision: The branch, if `repo` does not contain it.
+        name: The path in the repository if neither says it.
 
     Raises:
         UsageError: Something is given twice, or cannot be the name of a repository, a file or a branch.
@@ -65,12 +68,17 @@ def destination(repo: str, file: str | None = None, revision: str | None = None)
     found = parse(repo)
     if found is None:
         raise UsageError(f"{without_secrets(repo)} is not a repository of the Hugging Face Hub: expected user/repo")
-    for name, given, own in (("path_in_repo", file, found.file), ("revision", revision, found.revision)):
+    for what, given, own in (("path_in_repo", file, found.file), ("revision", revision, found.revision)):
         if given is not None and own is not None and given != own:
-            raise UsageError(f"`{name}` is {given}, but {repo} names {own}")
-    whole = Reference(found.repo, found.file or file, found.revision or revision, explicit=True)
-    if whole.file is None or parse(str(whole)) != whole:
+            raise UsageError(f"`{what}` is {given}, but {repo} names {own}")
+    path = name if file is None else file
+    whole = Reference(found.repo, found.file or path, found.revision or revision, explicit=True)
+    if whole.file is None or parse(str(replace(whole, revision=None))) != replace(whole, revision=None):
         raise UsageError(f"{whole.file!r:.200} cannot be the name of a .lota file in a repository")
+    if parse(str(whole)) != whole:
+        raise UsageError(f"{whole.revision!r:.200} cannot be the name of a branch")
+    if whole.revision is not None and COMMIT.fullmatch(whole.revision):
+        raise UsageError(f"{whole.revision} is a commit: `revision` is the branch to commit to")
     return whole
 
 
@@ -205,8 +213,13 @@ def _license(header: Header) -> tuple[Mapping[str, Any], list[str]]:
     except (HubError, UnicodeDecodeError) as error:
         return {}, [f"the model card names no license: that of {base} is not known ({error})"]
     found = (card.read_metadata(text) if text else None) or {}
-    named = {key: found[key] for key in _LICENSE if isinstance(found.get(key), (str, list))}
+    named = {key: found[key] for key in _LICENSE if _is_text(found.get(key))}
     return named, [] if named else [f"the model card names no license: that of {base} names none"]
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value of the metadata of another repository is a string, or a list of strings."""
+    return all(isinstance(each, str) for each in value) if isinstance(value, list) else isinstance(value, str)
 
 
 def _check(pushed: Reference, size: int, sha256: str) -> None:

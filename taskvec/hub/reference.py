@@ -22,7 +22,7 @@ _OF_REVISION = re.compile(r"(refs/pr/\d+|refs/convert/[\w.-]+|[^/]+)/(.+\.lota)"
 _LOCAL = (".lota", ".safetensors")  # endings of files, which names of repositories do not have
 _CREDENTIALS = re.compile(r"(?<=:/)(/*)[^/@\s]+@")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
-_QUERY = re.compile(r"(\b[a-z]+://[^\s?'\"]+)\?[^\s'\"]*", re.IGNORECASE)
+_QUERY = re.compile(r"((?:\b[a-z]+://|\(…\))[^\s?'\"]+)\?[^\s'\")]*", re.IGNORECASE)  # the client cuts long URLs
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def parse(text: str) -> Reference | None:
         revision, file = inside.groups()
     parts = [] if file is None else file.split("/")
     if any(part in ("", ".", "..") for part in parts) or (file is not None and not file.endswith(".lota")):
+        return None
+    if revision is not None and ".." in revision:  # no name in Git, but a path in the cache
         return None
     if prefix is None and file is None and repo.endswith(_LOCAL):
         return None

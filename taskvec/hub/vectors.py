@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import HubError
-from .client import asking
+from .client import asking, explaining
 from .ranges import RemoteFile
 from .reference import Reference
 
@@ -54,8 +54,7 @@ def files_of(reference: Reference) -> list[str]:
             info = HfApi().model_info(reference.repo, revision=reference.revision)
         return [sibling.rfilename for sibling in info.siblings or ()]
     except HubError as error:
-        folder = _snapshot(reference)
-        if folder is None or error.is_final:
+        if error.is_final or (folder := _snapshot(reference)) is None:
             raise
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
@@ -137,7 +136,8 @@ def _cached(reference: Reference, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     assert reference.file is not None
-    found = try_to_load_from_cache(reference.repo, reference.file, revision=revision)
+    with explaining(reference):
+        found = try_to_load_from_cache(reference.repo, reference.file, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from taskvec_formats import Checkpoint, Kind, LotaReader
 from taskvec_formats.dtypes import BitArray
 
+from ..arguments import said
 from ..errors import AdapterError, UsageError
 from ..models.loading import load_weights
 from ..models.memory import MemoryCheckpoint
@@ -32,7 +33,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.source import Stored
 from ..vectors.vector import TaskVector
-from .names import CONFIG, PREFIX, WEIGHTS, check_peft, files_of
+from .names import CONFIG, PREFIX, WEIGHTS, check_peft, files_of, name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,6 +68,7 @@ def from_adapter(
     """
     check_peft()
     settings = read_config(adapter)
+    _check_effect(adapter, settings)
     stored = stored_tensors(adapter)
     check_base(base)
     progress("merging the adapter", 0, 1, "")
@@ -95,11 +97,11 @@ def read_adapter(adapter: Path, base: Checkpoint, progress: Progress = silent) -
         AdapterError, UsageError, TrainingError, DiffError, FormatError: As in `from_adapter`.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / f"{adapter.resolve().name}.lota"
+        path = Path(folder) / "adapter.lota"
         from_adapter(adapter, base, progress=progress).save(path, codec="fast")
         reader = LotaReader(path)  # an open file can be read after its name is gone
     reader.inputs = (*base.inputs, *files_of(adapter))
-    return TaskVector(reader.header, reader.header.tensors, Stored(reader), path.name)
+    return TaskVector(reader.header, reader.header.tensors, Stored(reader), f"{name_of(adapter)}.lota")
 
 
 def read_config(adapter: Path) -> dict[str, Any]:
@@ -109,18 +111,45 @@ def read_config(adapter: Path) -> dict[str, Any]:
         adapter: The folder of the adapter.
 
     Raises:
-        AdapterError: It has none, or it is not one of peft.
+        AdapterError: It has none, it is not one of peft, or it makes peft import a module that it names.
     """
     path = adapter / CONFIG
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes(), parse_constant=_not_json)
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise AdapterError(f"{path} is not JSON") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
         raise AdapterError(f"{path} is not the configuration of an adapter of peft: it has no peft_type")
+    if settings.get("megatron_config"):
+        raise AdapterError(f"{path} has megatron_config, with which peft imports a module that the file names")
     return settings
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(constant)  # NaN and the infinities
+
+
+def _check_effect(adapter: Path, settings: Mapping[str, Any]) -> None:
+    """Check that the configuration determines the merged weights, and that the base has tensors for all of them.
+
+    Args:
+        adapter: The folder of the adapter.
+        settings: Its configuration.
+
+    Raises:
+        AdapterError: The adapter repeats layers, whose copies share their weights; or peft draws random numbers when it
+            loads it.
+    """
+    if settings.get("layer_replication"):
+        raise AdapterError(f"{adapter} has layer_replication, and the base has no tensors for the layers that it adds")
+    initial = settings.get("init_lora_weights")
+    if isinstance(initial, str) and initial.startswith("pissa_niter_"):
+        raise AdapterError(
+            f"{adapter} has init_lora_weights {said(initial)}, whose decomposition of the base is random and differs "
+            "each time peft loads the adapter: save it as a LoRA, with path_initial_model_for_weight_conversion of peft"
+        )
 
 
 def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
@@ -130,7 +159,7 @@ def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
         adapter: The folder of the adapter.
 
     Raises:
-        AdapterError: It has none, or its file is damaged or a pickle.
+        AdapterError: It has none, its file is damaged or a pickle, or it has a value that is not a finite number.
     """
     path = adapter / WEIGHTS
     if not path.is_file():
@@ -138,9 +167,14 @@ def stored_tensors(adapter: Path) -> dict[str, torch.Tensor]:
         why = "" if other is None else f"; {other} is a pickle, which can run code: save the adapter as safetensors"
         raise AdapterError(f"{adapter} has no {WEIGHTS}{why}")
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:
         raise AdapterError(f"{path} is not a safetensors file ({error})") from None
+    for name, tensor in tensors.items():
+        known = tensor.float() if tensor.itemsize == 1 else tensor  # torch has no isfinite of fp8
+        if not known.isfinite().all():
+            raise AdapterError(f"{path}: tensor {name!r} has a value that is not a finite number")
+    return tensors
 
 
 def check_base(base: Checkpoint) -> None:
@@ -195,20 +229,24 @@ def refusals_of_peft(what: str) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        # peft has no errors of its own
-        except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise AdapterError(f"{what}: {first}") from None
+        # peft has no errors of its own, and raises any for a setting that is not valid
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            found = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+            raise AdapterError(f"{what}: {found}") from None
 
 
-def check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], name: str = "default") -> None:
+def check_read(
+    wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], name: str = "default", *, values: bool = True
+) -> None:
     """Check that a model with an adapter has every tensor of its file, and no other.
 
     Args:
-        wrapped: The model of peft. If it is on the meta device, only names and shapes are compared.
+        wrapped: The model of peft.
         adapter: The folder of the adapter.
         stored: The tensors of the adapter.
         name: The name of the adapter in the model.
+        values: Whether to compare values, not only names and shapes.
 
     Raises:
         AdapterError: A tensor is missing, belongs to no layer, or was not read.
@@ -224,7 +262,7 @@ def check_read(wrapped: Any, adapter: Path, stored: dict[str, torch.Tensor], nam
         if found is None:
             raise AdapterError(f"{adapter}: tensor {tensor!r} belongs to no layer of this base")
         same = found.shape == stored[tensor].shape
-        if not same or not (found.is_meta or torch.equal(found.cpu(), stored[tensor].to(found.dtype))):
+        if not same or (values and not torch.equal(found.cpu(), stored[tensor].to(found.dtype))):
             raise AdapterError(f"{adapter}: peft did not read tensor {tensor!r}")
 
 
@@ -242,7 +280,7 @@ class _Merged(MemoryCheckpoint):
     """
 
     def __init__(self, adapter: Path, base: Checkpoint, model: torch.nn.Module, known: Mapping[str, str]) -> None:
-        super().__init__(adapter.resolve().name, base.tensors)
+        super().__init__(name_of(adapter), base.tensors)
         self._adapter = adapter
         self._base = base
         self._model = model

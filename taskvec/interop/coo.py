@@ -24,6 +24,7 @@ from taskvec_formats.system.atomic import atomic_file
 
 from ..destination import appearing
 from ..errors import BaseMismatchError, ConversionError
+from ..quantised import hint
 from ..reporting.progress import Progress, silent
 from ..vectors.delta import as_bytes
 from ..vectors.vector import TaskVector
@@ -145,11 +146,13 @@ def from_coo(
         )
     if (named := file.metadata.get(_BASE)) is not None and named != base.fingerprint and _says_delta(file):
         name = file.metadata.get("base_name", "another model")
-        raise BaseMismatchError(f"{path} was taken from {name} ({named:.12}), not from {base.name}")
+        raise BaseMismatchError(f"{path} was taken from {name} ({named:.12}), not from {base.name}{hint(base)}")
+    if (named is None or not _says_delta(file)) and (quantised := hint(base)):
+        raise ConversionError(f"{path} does not name its base by fingerprint, so it may be another one{quantised}")
     names = _names(file, path)
     for name in names:
         if name not in base.tensors:
-            raise ConversionError(f"{path} changes tensor {name!r}, which {base.name} does not have")
+            raise ConversionError(f"{path} changes tensor {name!r}, which {base.name} does not have{hint(base)}")
         _check(file, path, name, base)
     forms = {name: base.tensors[name].form for name in names}
     entries = WholeEntries(lambda name: _read(file, path, name, base), forms, (*base.inputs, path))
@@ -180,7 +183,8 @@ def _check(file: SafetensorsFile, path: Path, name: str, base: Checkpoint) -> No
         raise ConversionError(f"{where} is {info.form} in {base.name}, to which nothing can be added")
     if indices.dtype.name not in _INTEGERS or values.dtype.name not in _FLOATS or len(values.shape) != 1:
         raise ConversionError(
-            f"{where} has indices {indices.form} and values {values.form}; expected integers and floats [n]"
+            f"{where} has indices {indices.form} and values {values.form}; expected I32 or "
+            "I64, and floating-point numbers [n]"
         )
     (count,) = values.shape
     if indices.shape not in ((count,), (len(info.shape), count)):
@@ -191,10 +195,10 @@ def _check(file: SafetensorsFile, path: Path, name: str, base: Checkpoint) -> No
     if name + SHAPE in file.tensors:
         held = file.tensors[name + SHAPE]
         if held.dtype.name not in _INTEGERS or len(held.shape) != 1:
-            raise ConversionError(f"{where} has the shape {held.form}; expected integers [dimensions]")
+            raise ConversionError(f"{where} has the shape {held.form}; expected I32 or I64 [dimensions]")
         shape = tuple(int(size) for size in _numbers(file, name + SHAPE))
         if shape != info.shape:
-            raise ConversionError(f"{where} is {list(shape)}, but {list(info.shape)} in {base.name}")
+            raise ConversionError(f"{where} is {list(shape)}, but {list(info.shape)} in {base.name}{hint(base)}")
 
 
 def _numbers(file: SafetensorsFile, name: str) -> npt.NDArray[np.int64]:

@@ -143,10 +143,14 @@ def from_delta(
 
     Raises:
         ConversionError: A tensor of the checkpoint is not in the base, or has another shape; a delta is not a finite
-            number; an integer tensor is not zero; or all deltas are zero.
+            number; an integer tensor is not zero; or all deltas are zero. The base is quantised, and the checkpoint
+            lacks a tensor of it.
         UsageError: The sparsity is outside (0, 1).
         FormatError: The checkpoint cannot be read.
     """
+    missing = min(base.tensors.keys() - deltas.tensors.keys(), default=None)
+    if missing is not None and (quantised := hint(base)):  # deltas of quantised weights have their scales too
+        raise ConversionError(f"{deltas.path} lacks tensor {missing!r} of {base.name}{quantised}")
     changed = {}
     for done, name in enumerate(deltas.tensors):
         progress("reading deltas", done, len(deltas.tensors), name)
@@ -179,10 +183,10 @@ def _is_changed(deltas: Checkpoint, name: str, base: Checkpoint) -> bool:
     """Check a tensor of deltas, and return whether any of them is not zero."""
     form, where = deltas.tensors[name].form, f"{deltas.path}: tensor {name!r}"
     if name not in base.tensors:
-        raise ConversionError(f"{where} is not in {base.name}")
+        raise ConversionError(f"{where} is not in {base.name}{hint(base)}")
     target = base.tensors[name]
     if form.shape != target.shape:
-        raise ConversionError(f"{where} is {list(form.shape)}, but {list(target.shape)} in {base.name}")
+        raise ConversionError(f"{where} is {list(form.shape)}, but {list(target.shape)} in {base.name}{hint(base)}")
     if not (form.dtype.additive and target.dtype.additive):
         if any(deltas.bits(name, *span).any() for span in form.blocks()):
             raise ConversionError(f"{where} is {form} and {target.form} in {base.name}, which cannot be added")

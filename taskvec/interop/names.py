@@ -49,6 +49,19 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path, *sorted(path.glob("*")))
 
 
+def name_of(adapter: Path) -> str:
+    """Return the name of an adapter for the provenance: that of its folder, or of its repository on the Hub.
+
+    Args:
+        adapter: The folder, which may be that of a commit in the Hub's cache.
+    """
+    folder = adapter.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
 def reference_to(base: Checkpoint) -> str:
     """Return what the configuration of an adapter says of its base: the Hub id, or the path."""
     return str(base.path) if base.commit is None else base.commit.repo

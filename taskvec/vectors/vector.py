@@ -40,7 +40,7 @@ from taskvec_formats.system.parallel import ordered_map, threads
 from taskvec_formats.system.spool import Piece, Spools
 from taskvec_formats.text import printable
 
-from ..arguments import one_of, real, said, truth, whole
+from ..arguments import instance, one_of, real, said, truth, whole
 from ..destination import appearing, check_file
 from ..errors import UsageError
 from ..hub.base import record as base_record
@@ -187,7 +187,8 @@ class TaskVector(Mapping[str, SparseTensor]):
             if not isinstance(value, str) and (what == "repo" or value is not None):
                 raise UsageError(f"{what} must be a string, found {said(value)}")
         file = "" if filename is None else f"/{filename}"
-        return cls.open(f"hf://{repo}{file}" + ("" if revision is None else f"@{revision}"), download=download)
+        place = f"hf://{repo.removeprefix('hf://')}{file}" + ("" if revision is None else f"@{revision}")
+        return cls.open(place, download=truth("download", download))
 
     def push_to_hub(
         self,
@@ -224,7 +225,9 @@ class TaskVector(Mapping[str, SparseTensor]):
         """
         from ..hub.push import destination, push
 
-        to = destination(repo, path_in_repo or f"{Path(self.name).name.removesuffix('.lota')}.lota", revision)
+        to = destination(repo, path_in_repo, revision, name=f"{Path(self.name).name.removesuffix('.lota')}.lota")
+        if message is not None:
+            instance("message", message, str)
         chosen = None if private is None else truth("private", private)
         options: dict[str, Any] = {"private": chosen, "message": message, "create_pr": truth("create_pr", create_pr)}
         with bars.shown(progress) as report:

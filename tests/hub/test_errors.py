@@ -226,3 +226,39 @@ def test_the_token_is_written_nowhere(filled: Hub, home: Path, made: Files, tmp_
     page = filled.repos["user/new"].files("main")[1]["README.md"]  # type: ignore[index]
     texts = [*(path.read_bytes() for path in files), page, *(f"{each.stdout}{each.stderr}".encode() for each in done)]
     assert not any(TOKEN.encode() in text or b"secretOfTheUrl" in text for text in texts)
+
+
+def test_names_and_answers_that_the_client_does_not_read(filled: Hub, home: Path, made: Files, tmp_path: Path) -> None:
+    one = made.vectors[0].read_bytes()
+    filled.add("user/outside", {"../../one.lota": one})
+    filled.add("user/gguf", {"model.gguf": b"GGUF"})
+    check(
+        filled.environment(home),
+        made.folder,
+        {
+            ("unpack", "one.lota", "--base", "user/gguf", "-o", "n"): "user/gguf holds no .safetensors file",
+            ("convert", "user/gguf", "--base", "base", "-o", "n"): "user/gguf holds no .safetensors file",
+            ("inspect", "user/x.git"): "user/x.git is not the name of a repository of the Hugging Face Hub",
+        },
+        {"n": 2},
+    )
+    commands = [["pull", "user/outside", "-o", "n"], ["inspect", "user/outside"]]
+    for done in run_all(filled.environment(home), *commands, cwd=made.folder):
+        assert "lota: the client of the Hugging Face Hub cannot read this (" in sentence(done), done.args
+    check(
+        filled.environment(home, "tökenOfNobody"),
+        made.folder,
+        {
+            ("inspect", "user/one"): "user/one: the token that is set has characters that are not ASCII, unlike those "
+            "of the Hugging Face Hub"
+        },
+    )
+    filled.answer = lambda method, path, data: data[:-9] if path.startswith("/storage/") else data
+    (done,) = run_all(filled.environment(tmp_path / "other home"), ["pull", "user/one", "-o", "n"], cwd=made.folder)
+    assert sentence(done).startswith("user/one/one.lota: the Hugging Face Hub does not send the whole file (")
+    assert not (made.folder / "n").exists()
+
+
+def test_an_expression_names_no_token(made: Files) -> None:
+    (done,) = run_all({}, ["arith", "one.lota+user/hf_aSecretOfSomebody/x.lota", "-o", "n"], cwd=made.folder)
+    assert "there is no file 'one.lota+user/hf_…/x.lota'" in sentence(done, 2)

@@ -17,7 +17,7 @@ from support.building import package, vector_of
 from support.hub import Files, Hub, python, run_all
 
 from taskvec import TaskVector
-from taskvec.hub.card import merge_tables, metadata_of, section, updated
+from taskvec.hub.card import merge_tables, metadata_of, read_metadata, section, updated
 from taskvec.hub.reference import Reference
 from taskvec_formats import Header, Identity, SparseTensor
 
@@ -160,6 +160,27 @@ def test_training_and_adapters_record_the_base(hub: Hub, home: Path, llama: Path
     assert "lottery-ticket-adaptation" in front(page.encode())["tags"]
 
 
+def test_adapters_of_the_hub_are_named(hub: Hub, home: Path, llama: Path, tmp_path: Path) -> None:
+    hub.add_folder("org/llama", llama)
+    hub.add_folder("user/lora", make_adapter(llama, tmp_path / "adapter"))
+    ran(
+        run_all(
+            hub.environment(home),
+            ["convert", "user/lora", "--base", "org/llama", "-o", "one.lota"],
+            ["convert", "user/lora", "adapter", "--base", "org/llama", "-o", "sum.lota"],
+            ["merge", "user/lora", "adapter", "--base", "org/llama", "--method", "linear", "-o", "both"],
+            cwd=tmp_path,
+        )
+    )
+    one, total = (TaskVector.open(tmp_path / f"{name}.lota") for name in ("one", "sum"))
+    assert one.header.tuned is not None
+    assert one.header.tuned.name == "user/lora"
+    assert [each["name"] for each in total.provenance["adapters"]] == ["user/lora", "adapter"]
+    page = (tmp_path / "both" / "README.md").read_text()
+    assert "| user/lora.lota | 1.0 |" in page
+    assert "| adapter.lota | 1.0 |" in page
+
+
 def test_the_commands_and_the_program_of_the_card_run(hub: Hub, home: Path, made: Files, tmp_path: Path) -> None:
     """For a base of the Hub with a recorded commit, and for one in a folder."""
     environment = hub.environment(home)
@@ -298,13 +319,27 @@ def test_a_page_of_a_user_is_kept(hub: Hub, home: Path, made: Files) -> None:
             cwd=home.parent,
         )
     )
-    assert 'note: README.md keeps its `base_model`, "org/elsewhere"; for taskvec it is "org/base"\n' in said[1]
+    assert "note: README.md keeps its `base_model`, 'org/elsewhere'; for taskvec it is 'org/base'\n" in said[1]
     found = files_of(hub, "user/one")["README.md"].decode()
     assert found.startswith(
         "---\n# mine\nlicense: mit\nbase_model: org/elsewhere\ntags: [mine]\nlibrary_name: taskvec\n"
     )
     assert "---\n# My vectors\n\nText.\n\n<!-- taskvec {" in found
     assert [found.count(f"\n## {name}.lota\n") for name in ("one", "two")] == [1, 1]
+
+
+def test_a_license_that_is_no_text_is_not_copied(hub: Hub, home: Path, made: Files) -> None:
+    hub.add("org/base", {"README.md": b"---\nlicense: &a [*a]\nlicense_name: 2024-01-01\n---\n"})
+    one = home.parent / "one.lota"
+    said = ran(
+        run_all(
+            hub.environment(home),
+            ["pack", "org/base", made.tuned, "-o", one],
+            ["push", one, "user/one"],
+            cwd=home.parent,
+        )
+    )
+    assert "note: the model card names no license: that of org/base names none\n" in said[1]
 
 
 # the text of a model card, without a server
@@ -341,6 +376,9 @@ def test_sections_are_replaced_and_metadata_follow() -> None:
         ("---\r\nlicense: mit\r\n---\r\nText.\r\n", "---\r\nlicense: mit\r\n"),
         ("A line.\n---\nAnother.\n", "A line.\n---\nAnother.\n"),
         ("<!-- taskvec {broken} -->\nmine\n<!-- /taskvec -->\n", "{broken} -->\nmine\n"),
+        ("---\n{license: mit}\n---\nText.\n", "---\n{license: mit}\n---\nText.\n"),
+        ("---\n  license: mit\n---\nText.\n", "---\n  license: mit\n---\nText.\n"),
+        ("---\nlicense: mit\n...\n---\nText.\n", "---\nlicense: mit\n...\n---\nText.\n"),
         ('<!-- taskvec {"file": 3} -->\nmine\n<!-- /taskvec -->\n', '{"file": 3} -->\nmine\n'),
     ],
 )
@@ -348,14 +386,40 @@ def test_any_text_of_a_user_is_kept(text: str, kept: str) -> None:
     page, _ = updated(text, "repo", "x.lota", {"library_name": "taskvec"}, "BODY")
     assert kept in page
     assert page.count("BODY") == 1
+    metadata = read_metadata(text)
+    assert read_metadata(page) in (metadata, {**(metadata or {}), "library_name": "taskvec"})
     again, _ = updated(page, "repo", "x.lota", {"library_name": "taskvec"}, "BODY")
     assert again == page
 
 
+def test_metadata_of_any_type_are_named() -> None:
+    text = "---\nlicense: 2024-01-01\nbase_model: &a [*a]\n---\nText.\n"
+    _, notes = updated(text, "repo", "x.lota", {"license": "mit", "base_model": "a/b"}, "BODY")
+    assert [note.partition(";")[0] for note in notes] == [
+        "README.md keeps its `base_model`, [[...]]",
+        "README.md keeps its `license`, datetime.date(2024, 1, 1)",
+    ]
+
+
+def test_a_section_ends_at_its_own_comment() -> None:
+    """Names of files and lines that end as on Windows do not hide the end."""
+    metadata = {"library_name": "taskvec"}
+    body = "```bash\ntaskvec unpack 'user/repo/x<!-- /taskvec -->.lota'\n```"
+    page, _ = updated(None, "repo", "x<!-- /taskvec -->.lota", metadata, body)
+    assert updated(page, "repo", "x<!-- /taskvec -->.lota", metadata, body) == (page, [])
+    windows = page.replace("\n", "\r\n")
+    again, _ = updated(windows, "repo", "x<!-- /taskvec -->.lota", metadata, "BODY")
+    assert again.count("BODY") == 1
+    assert "```bash" not in again
+
+
 def test_metadata_of_training_and_of_untrusted_files() -> None:
-    run = {"data": [{"name": "org/data", "split": "train", "use": "data"}, {"name": "own.jsonl", "use": "data"}, 3]}
+    run: dict[str, list[Any]] = {
+        "data": [{"name": "org/data", "split": "train", "use": "data"}, {"name": "own.jsonl", "use": "data"}, 3]
+    }
+    run["data"] += [{"name": name, "split": "train"} for name in ("squad", "a b", "a/b\n", 3, None, "a/b/c")]
     facts = metadata_of(header(made_by="train", method="lota", run=run), {"license": "mit"})
-    assert facts["datasets"] == ["org/data"]
+    assert facts["datasets"] == ["org/data", "squad"]
     assert facts["tags"] == ["taskvec", "task-vector", "lottery-ticket-adaptation"]
     assert "base_model" not in facts
     hostile = header(

@@ -11,6 +11,7 @@ from support.building import tensor, write_checkpoint
 from taskvec import TaskVector
 from taskvec.errors import UsageError
 from taskvec.hub import open_checkpoint
+from taskvec.hub.push import destination
 from taskvec.hub.reference import Reference, parse, reference_to, without_secrets, written
 
 TENSORS = {"w": tensor("F32", [1])}
@@ -57,6 +58,8 @@ def test_a_missing_vector_of_a_local_path_is_named(reference: str) -> None:
         ("user/re po", None),
         (".user/repo", None),
         ("user/repo@a\nb", None),
+        ("user/repo@../../x", None),
+        ("user/repo/file.lota@a..b", None),
         ("", None),
     ],
 )
@@ -97,6 +100,7 @@ def test_secrets_are_removed_from_texts(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HF_TOKEN", "oldStyleToken")
     text = "GET https://a:b@host/p?X-Amz-Signature=abc with hf_abcdefgh and oldStyleToken to hf://user/repo@main"
     assert without_secrets(text) == "GET https://host/p with hf_… and … to hf://user/repo@main"
+    assert without_secrets("sent 3 bytes ((…)0a1b?Signature=abc).") == "sent 3 bytes ((…)0a1b)."
     assert written(Path("hf://user/repo@main/x.lota")) == "hf://user/repo@main/x.lota"
     assert written("plain/path@x") == "plain/path@x"
 
@@ -108,3 +112,19 @@ def test_from_pretrained_checks_its_arguments() -> None:
         TaskVector.from_pretrained("user/repo", revision=1)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="is not a reference to the Hub"):
         TaskVector.from_pretrained("repo")
+    with pytest.raises(UsageError, match="download must be True or False, found 'no'"):
+        TaskVector.from_pretrained("user/repo", download="no")  # type: ignore[arg-type]
+
+
+def test_destinations() -> None:
+    assert destination("user/repo/a.lota@dev", name="b.lota") == Reference("user/repo", "a.lota", "dev", explicit=True)
+    assert destination("user/repo", name="b.lota") == Reference("user/repo", "b.lota", explicit=True)
+    for file, revision, message in (
+        ("", None, "'' cannot be the name of a .lota file"),
+        ("../b.lota", None, r"'\.\./b\.lota' cannot be the name of a .lota file"),
+        (None, "", "'' cannot be the name of a branch"),
+        (None, "0" * 40, "is a commit: `revision` is the branch to commit to"),
+        (None, "a..b", r"'a\.\.b' cannot be the name of a branch"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            destination("user/repo", file, revision, name="b.lota")

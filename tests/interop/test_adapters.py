@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 import taskvec
 from taskvec import TaskVector, interop
 from taskvec.errors import AdapterError, BaseMismatchError, KindError, OutputExistsError, UsageError
-from taskvec.interop.adapters import read_adapter
+from taskvec.interop.adapters import read_adapter, stored_tensors
 from taskvec.interop.names import is_adapter
 from taskvec_formats import ModelFolder
 
@@ -109,6 +110,22 @@ def test_a_prompt_is_no_change_of_weights(base: Path, tmp_path: Path) -> None:
     prompt = make_adapter(base, tmp_path / "prompt", config=config)
     with pytest.raises(AdapterError, match="is of the kind PROMPT_TUNING, which does not change weights"):
         interop.from_peft(prompt, base)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer_replication": [(0, 2), (0, 2)]}, "layer_replication, and the base has no tensors for the layers"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', whose decomposition of the base is random"),
+    ],
+)
+def test_effects_that_an_adapter_does_not_determine_are_refused(
+    base: Path, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], **options)
+    make_adapter(base, tmp_path / "adapter", config=config)
+    with pytest.raises(AdapterError, match=message):
+        interop.from_peft(tmp_path / "adapter", base)
 
 
 def test_a_base_of_several_dtypes_keeps_them(tmp_path: Path) -> None:
@@ -215,6 +232,48 @@ def test_a_damaged_adapter_is_refused(base: Path, adapter: Path, damage: Any, me
     damage(adapter)
     with pytest.raises(AdapterError, match=message):
         interop.from_peft(adapter, base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "peft imports a module that the file names"),
+        ({"rank_pattern": {"((": 3}}, "peft cannot merge .* into this base: missing \\)"),
+        ({"trainable_token_indices": [99999]}, "peft cannot merge .* into this base: index 99999 is out of bounds"),
+        ({"r": 3}, r"peft cannot merge .* into this base: Error\(s\) in loading .*: size mismatch for"),
+        ({"lora_alpha": float("nan")}, r"adapter_config\.json is not JSON"),
+    ],
+)
+def test_settings_that_are_not_valid_are_refused(
+    base: Path, adapter: Path, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    shutil.copytree(adapter, tmp_path / "changed")
+    config = tmp_path / "changed" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    with pytest.raises(AdapterError, match=message):
+        interop.from_peft(tmp_path / "changed", base)
+
+
+def test_a_value_that_is_not_finite_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "changed")
+    path = tmp_path / "changed" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path)
+    for weights in (None, [0.5]):
+        with pytest.raises(AdapterError, match=r"tensor '.*' has a value that is not a finite number"):
+            interop.from_peft(tmp_path / "changed", base, weights=weights)
+
+
+def test_values_of_fp8_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    for value in (1.0, float("nan")):
+        save_file({"a": torch.full((2,), value).to(torch.float8_e4m3fn)}, path)
+        if value == 1:
+            assert list(stored_tensors(tmp_path)) == ["a"]
+        else:
+            with pytest.raises(AdapterError, match="tensor 'a' has a value that is not a finite number"):
+                stored_tensors(tmp_path)
 
 
 def test_a_quantised_base_is_refused(base: Path, adapter: Path) -> None:

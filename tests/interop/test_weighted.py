@@ -90,6 +90,20 @@ def test_adapters_of_both_layers_that_share_weights(tmp_path: Path) -> None:
             assert torch.allclose(one, other, atol=1e-6), name
 
 
+def test_factors_of_an_embedding_are_not_rounded_with_the_base(tmp_path: Path) -> None:
+    base = make_llama(tmp_path / "base", dtype="bfloat16")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens", "q_proj"])
+    vector = interop.from_peft(adapter, base, weights=[0.5])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    start = "base_model.model.model.embed_tokens.lora_embedding_"
+    delta = (tensors[f"{start}B"].double() @ tensors[f"{start}A"].double()).T  # 0.5 * lora_alpha / r = 1
+    before = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    vector.save(tmp_path / "half.lota")
+    taskvec.apply(tmp_path / "half.lota", base, tmp_path / "out")
+    after = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(after, (before.float() + delta.float()).bfloat16())
+
+
 def test_weights_of_one_and_weights_that_are_left_out(tmp_path: Path) -> None:
     base = make_llama(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "adapter")
