@@ -12,6 +12,7 @@ from taskvec_formats.text import printable
 
 from ..arguments import shown
 from ..errors import TokenizerError, UsageError
+from .templates import TEMPLATES
 from .vocabulary import Owner, as_json, json_object
 
 TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -46,13 +47,6 @@ _NUMBERED = (
 )
 # such keys that have no effect beside `layer_types`
 _PATTERNS = ("sliding_window_pattern", "full_attention_interval")
-_CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-TEMPLATES = {"chatml": _CHATML}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jinja2 import TemplateError
 from support.adapters import make_adapter
 from support.building import package, tensor, write_checkpoint
 from support.commands import ok, refused
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 from taskvec import apply, diff
+from taskvec.recipes.templates import TEMPLATES
 from taskvec_formats import Checkpoint, ModelFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings come from transformers
@@ -229,6 +231,34 @@ def test_a_chat_template_is_written_and_used(llamas: Path, tmp_path: Path) -> No
         out = tmp_path / f"out-{len(asked)}"
         merged_folder(write(tmp_path, f"{text}chat_template: {asked}\n"), out)
         assert AutoTokenizer.from_pretrained(out).apply_chat_template(message, tokenize=False) == wanted
+
+
+CONVERSATION = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "U"},
+    {"role": "assistant", "content": "A"},
+    {"role": "user", "content": "V"},
+]
+RENDERED = {
+    "alpaca": "S\n\n### Instruction:\nU\n\n### Response:\nA\n\n### Instruction:\nV\n\n### Response:\n",
+    "chatml": "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+    "<|im_start|>user\nV<|im_end|>\n<|im_start|>assistant\n",
+    "exaone": "[|system|]S[|endofturn|]\n[|user|]U\n[|assistant|]A[|endofturn|]\n[|user|]V\n[|assistant|]",
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    "U<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|><|start_header_id|>user<|end_header_id|>"
+    "\n\nV<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s> [INST] S\n\nU [/INST] A</s> [INST] V [/INST]",
+}
+
+
+def test_named_templates_have_the_formats_of_their_models() -> None:
+    assert RENDERED.keys() == TEMPLATES.keys()
+    for name, text in RENDERED.items():
+        tokenizer = make_tokenizer(TEMPLATES[name])
+        assert tokenizer.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True) == text
+    for name in ("alpaca", "mistral"):
+        with pytest.raises(TemplateError, match="the roles are system, user and assistant, found tool"):
+            make_tokenizer(TEMPLATES[name]).apply_chat_template([{"role": "tool", "content": ""}], tokenize=False)
 
 
 @pytest.mark.parametrize("method", ["slerp", "karcher", "arcee_fusion", "linear"])

@@ -94,7 +94,7 @@ OTHERS = {
     f"{TIES}slices: []": "'models' and 'slices' exclude each other",
     "merge_method: passthrough\nslices: [{sources: [{model: base, layer_range: [0, 99999999999]}]}]": "layer_range",
     "merge_method: passthrough\nslices: [{sources: [{model: base, layer_range: [-1, 2]}]}]": "layer_range must be",
-    f"{TIES}chat_template: loud": "chat_template must be auto, chatml or the text of a template, found 'loud'",
+    f"{TIES}chat_template: loud": "chat_template must be auto, alpaca, .* or the text of a template, found 'loud'",
     TIES.replace("a.lota", "a.lota, weight: 2"): "unknown key of model a.lota 'weight': settings belong under",
     f"{TIES}density: 0.5": "unknown key 'density': settings belong under the 'parameters'",
     f"{TIES}parameters: 3": "parameters must be names and values, found 3",
