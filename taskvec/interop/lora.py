@@ -139,10 +139,11 @@ def to_lora(
     progress("factorising", len(vector.specs), len(vector.specs), "")
     adapted = {owner.name for owner, _ in layers.values()}
     # a bias can be stored by itself only beside factors
-    saved += [name for name in biases if modules.owners[name][0].name not in adapted]
+    alone = [name for name in biases if modules.owners[name][0].name not in adapted]
+    saved += alone
     if not layers:
         raise AdapterError(f"{vector.name} changes no linear layer or embedding, which LoRA adapts")
-    settings = _settings(modules.model, layers, modules, base, saved, with_biases=len(saved) < len(saved + biases))
+    settings = _settings(layers, modules, base, saved, with_biases=len(alone) < len(biases))
     parts = _parts(modules, layers, settings, base)
     with appearing(folder), atomic_directory(folder, replace=force) as temporary:
         _write(temporary / WEIGHTS, parts, Patched(base, vector))
@@ -170,7 +171,6 @@ def _as_product(owner: Owner, delta: np.ndarray[Any, Any]) -> np.ndarray[Any, An
 
 
 def _settings(
-    model: PreTrainedModel,
     layers: Mapping[str, tuple[Owner, Factors]],
     modules: Modules,
     base: Checkpoint,
@@ -197,7 +197,7 @@ def _settings(
         "base_model_name_or_path": reference_to(base),
         "inference_mode": True,
     }
-    if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if type(modules.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         settings["task_type"] = "CAUSAL_LM"
     return settings
 
