@@ -33,7 +33,7 @@ from ..vectors.delta import as_bytes
 from ..vectors.vector import TaskVector
 from .low_rank import Factors, low_rank
 from .modules import Modules, Owner, modules_of
-from .names import CONFIG, PREFIX, WEIGHTS, reference_to
+from .names import CONFIG, PREFIX, WEIGHTS, name_of_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,7 +194,7 @@ def _settings(
         "ensure_weight_tying": any(len(modules.owners[tensor]) > 1 for tensor in saved),
         "fan_in_fan_out": any(isinstance(owner.module, Conv1D) for owner, _ in layers.values()),
         "bias": "lora_only" if with_biases else "none",
-        "base_model_name_or_path": reference_to(base),
+        "base_model_name_or_path": name_of_base(base),
         "inference_mode": True,
     }
     if type(modules.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
