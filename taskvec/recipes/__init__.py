@@ -1,4 +1,4 @@
-"""Merge files of mergekit: read, checked, and computed tensor by tensor."""
+"""Merge files of mergekit, which are read, checked, and computed tensor by tensor."""
 
 from __future__ import annotations
 
