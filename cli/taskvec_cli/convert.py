@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from taskvec_formats import Kind
 
 TARGETS = ("shira", "lora", "coo", "delta")
-SOURCES = ("coo", "delta")  # what the content of a file or folder may leave open
+SOURCES = ("coo", "delta")  # formats that are not always recognised by their content
 
 
 def convert(
@@ -43,7 +43,7 @@ def convert(
     ],
     base: Annotated[
         str | None,
-        typer.Option("--base", help=f"The base, which all but --to coo need: {ANY_MODEL}", **MODEL),
+        typer.Option("--base", help=f"The base, required except with --to coo: {ANY_MODEL}", **MODEL),
     ] = None,
     to: Annotated[
         str | None,
@@ -57,8 +57,8 @@ def convert(
         str | None,
         typer.Option(
             "--from",
-            help="What a safetensors file or folder contains if it does not say so: coo or delta, whose values are "
-            "deltas.",
+            help="Format of a safetensors file or folder that does not name it: coo, coordinates whose values are "
+            "deltas, or delta, a checkpoint of deltas.",
             show_default=False,
         ),
     ] = None,
@@ -97,10 +97,10 @@ def convert(
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Convert adapters, coordinates, deltas and patches of other programs to task vectors, and task vectors to them.
+    """Convert adapters and other formats of changes to task vectors, and task vectors to such formats.
 
     The vector of an adapter gives the weights of peft's merge_and_unload, to the last bit.
-    Several LoRA adapters are added, each times its weight.
+    Several LoRA adapters are multiplied by their weights and added.
 
     Example: taskvec convert adapter/ --base base/ -o adapter.lota
     """

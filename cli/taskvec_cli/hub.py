@@ -30,7 +30,7 @@ def push(
         typer.Option(help="Branch to commit to; created if it does not exist.", show_default="main"),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", metavar="", help="Make a repository that is created private.")
+        bool, typer.Option("--private", metavar="", help="Make the repository private if it is created.")
     ] = False,
     message: Annotated[
         str | None, typer.Option(help="Message of the commit.", show_default="Upload FILE with taskvec")
@@ -42,7 +42,7 @@ def push(
 ) -> None:
     """Verify a .lota file and upload it to the Hugging Face Hub, with a model card.
 
-    The token is that of HF_TOKEN or of hf auth login.
+    The access token is taken from HF_TOKEN or from hf auth login.
     The text of an existing model card is kept.
 
     Example: taskvec push sql.lota user/sql-vector
@@ -100,7 +100,7 @@ def pull(
 ) -> None:
     """Download a .lota file from the Hugging Face Hub and check all of it.
 
-    Every command also takes VECTOR in place of a file.
+    Other commands take VECTOR directly, in place of a .lota file.
 
     Example: taskvec pull user/sql-vector -o sql.lota
     """

@@ -196,6 +196,7 @@ def merge(
     Example: taskvec merge sql.lota maths.lota -o both.lota --weights 1,0.5
     """
     from taskvec.applying.output import Output
+    from taskvec.destination import part_of
     from taskvec.errors import UsageError
     from taskvec.vectors.vector import check_codec
 
@@ -219,7 +220,7 @@ def merge(
     form = Output(size, dtype)
     with progress_bars() as progress:
         if to_folder:
-            work = _part_of(destination)
+            work = part_of(destination)
             with resumable(work):
                 made, notes = asked.write_folder(
                     checkpoint, destination, form, progress, force=force, work=work, resume=resume or not force
@@ -411,16 +412,11 @@ def _inputs(vectors: Sequence[Path], base: "Checkpoint | None") -> list[Path]:
 def _checked(output: str | None, read: Sequence[Path], *, to_folder: bool, resume: bool, force: bool) -> Path:
     """Check the output before any work is done, and return its path."""
     from taskvec.applying.apply import WORK
-    from taskvec.destination import check_apart, check_file, check_folder
+    from taskvec.destination import check_apart, check_file, check_folder, part_of
 
     if not to_folder:
         return check_file("merged.lota" if output is None else output, force=force, inputs=read)
     path = check_folder("merged" if output is None else output, force=force, inputs=read)
-    check_apart(_part_of(path), read)
-    check_unfinished(_part_of(path), WORK, resume=resume, force=force)
+    check_apart(part_of(path), read)
+    check_unfinished(part_of(path), WORK, resume=resume, force=force)
     return path
-
-
-def _part_of(output: Path) -> Path:
-    """Return the folder for unfinished work on a model folder."""
-    return output.with_name(f"{output.name}.part")

@@ -11,7 +11,7 @@ from .reference import Reference
 
 # header and index of most files, in one request
 _FIRST = 1 << 16
-_WAITS = (0.5, 1.0, 2.0, None)  # seconds before each further try
+_WAITS = (0.5, 1.0, 2.0, None)  # seconds before each further try; None ends them
 _SECONDS = 30.0  # without an answer
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")

@@ -348,7 +348,7 @@ def from_wsp(
         The vector, computed when it is read or saved.
 
     Raises:
-        ConversionError: The file is no patch or is damaged, or has weights that the dtype of the base cannot represent.
+        ConversionError: The file is not a valid `.wsp` file, or has weights that the dtype of the base cannot hold.
         BaseMismatchError: The patch was made from another base.
         UsageError, DiffError, MaskError, FormatError: As in `diff`.
     """

@@ -33,7 +33,7 @@ from ..vectors.delta import as_bytes
 from ..vectors.vector import TaskVector
 from .low_rank import Factors, low_rank
 from .modules import Modules, Owner, modules_of
-from .names import CONFIG, PREFIX, WEIGHTS, reference_to
+from .names import CONFIG, PREFIX, WEIGHTS, name_of_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,10 +139,11 @@ def to_lora(
     progress("factorising", len(vector.specs), len(vector.specs), "")
     adapted = {owner.name for owner, _ in layers.values()}
     # a bias can be stored by itself only beside factors
-    saved += [name for name in biases if modules.owners[name][0].name not in adapted]
+    alone = [name for name in biases if modules.owners[name][0].name not in adapted]
+    saved += alone
     if not layers:
         raise AdapterError(f"{vector.name} changes no linear layer or embedding, which LoRA adapts")
-    settings = _settings(modules.model, layers, modules, base, saved, with_biases=len(saved) < len(saved + biases))
+    settings = _settings(layers, modules, base, saved, with_biases=len(alone) < len(biases))
     parts = _parts(modules, layers, settings, base)
     with appearing(folder), atomic_directory(folder, replace=force) as temporary:
         _write(temporary / WEIGHTS, parts, Patched(base, vector))
@@ -170,7 +171,6 @@ def _as_product(owner: Owner, delta: np.ndarray[Any, Any]) -> np.ndarray[Any, An
 
 
 def _settings(
-    model: PreTrainedModel,
     layers: Mapping[str, tuple[Owner, Factors]],
     modules: Modules,
     base: Checkpoint,
@@ -194,10 +194,10 @@ def _settings(
         "ensure_weight_tying": any(len(modules.owners[tensor]) > 1 for tensor in saved),
         "fan_in_fan_out": any(isinstance(owner.module, Conv1D) for owner, _ in layers.values()),
         "bias": "lora_only" if with_biases else "none",
-        "base_model_name_or_path": reference_to(base),
+        "base_model_name_or_path": name_of_base(base),
         "inference_mode": True,
     }
-    if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if type(modules.model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         settings["task_type"] = "CAUSAL_LM"
     return settings
 

@@ -62,6 +62,6 @@ def name_of(adapter: Path) -> str:
     return folder.name
 
 
-def reference_to(base: Checkpoint) -> str:
-    """Return what the configuration of an adapter says of its base: the Hub id, or the path."""
+def name_of_base(base: Checkpoint) -> str:
+    """Return `base_model_name_or_path` of an adapter of a base: its repository on the Hub, or its path."""
     return str(base.path) if base.commit is None else base.commit.repo

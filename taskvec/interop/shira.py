@@ -24,7 +24,7 @@ from ..errors import AdapterError
 from ..reporting.progress import Progress, silent
 from ..vectors.vector import TaskVector
 from .modules import modules_of
-from .names import CONFIG, PREFIX, WEIGHTS, reference_to
+from .names import CONFIG, PREFIX, WEIGHTS, name_of_base
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def to_shira(
         "mask_type": "random",  # the positions of the file take the place of those that peft draws
         "random_seed": 0,
         "target_modules": [layer.module for layer in found],
-        "base_model_name_or_path": reference_to(base),
+        "base_model_name_or_path": name_of_base(base),
         "inference_mode": True,
     }
     with appearing(folder), atomic_directory(folder, replace=force) as temporary:

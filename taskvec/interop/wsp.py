@@ -90,7 +90,7 @@ class Patch:
         records: Tensor name -> Record.
 
     Raises:
-        ConversionError: The file is no patch, or is damaged.
+        ConversionError: The file is not a valid `.wsp` file, or has a payload of more than `most` bytes.
     """
 
     def __init__(self, path: Path, most: int) -> None:

@@ -1,4 +1,4 @@
-"""Merge files of mergekit: read, checked, and computed tensor by tensor."""
+"""Merge files of mergekit, which are read, checked, and computed tensor by tensor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from ..applying.output import Output
 from ..arguments import path_of, truth
 from ..destination import check_file, part_of
+from ..errors import UsageError
 from ..reporting import bars
 from ..reporting.progress import Progress
 from ..vectors.vector import check_codec
@@ -44,7 +45,8 @@ def merge_recipe(
         The provenance of the result, and notes on settings without effect and on files that differ.
 
     Raises:
-        UsageError: The file asks for something that is not supported, or names files that do not exist.
+        UsageError: The file asks for something that is not supported, or names files that do not exist; or an argument
+            has no effect on this kind of output.
         MergeError: The models cannot be merged.
         OutputExistsError: `out` exists and `force` is False.
         ResumeError: `out`.part is in use, or belongs to another merge.
@@ -53,10 +55,15 @@ def merge_recipe(
     """
     check_codec(codec)
     output, path = Output(shard_size, dtype), path_of("out", out)
+    to_file = path.suffix == ".lota"
+    if to_file and (dtype is not None or shard_size is not None):
+        raise UsageError(f"`{'shard_size' if dtype is None else 'dtype'}` is for a model folder, not for a .lota file")
+    if not to_file and codec != "auto":
+        raise UsageError("`codec` is for a .lota file, not for a model folder")
     read = Recipe.read(path_of("recipe", recipe))
     with bars.shown(progress) as report:
         merge = RecipeMerge(read, read.open_start(), report)
-        if path.suffix == ".lota":
+        if to_file:
             file = check_file(path, force=truth("force", force), inputs=[read.path])
             return merge.write_file(file, codec, force=force)
         work, resume = part_of(Path(path)), truth("resume", resume)

@@ -19,7 +19,20 @@ from .vocabulary import Vocabulary
 def check_tensors(
     recipe: Recipe, models: Models, start: Checkpoint, sections: Sequence[Section], vocabulary: Vocabulary | None
 ) -> None:
-    """Refuse models that lack a tensor, have it in another shape, or have further ones."""
+    """Check that all models of a merge file have the tensors of the result, and no others.
+
+    Args:
+        recipe: The merge file.
+        models: Its models.
+        start: The model whose config.json describes the result.
+        sections: The parts of the result.
+        vocabulary: The tokens of the result, or None if the models have the same rows of tokens.
+
+    Raises:
+        MergeError: A model lacks a tensor, has it in another shape, or has one that `start` does not have; or the
+            result lacks one that every layer of `start` has.
+        UsageError: The configuration or the tokenizer of a model does not give the rows of its tokens.
+    """
     expected = _Expected(recipe, start, vocabulary)
     for section in sections:
         for name in section.names:

@@ -61,14 +61,13 @@ class Forms:
                 found[name] = dtype
         return found
 
-    def keeps(self, start: Checkpoint, dtype: str | None) -> bool:
+    def keeps(self, dtype: str | None) -> bool:
         """Return whether adding deltas to the base and rounding once gives what is computed in these dtypes.
 
         Args:
-            start: The base.
             dtype: The dtype in which the result will be written, or None.
         """
         return all(
-            start.tensors[name].dtype == own and (dtype is None or TARGETS[dtype] == own.name)
+            self._start.tensors[name].dtype == own and (dtype is None or TARGETS[dtype] == own.name)
             for name, own in self.narrow().items()
         )

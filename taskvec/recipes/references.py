@@ -23,7 +23,8 @@ class Opened:
 
     Attributes:
         checkpoint: The model.
-        vector: The vector from the base of the recipe to it, if the file names one, or an adapter of the base.
+        vector: The vector from the base to the model if the merge file names a `.lota` file or an adapter of the base;
+            otherwise None.
     """
 
     checkpoint: Checkpoint

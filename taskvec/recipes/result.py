@@ -75,7 +75,7 @@ def result_of(
     """
     method = recipe.method
     if start is None:
-        vector = merged_vectors(recipe, models, progress)
+        vector = merged_vectors(recipe, progress)
         return Result(vector.provenance, vector)
     forms = Forms(recipe, models, start, within)
     is_one = [module.name for module in recipe.modules] == [None]
@@ -83,7 +83,7 @@ def result_of(
         sections = sections_of(recipe, models, start)
         return _assembled(recipe, models, start, sections, forms, Changes(recipe, models, start), progress)
     changes = Changes(recipe, models, start)
-    if changes.vocabulary is not None or changes.removed or not forms.keeps(start, dtype):
+    if changes.vocabulary is not None or changes.removed or not forms.keeps(dtype):
         return _assembled(recipe, models, start, sections_of(recipe, models, start), forms, changes, progress)
     vector = merged_onto(recipe, models, start, forms, progress)
     vector.provenance["notes"] += changes.notes
@@ -142,7 +142,7 @@ def _views(section: Section, models: Models, forms: Forms, vocabulary: Vocabular
         own = [(each.reference, each.names[name]) for each in section.inputs]
         if vocabulary is not None and any(vocabulary.owner(reference).has_rows(other) for reference, other in own):
             base = None if section.base is None else section.inputs[section.base].reference
-            found = vocabulary.mapped(name, own, base, forms.of(inputs))
+            found = vocabulary.mapped(own, base, forms.of(inputs))
         else:
             found = [taken(*each) for each in inputs]
         for held, piece in zip(pieces, found, strict=True):

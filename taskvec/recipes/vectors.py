@@ -27,7 +27,7 @@ from .assembled import Assembled, taken
 from .dtypes import Forms
 from .methods.table import WholeMethod
 from .parameters import SETTINGS, combined, with_default
-from .recipe import Recipe, Source
+from .recipe import Recipe, Source, Tokenizer
 from .references import Models
 
 _MISSING = object()
@@ -54,28 +54,40 @@ class Given:
     shared: Sequence[Mapping[str, Any]]
 
 
-def merged_vectors(recipe: Recipe, models: Models, progress: Progress) -> TaskVector:
-    """The merge of task vectors without a base."""
-    method = recipe.method
-    if isinstance(method, WholeMethod):
-        name = {"linear": "average"}.get(method.name, method.name)
-        try:
-            method_of(name)
-        except UsageError:
-            raise UsageError(
-                f"{method.name} merges whole models: base_model must name the base of the vectors"
-            ) from None
-        if method.name == "linear" and recipe.parameters.get("normalize") is False:
-            raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
+def merged_vectors(recipe: Recipe, progress: Progress) -> TaskVector:
+    """The merge of task vectors without a base.
+
+    Raises:
+        UsageError: The file asks for something that needs a base.
+        The errors of `merge` are raised too.
+    """
+    if isinstance(recipe.method, WholeMethod):
+        _check_whole(recipe, recipe.method)
     if recipe.has_slices:
         raise UsageError("slices need base_model, or models that are checkpoints")
-    if recipe.tokenizer is not None and recipe.tokenizer.source != "base":
+    if [module.name for module in recipe.modules] != [None]:
+        raise UsageError("modules need base_model, or models that are checkpoints")
+    if recipe.tokenizer not in (None, Tokenizer("base")):
         raise UsageError("a tokenizer needs base_model, whose embeddings get its tokens")
-    vectors = [_opened(models, each.model) for module in recipe.modules for each in module.models]
+    vectors = [_opened(each.model) for module in recipe.modules for each in module.models]
     return _merge(recipe, vectors, progress, None)
 
 
-def _opened(models: Models, reference: str) -> TaskVector:
+def _check_whole(recipe: Recipe, method: WholeMethod) -> None:
+    """Refuse a method on whole models that is not defined, or not with these parameters, for task vectors alone."""
+    try:
+        known = method_of(method.title).options
+    except UsageError:
+        raise UsageError(f"{method.name} merges whole models: base_model must name the base of the vectors") from None
+    if method.name == "linear" and recipe.parameters.get("normalize") is False:
+        raise UsageError("a linear merge without normalize would scale the base: use task_arithmetic")
+    for scope in (recipe.parameters, *(each.parameters for each in recipe.sources)):
+        for name, value in scope.items():
+            if name not in SETTINGS and name not in known and value != method.parameters[name].default:
+                raise UsageError(f"{name} needs base_model: without it, {method.name} merges task vectors")
+
+
+def _opened(reference: str) -> TaskVector:
     if not is_vector(reference):
         raise UsageError(f"{reference} is a checkpoint: base_model must name its base")
     return TaskVector.open(reference)
@@ -86,7 +98,7 @@ def merged_onto(recipe: Recipe, models: Models, start: Checkpoint, forms: Forms,
     narrow = forms.narrow()
     return _merge(
         recipe,
-        [_relative(recipe, models, each.model, start, narrow, progress) for each in _merged_sources(recipe)],
+        [_relative(models, each.model, start, narrow, progress) for each in _merged_sources(recipe)],
         progress,
         start,
         narrow,
@@ -102,7 +114,7 @@ def _merged_sources(recipe: Recipe) -> list[Source]:
 
 
 def _relative(
-    recipe: Recipe, models: Models, reference: str, start: Checkpoint, narrow: Mapping[str, DType], progress: Progress
+    models: Models, reference: str, start: Checkpoint, narrow: Mapping[str, DType], progress: Progress
 ) -> TaskVector:
     """The vector from the base to a model."""
     opened = models[reference]
@@ -161,7 +173,7 @@ def _known(recipe: Recipe) -> Mapping[str, Option]:
 
 def _name(recipe: Recipe) -> str:
     method = recipe.method
-    return {"linear": "average"}.get(method.name, method.name) if isinstance(method, WholeMethod) else method
+    return method.title if isinstance(method, WholeMethod) else method
 
 
 def merge_with(

@@ -153,11 +153,10 @@ class Vocabulary:
             for owner in self._owners.values()
         )
 
-    def mapped(self, name: str, inputs: Sequence[tuple[str, str]], base: str | None, dtype: DType) -> list[Piece]:
+    def mapped(self, inputs: Sequence[tuple[str, str]], base: str | None, dtype: DType) -> list[Piece]:
         """Return a tensor of several models with the rows of the result.
 
         Args:
-            name: The tensor of the result.
             inputs: (reference, tensor) of each model.
             base: The reference of the base, or None.
             dtype: The dtype of the result.

@@ -231,8 +231,9 @@ class TaskVector(Mapping[str, SparseTensor]):
         chosen = None if private is None else truth("private", private)
         options: dict[str, Any] = {"private": chosen, "message": message, "create_pr": truth("create_pr", create_pr)}
         with bars.shown(progress) as report:
-            if isinstance(self._source, Stored) and self._source.reader.path.is_file():
-                return push(self._source.reader, to, progress=report, **options)
+            reader = self._source.reader if isinstance(self._source, Stored) else None
+            if reader is not None and reader.is_local and reader.path.is_file():
+                return push(reader, to, progress=report, **options)
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "vector.lota"
                 self.save(file, report)

@@ -139,29 +139,26 @@ def test_the_base_is_recorded_and_found_again(hub: Hub, home: Path, made: Files,
     assert front(files_of(hub, "user/both")["README.md"])["base_model_relation"] == "merge"
 
 
-def test_training_and_adapters_record_the_base(hub: Hub, home: Path, llama: Path, data: Path, tmp_path: Path) -> None:
+def test_training_records_the_base(hub: Hub, home: Path, llama: Path, data: Path, tmp_path: Path) -> None:
     commit = hub.add_folder("org/llama", llama)
-    make_adapter(llama, tmp_path / "adapter")
     options = ["--steps", "1", "--calibration-steps", "1", "--lr", "1e-3", "--device", "cpu"]
-    train, convert, push = run_all(
+    train, push = run_all(
         hub.environment(home),
         ["train", "org/llama", data, "-o", "task.lota", *options],
-        ["convert", "adapter", "--base", "org/llama", "-o", "adapter.lota"],
         ["push", "task.lota", "user/task", "--json"],
         cwd=tmp_path,
     )
-    for done, name in ((train, "task"), (convert, "adapter")):
-        assert done.returncode == 0, done.stderr
-        made = TaskVector.open(tmp_path / f"{name}.lota").provenance
-        assert made["hub_base"] == {"repo": "org/llama", "revision": commit}
+    assert train.returncode == 0, train.stderr
+    made = TaskVector.open(tmp_path / "task.lota").provenance
+    assert made["hub_base"] == {"repo": "org/llama", "revision": commit}
     assert json.loads(push.stdout)["notes"] == ["the model card names no license: that of org/llama names none"]
     page = files_of(hub, "user/task")["README.md"].decode()
     assert "\n| method | lota |\n" in page
     assert "lottery-ticket-adaptation" in front(page.encode())["tags"]
 
 
-def test_adapters_of_the_hub_are_named(hub: Hub, home: Path, llama: Path, tmp_path: Path) -> None:
-    hub.add_folder("org/llama", llama)
+def test_adapters_of_the_hub_are_named_and_record_the_base(hub: Hub, home: Path, llama: Path, tmp_path: Path) -> None:
+    commit = hub.add_folder("org/llama", llama)
     hub.add_folder("user/lora", make_adapter(llama, tmp_path / "adapter"))
     ran(
         run_all(
@@ -175,6 +172,8 @@ def test_adapters_of_the_hub_are_named(hub: Hub, home: Path, llama: Path, tmp_pa
     one, total = (TaskVector.open(tmp_path / f"{name}.lota") for name in ("one", "sum"))
     assert one.header.tuned is not None
     assert one.header.tuned.name == "user/lora"
+    for each in (one, total):
+        assert each.provenance["hub_base"] == {"repo": "org/llama", "revision": commit}
     assert [each["name"] for each in total.provenance["adapters"]] == ["user/lora", "adapter"]
     page = (tmp_path / "both" / "README.md").read_text()
     assert "| user/lora.lota | 1.0 |" in page
@@ -488,8 +487,11 @@ def test_each_step_can_be_killed_and_run_again(hub: Hub, home: Path, tmp_path: P
     stop("GET", "/storage/", part, "merge", "user/one", "user/two", "-o", "both.lota")
     assert not (tmp_path / "both.lota").exists()
     assert all(is_whole(path) for path in home.rglob("*.lota"))
-    again("merge", "user/one", "user/two", "-o", "both.lota")
-    again("merge", "one.lota", "two.lota", "-o", "local.lota")
+    merges = [
+        ["merge", "user/one", "user/two", "-o", "both.lota"],
+        ["merge", "one.lota", "two.lota", "-o", "local.lota"],
+    ]
+    ran(run_all(environment, *merges, cwd=tmp_path))
     assert TaskVector.open(tmp_path / "both.lota") == TaskVector.open(tmp_path / "local.lota")
 
     stop("POST", "/api/models/user/both/commit/", 100, "push", "both.lota", "user/both")

@@ -14,7 +14,7 @@ from support.building import tensor, write_checkpoint
 from taskvec import TaskVector, diff, merge
 from taskvec.errors import UsageError
 from taskvec.merging import Rule
-from taskvec.recipes import Recipe
+from taskvec.recipes import Recipe, merge_recipe
 from taskvec_formats import Checkpoint
 
 
@@ -247,6 +247,12 @@ def test_a_file_that_asks_for_what_cannot_be_done_is_refused(
         ),
         (ONE + "merge_method: slerp\nparameters: {t: 0.5}", "slerp merges whole models: base_model must name the base"),
         (ONE + "merge_method: ties\ntokenizer_source: union", "a tokenizer needs base_model"),
+        (ONE + "merge_method: ties\ntokenizer: {source: base, pad_to_multiple_of: 64}", "a tokenizer needs base_model"),
+        ("merge_method: ties\nmodules: {default: {models: [{model: a.lota}]}}", "modules need base_model"),
+        (
+            ONE + "merge_method: multislerp\nparameters: {normalize_weights: false}",
+            "normalize_weights needs base_model: without it, multislerp merges task vectors",
+        ),
         (
             "merge_method: ties\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]\nbase_model: base",
             "slice 1: ties needs base_model among the sources of the slice",
@@ -344,3 +350,20 @@ def test_there_must_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "merge.yaml").write_bytes(b"\xff")
     with pytest.raises(UsageError, match="cannot be read as UTF-8"):
         Recipe.read(tmp_path / "merge.yaml")
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("merged.lota", {"dtype": "bfloat16"}, "`dtype` is for a model folder, not for a .lota file"),
+        ("merged.lota", {"shard_size": 1000}, "`shard_size` is for a model folder, not for a .lota file"),
+        ("merged", {"codec": "fast"}, "`codec` is for a .lota file, not for a model folder"),
+    ],
+)
+def test_arguments_without_effect_on_the_output_are_refused(
+    models: dict[str, Checkpoint], out: str, options: dict[str, Any], message: str
+) -> None:
+    Path("merge.yaml").write_text(HEAD + "merge_method: ties")
+    with pytest.raises(UsageError, match=message):
+        merge_recipe("merge.yaml", out, **options)
+    assert not Path(out).exists()

@@ -65,9 +65,14 @@ def _slerp(group: Group, coefficients: tuple[Any, Any]) -> Values:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The part of a tensor that is one direction: all of it, a row or a column."""
+    """Sums over a whole tensor, or over each of its columns.
 
-    shape: Callable[[Values], Values]  # a range of the tensor -> the array over whose last or first axis is summed
+    Attributes:
+        shape: (values of a range of the tensor) -> the same values as an array in which `axis` exists.
+        axis: The axis of the sum. None for the sum of all values.
+    """
+
+    shape: Callable[[Values], Values]
     axis: int | None
 
     def sums(self, tensor: WholeTensor, of: Callable[[Group], Values]) -> Any:
