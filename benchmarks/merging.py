@@ -38,7 +38,7 @@ models:
 """
 # name -> recipe of dense checkpoints, by both programs
 DENSE = {
-    "linear": "merge_method: linear\nmodels: [{{model: {one}}}, {{model: {two}}}]\n",
+    "linear": "merge_method: linear\nparameters: {{weight: 0.5}}\nmodels: [{{model: {one}}}, {{model: {two}}}]\n",
     "slerp": "merge_method: slerp\nbase_model: {one}\nmodels: [{{model: {one}}}, {{model: {two}}}]\n"
     "parameters: {{t: 0.3}}\n",
     "ties": "merge_method: ties\nbase_model: {base}\nparameters: {{density: 0.4, weight: 0.5}}\n"
