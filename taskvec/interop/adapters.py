@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from taskvec_formats import Checkpoint, Kind, LotaReader
-from taskvec_formats.dtypes import BitArray
+from taskvec_formats.dtypes import BitArray, DType
 
 from ..arguments import said
 from ..errors import AdapterError, UsageError
@@ -266,6 +266,26 @@ def check_read(
             raise AdapterError(f"{adapter}: peft did not read tensor {tensor!r}")
 
 
+def check_finite(name: str, dtype: DType, before: BitArray, after: BitArray) -> None:
+    """Check that no weight becomes infinite or NaN.
+
+    Args:
+        name: The name of the tensor.
+        dtype: Its dtype, a floating-point one.
+        before: Carriers [n] of the base.
+        after: Carriers [n] with the adapter.
+
+    Raises:
+        AdapterError: A weight is finite in the base only.
+    """
+    lost = np.isfinite(before.view(dtype.real)) & ~np.isfinite(after.view(dtype.real))
+    if lost.any():
+        raise AdapterError(
+            f"with the adapter, {np.count_nonzero(lost):,} weights of tensor {name!r} are beyond the range of "
+            f"{dtype.name}"
+        )
+
+
 class _Merged(MemoryCheckpoint):
     """A base with the weights of a model in memory, in the dtypes of the base.
 
@@ -307,7 +327,11 @@ class _Merged(MemoryCheckpoint):
         return (*self._base.inputs, *files_of(self._adapter))
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """Compute the elements [start, stop) of a tensor."""
+        """Compute the elements [start, stop) of a tensor.
+
+        Raises:
+            AdapterError: As in `check_finite`.
+        """
         own = self._base.bits(name, start, stop)
         place, dtype = self._placed.get(name), self.tensors[name].dtype
         if place is None or dtype.name not in TORCH_DTYPES:
@@ -318,5 +342,6 @@ class _Merged(MemoryCheckpoint):
         # weights that peft did not change keep their bits, also those of NaN, which a conversion may change
         same = raw_bits(loaded) == raw_bits(values)
         found = np.where(same, own, raw_bits(values.to(TORCH_DTYPES[dtype.name])))
+        check_finite(name, dtype, own, found)
         found.flags.writeable = False
         return found

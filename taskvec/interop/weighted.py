@@ -28,7 +28,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.delta import add
 from ..vectors.diff import diff
 from ..vectors.vector import TaskVector
-from .adapters import check_base, check_read, read_config, refusals_of_peft, stored_tensors
+from .adapters import check_base, check_finite, check_read, read_config, refusals_of_peft, stored_tensors
 from .modules import tensors_in
 from .names import PREFIX, files_of, name_of
 
@@ -212,7 +212,11 @@ class _Summed(MemoryCheckpoint):
         return (*self._base.inputs, *(file for adapter in self._adapters for file in files_of(adapter)))
 
     def bits(self, name: str, start: int = 0, stop: int | None = None) -> BitArray:
-        """Compute the elements [start, stop) of a tensor."""
+        """Compute the elements [start, stop) of a tensor.
+
+        Raises:
+            AdapterError: As in `check_finite`.
+        """
         own, terms = self._base.bits(name, start, stop), self._terms.get(name)
         if not terms or not len(own):
             return own
@@ -224,5 +228,6 @@ class _Summed(MemoryCheckpoint):
             total += term.weight * (term.left[first:last].astype(np.float64) @ term.right.astype(np.float64))
         delta = total.reshape(-1)[start - first * columns : stop - first * columns].astype(np.float32)
         found: BitArray = np.where(delta == 0, own, add(info.dtype, own, delta))  # 0 would change the sign of -0
+        check_finite(name, info.dtype, own, found)
         found.flags.writeable = False
         return found

@@ -24,7 +24,7 @@ import taskvec
 from taskvec import TaskVector, interop
 from taskvec.errors import AdapterError, BaseMismatchError, KindError, OutputExistsError, UsageError
 from taskvec.interop.adapters import read_adapter, stored_tensors
-from taskvec.interop.names import is_adapter
+from taskvec.interop.names import CONFIG, is_adapter
 from taskvec_formats import ModelFolder
 
 pytestmark = [
@@ -252,6 +252,16 @@ def test_settings_that_are_not_valid_are_refused(
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     with pytest.raises(AdapterError, match=message):
         interop.from_peft(tmp_path / "changed", base)
+
+
+def test_weights_beyond_the_range_of_their_dtype_are_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "changed")
+    config = tmp_path / "changed" / CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 1e39}))
+    for weights in (None, [1.0]):
+        with pytest.raises(AdapterError, match=r"^with the adapter, [\d,]+ weights of tensor '.*' are beyond"):
+            interop.from_peft([tmp_path / "changed"], base, weights=weights).save(tmp_path / "x.lota")
+        assert not (tmp_path / "x.lota").exists()
 
 
 def test_a_value_that_is_not_finite_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
