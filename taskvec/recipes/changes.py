@@ -10,10 +10,12 @@ from ..applying.side_files import CONFIG
 from ..merging.tokenizers import TOKENIZER_FILES
 from ..vectors.layers import counted
 from .configuration import Layers, layer_notes, template_files, template_of, token_notes, with_layers, with_tokens
+from .json_files import as_json, json_object
+from .owner import Owner
 from .recipe import Recipe
 from .references import Models
 from .sections import is_in
-from .vocabulary import Owner, Vocabulary, as_json, json_object
+from .vocabulary import Vocabulary
 
 
 class Changes:

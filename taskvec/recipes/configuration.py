@@ -12,8 +12,9 @@ from taskvec_formats.text import printable
 
 from ..arguments import shown
 from ..errors import TokenizerError, UsageError
+from .json_files import as_json, json_object
+from .owner import Owner
 from .templates import TEMPLATES
-from .vocabulary import Owner, as_json, json_object
 
 TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 # names of the number of layers in the configurations of transformers
