@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 from taskvec_formats import Checkpoint
 
@@ -57,6 +58,7 @@ class Changes:
             files = {file.name: files.get(file.name, b"") if file.content is None else file.content for file in listed}
         return Owner(reference, opened.checkpoint, files)
 
+    @cached_property
     def _owners(self) -> dict[str, Owner]:
         recipe = self._recipe
         named = [recipe.start, recipe.base, *(each.model for each in recipe.sources)]
@@ -91,7 +93,7 @@ class Changes:
                 self.files[CONFIG] = as_json(with_layers(self._config(), layers))
 
     def _set_tokens(self) -> None:
-        recipe, owners = self._recipe, self._owners()
+        recipe, owners = self._recipe, self._owners
         assert recipe.tokenizer is not None
         assert recipe.start is not None
         owners = {reference: self._with_tokenizer(owner, owners[recipe.start]) for reference, owner in owners.items()}
@@ -118,7 +120,7 @@ class Changes:
         return replace(owner, files={**owner.files, **files})
 
     def _set_template(self, wanted: str) -> None:
-        owners = self._owners()
+        owners = self._owners
         text = template_of(wanted, list(owners.values()))
         if text is None:
             self.notes.append("chat_template: none of the models has a template, so none is written")

@@ -102,18 +102,21 @@ class Section:
         """
         found: dict[str, Any] = {}
         for name, parameter in method.parameters.items():
-
-            def value(setting: Any, name: str = name, default: Any = parameter.default) -> Any:
-                number = setting if isinstance(setting, bool) or setting is None else resolve(setting, tensor, 0)
-                if number is None and default is REQUIRED:
-                    raise UsageError(f"{self.where}{method.name} needs {name} for tensor {tensor!r}")
-                return default if number is None else number
-
             if parameter.scope == "all":
-                found[name] = value(self.shared(name))
+                given = [(self.scopes, tensor)]
             else:
-                found[name] = [value(self.own(name, number)) for number in range(len(self.inputs))]
+                given = [(each.scopes, each.names[tensor]) for each in self.inputs]
+            values = [self._number(name, scopes, own, tensor) for scopes, own in given]
+            if None in values and parameter.default is REQUIRED:
+                raise UsageError(f"{self.where}{method.name} needs {name} for tensor {tensor!r}")
+            values = [parameter.default if value is None else value for value in values]
+            found[name] = values[0] if parameter.scope == "all" else values
         return found
+
+    def _number(self, name: str, scopes: Sequence[Mapping[str, Any]], own: str, tensor: str) -> Any:
+        """A parameter of one tensor of the result, which is called `own` where the parameter applies."""
+        setting = combined(name, scopes)
+        return setting if setting is None or isinstance(setting, bool) else resolve(setting, own, self.depth(tensor))
 
 
 def sections_of(recipe: Recipe, models: Models, start: Checkpoint) -> list[Section]:
@@ -161,7 +164,8 @@ def _by_module(modules: Sequence[Module], names: Sequence[str]) -> list[tuple[Mo
                 f"before the number of a layer, such as {', '.join(known[:12])}"
             )
         found.append((module, own))
-    if left := [name for name in names if name not in {each for _, own in found for each in own}]:
+    given = {name for _, own in found for name in own}
+    if left := [name for name in names if name not in given]:
         raise UsageError(f"tensor {left[0]!r} is in none of the modules: add the module default for all other tensors")
     return found
 
