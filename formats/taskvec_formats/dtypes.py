@@ -68,6 +68,13 @@ class DType:
         """The type in which base + delta is computed before rounding to `real`: f64 for F64, else f32."""
         return np.dtype(np.float64 if self.name == "F64" else np.float32)
 
+    def narrowed(self, values: Any) -> Any:
+        """Round f32 values to this dtype, to nearest with ties to even, and return them in f32.
+
+        Values of a dtype with at least the precision of f32 are returned unchanged.
+        """
+        return values if self.itemsize >= 4 else values.astype(self.real).astype(np.float32)
+
 
 DTYPES: dict[str, DType] = {
     d.name: d

@@ -46,6 +46,6 @@ class _Rounded(DeltaSource):
         if dtype is None:
             return change
         with np.errstate(all="ignore"):
-            values = change.delta.values.astype(dtype.real).astype(np.float32)
+            values = dtype.narrowed(change.delta.values)
         kept = values != 0
         return Change(SparseTensor(change.delta.shape, change.delta.indices[kept], values[kept]), change.replacements)

@@ -63,7 +63,7 @@ class Aligned:
 
     def rounded(self, values: Array) -> Array:
         """Round values to `dtype`, to nearest with ties to even. The result is f32 too."""
-        return values if self.dtype is None else values.astype(self.dtype.real).astype(np.float32)
+        return values if self.dtype is None else self.dtype.narrowed(values)
 
     def factor(self, part: Part) -> float:
         """Return the weight of one tensor, rounded to `dtype`."""

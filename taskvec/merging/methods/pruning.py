@@ -124,7 +124,7 @@ class Pruned:
 
     def _rounded(self, name: str, values: Any) -> Any:
         dtype = self._request.dtype(name)
-        return values if dtype is None else values.astype(dtype.real).astype(np.float32)
+        return values if dtype is None else dtype.narrowed(values)
 
     def _compute_norm_factor(self, name: str) -> np.float32:
         """The factor that preserves the sum of magnitudes of a tensor, or 1 if that sum is below 1e-7."""

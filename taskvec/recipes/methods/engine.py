@@ -35,8 +35,7 @@ def rounded(dtype: DType, values: Any) -> Any:
     Returns:
         The values, in f64 for F64, otherwise in f32.
     """
-    found = np.asarray(values, dtype.compute)
-    return found if dtype.itemsize >= 4 else found.astype(dtype.real).astype(np.float32)
+    return dtype.narrowed(np.asarray(values, dtype.compute))
 
 
 @dataclass(frozen=True)
