@@ -1,0 +1,160 @@
+"""Reads the experiments from tables/*.yaml, one file per table, and expands them to specs.
+
+A table has `cases`, sets of variables per world, and `rows`. `$name` in a row stands for a variable. A row with `for`
+stands for one row per combination of the values of its variables. A row describes a vector: `train` or `merge`, or
+nothing for the base. `report` lists the tasks whose test parts are scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .specs import Merge, Options, Run, Spec
+from .worlds import World
+
+TABLES = Path(__file__).parent / "tables"
+_CALIBRATED = {"magnitude", "gradient", "fisher", "saliency", "gallop"}
+
+
+class TableError(Exception):
+    """A table file cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        table: The name of the table.
+        case: The variables of the case.
+        name: The name of the row.
+        variables: The variables of `for`.
+        spec: What is computed; None is the base.
+        report: Tasks whose test parts are scored.
+    """
+
+    table: str
+    case: Mapping[str, Any]
+    name: str
+    variables: Mapping[str, Any]
+    spec: Spec | None
+    report: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: The name of its file.
+        title: Its title.
+        rows: Its rows, case by case.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+
+
+def names() -> list[str]:
+    """The names of all tables, in the order in which they are computed."""
+    order = yaml.safe_load((TABLES / "order.yml").read_text(encoding="utf-8"))
+    return [str(name) for name in order]
+
+
+def read(name: str, world: World, *, quick: bool = False) -> Table:
+    """Read a table.
+
+    Args:
+        name: The name of its file.
+        world: The world to compute it in. Rows and cases of other worlds are left out.
+        quick: Whether to keep only the first case and the rows marked `quick`.
+
+    Raises:
+        TableError: The file cannot be understood.
+    """
+    document = yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+    cases = document["cases"].get(world.name, [])
+    rows = [
+        row
+        for case in (cases[:1] if quick else cases)
+        for template in document["rows"]
+        if world.name in template.get("worlds", [world.name]) and (template.get("quick") or not quick)
+        for row in _rows(name, template, case, document["report"], world)
+    ]
+    return Table(name, document["title"], tuple(rows))
+
+
+def _rows(
+    table: str, template: Mapping[str, Any], case: Mapping[str, Any], report: list[str], world: World
+) -> Iterator[Row]:
+    ranges = template.get("for", {})
+    for values in itertools.product(*ranges.values()):
+        variables = dict(zip(ranges, values, strict=True))
+        known = {**case, **variables}
+        filled = {key: _filled(template[key], known) for key in ("name", "train", "merge") if key in template}
+        if "train" in filled:
+            spec: Spec | None = _run(filled["train"], world)
+        elif "merge" in filled:
+            spec = _merge(filled["merge"], world)
+        else:
+            spec = None
+        reported = _filled(template.get("report", report), known)
+        yield Row(table, case, filled["name"], variables, spec, tuple(reported))
+
+
+def _filled(value: Any, known: Mapping[str, Any]) -> Any:
+    """Replace variables in a value."""
+    if isinstance(value, str):
+        if value.startswith("$") and value[1:] in known:
+            return known[value[1:]]
+        for name in sorted(known, key=len, reverse=True):
+            value = value.replace(f"${name}", str(known[name]))
+        if "$" in value:
+            raise TableError(f"{value!r} contains an unknown variable")
+        return value
+    if isinstance(value, list):
+        return [_filled(each, known) for each in value]
+    if isinstance(value, dict):
+        return {key: _filled(each, known) for key, each in value.items()}
+    return value
+
+
+def _run(given: Mapping[str, Any], world: World) -> Run:
+    options = dict(given)
+    task = options.pop("task")
+    start, mask, disjoint = (
+        _run(options.pop(key), world) if key in options else None for key in ("start", "mask_from", "disjoint_from")
+    )
+    if options.pop("disjoint", False):
+        disjoint = start
+    mix = options.pop("mix", None)
+    method = options.get("method", "lota")
+    if method != "lota":
+        options["sparsity"] = None
+    calibrates = method == "lota" and mask is None and options.get("mask", "magnitude") in _CALIBRATED
+    if calibrates:
+        options.setdefault("calibration_steps", world.calibration)
+    steps = options.get("steps", "all")
+    if steps == "all":  # those of calibration are part of the budget
+        options["steps"] = world.steps - (options["calibration_steps"] if calibrates else 0)
+    elif steps == "rest":
+        options["steps"] = world.steps - world.calibration
+    fixed = tuple(sorted(options.items()))
+    alone = start is None and mix is None and disjoint is None
+    rate = None if alone else Run(task, fixed, mask=mask)
+    return Run(task, fixed, start, mask, disjoint, None if mix is None else (mix["task"], mix["share"]), rate)
+
+
+def _merge(given: Mapping[str, Any], world: World) -> Merge:
+    search = given.get("search", {})
+    settings: list[Options] = [
+        tuple(sorted(zip(search, values, strict=True))) for values in itertools.product(*search.values())
+    ]
+    return Merge(tuple(_run(part, world) for part in given["parts"]), given["method"], tuple(settings))

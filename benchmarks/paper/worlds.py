@@ -1,0 +1,176 @@
+"""The two settings in which everything is measured: a small model on formal tasks, and SmolLM2-135M on real ones."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from taskvec_formats.system.atomic import atomic_file
+
+from .language import Item, distinct_items
+from .pretrain import pretrain
+
+Rates = tuple[float, ...]
+# grid of learning rates, two per decade
+GRID: Rates = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class World:
+    """A base, tasks, and the budget of every method.
+
+    Attributes:
+        name: The name, which names the results.
+        steps: Optimizer steps of a method, including those of calibration.
+        calibration: Optimizer steps of calibration.
+        batch: Examples per step.
+        max_length: Maximum number of tokens of an example.
+        train: Number of training examples.
+        validation: Number of validation examples, on which settings are chosen.
+        test: Number of test examples, on which nothing is chosen.
+        select: The metric that settings are chosen by: "exact_match" or "loss".
+        tuning_seeds: Seeds with which settings are chosen.
+        seeds: Seeds of the results.
+        rates: Method -> the learning rates to begin with.
+        answer: Maximum number of tokens of an answer; None derives it from the data.
+        pretraining_seed: Seed of the small model; None if the base is not pretrained here.
+    """
+
+    name: str
+    steps: int
+    calibration: int
+    batch: int
+    max_length: int
+    train: int | None
+    validation: int
+    test: int | None
+    select: str
+    tuning_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    rates: dict[str, Rates] = field(hash=False)
+    answer: int | None = None
+    pretraining_seed: int | None = None
+
+
+SMALL = World(
+    name="small",
+    steps=120,
+    calibration=24,
+    batch=16,
+    max_length=64,
+    train=640,
+    validation=256,
+    test=512,
+    select="exact_match",
+    tuning_seeds=(0, 1),
+    seeds=(0, 1, 2, 3, 4),
+    rates={"fft": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2), "lota": (1e-3, 3e-3, 1e-2)},
+    pretraining_seed=0,
+)
+SMOLLM2 = World(
+    name="smollm2",
+    steps=50,
+    calibration=10,
+    batch=8,
+    max_length=512,
+    train=None,
+    validation=128,
+    test=None,
+    select="loss",
+    tuning_seeds=(0,),
+    seeds=(0,),
+    rates={"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-4, 3e-4, 1e-3)},
+    answer=80,
+)
+WORLDS = {world.name: world for world in (SMALL, SMOLLM2)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a world has its files.
+
+    Attributes:
+        world: The world.
+        folder: Folder of the base, the data and the vectors. What is missing is made.
+        tasks: Folder with NAME/train.jsonl and NAME/test.jsonl of real tasks. The small world needs none.
+    """
+
+    world: World
+    folder: Path
+    tasks: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        """The model folder."""
+        return self.folder / "base"
+
+    def prepare(self) -> None:
+        """Make the base if it is missing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.base.exists():
+            return
+        if self.world.pretraining_seed is not None:
+            pretrain(self.base, self.world.pretraining_seed)
+        else:
+            from taskvec.demo.smollm2 import write_base
+
+            write_base(self.base)
+
+    def train(self, task: str, seed: int) -> Path:
+        """The file to train on. In the small world each seed has other examples."""
+        if self._is_formal(task):
+            return self._formal(task, f"train-{seed}", seed, self.world.train)
+        return self._real(task, "train")
+
+    def validation(self, task: str) -> Path:
+        """The file on which settings are chosen."""
+        return self._formal(task, "validation", 0, None) if self._is_formal(task) else self._real(task, "validation")
+
+    def test(self, task: str) -> Path:
+        """The file on which nothing is chosen."""
+        return self._formal(task, "test", 0, None) if self._is_formal(task) else self._real(task, "test")
+
+    def _is_formal(self, task: str) -> bool:
+        return self.world.pretraining_seed is not None
+
+    def _formal(self, task: str, part: str, seed: int, count: int | None) -> Path:
+        """Exercises of a formal task. No prompt is in two parts."""
+        path = self.folder / "data" / f"{task}-{part}.jsonl"
+        if not path.exists():
+            seen: set[str] = set()
+            held = [*islice(distinct_items(task, random.Random(f"{task} held out"), seen), self.world.validation)]
+            if part == "validation":
+                _write(path, held)
+                return path
+            test = [*islice(distinct_items(task, random.Random(f"{task} test"), seen), self.world.test)]
+            if part == "test":
+                _write(path, test)
+                return path
+            _write(path, islice(distinct_items(task, random.Random(f"{task} {seed}"), seen), count))
+        return path
+
+    def _real(self, task: str, part: str) -> Path:
+        """A part of a real task: the validation part is split off the training data with a fixed seed."""
+        assert self.tasks is not None
+        path = self.folder / "data" / f"{task}-{part}.jsonl"
+        if not path.exists():
+            source = "test" if part == "test" else "train"
+            text = (self.tasks / task / f"{source}.jsonl").read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.splitlines()]
+            if part == "test":
+                _write(path, rows[: self.world.test])
+                return path
+            random.Random(0).shuffle(rows)
+            kept = rows[: self.world.validation] if part == "validation" else rows[self.world.validation :]
+            _write(path, kept[: self.world.train] if part == "train" else kept)
+        return path
+
+
+def _write(path: Path, rows: Iterable[Item]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
