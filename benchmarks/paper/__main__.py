@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,8 +19,7 @@ from platform import machine, python_version
 
 from taskvec.hub import open_checkpoint
 
-from . import tables
-from .compute import Lab
+from . import tables, workers
 from .store import Store
 from .worlds import WORLDS, Place
 
@@ -38,7 +36,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=Path, help="folder with NAME/train.jsonl and NAME/test.jsonl of real tasks")
     parser.add_argument("--quick", action="store_true", help="fewer cases, rows and seeds")
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     world = WORLDS[given.world]
     if given.quick:
         world = replace(world, tuning_seeds=QUICK_SEEDS[:1], seeds=QUICK_SEEDS)
@@ -49,34 +47,11 @@ def main() -> int:
     rows = [row for name in given.tables or tables.names() for row in tables.read(name, world, quick=given.quick).rows]
     failed = 0
     # a fresh process per worker: torch's threads do not survive a fork
-    with ProcessPoolExecutor(given.workers, get_context("spawn"), _set_up, (place, given.results, head)) as pool:
-        for done, (row, error) in enumerate(zip(rows, pool.map(_compute, rows), strict=True), 1):
+    with ProcessPoolExecutor(given.workers, get_context("spawn"), workers.set_up, (place, given.results, head)) as pool:
+        for done, (row, error) in enumerate(zip(rows, pool.map(workers.compute, rows), strict=True), 1):
             failed += error is not None
             print(f"{done}/{len(rows)} {row.table}: {row.name} {error or ''}", file=sys.stderr, flush=True)
     return 1 if failed else 0
-
-
-_labs: list[Lab] = []  # of this worker
-
-
-def _set_up(place: Place, results: Path, head: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)  # the results do not depend on the number of cores
-    _labs[:] = [Lab(place, Store(results), head)]
-
-
-def _compute(row: tables.Row) -> str | None:
-    """Compute a row. Returns the error if it cannot be computed."""
-    (lab,) = _labs
-    try:
-        setting = None if row.spec is None else lab.choose(row.spec)
-        for seed in (0,) if row.spec is None else lab.world.seeds:
-            for task in row.report:
-                lab.test(row.spec, setting, seed, task)
-    except Exception:
-        return traceback.format_exc()
-    return None
 
 
 def _head(place: Place) -> dict[str, object]:

@@ -1,0 +1,34 @@
+"""What the worker processes do: each computes rows in one thread, so that results do not depend on the number of cores."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import torch
+
+from .compute import Lab
+from .store import Store
+from .tables import Row
+from .worlds import Place
+
+_labs: list[Lab] = []  # of this worker
+
+
+def set_up(place: Place, results: Path, head: int) -> None:
+    """Prepare this process."""
+    torch.set_num_threads(1)
+    _labs[:] = [Lab(place, Store(results), head)]
+
+
+def compute(row: Row) -> str | None:
+    """Compute a row. Returns the error if it cannot be computed."""
+    (lab,) = _labs
+    try:
+        setting = None if row.spec is None else lab.choose(row.spec)
+        for seed in (0,) if row.spec is None else lab.world.seeds:
+            for task in row.report:
+                lab.test(row.spec, setting, seed, task)
+    except Exception:
+        return traceback.format_exc()
+    return None
