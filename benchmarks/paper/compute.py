@@ -12,11 +12,11 @@ from typing import Any
 import taskvec
 from taskvec.errors import DivergedError, TrainingError
 
-from .specs import Merge, Run, Spec, described, key_of
+from .selection import Setting, cell_of, choose, fine_tuning
+from .specs import Merge, Run, Spec, described
 from .store import Cell, Record, Store, locked
-from .worlds import GRID, Place
+from .worlds import Place
 
-Setting = float | dict[str, Any] | None  # None only for the base
 Scores = dict[str, tuple[float, float | None]]  # metric -> value and standard error
 BATCH = 256  # examples of an evaluation at a time in the small world
 
@@ -37,32 +37,8 @@ class Lab:
         self.head = head
 
     def choose(self, spec: Spec) -> Setting:
-        """The setting with the best mean validation score of the tuning seeds.
-
-        The rates of a run are tried from those of the world outwards, until the best has a worse one on each side.
-
-        Args:
-            spec: The spec.
-        """
-        if isinstance(spec, Merge):
-            return max((dict(options) for options in spec.search), key=lambda setting: self._tuned(spec, setting))
-        if spec.rate is not None:
-            return self.choose(spec.rate)
-        wanted = set(self.world.rates[spec.method])
-        scores: dict[float, tuple[float, float]] = {}
-        while missing := sorted(wanted - scores.keys()):
-            scores |= {rate: self._tuned(spec, rate) for rate in missing}
-            at = GRID.index(max(scores, key=lambda rate: scores[rate]))
-            wanted |= set(GRID[max(0, at - 1) : at + 2])
-        return max(scores, key=lambda rate: scores[rate])
-
-    def _tuned(self, spec: Spec, setting: Setting) -> tuple[float, float]:
-        """Mean validation score of a setting, larger is better, and its negative loss, which decides ties."""
-        found = [self.cell(spec, setting, seed)["validation"] for seed in self.world.tuning_seeds]
-        if not all(found):
-            return float("-inf"), float("-inf")
-        loss = -fmean(scores["loss"][0] for scores in found)
-        return (loss if self.world.select == "loss" else fmean(scores["exact_match"][0] for scores in found)), loss
+        """The setting that is best on the validation parts."""
+        return choose(spec, self.world, self.cell)
 
     def cell(self, spec: Spec, setting: Setting, seed: int) -> Record:
         """The record of a cell, with its scores on the validation part of its task. Computed if it is missing.
@@ -223,16 +199,6 @@ class Lab:
 
 class _NotFiniteError(Exception):
     """The loss of an evaluation is not a number."""
-
-
-def fine_tuning(task: str, steps: int) -> Run:
-    """Full fine-tuning on a task from the base, which also gives the learning rate of calibration."""
-    return Run(task, (("method", "fft"), ("sparsity", None), ("steps", steps)))
-
-
-def cell_of(spec: Spec | None, setting: Setting, seed: int) -> Cell:
-    """The identity of a cell in the results."""
-    return ("base" if spec is None else key_of(spec)), json.dumps(setting), seed
 
 
 def task_of(spec: Spec) -> str:

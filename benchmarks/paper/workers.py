@@ -1,4 +1,4 @@
-"""What the worker processes do: each computes rows in one thread, so that results do not depend on the number of cores."""
+"""What worker processes do: each computes rows in one thread, so that results do not depend on the number of cores."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ from .language import Item, distinct_items
 from .pretrain import pretrain
 
 Rates = tuple[float, ...]
-# grid of learning rates, two per decade
-GRID: Rates = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+# grids of learning rates
+TWO_PER_DECADE: Rates = tuple(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 3))
+FOUR_PER_DECADE: Rates = tuple(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 1.8, 3, 5.6))
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class World:
         tuning_seeds: Seeds with which settings are chosen.
         seeds: Seeds of the results.
         rates: Method -> the learning rates to begin with.
+        grid: All learning rates that may be tried.
         answer: Maximum number of tokens of an answer; None derives it from the data.
         pretraining_seed: Seed of the small model; None if the base is not pretrained here.
     """
@@ -52,6 +54,7 @@ class World:
     tuning_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     rates: dict[str, Rates] = field(hash=False)
+    grid: Rates
     answer: int | None = None
     pretraining_seed: int | None = None
 
@@ -69,6 +72,7 @@ SMALL = World(
     tuning_seeds=(0, 1),
     seeds=(0, 1, 2, 3, 4),
     rates={"fft": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2), "lota": (1e-3, 3e-3, 1e-2)},
+    grid=FOUR_PER_DECADE,
     pretraining_seed=0,
 )
 SMOLLM2 = World(
@@ -84,6 +88,7 @@ SMOLLM2 = World(
     tuning_seeds=(0,),
     seeds=(0,),
     rates={"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-4, 3e-4, 1e-3)},
+    grid=TWO_PER_DECADE,
     answer=80,
 )
 WORLDS = {world.name: world for world in (SMALL, SMOLLM2)}
