@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,8 +21,6 @@ from taskvec.hub import open_checkpoint
 from . import tables, workers
 from .store import Store
 from .worlds import WORLDS, Place
-
-QUICK_SEEDS = (0, 1)
 
 
 def main() -> int:
@@ -37,9 +34,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer cases, rows and seeds")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_intermixed_args()
-    world = WORLDS[given.world]
-    if given.quick:
-        world = replace(world, tuning_seeds=QUICK_SEEDS[:1], seeds=QUICK_SEEDS)
+    world = tables.sized(WORLDS[given.world], quick=given.quick)
     place = Place(world, given.folder.absolute(), given.tasks)
     place.prepare()
     store = Store(given.results)
@@ -58,6 +53,7 @@ def _head(place: Place) -> dict[str, object]:
     packages = ("taskvec", "torch", "transformers", "numpy")
     return {
         "base": open_checkpoint(place.base).fingerprint,
+        "base_bytes": sum(file.stat().st_size for file in place.base.glob("*.safetensors")),
         "world": place.world.name,
         "machine": machine(),
         "versions": {"python": python_version(), **{name: version(name) for name in packages}},

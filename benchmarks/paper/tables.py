@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .specs import Merge, Options, Run, Spec
 from .worlds import World
 
 TABLES = Path(__file__).parent / "tables"
+QUICK_SEEDS = (0, 1)
 _CALIBRATED = {"magnitude", "gradient", "fisher", "saliency", "gallop"}
 
 
@@ -46,6 +47,12 @@ class Row:
     spec: Spec | None
     report: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """The name with the values of the variables that are not in it."""
+        extra = [f"{100 * value:g} %" for name, value in self.variables.items() if name == "sparsity"]
+        return ", ".join([self.name, *extra])
+
 
 @dataclass(frozen=True)
 class Table:
@@ -55,11 +62,18 @@ class Table:
         name: The name of its file.
         title: Its title.
         rows: Its rows, case by case.
+        views: How the report shows it.
     """
 
     name: str
     title: str
     rows: tuple[Row, ...]
+    views: tuple[Mapping[str, Any], ...]
+
+
+def sized(world: World, *, quick: bool) -> World:
+    """A world with fewer seeds for a quick run."""
+    return replace(world, tuning_seeds=QUICK_SEEDS[:1], seeds=QUICK_SEEDS) if quick else world
 
 
 def names() -> list[str]:
@@ -88,7 +102,7 @@ def read(name: str, world: World, *, quick: bool = False) -> Table:
         if world.name in template.get("worlds", [world.name]) and (template.get("quick") or not quick)
         for row in _rows(name, template, case, document["report"], world)
     ]
-    return Table(name, document["title"], tuple(rows))
+    return Table(name, document["title"], tuple(rows), tuple(document["show"]))
 
 
 def _rows(

@@ -1,0 +1,238 @@
+"""Prints the tables of a world, and the verdicts on the claims of the paper, as Markdown. Reads results only.
+
+Usage: python -m paper.report WORLD RESULTS [--quick] [TABLE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import tables
+from .results import MissingError, Results, best_on_validation, differences, drop, mean_of
+from .store import Store
+from .tables import Row, Table
+from .worlds import WORLDS, World
+
+CLAIMS = Path(__file__).parent / "claims.yaml"
+UNITS = {"exact_match": "exact match, %", "loss": "loss, nats per token"}
+Values = list[list[float]]  # case, seed
+Pivot = dict[str, dict[str, Values]]  # row, column -> values
+
+
+def rendered(table: Table, results: Results) -> str:
+    """All views of a table."""
+    return "\n\n".join(_view(table, results, view) for view in table.views)
+
+
+def _view(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    kinds: dict[str, Callable[[Table, Results, Mapping[str, Any]], str]] = {
+        "tasks": _by_task,
+        "positions": _by_position,
+        "variable": _by_variable,
+        "rates": _rates,
+        "storage": _storage,
+    }
+    return kinds[view["kind"]](table, results, view)
+
+
+def _by_task(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    """One column per case, and their mean."""
+    metric = view["metric"]
+    pivot: Pivot = {}
+    for row in table.rows:
+        (task,) = row.report
+        _put(pivot, row.name, task, partial(results.tested, row.spec, task, metric))
+        _put(pivot, row.name, "mean", partial(results.tested, row.spec, task, metric))
+    return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
+
+
+def _by_position(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    """One column per reported task, their mean, and how much the first one has fallen; means over the cases."""
+    metric, labels = view["metric"], view["columns"]
+    pivot: Pivot = {}
+    for row in table.rows:
+        for label, task in zip(labels, row.report, strict=False):
+            _put(pivot, row.name, label, partial(results.tested, row.spec, task, metric))
+        if view.get("mean"):
+            _put(pivot, row.name, "mean", partial(_average, results, row, metric))
+        if view.get("drop") and row.spec is not None and getattr(row.spec, "start", None) is not None:
+            _put(pivot, row.name, f"drop of {labels[0]}", partial(drop, results, row, metric))
+    return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
+
+
+def _by_variable(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    """One column per value of a variable; means over the cases."""
+    metric, by = view["metric"], view["by"]
+    pivot: Pivot = {}
+    for row in table.rows:
+        if by in row.variables:
+            label = f"{100 * row.variables[by]:g} %"
+            _put(pivot, row.name, label, partial(_average, results, row, metric))
+    return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
+
+
+def _rates(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    """The learning rates that were chosen, one per case."""
+    by = view.get("by")
+    pivot: dict[str, dict[str, list[str]]] = {}
+    for row in table.rows:
+        if row.spec is None or (by is not None and by not in row.variables):
+            continue
+        label = "learning rates" if by is None else f"{100 * row.variables[by]:g} %"
+        cell = pivot.setdefault(row.name, {}).setdefault(label, [])
+        try:
+            cell.append(f"{results.choice(row.spec):g}")
+        except MissingError:
+            cell.append("?")
+    columns = list(dict.fromkeys(column for cells in pivot.values() for column in cells))
+    lines = [_line(["learning rates", *columns]), _rule(len(columns) + 1)]
+    lines += [_line([name, *(", ".join(cells.get(column, [])) for column in columns)]) for name, cells in pivot.items()]
+    return "\n".join(lines)
+
+
+def _storage(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    """Size on disk and quality; means over the cases."""
+    lines = [_line(["vector", "bytes", "of the dense model", "exact match, %"]), _rule(4)]
+    for name, rows in _groups(table.rows).items():
+        try:
+            sizes = [size_of(results, row) for row in rows]
+            quality = mean_of([_average(results, row, "exact_match") for row in rows])
+        except MissingError:
+            lines.append(_line([name, "", "", ""]))
+            continue
+        size, whole = sum(sizes) / len(sizes), results.store.heads[-1]["base_bytes"]
+        lines.append(_line([name, f"{size:,.0f}", f"1/{whole / size:.0f}", str(quality)]))
+    return "\n".join(lines)
+
+
+def size_of(results: Results, row: Row) -> float:
+    """Bytes on disk of what a row ships: an adapter for LoRA, in f32 as peft writes it, else a `.lota` file."""
+    assert row.spec is not None
+    is_adapter = getattr(row.spec, "method", "") == "lora"
+    return results.trained(row.spec, "adapter_bytes" if is_adapter else "bytes")
+
+
+def _average(results: Results, row: Row, metric: str) -> list[float]:
+    """The mean over the reported tasks of a row, one value per seed."""
+    tested = [results.tested(row.spec, task, metric) for task in row.report]
+    return [sum(seed) / len(seed) for seed in zip(*tested, strict=True)]
+
+
+def _groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of all cases by their names, with the values of variables that are not in the name."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.label, []).append(row)
+    return found
+
+
+def _put(pivot: Pivot, name: str, column: str, values: Callable[[], list[float]]) -> None:
+    cell = pivot.setdefault(name, {}).setdefault(column, [])
+    try:
+        cell.append(values())
+    except MissingError:
+        cell.append([])
+
+
+def _markdown(pivot: Pivot, title: str, digits: int) -> str:
+    columns = list(dict.fromkeys(column for cells in pivot.values() for column in cells))
+    if "mean" in columns:
+        columns = [*(column for column in columns if column != "mean"), "mean"]
+    lines = [_line([title, *columns]), _rule(len(columns) + 1)]
+    for name, cells in pivot.items():
+        lines.append(_line([name, *(_cell(cells.get(column), digits) for column in columns)]))
+    return "\n".join(lines)
+
+
+def _cell(values: Values | None, digits: int) -> str:
+    if not values or not all(values):
+        return ""
+    mean = mean_of(values)
+    return f"{mean.value:.{digits}f}" + ("" if mean.error is None else f" ± {mean.error:.{digits}f}")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(columns: int) -> str:
+    return "|---" * columns + "|"
+
+
+def verdicts(world: World, results: Results, *, quick: bool = False) -> str:
+    """The claims of the paper, the rows that test each, and the verdict."""
+    lines = [_line(["claim", "rows", "difference", "verdict"]), _rule(4)]
+    for claim in yaml.safe_load(CLAIMS.read_text(encoding="utf-8")):
+        table = tables.read(claim["table"], world, quick=quick)
+        try:
+            difference, words = _compared(claim, table, results)
+        except MissingError:
+            difference, words = "", "not computed"
+        shown = f"{_named(claim['rows'][0])} − {_named(claim['rows'][1])}"
+        lines.append(_line([f"{claim['claim']} ({claim['source']})", f"{claim['table']}: {shown}", difference, words]))
+    return "\n".join(lines)
+
+
+def _named(names: str | list[str]) -> str:
+    return names if isinstance(names, str) else f"best of ({'; '.join(names)})"
+
+
+def _compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[str, str]:
+    metric = claim.get("metric", "exact_match")
+
+    def values(row: Row) -> list[float]:
+        if claim.get("value") == "drop":
+            return drop(results, row, metric)
+        if "position" in claim:
+            return results.tested(row.spec, row.report[claim["position"]], metric)
+        return _average(results, row, metric)
+
+    def side(names: str | list[str]) -> Values:
+        wanted = [names] if isinstance(names, str) else names
+        cases: dict[str, list[Row]] = {}
+        for row in table.rows:
+            if row.label in wanted:
+                cases.setdefault(repr(row.case), []).append(row)
+        if not cases or any(len(rows) != len(wanted) for rows in cases.values()):
+            raise MissingError(f"rows {wanted}")
+        return [values(rows[0] if len(rows) == 1 else best_on_validation(results, rows)) for rows in cases.values()]
+
+    one, other = side(claim["rows"][0]), side(claim["rows"][1])
+    mean = mean_of(differences(one, other))
+    sign = -1 if claim["expects"] in ("less", "no more") else 1
+    found, error = sign * mean.value, mean.error or 0.0
+    if claim["expects"] in ("more", "less"):
+        words = "agrees" if found > 2 * error else "disagrees" if found < -2 * error else "no difference found"
+    else:
+        words = "agrees" if found > -2 * error else "disagrees"
+    return f"{mean.value:+.1f}" + ("" if mean.error is None else f" ± {mean.error:.1f}"), words
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=WORLDS)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("tables", nargs="*")
+    parser.add_argument("--quick", action="store_true", help="the tables of the quick run")
+    given = parser.parse_intermixed_args()
+    world = tables.sized(WORLDS[given.world], quick=given.quick)
+    results = Results(world, Store(given.results))
+    for name in given.tables or tables.names():
+        table = tables.read(name, world, quick=given.quick)
+        if table.rows:
+            print(f"## {table.title}\n\n{rendered(table, results)}\n")
+    if not given.tables:
+        print(f"## Claims\n\n{verdicts(world, results, quick=given.quick)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
