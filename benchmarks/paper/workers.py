@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,12 +14,17 @@ from .store import Store
 from .tables import Row
 from .worlds import Place
 
+_HEAVY = ("peft", "taskvec.training.dense", "taskvec.training.ticket", "taskvec.evaluation.evaluate")
 _labs: list[Lab] = []  # of this worker
 
 
 def set_up(place: Place, results: Path, head: int) -> None:
     """Prepare this process."""
     torch.set_num_threads(1)
+    for name in _HEAVY:
+        import_module(name)
+    gc.collect()
+    gc.freeze()  # each phase of training collects garbage, which takes half a second with all imported modules
     _labs[:] = [Lab(place, Store(results), head)]
 
 
