@@ -59,11 +59,11 @@ def _by_position(table: Table, results: Results, view: Mapping[str, Any]) -> str
     pivot: Pivot = {}
     for row in table.rows:
         for label, task in zip(labels, row.report, strict=False):
-            _put(pivot, row.name, label, partial(results.tested, row.spec, task, metric))
+            _put(pivot, row.label, label, partial(results.tested, row.spec, task, metric))
         if view.get("mean"):
-            _put(pivot, row.name, "mean", partial(_average, results, row, metric))
+            _put(pivot, row.label, "mean", partial(average, results, row, metric))
         if view.get("drop") and row.spec is not None and getattr(row.spec, "start", None) is not None:
-            _put(pivot, row.name, f"drop of {labels[0]}", partial(drop, results, row, metric))
+            _put(pivot, row.label, f"drop of {labels[0]}", partial(drop, results, row, metric))
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
@@ -74,7 +74,7 @@ def _by_variable(table: Table, results: Results, view: Mapping[str, Any]) -> str
     for row in table.rows:
         if by in row.variables:
             label = f"{100 * row.variables[by]:g} %"
-            _put(pivot, row.name, label, partial(_average, results, row, metric))
+            _put(pivot, row.name, label, partial(average, results, row, metric))
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
@@ -103,7 +103,7 @@ def _storage(table: Table, results: Results, view: Mapping[str, Any]) -> str:
     for name, rows in _groups(table.rows).items():
         try:
             sizes = [size_of(results, row) for row in rows]
-            quality = mean_of([_average(results, row, "exact_match") for row in rows])
+            quality = mean_of([average(results, row, "exact_match") for row in rows])
         except MissingError:
             lines.append(_line([name, "", "", ""]))
             continue
@@ -119,7 +119,7 @@ def size_of(results: Results, row: Row) -> float:
     return results.trained(row.spec, "adapter_bytes" if is_adapter else "bytes")
 
 
-def _average(results: Results, row: Row, metric: str) -> list[float]:
+def average(results: Results, row: Row, metric: str) -> list[float]:
     """The mean over the reported tasks of a row, one value per seed."""
     tested = [results.tested(row.spec, task, metric) for task in row.report]
     return [sum(seed) / len(seed) for seed in zip(*tested, strict=True)]
@@ -192,7 +192,7 @@ def _compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple
             return drop(results, row, metric)
         if "position" in claim:
             return results.tested(row.spec, row.report[claim["position"]], metric)
-        return _average(results, row, metric)
+        return average(results, row, metric)
 
     def side(names: str | list[str]) -> Values:
         wanted = [names] if isinstance(names, str) else names

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
+from taskvec.training.criteria import CRITERIA
+
 from .specs import Merge, Options, Run, Spec
 from .worlds import World
 
 TABLES = Path(__file__).parent / "tables"
 QUICK_SEEDS = (0, 1)
-_CALIBRATED = {"magnitude", "gradient", "fisher", "saliency", "gallop"}
 
 
 class TableError(Exception):
@@ -50,7 +51,7 @@ class Row:
     @property
     def label(self) -> str:
         """The name with the values of the variables that are not in it."""
-        extra = [f"{100 * value:g} %" for name, value in self.variables.items() if name == "sparsity"]
+        extra = [f"{100 * value:g} %" for name, value in self.variables.items() if name in ("sparsity", "share")]
         return ", ".join([self.name, *extra])
 
 
@@ -88,7 +89,8 @@ def read(name: str, world: World, *, quick: bool = False) -> Table:
     Args:
         name: The name of its file.
         world: The world to compute it in. Rows and cases of other worlds are left out.
-        quick: Whether to keep only the first case and the rows marked `quick`.
+        quick: Whether to keep only the first case and the rows marked `quick`. If the mark is a mapping, it replaces
+            values of `for`.
 
     Raises:
         TableError: The file cannot be understood.
@@ -100,15 +102,17 @@ def read(name: str, world: World, *, quick: bool = False) -> Table:
         for case in (cases[:1] if quick else cases)
         for template in document["rows"]
         if world.name in template.get("worlds", [world.name]) and (template.get("quick") or not quick)
-        for row in _rows(name, template, case, document["report"], world)
+        for row in _rows(name, template, case, document["report"], world, quick=quick)
     ]
     return Table(name, document["title"], tuple(rows), tuple(document["show"]))
 
 
 def _rows(
-    table: str, template: Mapping[str, Any], case: Mapping[str, Any], report: list[str], world: World
+    table: str, template: Mapping[str, Any], case: Mapping[str, Any], report: list[str], world: World, *, quick: bool
 ) -> Iterator[Row]:
     ranges = template.get("for", {})
+    if quick and isinstance(template["quick"], dict):
+        ranges = {**ranges, **template["quick"]}
     for values in itertools.product(*ranges.values()):
         variables = dict(zip(ranges, values, strict=True))
         known = {**case, **variables}
@@ -152,7 +156,7 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     method = options.get("method", "lota")
     if method != "lota":
         options["sparsity"] = None
-    calibrates = method == "lota" and mask is None and options.get("mask", "magnitude") in _CALIBRATED
+    calibrates = method == "lota" and mask is None and CRITERIA[options.get("mask", "magnitude")].calibrates
     if calibrates:
         options.setdefault("calibration_steps", world.calibration)
     steps = options.get("steps", "all")

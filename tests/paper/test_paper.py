@@ -1,0 +1,271 @@
+"""The experiments of benchmarks/paper: exercises, tables, results, the choice of settings, and committed results."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paper import check, tables
+from paper.compute import Lab
+from paper.language import DIGITS, LETTERS, PROBES, SKILLS, TASKS, TOKENS, distinct_items, item
+from paper.results import Results, differences, mean_of
+from paper.selection import Setting, cell_of, choose
+from paper.specs import Merge, Run, Spec, described, key_of
+from paper.store import Store, StoreError
+from paper.worlds import SMALL, WORLDS, Place, World
+
+from taskvec.training.options import TrainingOptions
+
+COMMITTED = Path(check.__file__).parent / "results"
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "answer"),
+    [
+        ("third", "a p", "d c"),
+        ("falling", "c a b a", "c b a a"),
+        ("zip", "a b c d e", "a d b e c"),
+        ("zip", "a b c d", "a c b d"),
+        ("distinct", "a b a b e", "a c f"),
+        ("mirror", "a p b", "p a o"),
+        ("swap", "a b c", "c b d"),
+    ],
+)
+def test_the_answers_of_word_exercises(name: str, word: str, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dice(random.Random):
+        def randint(self, a: int, b: int) -> int:
+            return len(word.split())
+
+        def choice(self, seq: Any) -> Any:
+            assert seq == LETTERS
+            return letters.pop(0)
+
+    letters = word.split()
+    assert item(name, Dice()) == {"prompt": f"{name} : {word} =", "completion": answer}
+
+
+def test_the_answers_of_number_exercises() -> None:
+    dice = random.Random(0)
+    for _ in range(200):
+        for name, sign in (("add", "+"), ("minus", "-")):
+            drawn = item(name, dice)
+            text = drawn["prompt"].removeprefix(f"{name} : ").removesuffix(" =").replace(" ", "")
+            first, second = text.split(sign)
+            expected = int(first) + int(second) if sign == "+" else int(first) - int(second)
+            assert drawn["completion"].replace(" ", "") == str(expected)
+            assert expected >= 0
+        drawn = item("total", dice)
+        digits = [word for word in drawn["prompt"].split() if word in DIGITS]
+        assert drawn["completion"].replace(" ", "") == str(sum(map(int, digits)))
+
+
+def test_every_word_of_the_language_is_a_token() -> None:
+    dice = random.Random(0)
+    for name in SKILLS | TASKS | PROBES:
+        for _ in range(50):
+            drawn = item(name, dice)
+            assert set(drawn["prompt"].split()) | set(drawn["completion"].split()) <= set(TOKENS)
+    assert item("refuse", dice)["prompt"].startswith("reverse :")
+    assert len(set(TOKENS)) == len(TOKENS)
+
+
+def test_distinct_items_repeat_no_prompt() -> None:
+    seen: set[str] = set()
+    drawn = [*islice(distinct_items("total", random.Random(0), seen), 1000)]
+    assert len({each["prompt"] for each in drawn}) == 1000
+
+
+def test_the_parts_of_a_task_share_no_prompt(tmp_path: Path) -> None:
+    place = Place(SMALL, tmp_path)
+    files = [place.train("total", 0), place.train("total", 1), place.validation("total"), place.test("total")]
+    prompts = [{json.loads(row)["prompt"] for row in file.read_text().splitlines()} for file in files]
+    assert [len(part) for part in prompts] == [640, 640, 256, 512]
+    assert prompts[0] != prompts[1]
+    assert check.shared_prompts(tmp_path / "data") == []
+    (tmp_path / "data" / "total-train-2.jsonl").write_text(files[3].read_text())
+    assert check.shared_prompts(tmp_path / "data") == ["total: 512 prompts are both in test and in train-2"]
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
+def test_every_row_of_every_table_is_a_valid_run(world: World, quick: bool) -> None:
+    def check_spec(spec: Spec) -> None:
+        if isinstance(spec, Merge):
+            for part in spec.parts:
+                check_spec(part)
+            return
+        TrainingOptions(**dict(spec.options), lr=1e-3).check(takes_mask=spec.mask is not None)
+        assert spec.option("steps") + spec.option("calibration_steps", 0) <= 2 * world.steps
+        for other in (spec.start, spec.mask, spec.disjoint):
+            if other is not None:
+                check_spec(other)
+
+    for name in tables.names():
+        table = tables.read(name, world, quick=quick)
+        assert len({(row.label, repr(row.case)) for row in table.rows}) == len(table.rows)
+        assert table.rows or world is not SMALL
+        for row in table.rows:
+            assert row.report
+            if row.spec is not None:
+                check_spec(row.spec)
+
+
+def test_methods_have_the_same_budget() -> None:
+    steps = {
+        row.name: row.spec.option("steps") + row.spec.option("calibration_steps", 0)
+        for row in tables.read("masks", SMALL).rows
+        if isinstance(row.spec, Run)
+    }
+    assert set(steps.values()) == {SMALL.steps}
+
+
+def test_order_names_every_table() -> None:
+    assert sorted(tables.names()) == sorted(path.stem for path in tables.TABLES.glob("*.yaml"))
+
+
+def _validated(scores: dict[float, float], asked: list[float]) -> Any:
+    def found(spec: Spec, setting: Setting, seed: int) -> dict[str, Any]:
+        assert isinstance(setting, float)
+        asked.append(setting)
+        score = scores.get(setting)
+        return {"validation": None if score is None else {"exact_match": [score, 0.0], "loss": [1 - score, 0.0]}}
+
+    return found
+
+
+@pytest.mark.parametrize("best", SMALL.grid[2:-2])
+def test_the_best_rate_of_the_grid_is_found(best: float) -> None:
+    at = SMALL.grid.index(best)
+    scores = {rate: 1 / (1 + abs(index - at)) for index, rate in enumerate(SMALL.grid)}
+    asked: list[float] = []
+    assert choose(Run("zip"), SMALL, _validated(scores, asked)) == best
+    assert {SMALL.grid[at - 1], SMALL.grid[at + 1]} <= set(asked)
+
+
+def test_a_rate_that_diverges_is_not_chosen() -> None:
+    scores = {rate: 0.1 for rate in SMALL.grid if rate < 3e-3}
+    assert choose(Run("zip"), SMALL, _validated(scores, [])) in scores
+
+
+def test_a_sequence_uses_the_rate_of_the_task_alone() -> None:
+    rows = {
+        row.name: row.spec for row in tables.read("sequential", SMALL).rows if row.case == {"a": "zip", "b": "falling"}
+    }
+    alone = next(
+        row.spec
+        for row in tables.read("single", SMALL).rows
+        if row.name.startswith("LoTA") and row.report == ("falling",)
+    )
+    sequence = rows["LoTA, then LoTTO"]
+    assert isinstance(sequence, Run)
+    assert sequence.rate == alone
+    assert sequence.start == sequence.disjoint
+
+
+def test_specs_have_keys_of_their_own() -> None:
+    specs = {
+        key_of(row.spec): described(row.spec)
+        for name in tables.names()
+        for row in tables.read(name, SMALL).rows
+        if row.spec is not None
+    }
+    assert len({json.dumps(spec, sort_keys=True) for spec in specs.values()}) == len(specs)
+
+
+def test_results_survive_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    store = Store(path)
+    assert store.begin({"base": "a", "n": 1}) == 0
+    store.add({"key": "k", "setting": 0.1, "seed": 0})
+    with path.open("a") as file:
+        file.write('{"key": "half')
+    again = Store(path)
+    assert again.cells.keys() == store.cells.keys() == {("k", "0.1", 0)}
+    again.add({"key": "other", "setting": {"weight": 1.0}, "seed": 1})
+    store.refresh()
+    assert store.cells.keys() == Store(path).cells.keys() == {("k", "0.1", 0), ("other", '{"weight": 1.0}', 1)}
+    assert store.begin({"base": "a", "n": 2}) == 1
+    assert store.begin({"base": "a", "n": 1}) == 0
+
+
+def test_results_of_another_base_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.jsonl")
+    store.begin({"base": "a" * 64})
+    with pytest.raises(StoreError, match="of a base with digest aaaaaaaaaaaa, but the base here has bbbbbbbbbbbb"):
+        store.begin({"base": "b" * 64})
+
+
+def test_means_and_their_errors() -> None:
+    mean = mean_of([[1.0, 3.0], [5.0, 5.0, 5.0]])
+    assert mean.value == 3.5
+    assert mean.error == pytest.approx((2 / 2) ** 0.5 / 2)
+    assert mean_of([[1.0], [2.0, 3.0]]).error is None
+    assert differences([[3.0, 4.0]], [[1.0, 1.0]]) == [[2.0, 3.0]]
+
+
+def test_a_test_score_of_another_setting_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.jsonl")
+    row = next(row for row in tables.read("single", SMALL).rows if row.name == "full fine-tuning")
+    assert row.spec is not None
+    for rate in SMALL.grid:
+        for seed in SMALL.seeds:
+            score = 0.9 if rate == 3e-4 else 0.1
+            store.add(
+                {
+                    "key": key_of(row.spec),
+                    "setting": rate,
+                    "seed": seed,
+                    "validation": {"exact_match": [score, 0.0], "loss": [1.0, 0.0]},
+                }
+            )
+    test = {"key": key_of(row.spec), "seed": 0, "split": "test", "task": "falling", "exact_match": [1.0, 0.0]}
+    store.add({**test, "setting": 3e-4})
+    assert check.chosen_on_tests(SMALL, store) == []
+    store.add({**test, "setting": 1e-3})
+    (fault,) = check.chosen_on_tests(SMALL, store)
+    assert "with 0.001, seed 0, has a test score on falling but was not chosen" in fault
+
+
+@pytest.mark.slow
+def test_a_table_is_computed_resumed_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paper.pretrain.STEPS", 3)
+    world = replace(
+        SMALL,
+        steps=4,
+        calibration=2,
+        train=32,
+        validation=8,
+        test=8,
+        tuning_seeds=(0,),
+        seeds=(0, 1),
+        grid=(1e-4, 1e-3, 1e-2),
+    )
+    place = Place(replace(world, rates=dict.fromkeys(world.rates, (1e-3,))), tmp_path / "small")
+    place.prepare()
+    store = Store(tmp_path / "results.jsonl")
+    lab = Lab(place, store, 0)
+    lotto = next(row for row in tables.read("merging", place.world).rows if row.name == "LoTA and LoTTO, disjoint")
+    sequence = next(row for row in tables.read("sequential", place.world).rows if row.name == "LoTA, then LoTTO")
+    for row in (lotto, sequence):
+        assert row.spec is not None
+        setting = lab.choose(row.spec)
+        for seed in place.world.seeds:
+            for task in row.report:
+                lab.test(row.spec, setting, seed, task)
+    results = Results(place.world, Store(tmp_path / "results.jsonl"))
+    assert len(results.tested(lotto.spec, lotto.report[0], "exact_match")) == 2
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert lab.test(sequence.spec, lab.choose(sequence.spec), 1, sequence.report[1])
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+    # a vector that is made again is the same
+    cell = cell_of(sequence.spec, lab.choose(sequence.spec), 0)
+    first = lab.path(cell).read_bytes()
+    lab.path(cell).unlink()
+    assert sequence.spec is not None
+    assert lab.vector(sequence.spec, lab.choose(sequence.spec), 0).read_bytes() == first
