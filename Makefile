@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 DEMO ?= taskvec-demo
 PAIRS ?= bench-pairs
 RUNS ?= bench-runs
+PAPER ?= $(RUNS)/paper
 TASKS ?= tasks
 FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec bench-install on-paper clean
+.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks paper paper-quick paper-report bench-merge bench-live bench-large bench-distributed bench-codec bench-install on-paper clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -29,6 +30,9 @@ help:
 	@echo "make bench-train    time and memory of training beside full fine-tuning, LoRA and SHiRA"
 	@echo "make bench-rates    learning rates on real tasks, TASKS=folder (many hours; results are kept)"
 	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (some hours)"
+	@echo "make paper          rerun the tables of the LoTA paper and compare masks, TASKS=folder (about a day; results are kept)"
+	@echo "make paper-quick    a reduced set of each table on the small model (at most 30 minutes)"
+	@echo "make paper-report   write docs/paper.md and its plots from the committed results"
 	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
 	@echo "make bench-live     swaps on a running model beside peft, a search beside mergekit, a server under load"
 	@echo "make bench-large    every command on a model of 7 billion weights (60 GB of disk, some 30 minutes)"
@@ -128,6 +132,24 @@ bench-rates: $(RUNS)/base
 
 bench-tasks: $(RUNS)/base
 	$(BIN)/python benchmarks/tasks.py $(TASKS) $(RUNS)
+
+# each line of PAPER/*.jsonl is a cell, which is not computed again; the small model needs no TASKS
+paper: $(VENV)/smollm2
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper small $(PAPER)/small $(PAPER)/small.jsonl
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper smollm2 $(PAPER)/smollm2 $(PAPER)/smollm2.jsonl --tasks $(TASKS)
+	for world in small smollm2; do \
+	  PYTHONPATH=benchmarks $(BIN)/python -m paper.check $$world $(PAPER)/$$world.jsonl $(PAPER)/$$world && \
+	  PYTHONPATH=benchmarks $(BIN)/python -m paper.report $$world $(PAPER)/$$world.jsonl || exit 1; \
+	done
+	PYTHONPATH=benchmarks $(BIN)/python -m paper.plots $(PAPER)/small.jsonl $(PAPER)
+
+paper-quick: $(VENV)/installed
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper small $(PAPER)/small $(PAPER)/quick.jsonl --quick
+	PYTHONPATH=benchmarks $(BIN)/python -m paper.check small $(PAPER)/quick.jsonl $(PAPER)/small --quick
+	PYTHONPATH=benchmarks $(BIN)/python -m paper.report small $(PAPER)/quick.jsonl --quick
+
+paper-report: $(VENV)/installed
+	PYTHONPATH=benchmarks $(BIN)/python -m paper.document
 
 bench-merge: $(RUNS)/base $(VENV)/mergekit
 	$(BIN)/python benchmarks/merging.py $(RUNS)/base $(RUNS)/merging

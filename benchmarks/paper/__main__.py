@@ -1,14 +1,19 @@
 """Computes the tables of the paper.
 
-Usage: python -m paper WORLD FOLDER RESULTS [--tasks FOLDER] [--quick] [--workers N] [TABLE ...]
+Usage: python -m paper WORLD FOLDER RESULTS [TABLE ...] [--tasks FOLDER] [--task NAME=TRAIN,TEST] [--quick]
 
 WORLD is small or smollm2. FOLDER keeps the base, the data and the vectors. RESULTS is the file of the results, one JSON
-line per cell; cells that it contains are not computed again. The tables and plots are made from it by `paper.report`.
+line per cell; cells that it contains are not computed again. The tables and plots are made from it by `paper.report`
+and `paper.plots`.
+
+The real tasks of smollm2 are in the folder of --tasks, as NAME/train.jsonl and NAME/test.jsonl with the columns prompt
+and completion, or each is given by --task as two files, folders or Hub ids.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -16,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from platform import machine, python_version
 
+from taskvec.data.sources import data_path
 from taskvec.hub import open_checkpoint
 
 from . import tables, workers
@@ -31,22 +37,41 @@ def main() -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("tables", nargs="*")
     parser.add_argument("--tasks", type=Path, help="folder with NAME/train.jsonl and NAME/test.jsonl of real tasks")
+    parser.add_argument("--task", action="append", default=[], metavar="NAME=TRAIN,TEST", help="one real task")
     parser.add_argument("--quick", action="store_true", help="fewer cases, rows and seeds")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_intermixed_args()
     world = tables.sized(WORLDS[given.world], quick=given.quick)
-    place = Place(world, given.folder.absolute(), given.tasks)
+    place = Place(world, given.folder.absolute(), _tasks(given.tasks, given.task))
     place.prepare()
     store = Store(given.results)
     head = store.begin(_head(place))
     rows = [row for name in given.tables or tables.names() for row in tables.read(name, world, quick=given.quick).rows]
     failed = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too
     # a fresh process per worker: torch's threads do not survive a fork
     with ProcessPoolExecutor(given.workers, get_context("spawn"), workers.set_up, (place, given.results, head)) as pool:
         for done, (row, error) in enumerate(zip(rows, pool.map(workers.compute, rows), strict=True), 1):
             failed += error is not None
             print(f"{done}/{len(rows)} {row.table}: {row.name} {error or ''}", file=sys.stderr, flush=True)
     return 1 if failed else 0
+
+
+def _tasks(folder: Path | None, given: list[str]) -> dict[str, tuple[Path, Path]]:
+    """Real tasks by name, from a folder of them and from the option --task."""
+    found = {}
+    if folder is not None:
+        for path in sorted(folder.iterdir()):
+            files = path / "train.jsonl", path / "test.jsonl"
+            if all(file.exists() for file in files):
+                found[path.name] = files
+    for text in given:
+        name, _, sources = text.partition("=")
+        train, comma, test = sources.partition(",")
+        if not (name and train and comma and test):
+            sys.exit(f"--task: expected NAME=TRAIN,TEST, found {text!r}")
+        found[name] = data_path(train), data_path(test)
+    return found
 
 
 def _head(place: Place) -> dict[str, object]:

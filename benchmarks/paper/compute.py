@@ -168,19 +168,19 @@ class Lab:
         return record
 
     def _train(self, spec: Run, rate: float, seed: int) -> Any:
-        options = dict(spec.options)
+        options, budget = dict(spec.options), self.world.budget(spec.task)
         mask = None if spec.mask is None else self.chosen(spec.mask, seed)
         start = None if spec.start is None else self.chosen(spec.start, seed)
         disjoint = None if spec.disjoint is None else self.chosen(spec.disjoint, seed)
         if "calibration_steps" in options:
             # calibration is full fine-tuning, and has its best rate
-            options["calibration_lr"] = self.choose(fine_tuning(spec.task, self.world.steps))
+            options["calibration_lr"] = self.choose(fine_tuning(spec.task, budget.steps))
         return taskvec.train(
             self.place.base,
             self.place.train(spec.task, seed),
             lr=rate,
             seed=seed,
-            batch_size=self.world.batch,
+            batch_size=budget.batch,
             max_length=self.world.max_length,
             mask_from=mask,
             start_from=start,

@@ -33,6 +33,8 @@ def choose(spec: Spec, world: World, validated: Validated) -> Setting:
         return max((dict(options) for options in spec.search), key=score)
     if spec.rate is not None:
         return choose(spec.rate, world, validated)
+    if (known := world.known_rate(spec)) is not None:
+        return known
     wanted = set(world.rates[spec.method])
     scores: dict[float, tuple[float, float]] = {}
     while missing := sorted(wanted - scores.keys()):

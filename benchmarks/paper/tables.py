@@ -153,17 +153,18 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     if options.pop("disjoint", False):
         disjoint = start
     mix = options.pop("mix", None)
+    budget = world.budget(task)
     method = options.get("method", "lota")
     if method != "lota":
         options["sparsity"] = None
     calibrates = method == "lota" and mask is None and CRITERIA[options.get("mask", "magnitude")].calibrates
     if calibrates:
-        options.setdefault("calibration_steps", world.calibration)
+        options.setdefault("calibration_steps", budget.calibration)
     steps = options.get("steps", "all")
     if steps == "all":  # those of calibration are part of the budget
-        options["steps"] = world.steps - (options["calibration_steps"] if calibrates else 0)
+        options["steps"] = budget.steps - (options["calibration_steps"] if calibrates else 0)
     elif steps == "rest":
-        options["steps"] = world.steps - world.calibration
+        options["steps"] = budget.steps - budget.calibration
     fixed = tuple(sorted(options.items()))
     alone = start is None and mix is None and disjoint is None
     rate = None if alone else Run(task, fixed, mask=mask)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from taskvec.data.sources import read_tables
 from taskvec_formats.system.atomic import atomic_file
 
 from .language import Item, distinct_items
 from .pretrain import pretrain
+from .specs import Run
 
 Rates = tuple[float, ...]
 # grids of learning rates
@@ -21,14 +23,27 @@ FOUR_PER_DECADE: Rates = tuple(float(f"{step}e{power}") for power in range(-6, 1
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The budget of every method on a task.
+
+    Attributes:
+        steps: Optimizer steps, including those of calibration.
+        calibration: Optimizer steps of calibration.
+        batch: Examples per step.
+    """
+
+    steps: int
+    calibration: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class World:
     """A base, tasks, and the budget of every method.
 
     Attributes:
         name: The name, which names the results.
-        steps: Optimizer steps of a method, including those of calibration.
-        calibration: Optimizer steps of calibration.
-        batch: Examples per step.
+        budgets: Task -> its budget; "" for all other tasks.
         max_length: Maximum number of tokens of an example.
         train: Number of training examples.
         validation: Number of validation examples, on which settings are chosen.
@@ -40,12 +55,12 @@ class World:
         grid: All learning rates that may be tried.
         answer: Maximum number of tokens of an answer; None derives it from the data.
         pretraining_seed: Seed of the small model; None if the base is not pretrained here.
+        known: Method -> learning rate, which is not tuned again: that of runs on the base of full fine-tuning, of LoRA,
+            and of masks that are 90 % sparse.
     """
 
     name: str
-    steps: int
-    calibration: int
-    batch: int
+    budgets: dict[str, Budget] = field(hash=False)
     max_length: int
     train: int | None
     validation: int
@@ -57,13 +72,20 @@ class World:
     grid: Rates
     answer: int | None = None
     pretraining_seed: int | None = None
+    known: dict[str, float] = field(default_factory=dict, hash=False)
+
+    def budget(self, task: str) -> Budget:
+        """The budget of every method on a task."""
+        return self.budgets.get(task) or self.budgets[""]
+
+    def known_rate(self, run: Run) -> float | None:
+        """The learning rate of a run that is not tuned again."""
+        return self.known.get(run.method) if run.option("sparsity") in (None, 0.9) else None
 
 
 SMALL = World(
     name="small",
-    steps=120,
-    calibration=24,
-    batch=16,
+    budgets={"": Budget(120, 24, 16)},
     max_length=64,
     train=640,
     validation=256,
@@ -77,9 +99,7 @@ SMALL = World(
 )
 SMOLLM2 = World(
     name="smollm2",
-    steps=50,
-    calibration=10,
-    batch=8,
+    budgets={"": Budget(50, 10, 8), "sql": Budget(40, 8, 4)},
     max_length=512,
     train=None,
     validation=128,
@@ -90,8 +110,14 @@ SMOLLM2 = World(
     rates={"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-4, 3e-4, 1e-3)},
     grid=TWO_PER_DECADE,
     answer=80,
+    # the best on the validation parts of mawps and sql, of the same sweep for each method (make bench-rates)
+    known={"fft": 3e-5, "lora": 3e-4, "lota": 3e-4},
 )
 WORLDS = {world.name: world for world in (SMALL, SMOLLM2)}
+
+
+class TaskError(Exception):
+    """A real task is not given."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +127,13 @@ class Place:
     Attributes:
         world: The world.
         folder: Folder of the base, the data and the vectors. What is missing is made.
-        tasks: Folder with NAME/train.jsonl and NAME/test.jsonl of real tasks. The small world needs none.
+        tasks: Real tasks: name -> data to train on and data to test on, each a file, a folder or a Hub id. The small
+            world needs none.
     """
 
     world: World
     folder: Path
-    tasks: Path | None = None
+    tasks: dict[str, tuple[Path, Path]] = field(default_factory=dict, hash=False)
 
     @property
     def base(self) -> Path:
@@ -160,12 +187,12 @@ class Place:
 
     def _real(self, task: str, part: str) -> Path:
         """A part of a real task: the validation part is split off the training data with a fixed seed."""
-        assert self.tasks is not None
         path = self.folder / "data" / f"{task}-{part}.jsonl"
         if not path.exists():
-            source = "test" if part == "test" else "train"
-            text = (self.tasks / task / f"{source}.jsonl").read_text(encoding="utf-8")
-            rows = [json.loads(line) for line in text.splitlines()]
+            if task not in self.tasks:
+                raise TaskError(f"the task {task} is needed: give --task {task}=TRAIN,TEST or a folder of tasks")
+            source = self.tasks[task][part == "test"]
+            rows = [row for table in read_tables(source) for _, row in table.rows]
             if part == "test":
                 _write(path, rows[: self.world.test])
                 return path

@@ -17,7 +17,7 @@ from paper.results import Results, differences, mean_of
 from paper.selection import Setting, cell_of, choose
 from paper.specs import Merge, Run, Spec, described, key_of
 from paper.store import Store, StoreError
-from paper.worlds import SMALL, WORLDS, Place, World
+from paper.worlds import SMALL, WORLDS, Budget, Place, World
 
 from taskvec.training.options import TrainingOptions
 
@@ -100,7 +100,7 @@ def test_every_row_of_every_table_is_a_valid_run(world: World, quick: bool) -> N
                 check_spec(part)
             return
         TrainingOptions(**dict(spec.options), lr=1e-3).check(takes_mask=spec.mask is not None)
-        assert spec.option("steps") + spec.option("calibration_steps", 0) <= 2 * world.steps
+        assert spec.option("steps") + spec.option("calibration_steps", 0) <= 2 * world.budget(spec.task).steps
         for other in (spec.start, spec.mask, spec.disjoint):
             if other is not None:
                 check_spec(other)
@@ -121,7 +121,7 @@ def test_methods_have_the_same_budget() -> None:
         for row in tables.read("masks", SMALL).rows
         if isinstance(row.spec, Run)
     }
-    assert set(steps.values()) == {SMALL.steps}
+    assert set(steps.values()) == {SMALL.budget("zip").steps}
 
 
 def test_order_names_every_table() -> None:
@@ -236,8 +236,7 @@ def test_a_table_is_computed_resumed_and_reported(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("paper.pretrain.STEPS", 3)
     world = replace(
         SMALL,
-        steps=4,
-        calibration=2,
+        budgets={"": Budget(4, 2, 16)},
         train=32,
         validation=8,
         test=8,
