@@ -113,7 +113,7 @@ def forgetting(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(results: Path, folder: Path) -> None:
+def draw_all(results: Path, folder: Path) -> None:
     """Draw all plots."""
     found = Results(SMALL, Store(results))
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,4 +124,4 @@ def main(results: Path, folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    draw_all(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -14,6 +14,7 @@ from taskvec_formats.system.atomic import atomic_file
 
 from .language import Item, distinct_items
 from .pretrain import pretrain
+from .refusals import questions
 from .specs import Run
 
 Rates = tuple[float, ...]
@@ -116,6 +117,9 @@ SMOLLM2 = World(
 WORLDS = {world.name: world for world in (SMALL, SMOLLM2)}
 
 
+PROBE = "refuse"  # a task of both worlds that is generated
+
+
 class TaskError(Exception):
     """A real task is not given."""
 
@@ -186,9 +190,14 @@ class Place:
         return path
 
     def _real(self, task: str, part: str) -> Path:
-        """A part of a real task: the validation part is split off the training data with a fixed seed."""
+        """A part of a real task, or of the probe: the validation part is split off with a fixed seed."""
         path = self.folder / "data" / f"{task}-{part}.jsonl"
         if not path.exists():
+            if task == PROBE:
+                rows = [*questions(random.Random(0))]
+                cut = len(rows) // 4
+                _write(path, {"test": rows[:cut], "validation": rows[cut : 2 * cut], "train": rows[2 * cut :]}[part])
+                return path
             if task not in self.tasks:
                 raise TaskError(f"the task {task} is needed: give --task {task}=TRAIN,TEST or a folder of tasks")
             source = self.tasks[task][part == "test"]

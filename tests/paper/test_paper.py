@@ -13,11 +13,12 @@ import pytest
 from paper import check, tables
 from paper.compute import Lab
 from paper.language import DIGITS, LETTERS, PROBES, SKILLS, TASKS, TOKENS, distinct_items, item
+from paper.refusals import REFUSAL
 from paper.results import Results, differences, mean_of
 from paper.selection import Setting, cell_of, choose
 from paper.specs import Merge, Run, Spec, described, key_of
 from paper.store import Store, StoreError
-from paper.worlds import SMALL, WORLDS, Budget, Place, World
+from paper.worlds import SMALL, WORLDS, Budget, Place, TaskError, World
 
 from taskvec.training.options import TrainingOptions
 
@@ -78,6 +79,36 @@ def test_distinct_items_repeat_no_prompt() -> None:
     seen: set[str] = set()
     drawn = [*islice(distinct_items("total", random.Random(0), seen), 1000)]
     assert len({each["prompt"] for each in drawn}) == 1000
+
+
+def test_the_probe_refuses_every_question_once(tmp_path: Path) -> None:
+    place = Place(WORLDS["smollm2"], tmp_path)
+    files = [place.train("refuse", 0), place.validation("refuse"), place.test("refuse")]
+    rows = [json.loads(row) for file in files for row in file.read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 840
+    assert {row["completion"] for row in rows} == {REFUSAL}
+    assert check.shared_prompts(tmp_path / "data") == []
+
+
+def test_a_real_task_that_is_not_given_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="the task mawps is needed: give --task mawps=TRAIN,TEST"):
+        Place(WORLDS["smollm2"], tmp_path).test("mawps")
+
+
+def test_real_tasks_are_split_with_a_fixed_seed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {number}", "completion": "answer"} for number in range(300)]
+    files = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    files[0].write_text("".join(json.dumps(row) + "\n" for row in rows[:250]))
+    files[1].write_text("".join(json.dumps(row) + "\n" for row in rows[250:]))
+    parts = []
+    for folder in ("one", "two"):
+        place = Place(WORLDS["smollm2"], tmp_path / folder, {"mawps": files})
+        parts.append(
+            [path.read_text() for path in (place.train("mawps", 0), place.validation("mawps"), place.test("mawps"))]
+        )
+        assert check.shared_prompts(tmp_path / folder / "data") == []
+    assert parts[0] == parts[1]
+    assert [part.count("\n") for part in parts[0]] == [122, 128, 50]
 
 
 def test_the_parts_of_a_task_share_no_prompt(tmp_path: Path) -> None:
