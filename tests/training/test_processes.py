@@ -176,7 +176,8 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     [
         (
             2,
-            "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas best mask switch gallop principal low-magnitude",
+            "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas best mask switch "
+            "gallop principal low-magnitude",
         ),
         (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas taken t5 uneven saliency lift"),
     ],
