@@ -200,7 +200,7 @@ _ROWS = (
     ),
     Criterion(
         "lift",
-        "the k largest |W_r|, where W_r is the best approximation of a weight matrix of rank r, `--mask-rank`",
+        "the k largest |W_r|, where W_r is the best approximation of a weight matrix of rank r, --mask-rank",
         "LIFT, arXiv 2506.00772",
         (WEIGHTS,),
         _lift,
@@ -209,7 +209,7 @@ _ROWS = (
         memory=_lift_memory,
     ),
     Criterion("low-magnitude", "the k smallest |w|", "arXiv 2511.08567", (WEIGHTS,), _lowest_magnitudes),
-    Criterion("random", "k positions drawn uniformly by `--seed`", "a baseline for comparison", (), None),
+    Criterion("random", "k positions drawn uniformly by --seed", "a baseline for comparison", (), None),
 )
 CRITERIA = {row.name: row for row in _ROWS}
 MASKS = tuple(CRITERIA)

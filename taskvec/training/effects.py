@@ -60,7 +60,7 @@ def check_effects(
         (
             "seed",
             trains or calibrates or draws,
-            "here: `steps=0` does not train, and nothing is calibrated or drawn",
+            "here: nothing is calibrated or drawn, and `steps=0` does not train",
         ),
         ("relative_to", starts_from, "without `start_from`"),
         (

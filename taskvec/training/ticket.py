@@ -3,7 +3,7 @@
 arXiv 2406.16797, Algorithm 1:
 
 1. Calibrate: fine-tune all eligible weights for T steps.
-2. Mask: the k = round((1 − s)·N) largest |tuned − base| of all N eligible weights (or another mask, `training.criteria`).
+2. Mask: the k = round((1 − s)·N) largest |tuned − base| of all N eligible weights, or another mask (criteria.py).
 3. Reset to the base.
 4. Sparse fine-tuning: train only the masked weights.
 """
