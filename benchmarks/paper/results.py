@@ -76,7 +76,7 @@ class Results:
     def validation(self, spec: Spec) -> float:
         """Mean validation score of a spec with its chosen setting."""
         setting = self.choice(spec)
-        tuned = spec.rate if isinstance(spec, Run) and spec.rate is not None else spec
+        tuned = spec.rate if isinstance(spec, Run) and isinstance(spec.rate, Run) else spec
         return mean_score(tuned, setting, self.world, self.validated)[0]
 
     def tested(self, spec: Spec | None, task: str, metric: str) -> list[float]:

@@ -31,6 +31,8 @@ def choose(spec: Spec, world: World, validated: Validated) -> Setting:
 
     if isinstance(spec, Merge):
         return max((dict(options) for options in spec.search), key=score)
+    if isinstance(spec.rate, float):
+        return spec.rate
     if spec.rate is not None:
         return choose(spec.rate, world, validated)
     if (known := world.known_rate(spec)) is not None:

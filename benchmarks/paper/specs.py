@@ -21,7 +21,7 @@ class Run:
         mask: The vector that the mask is taken from, with the same seed.
         disjoint: The vector whose positions the mask excludes (LoTTO), with the same seed.
         mix: Another task and the share of the examples to draw from it.
-        rate: The run whose learning rate is used; None tunes this run.
+        rate: The learning rate, or the run whose learning rate is used; None tunes this run.
     """
 
     task: str
@@ -30,7 +30,7 @@ class Run:
     mask: Spec | None = None
     disjoint: Spec | None = None
     mix: tuple[str, float] | None = None
-    rate: Run | None = None
+    rate: Run | float | None = None
 
     def option(self, name: str, default: Any = None) -> Any:
         """The value of an option."""
@@ -76,7 +76,7 @@ def described(spec: Spec) -> dict[str, Any]:
         ("rate", spec.rate),
     ):
         if value is not None:
-            found[name] = described(value)
+            found[name] = value if isinstance(value, float) else described(value)
     if spec.mix:
         found["mix"] = list(spec.mix)
     return found

@@ -152,7 +152,7 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     )
     if options.pop("disjoint", False):
         disjoint = start
-    mix = options.pop("mix", None)
+    mix, rate = options.pop("mix", None), options.pop("rate", None)
     budget = world.budget(task)
     method = options.get("method", "lota")
     if method != "lota":
@@ -167,7 +167,8 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
         options["steps"] = budget.steps - budget.calibration
     fixed = tuple(sorted(options.items()))
     alone = start is None and mix is None and disjoint is None
-    rate = None if alone else Run(task, fixed, mask=mask)
+    if rate is None and not alone:
+        rate = Run(task, fixed, mask=mask)
     return Run(task, fixed, start, mask, disjoint, None if mix is None else (mix["task"], mix["share"]), rate)
 
 
