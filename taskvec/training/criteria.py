@@ -164,10 +164,10 @@ def _lift_memory(shape: tuple[int, ...], *, mask_rank: int) -> tuple[int, int]:
 def _lowest_magnitudes(*, weights: FloatArray) -> FloatArray:
     """The weights of smallest magnitude: reinforcement learning moves them most (arXiv 2511.08567).
 
-    The paper compares the weights that reinforcement learning changes with masks of the smallest |w|, and does not train
-    such masks by other methods. The score is the f32 whose bits are those of infinity minus those of |w|. That is exactly
-    the reverse order of the magnitudes, equal for equal ones: the score of 0.0 and −0.0 is infinite, and that of the
-    largest finite weight is above zero. Weights that are infinite or not a number have the score 0.
+    The paper compares the weights that reinforcement learning changes with masks of the smallest |w|, and does not
+    train such masks by other methods. The score is the f32 whose bits are those of infinity minus those of |w|. That is
+    exactly the reverse order of the magnitudes, equal for equal ones: the score of 0.0 and −0.0 is infinite, and that
+    of the largest finite weight is above zero. Weights that are infinite or not a number have the score 0.
     """
     bits = weights.astype(np.float32).view(np.uint32) & _MAGNITUDE
     found: FloatArray = (_INFINITY - np.minimum(bits, _INFINITY)).view(np.float32)
