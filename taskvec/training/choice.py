@@ -86,7 +86,8 @@ def _scores(run: Run, observed: Scores | None) -> Scores:
 def _ranked(run: Run, scores: Scores, taken: Masks, k: int) -> Masks:
     if run.processes.count > 1:
         with run.processes.agreeing():  # while the mask is chosen, no process can fail alone
-            for name in run.forms:
+            for done, name in enumerate(run.forms):
+                run.progress("scoring weights", done, len(run.forms), name)
                 scores(name)
     first = {name: run.owned(name)[0] for name in run.forms}
     own = {name: held - first[name] for name, held in taken.items()}
