@@ -97,6 +97,31 @@ class _Flags:
             **PATH,
         ),
     ] = None
+    regrow_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Change the mask during training after every N steps: drop the entries with the smallest changes, and "
+            "grow as many where the summed gradients are largest.",
+            metavar="N",
+            show_default="the mask is fixed",
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    regrow_share: Annotated[
+        float,
+        typer.Option(
+            help="With --regrow-steps, the share of the entries to replace; it falls linearly to zero.",
+            rich_help_panel=_MASK,
+        ),
+    ] = 0.2
+    regrow_window: Annotated[
+        int | None,
+        typer.Option(
+            help="With --regrow-steps, the number of steps before each change over which gradients are summed.",
+            show_default="5",
+            rich_help_panel=_MASK,
+        ),
+    ] = None
     include: Annotated[
         list[str] | None,
         typer.Option(

@@ -10,6 +10,7 @@ from .options import TrainingOptions
 
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
 _WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
+_REGROWTH = "regrow_steps regrow_share regrow_window"
 _LEARNING = (
     "optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length turns pack dtype "
     "gradient_checkpointing"
@@ -45,12 +46,14 @@ def check_effects(
     # settings, whether they have an effect, and the end of the message if they have none
     rules = (
         ("rank alpha", options.method == "lora", "without `method=lora`"),
-        (f"{_CALIBRATION} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
+        (f"{_CALIBRATION} {_REGROWTH} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
         (f"{_CALIBRATION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
         (f"{_CALIBRATION} scope", options.mask != "random", "here: a random mask needs no calibration"),
         ("calibration_steps", options.calibration_epochs is None, "together with `calibration_epochs`"),
         ("epochs", options.steps is None, "together with `steps`"),
         ("lr", trains, "here: `steps=0` does not train; `calibration_lr` is the learning rate of calibration"),
+        (_REGROWTH, trains, "here: `steps=0` does not train"),
+        ("regrow_share regrow_window", options.regrow_steps is not None, "without `regrow_steps`"),
         (_WATCHING, trains, "here: `steps=0` does not train"),
         (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and `steps=0` does not train"),
         (

@@ -75,6 +75,12 @@ class TrainingOptions:
             separately.
         via: A sparsity lower than `sparsity`. A ticket of this sparsity is trained first, and its entries of largest
             magnitude are the mask. None trains one ticket.
+        regrow_steps: Steps of training between changes of the mask, by SpIEL-AG (arXiv 2401.16405): the entries with
+            the smallest changes are dropped, and as many are grown where the summed gradients are largest
+            (`models.regrowth`). None keeps the mask.
+        regrow_share: Share of the entries to replace, at the start of training, in (0, 1]. It falls linearly to zero.
+        regrow_window: Steps before each change over which gradients are summed. None is 5, or `regrow_steps` if that is
+            less.
         include: Patterns of tensor names. If given, only matching tensors are eligible (`training.targets`).
         exclude: Patterns of tensor names. Matching tensors are not eligible.
         calibration_steps: T, optimizer steps of calibration.
@@ -129,6 +135,9 @@ class TrainingOptions:
     mask: str = "magnitude"
     scope: str = "global"
     via: float | None = None
+    regrow_steps: int | None = None
+    regrow_share: float = 0.2
+    regrow_window: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration_steps: int = 20
@@ -210,6 +219,22 @@ class TrainingOptions:
                     f"{phase} takes {steps} steps: `warmup_steps` must be fewer, found {self.warmup_steps}"
                 )
 
+    def check_regrowth(self, rows: int, *, packed: bool = False) -> None:
+        """Check that the mask changes before training ends.
+
+        Args:
+            rows: Rows to train on.
+            packed: As in `check_warmup`.
+
+        Raises:
+            UsageError: Training has no more steps than `regrow_steps`.
+        """
+        if self.regrow_steps is None or (self.pack and not packed):
+            return
+        steps = self.steps_of(self.epochs, rows) if self.steps is None else self.steps
+        if 0 < steps <= self.regrow_steps:
+            raise UsageError(f"training takes {steps} steps: `regrow_steps` must be fewer, found {self.regrow_steps}")
+
     def check(self, *, takes_mask: bool = False) -> None:
         """Check the values of all options and their combinations.
 
@@ -232,12 +257,14 @@ class TrainingOptions:
                 raise UsageError(f"`{name}` must be between 0 and 1, both excluded; found {said(share)}")
         positive = (
             "calibration_steps calibration_epochs epochs lr calibration_lr rank alpha batch_size accumulate max_length "
-            "clip eval_steps patience save_steps shards"
+            "clip eval_steps patience save_steps shards regrow_steps regrow_window"
         ).split()
         for name in positive:
             value = getattr(self, name)
             if value not in (None, AUTO) and not 0 < value < math.inf:
                 raise UsageError(f"`{name}` must be greater than zero, found {value}")
+        if not 0 < self.regrow_share <= 1:
+            raise UsageError(f"`regrow_share` must be above 0 and at most 1, found {said(self.regrow_share)}")
         for name in ("steps", "l1", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -290,6 +317,11 @@ class TrainingOptions:
             raise UsageError(f"`via` must be lower than `sparsity`, found via {self.via}, sparsity {self.sparsity}")
         if self.via is not None and self.steps == 0:
             raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
+        if self.regrow_window is not None and self.regrow_steps is not None and self.regrow_window > self.regrow_steps:
+            raise UsageError(
+                f"`regrow_window` must be at most `regrow_steps`, found window {self.regrow_window}, "
+                f"steps {self.regrow_steps}"
+            )
         self._check_schedule()
         self._check_low_memory()
 

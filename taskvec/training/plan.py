@@ -200,7 +200,9 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
         )
 
     def ticket(k: int, label: str = "") -> None:
-        add(f"{label}training", run.steps, (12 + 4 * state + base_width) * k, 4 * narrow.largest, narrow, options.lr)
+        # the candidates: a position and three sums each
+        regrows = 0 if options.regrow_steps is None else 16
+        add(f"{label}training", run.steps, (12 + 4 * state + base_width + regrows) * k, 4 * narrow.largest, narrow, options.lr)
 
     if options.method == "lota":
         assert entries is not None
