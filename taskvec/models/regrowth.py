@@ -182,12 +182,13 @@ class Regrowth:
         source, kept = _places(after, before)
         if kept.all():
             return
+        states = self._state(leaf)
         self.replaced += len(kept) - int(kept.sum())
         leaf.remask(after, self._base(leaf.name, after), torch.where(kept, values[source], 0))
         # a grown entry is one of the candidates
         place, _ = _places(after, found.positions)
         seeds = self._seeds(leaf, found.sums[place] / found.steps, found.squares[place] / found.steps)
-        for key, state in self._state(leaf).items():
+        for key, state in states.items():
             state.copy_(torch.where(kept, state[source], seeds.get(key, torch.zeros_like(state))))
 
     def _base(self, name: str, indices: torch.Tensor) -> torch.Tensor | None:

@@ -296,9 +296,9 @@ class Quantised(torch.optim.SGD):
 
 
 def test_what_cannot_be_meant_is_refused() -> None:
-    model, steps, masks = small()
+    model, _, masks = small()
     with sparse_finetune(model, masks) as tickets:
-        optimizer = Quantised(tickets.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(tickets.parameters(), lr=0.1)
         given = {"total_steps": 9, "every": 3, "window": 1}
         for change, message in (
             ({"every": 0}, "`every` must be greater than zero, found 0"),
@@ -316,13 +316,22 @@ def test_what_cannot_be_meant_is_refused() -> None:
         tickets.regrow(optimizer, **given, share=1)
         with pytest.raises(UsageError, match="changes already"):
             tickets.regrow(optimizer, **given)
-        with pytest.raises(UsageError, match=r"the state 'state1' of Quantised is torch\.uint8 \[32\], not one number"):
-            for (inputs, targets), _ in steps:
-                (tickets(inputs) - targets).square().sum().backward()
-                optimizer.step()
-                optimizer.zero_grad()
+        tickets(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
     with pytest.raises(UsageError, match="block has ended"):
         tickets.regrow(optimizer, **given)
+
+
+def test_a_state_of_the_optimizer_that_cannot_follow_is_refused() -> None:
+    model, steps, masks = small()
+    message = r"the state 'state1' of Quantised is torch\.uint8 \[21\], not one number per delta"
+    with pytest.raises(UsageError, match=message), sparse_finetune(model, masks) as tickets:
+        optimizer = Quantised(tickets.parameters(), lr=0.1)
+        tickets.regrow(optimizer, total_steps=9, every=3, window=1, share=1)
+        for (inputs, targets), _ in steps:
+            (tickets(inputs) - targets).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def test_a_tied_weight_is_excluded_under_any_name() -> None:

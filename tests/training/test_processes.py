@@ -174,7 +174,7 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("count", "names"),
     [
-        (2, "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas best mask switch"),
+        (2, "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas regrowing best mask switch"),
         (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas taken t5 uneven"),
     ],
 )
@@ -261,6 +261,7 @@ def test_what_one_process_lacks_is_said_once(request_: list[str], tmp_path: Path
     [
         ({"method": "lora", "sparsity": None}, "run", "`method=lora` trains in one process"),
         ({"batch_size": 1}, "run", "`batch_size` counts the examples of all 2 processes, so it must be at least 2"),
+        ({"regrow_steps": 5}, "run", "the processes divide its rows: use `shards=1`"),
         ({}, None, "2 processes need `folder`, a folder that all of them can read and write"),
     ],
 )
@@ -269,7 +270,9 @@ def test_what_several_processes_cannot_do_is_refused(
 ) -> None:
     request = Request(ModelFolder(llama), tmp_path / "rows.jsonl", TrainingOptions(**changed))
     with pytest.raises(UsageError, match=message):
-        request.check_processes(Processes(0, 2), None if folder is None else tmp_path / folder)
+        processes = Processes(0, 2)
+        processes.shards = 2
+        request.check_processes(processes, None if folder is None else tmp_path / folder)
 
 
 def test_models_that_skip_blocks_at_random_are_refused(llama: Path) -> None:

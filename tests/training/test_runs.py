@@ -40,6 +40,7 @@ pytestmark = pytest.mark.slow
 QUICK = TrainingOptions(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
+REGROWING = replace(QUICK, regrow_steps=2, regrow_share=0.5)
 MEASURED = replace(QUICK, eval_split=0.3, eval_steps=1, eval_metric=("exact_match", "rouge1"))
 LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
@@ -101,6 +102,14 @@ def ask_to_stop() -> None:
             4,
             die,
             "checkpoints/checkpoint-3",
+        ),
+        (REGROWING, "training", 3, die, "checkpoints/checkpoint-2/mask.safetensors"),
+        (
+            replace(REGROWING, optimizer="adamw", regrow_steps=3, accumulate=2, schedule="linear", via=0.5),
+            "training",
+            4,
+            ask_to_stop,
+            "via.lota checkpoints/checkpoint-5",
         ),
         (MEASURED, "training", 4, die, "checkpoints/checkpoint-2"),
         (MEASURED, "training", 4, ask_to_stop, "checkpoints/checkpoint-5"),
@@ -356,6 +365,46 @@ def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Pa
     kept = {"steps": best + 3, "kept_step": best + 1, "eval_loss": losses[best]}
     assert training.vector.provenance.items() >= kept.items()
     assert training.vector.provenance["final_loss"] == shorter.curve.losses[-1] == training.curve.losses[best]
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw", "sgd"])
+@pytest.mark.parametrize("fixture", ["llama", "llama_bf16"])
+def test_a_mask_that_changes_keeps_k_and_avoids_earlier_masks(
+    fixture: str, optimizer: str, data: Path, request: pytest.FixtureRequest
+) -> None:
+    """`train` itself checks that the weights outside the mask have the bits of the base."""
+    base = ModelFolder(request.getfixturevalue(fixture))
+    earlier = train(base, data, replace(QUICK, sparsity=0.6, steps=0, lr=None, save_steps=100)).vector
+    options = replace(REGROWING, optimizer=optimizer, lr=1e-2, l1=0.1, weight_decay=0.1, sparsity=0.8)
+    fixed = replace(options, regrow_steps=None, regrow_share=0.2)
+    before, after = (train(base, data, each, disjoint_from=[earlier]) for each in (fixed, options))
+    assert before.replaced is before.vector.provenance["replaced"] is before.summary()["replaced"] is None
+    assert after.replaced == after.vector.provenance["replaced"] == after.summary()["replaced"]
+    assert before.entries == after.entries == len(positions(after.vector)) == round(0.2 * after.vector.eligible)
+    for name in before.vector:
+        assert len(before.vector[name]) == len(after.vector[name])
+    new = positions(after.vector) - positions(before.vector)
+    assert 0 < len(new) <= (after.replaced or 0)
+    assert not positions(after.vector) & positions(earlier)
+    assert not after.warnings
+
+
+def test_patience_restores_the_mask_of_the_best_weights(llama: Path, data: Path, tmp_path: Path) -> None:
+    options = replace(REGROWING, steps=40, eval_steps=1, patience=5, lr=0.3, calibration_lr=1e-3, save_steps=100)
+    options = replace(options, batch_size=len(ROWS))  # so that the loss of an evaluation is that of a single batch
+    training = train(ModelFolder(llama), data, options, eval_data=data)
+    best = min(loss for _, loss in training.curve.eval_losses)
+    assert 2 < training.curve.kept < len(training.curve.losses) < 40
+    base = ModelFolder(llama)
+    apply(training.vector, base, tmp_path / "out")
+    scored = evaluate(*load_model(tmp_path / "out"), read_examples(data))  # type: ignore[arg-type]
+    assert scored.metrics["loss"].value == pytest.approx(best, rel=1e-5)
+
+
+def test_a_mask_of_which_nothing_can_be_replaced_is_reported(llama: Path, data: Path) -> None:
+    training = train(ModelFolder(llama), data, replace(REGROWING, regrow_share=1e-4))
+    assert training.replaced == 0
+    assert "no entry of the mask was replaced" in " ".join(training.warnings)
 
 
 @pytest.mark.parametrize("fixture", ["llama", "gpt2"])
