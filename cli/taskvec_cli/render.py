@@ -231,6 +231,8 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
     if plan.entries is not None:
         say(f"entries: {plan.entries:,}")
+    if plan.changes:
+        say(f"changes of the mask during training: {plan.changes:,}")
     columns = ("layer", "eligible", "entries")[: 2 if plan.entries is None else 3]
     rows = [
         (

@@ -110,6 +110,7 @@ class Regrowth:
         self._window = window
         self._excluded = excluded
         self._candidates: dict[str, Candidates] = {}
+        self._inside = 0  # torch calls the hooks again for a step of a class that the step of its subclass calls
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -156,6 +157,9 @@ class Regrowth:
     @torch.no_grad()
     def _before_step(self, *_: Any) -> None:
         """Add the gradients of the step, scaled as those of the entries were since the backward pass."""
+        self._inside += 1
+        if self._inside > 1:
+            return
         for name, found in self._candidates.items():
             grad = self._leaves[name].delta.grad
             if grad is not None:
@@ -168,6 +172,9 @@ class Regrowth:
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
+        self._inside -= 1
+        if self._inside:
+            return
         self.done += 1
         if self.done % self._every == 0:
             for name, found in self._candidates.items():
@@ -257,9 +264,9 @@ class Regrowth:
         for name, leaf in self._leaves.items():
             positions = state.get(f"{name}/positions")
             if positions is None or positions.shape != leaf.indices.shape:
-                found = "none" if positions is None else f"{len(positions):,}"
+                there = "none" if positions is None else f"{len(positions):,}"
                 raise MaskError(
-                    f"parameter {name!r} has {len(leaf.indices):,} entries, but the state contains {found} for it"
+                    f"parameter {name!r} has {len(leaf.indices):,} entries, but the state contains {there} for it"
                 )
         if any(key.endswith("/positions") and key.rpartition("/")[0] not in self._leaves for key in state):
             raise MaskError("the state contains entries of parameters that are not in the mask")
@@ -269,10 +276,10 @@ class Regrowth:
             positions = state[f"{name}/positions"].to(leaf.indices)
             leaf.remask(positions, self._base(name, positions), torch.zeros_like(leaf.values))
             if f"{name}/candidates" in state:
-                found = self._candidates[name] = _candidates(state[f"{name}/candidates"].to(leaf.indices))
-                found.sums += state[f"{name}/sums"].to(found.sums)
-                found.squares += state[f"{name}/squares"].to(found.squares)
-                found.steps = int(state[f"{name}/steps"])
+                held = self._candidates[name] = _candidates(state[f"{name}/candidates"].to(leaf.indices, copy=True))
+                held.sums += state[f"{name}/sums"].to(held.sums)
+                held.squares += state[f"{name}/squares"].to(held.squares)
+                held.steps = int(state[f"{name}/steps"])
         self._watch()
 
 

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 import torch
+from safetensors.torch import load as parsed
+from safetensors.torch import save as serialised
 from safetensors.torch import save_file
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
@@ -32,6 +34,7 @@ from .origin import Origin
 from .regrowth import WINDOW, Regrowth
 from .sharding import agree, discard_copies, meshes_of, own_part, parts_of
 
+_DIGEST = 32  # bytes of SHA-256
 # ids of the parameters, and of the deltas, of all models inside a sparse_finetune block
 _held: set[int] = set()
 
@@ -242,8 +245,8 @@ class SparseModel(nn.Module):
         positions with the largest summed gradients (`models.regrowth`). The number of entries of each parameter stays
         the same. Weights that leave the mask return to the base.
 
-        Hooks on the optimizer do this: call nothing else in the loop. To continue a run that was interrupted, load the
-        `state_dict` of the result first, then that of the tickets and that of the optimizer.
+        Hooks on the optimizer do this: the loop calls nothing else. The state_dict of the tickets then contains the
+        positions too. To continue a run, call this again, and load the state of the tickets and of the optimizer.
 
         Args:
             optimizer: The optimizer of all deltas.
@@ -254,7 +257,7 @@ class SparseModel(nn.Module):
             excluded: Parameter name -> flat positions that never enter the mask, int64, increasing.
 
         Returns:
-            An object whose `state_dict` contains the positions, and whose `replaced` counts the replaced entries.
+            An object whose `replaced` is the number of entries that were replaced so far; also `tickets.regrowth`.
 
         Raises:
             UsageError: An argument is out of range, the mask changes already, the optimizer does not train all deltas,
@@ -454,10 +457,11 @@ class SparseModel(nn.Module):
         return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})}, name="ticket")
 
     def get_extra_state(self) -> torch.Tensor:
-        """Digest of the mask, uint8 [32]. It is part of the state_dict because deltas are meaningless without their
-        mask.
+        """Digest of the mask, uint8 [32]; if the mask changes during training, followed by the state of `regrowth` as a
+        safetensors file. It is part of the state_dict because deltas are meaningless without their mask.
         """
-        return torch.tensor(list(self._digest or self._digest_of_mask()), dtype=torch.uint8)
+        state = b"" if self.regrowth is None else serialised(self.regrowth.state_dict())
+        return torch.frombuffer(bytearray((self._digest or self._digest_of_mask()) + state), dtype=torch.uint8)
 
     def _digest_of_mask(self) -> bytes:
         """SHA-256 of the mask. If processes share the model, it covers the digests of their parts."""
@@ -470,12 +474,16 @@ class SparseModel(nn.Module):
         return digest.digest()
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Check that a checkpoint has the same mask.
+        """Check that a checkpoint has the same mask. A mask that changes during training becomes that of the
+        checkpoint.
 
         Raises:
             MaskError: The digest is that of another mask.
         """
-        if not torch.equal(state.cpu(), self.get_extra_state()):
+        found = state.cpu().numpy().tobytes()
+        if self.regrowth is not None and len(found) > _DIGEST:
+            self.regrowth.load_state_dict(parsed(found[_DIGEST:]))
+        if found[:_DIGEST] != (self._digest or self._digest_of_mask()):
             raise MaskError("the checkpoint was trained with another mask")
 
 

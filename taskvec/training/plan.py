@@ -73,6 +73,7 @@ class Plan:
         entries: k, number of entries; None for methods without a mask.
         layers: Eligible weights and entries per block.
         device: Type of the device that would be used, and whose memory is estimated.
+        changes: How often the mask changes during training.
     """
 
     examples: int
@@ -85,6 +86,7 @@ class Plan:
     entries: int | None
     layers: list[Layer]
     device: str
+    changes: int = 0
 
 
 def plan(
@@ -150,6 +152,7 @@ def plan(
         entries=entries,
         layers=_layers(run, by_tensor),
         device=device_of(options.device).type,
+        changes=0 if options.regrow_steps is None else (run.steps - 1) // options.regrow_steps,
     )
 
 
@@ -202,7 +205,14 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
     def ticket(k: int, label: str = "") -> None:
         # the candidates: a position and three sums each
         regrows = 0 if options.regrow_steps is None else 16
-        add(f"{label}training", run.steps, (12 + 4 * state + base_width + regrows) * k, 4 * narrow.largest, narrow, options.lr)
+        add(
+            f"{label}training",
+            run.steps,
+            (12 + 4 * state + base_width + regrows) * k,
+            4 * narrow.largest,
+            narrow,
+            options.lr,
+        )
 
     if options.method == "lota":
         assert entries is not None

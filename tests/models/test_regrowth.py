@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import make_architecture
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from taskvec import apply, sparse_finetune
 from taskvec.errors import MaskError, UsageError
@@ -44,9 +45,7 @@ def test_gradients_that_are_not_numbers_come_first() -> None:
     assert largest(values[:0], 2).tolist() == []
 
 
-def regrown_naively(
-    mask: dict[int, float], candidates: dict[int, float], count: int
-) -> tuple[set[int], set[int]]:
+def regrown_naively(mask: dict[int, float], candidates: dict[int, float], count: int) -> tuple[set[int], set[int]]:
     """The rule in words: what is dropped and what is grown, without what is both."""
     dropped = sorted(mask, key=lambda place: (abs(mask[place]), place))[:count]
     remaining = mask.keys() - set(dropped)
@@ -170,11 +169,20 @@ class Dense:
                     value[place] = seeds.get(key, 0)
 
 
+class Nested(torch.optim.SGD):
+    """torch calls the hooks of an optimizer twice for such a step once an SGD was made."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+
+
+torch.optim.SGD([nn.Parameter(torch.zeros(1))])
 MAKERS = {
     "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=3e-3),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, amsgrad=True),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=3e-2),
+    "nested": lambda parameters: Nested(parameters, lr=3e-2),
     "momentum": lambda parameters: torch.optim.SGD(parameters, lr=3e-2, momentum=0.9),
 }
 
@@ -197,9 +205,7 @@ def test_training_is_that_of_a_dense_oracle(kind: str, clip: float) -> None:
     seen = set()
     with sparse_finetune(model, masks) as tickets:
         optimizer = MAKERS[kind](tickets.parameters())
-        regrowth = tickets.regrow(
-            optimizer, total_steps=12, every=3, window=2, share=0.6, excluded={**excluded}
-        )
+        regrowth = tickets.regrow(optimizer, total_steps=12, every=3, window=2, share=0.6, excluded={**excluded})
         for step in steps:
             passes = []
             for inputs, targets in step:
@@ -234,7 +240,6 @@ def trained(path: Path | None, stop: int, kind: str) -> dict[str, torch.Tensor]:
         begin = 0
         if path is not None and path.exists():
             state = torch.load(path, weights_only=True)
-            regrowth.load_state_dict(state["regrowth"])
             tickets.load_state_dict(state["tickets"])
             optimizer.load_state_dict(state["optimizer"])
             begin = regrowth.done
@@ -244,9 +249,45 @@ def trained(path: Path | None, stop: int, kind: str) -> dict[str, torch.Tensor]:
             optimizer.step()
             optimizer.zero_grad()
         if path is not None:
-            state = {"regrowth": regrowth.state_dict(), "tickets": tickets.state_dict()}
-            torch.save({**state, "optimizer": optimizer.state_dict()}, path)
+            torch.save({"tickets": tickets.state_dict(), "optimizer": optimizer.state_dict()}, path)
         return {"replaced": torch.tensor(regrowth.replaced), **{k: v.clone() for k, v in model.state_dict().items()}}
+
+
+def trained_by_trainer(model_folder: Path, folder: Path, stop: int, *, resume: bool = False) -> dict[str, torch.Tensor]:
+    """transformers' Trainer, unmodified."""
+    model, _ = load_model(model_folder)
+    masks = {name: np.arange(0, p.numel(), 9) for name, p in eligible_parameters(model).items()}
+    rows = [{"input_ids": [n, 6, 7, n], "labels": [n, 6, 7, n]} for n in range(1, 9)]
+    with sparse_finetune(model, masks) as tickets:
+        optimizer = torch.optim.AdamW(tickets.parameters(), lr=1e-2)
+        tickets.regrow(optimizer, total_steps=8, every=3, window=2, share=0.5)
+        arguments = TrainingArguments(
+            str(folder),
+            max_steps=stop,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            save_steps=2,
+            lr_scheduler_type="constant",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        optimizers = (optimizer, None)
+        trainer = Trainer(model=tickets, args=arguments, train_dataset=rows, optimizers=optimizers)  # type: ignore[arg-type]
+        trainer.train(resume_from_checkpoint=resume)
+        assert tickets.regrowth is not None
+        assert tickets.regrowth.done == stop
+        assert tickets.regrowth.replaced > 0
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.slow
+def test_transformers_own_trainer_resumes_a_mask_that_changes(llama: Path, tmp_path: Path) -> None:
+    whole = trained_by_trainer(llama, tmp_path / "whole", 8)
+    trained_by_trainer(llama, tmp_path / "parts", 4)
+    found = trained_by_trainer(llama, tmp_path / "parts", 8, resume=True)
+    for name, values in whole.items():
+        assert torch.equal(found[name], values), name
 
 
 @pytest.mark.parametrize("stop", [2, 4, 7])
@@ -273,16 +314,17 @@ def test_a_state_of_another_mask_is_refused() -> None:
             regrowth.load_state_dict({**state, "0.weight/positions": torch.arange(31)})
         with pytest.raises(MaskError, match="entries of parameters that are not in the mask"):
             regrowth.load_state_dict({**state, "1.weight/positions": torch.arange(31)})
-        digest = tickets.get_extra_state()
-        moved = torch.arange(32)
-        regrowth.load_state_dict({**state, "0.weight/positions": moved})
-        assert tickets.leaves["0.weight"].indices.tolist() == moved.tolist()
-        assert not torch.equal(tickets.get_extra_state(), digest)
+        fixed = tickets.get_extra_state()[:32]
+        regrowth.load_state_dict({**state, "0.weight/positions": torch.arange(32)})
+        assert tickets.leaves["0.weight"].indices.tolist() == list(range(32))
         with pytest.raises(MaskError, match="another mask"):
-            tickets.set_extra_state(digest)
-        tickets.scatter()
-        next(iter(tickets.parameters())).grad = None
-        tickets.load_state_dict(tickets.state_dict())
+            tickets.set_extra_state(fixed)
+        saved = {key: value.clone() for key, value in tickets.state_dict().items()}
+        regrowth.load_state_dict(state)
+        tickets.load_state_dict(saved)
+        assert tickets.leaves["0.weight"].indices.tolist() == list(range(32))
+    with pytest.raises(MaskError, match="another mask"), sparse_finetune(model, masks) as tickets:
+        tickets.load_state_dict(saved)
 
 
 class Quantised(torch.optim.SGD):
@@ -325,12 +367,18 @@ def test_what_cannot_be_meant_is_refused() -> None:
 def test_a_state_of_the_optimizer_that_cannot_follow_is_refused() -> None:
     model, steps, masks = small()
     message = r"the state 'state1' of Quantised is torch\.uint8 \[21\], not one number per delta"
-    with pytest.raises(UsageError, match=message), sparse_finetune(model, masks) as tickets:
+    inputs, targets = steps[0][0]
+    with sparse_finetune(model, masks) as tickets:
         optimizer = Quantised(tickets.parameters(), lr=0.1)
-        tickets.regrow(optimizer, total_steps=9, every=3, window=1, share=1)
-        for (inputs, targets), _ in steps:
+        tickets.regrow(optimizer, total_steps=9, every=2, window=1, share=1)
+        for step in range(2):
             (tickets(inputs) - targets).square().sum().backward()
-            optimizer.step()
+            if step:
+                with pytest.raises(UsageError, match=message):
+                    optimizer.step()
+                tickets.scatter()
+            else:
+                optimizer.step()
             optimizer.zero_grad()
 
 

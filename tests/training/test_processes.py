@@ -174,8 +174,11 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("count", "names"),
     [
-        (2, "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas regrowing best mask switch"),
-        (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas taken t5 uneven"),
+        (
+            2,
+            "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed regrowing best mask switch",
+        ),
+        (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas replicas taken t5 uneven"),
     ],
 )
 def test_several_processes_train_what_one_trains(inputs: Path, tmp_path: Path, count: int, names: str) -> None:
@@ -269,9 +272,9 @@ def test_what_several_processes_cannot_do_is_refused(
     changed: dict[str, Any], folder: str | None, message: str, llama: Path, tmp_path: Path
 ) -> None:
     request = Request(ModelFolder(llama), tmp_path / "rows.jsonl", TrainingOptions(**changed))
+    processes = Processes(0, 2)
+    processes.shards = 2
     with pytest.raises(UsageError, match=message):
-        processes = Processes(0, 2)
-        processes.shards = 2
         request.check_processes(processes, None if folder is None else tmp_path / folder)
 
 
