@@ -24,11 +24,16 @@ What differs from the source:
   positions.
 
 The number of entries of each parameter stays the same. If there are too few candidates, fewer entries are replaced.
+
+Instead, a mask may be chosen again every S steps by scores of the current weights, as in LIFT (arXiv 2506.00772; code:
+github.com/zihanghliu/LIFT, `update_masks`): those with the largest scores, as many as before. As in the source, entries
+that stay keep their moments, and the moments of new entries are zero. In the source, weights that leave the mask keep
+their trained values, so that more and more weights differ from the base. Here they return to the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -42,7 +47,10 @@ from .leaf import Leaf
 from .origin import Origin
 from .sharding import own_part
 
-WINDOW = 5  # default number of steps over which gradients are summed, that of the source
+# defaults of the source: the share of the entries that is replaced, and the steps over which gradients are summed
+SHARE, WINDOW = 0.2, 5
+# takes the name of a parameter and its current weights, and returns a score of each weight
+Scores = Callable[[str, torch.Tensor], torch.Tensor]
 _BLOCK = 1 << 22  # elements whose magnitudes are in memory at once
 
 
@@ -81,6 +89,7 @@ class Regrowth:
         share: The share of the entries that the first change would drop if it happened at the start.
         window: Steps before each change over which gradients are summed.
         excluded: Parameter name -> flat positions that are never grown, int64, increasing.
+        scores: Choose each mask by these scores instead. `share` and `window` then have no effect.
 
     Attributes:
         done: Number of steps that were taken.
@@ -98,6 +107,7 @@ class Regrowth:
         share: float,
         window: int,
         excluded: Mapping[str, torch.Tensor],
+        scores: Scores | None = None,
     ) -> None:
         self.done = 0
         self.replaced = 0
@@ -109,6 +119,7 @@ class Regrowth:
         self._share = Fraction(str(share))  # exact in decimal: 0.3 · 10 entries are 3
         self._window = window
         self._excluded = excluded
+        self._scores = scores
         self._candidates: dict[str, Candidates] = {}
         self._inside = 0  # torch calls the hooks again for a step of a class that the step of its subclass calls
         self._handles = [
@@ -128,7 +139,7 @@ class Regrowth:
     def _watch(self) -> None:
         """Look at the dense gradients of the next step if it is in the window of a change."""
         next_change = (self.done // self._every + 1) * self._every
-        watching = next_change < self._total and self.done >= next_change - self._window
+        watching = self._scores is None and self._total > next_change <= self.done + self._window
         for leaf in self._leaves.values():
             leaf.watch = self._seen if watching else None
 
@@ -144,8 +155,7 @@ class Regrowth:
         dense = dense.reshape(-1)
         found = self._candidates.get(leaf.name)
         if found is None:
-            excluded = self._excluded.get(leaf.name)
-            positions = largest(dense, len(leaf.indices), None if excluded is None else excluded.to(dense.device))
+            positions = largest(dense, len(leaf.indices), self._excluded_of(leaf))
             found = _candidates(positions.to(leaf.indices))
             self._candidates[leaf.name] = found
         if begins:
@@ -176,27 +186,41 @@ class Regrowth:
         if self._inside:
             return
         self.done += 1
-        if self.done % self._every == 0:
-            for name, found in self._candidates.items():
-                self._change(self._leaves[name], found)
+        if self.done % self._every == 0 and self.done < self._total:
+            for leaf in self._leaves.values():
+                self._change(leaf)
             self._candidates.clear()
         self._watch()
 
-    def _change(self, leaf: Leaf, found: Candidates) -> None:
-        count = int(self._share * len(leaf.indices) * (self._total - self.done) / self._total)
+    def _change(self, leaf: Leaf) -> None:
+        """Replace entries of a leaf. The moments of those without a known gradient become zero."""
         before, values = leaf.indices, leaf.values.clone()
-        after = regrown(before, values, found.positions, found.sums, count)
+        found = self._candidates.get(leaf.name)
+        if self._scores is not None:
+            leaf.scatter()  # the step has changed the deltas only
+            scores = self._scores(leaf.name, own_part(leaf.weight))
+            after = chosen(before, scores, self._excluded_of(leaf))
+        elif found is not None:
+            count = int(self._share * len(before) * (self._total - self.done) / self._total)
+            after = regrown(before, values, found.positions, found.sums, count)
+        else:
+            return
         source, kept = _places(after, before)
         if kept.all():
             return
         states = self._state(leaf)
         self.replaced += len(kept) - int(kept.sum())
         leaf.remask(after, self._base(leaf.name, after), torch.where(kept, values[source], 0))
-        # a grown entry is one of the candidates
-        place, _ = _places(after, found.positions)
-        seeds = self._seeds(leaf, found.sums[place] / found.steps, found.squares[place] / found.steps)
+        seeds: dict[str, torch.Tensor] = {}
+        if found is not None:  # what is grown is one of the candidates
+            place, _ = _places(after, found.positions)
+            seeds = self._seeds(leaf, found.sums[place] / found.steps, found.squares[place] / found.steps)
         for key, state in states.items():
             state.copy_(torch.where(kept, state[source], seeds.get(key, torch.zeros_like(state))))
+
+    def _excluded_of(self, leaf: Leaf) -> torch.Tensor | None:
+        excluded = self._excluded.get(leaf.name)
+        return None if excluded is None else excluded.to(leaf.indices.device)
 
     def _base(self, name: str, indices: torch.Tensor) -> torch.Tensor | None:
         return None if self._origin is None else self._origin.values(name, indices.cpu().numpy().astype(np.int64))
@@ -314,6 +338,22 @@ def regrown(
     stays[:] = True
     stays[leaving[: len(growing)]] = False
     return torch.cat([indices[stays], growing]).sort().values
+
+
+def chosen(indices: torch.Tensor, scores: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
+    """The positions with the largest scores, as many as a mask has.
+
+    Args:
+        indices: The mask, int [n], increasing. If fewer than n scores are not zero, its first positions are added.
+        scores: A score of each weight, in any shape.
+        excluded: Positions that may not be selected, int64, increasing.
+
+    Returns:
+        n positions, increasing, in the dtype of `indices`.
+    """
+    best = largest(scores.reshape(-1).to(indices.device), len(indices), excluded).to(indices.dtype)
+    others = indices[~torch.isin(indices, best)]
+    return torch.cat([best, others[: len(indices) - len(best)]]).sort().values
 
 
 def largest(values: torch.Tensor, k: int, excluded: torch.Tensor | None = None) -> torch.Tensor:

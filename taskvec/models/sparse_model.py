@@ -31,7 +31,7 @@ from ..errors import MaskError, TrainingError, UsageError
 from ..vectors.vector import TaskVector, vector_of
 from .leaf import Leaf
 from .origin import Origin
-from .regrowth import WINDOW, Regrowth
+from .regrowth import SHARE, WINDOW, Regrowth, Scores
 from .sharding import agree, discard_copies, meshes_of, own_part, parts_of
 
 _DIGEST = 32  # bytes of SHA-256
@@ -235,9 +235,10 @@ class SparseModel(nn.Module):
         *,
         total_steps: int,
         every: int,
-        share: float = 0.2,
-        window: int = WINDOW,
+        share: float | None = None,
+        window: int | None = None,
         excluded: Mapping[str, Indices] | None = None,
+        scores: Scores | None = None,
     ) -> Regrowth:
         """Let the mask change during training (SpIEL, arXiv 2401.16405): drop and regrow entries every few steps.
 
@@ -252,9 +253,13 @@ class SparseModel(nn.Module):
             optimizer: The optimizer of all deltas.
             total_steps: Steps of training. The share falls linearly to zero over them.
             every: Steps between changes.
-            share: Share of the entries to replace, at the start, in (0, 1].
-            window: Steps before each change over which gradients are summed, at most `every`.
+            share: Share of the entries to replace, at the start, in (0, 1]. None is 0.2.
+            window: Steps before each change over which gradients are summed, at most `every`. None is 5, or `every` if
+                that is less.
             excluded: Parameter name -> flat positions that never enter the mask, int64, increasing.
+            scores: Choose each mask by scores instead, as LIFT does (arXiv 2506.00772): takes the name of a parameter
+                and its current weights, and returns a tensor with a score of each. The mask then consists of the
+                positions with the largest |score|, as many as before.
 
         Returns:
             An object whose `replaced` is the number of entries that were replaced so far; also `tickets.regrowth`.
@@ -267,6 +272,10 @@ class SparseModel(nn.Module):
         self._check_open()
         if self.regrowth is not None:
             raise UsageError("the mask of these tickets changes already: call regrow once")
+        if scores is not None and (share is not None or window is not None):
+            raise UsageError("`share` and `window` have no effect together with `scores`")
+        share = SHARE if share is None else share
+        window = min(WINDOW, whole("`every`", every)) if window is None else window
         for name, number in (("total_steps", total_steps), ("every", every), ("window", window)):
             if whole(f"`{name}`", number) < 1:
                 raise UsageError(f"`{name}` must be greater than zero, found {number}")
@@ -295,6 +304,7 @@ class SparseModel(nn.Module):
             share=share,
             window=window,
             excluded=self._excluded(excluded or {}),
+            scores=scores,
         )
         return self.regrowth
 

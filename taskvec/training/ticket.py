@@ -21,7 +21,6 @@ from taskvec_formats import Form, SparseTensor
 from taskvec_formats.sparse import Indices
 
 from ..errors import MaskError
-from ..models.regrowth import WINDOW
 from ..models.sharding import own_part
 from ..models.sparse_finetune import sparse_finetune
 from ..models.sparse_model import SparseModel
@@ -133,8 +132,8 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
 def _regrow(run: Run, tickets: SparseModel, optimizer: Optimizer, taken: Masks) -> None:
     """Let the mask change during training, by the options of the run. Taken positions stay out of it."""
-    every, window = run.options.regrow_steps, run.options.regrow_window
-    assert every is not None
+    options = run.options
+    assert options.regrow_steps is not None
     excluded: dict[str, list[Indices]] = {}
     for name in sorted(taken, key=lambda name: run.placed[name].start):
         place = run.placed[name]
@@ -142,9 +141,9 @@ def _regrow(run: Run, tickets: SparseModel, optimizer: Optimizer, taken: Masks) 
     tickets.regrow(
         optimizer,
         total_steps=run.steps,
-        every=every,
-        share=run.options.regrow_share,
-        window=min(WINDOW, every) if window is None else window,
+        every=options.regrow_steps,
+        share=options.regrow_share,
+        window=options.regrow_window,
         excluded={name: np.concatenate(parts) for name, parts in excluded.items()},
     )
 

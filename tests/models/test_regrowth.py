@@ -20,7 +20,7 @@ from taskvec.errors import MaskError, UsageError
 from taskvec.models import regrowth as module
 from taskvec.models.loading import load_model
 from taskvec.models.placement import eligible_parameters
-from taskvec.models.regrowth import largest, regrown
+from taskvec.models.regrowth import chosen, largest, regrown
 from taskvec_formats import ModelFolder
 
 # few different values, so that many are equal
@@ -231,6 +231,64 @@ def test_training_is_that_of_a_dense_oracle(kind: str, clip: float) -> None:
     assert not np.isin(tickets.leaves["0.weight"].indices.numpy(), excluded["0.weight"]).any()
 
 
+@pytest.mark.parametrize("kind", ["adam", "rmsprop", "momentum"])
+def test_a_mask_may_be_chosen_again_by_scores_of_the_weights(kind: str) -> None:
+    """The largest scores of the current weights, without excluded ones; what stays keeps its delta and its moments."""
+    model, steps, masks = small()
+    excluded = {"0.weight": np.arange(0, 60, 3)}
+    start = {name: parameter.detach().clone().view(-1) for name, parameter in model.named_parameters()}
+    with sparse_finetune(model, masks) as tickets:
+        optimizer = MAKERS[kind](tickets.parameters())
+        given = []
+
+        def scores(name: str, weight: torch.Tensor) -> torch.Tensor:
+            given.append((name, weight.clone()))
+            return (weight - weight.mean()).square()
+
+        regrowth = tickets.regrow(optimizer, total_steps=6, every=2, excluded=excluded, scores=scores)
+        for step in steps[:6]:
+            for inputs, targets in step:
+                (tickets(inputs) - targets).square().sum().backward()
+            before = {name: (leaf.indices.tolist(), leaf.base) for name, leaf in tickets.leaves.items()}
+            given.clear()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert [name for name, _ in given] == (list(masks) if regrowth.done in (2, 4) else [])
+            for name, weight in given:
+                leaf, flat = tickets.leaves[name], weight.view(-1)
+                score = (flat - weight.mean()).square()
+                score[excluded.get(name, [])] = 0
+                assert leaf.indices.tolist() == sorted(score.argsort(descending=True)[: len(leaf.indices)].tolist())
+                stays = torch.isin(leaf.indices, torch.tensor(before[name][0], dtype=torch.int32))
+                assert 0 < stays.sum() < len(stays)
+                places = leaf.indices.long()
+                assert torch.equal(leaf.weight.detach().view(-1)[places[stays]], flat[places[stays]])
+                assert not leaf.values[~stays].any()
+                for state in optimizer.state[leaf.delta].values():
+                    if state.dim():
+                        assert not state[~stays].any()
+                        assert state[stays].any() or kind == "adam"  # amsgrad
+        for name, leaf in tickets.leaves.items():
+            assert len(leaf.indices) == len(masks[name])
+            outside = torch.ones(len(start[name]), dtype=torch.bool)
+            outside[leaf.indices.long()] = False
+            assert torch.equal(leaf.weight.detach().view(-1)[outside], start[name][outside])
+
+
+@given(
+    st.sets(st.integers(0, 15), min_size=1),
+    st.lists(NUMBERS, min_size=16, max_size=16),
+    st.sets(st.integers(0, 15)),
+)
+def test_scores_of_zero_leave_the_mask_as_it_is(mask: set[int], numbers: list[float], taken: set[int]) -> None:
+    free = [place for place in range(16) if numbers[place] and place not in taken]
+    best = sorted(free, key=lambda place: (-abs(numbers[place]), place))[: len(mask)]
+    rest = [place for place in sorted(mask) if place not in best][: len(mask) - len(best)]
+    scores = torch.tensor(numbers, dtype=torch.float32).view(4, 4)
+    found = chosen(torch.tensor(sorted(mask), dtype=torch.int32), scores, torch.tensor(sorted(taken)).long())
+    assert found.tolist() == sorted([*best, *rest])
+
+
 def trained(path: Path | None, stop: int, kind: str) -> dict[str, torch.Tensor]:
     """Twelve steps, or those up to `stop`, from the checkpoint of an earlier part if there is one."""
     model, steps, masks = small()
@@ -349,6 +407,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
             ({"window": 4}, "`window` must be at most `every`, found window 4, every 3"),
             ({"share": 0}, "`share` must be above 0 and at most 1, found 0"),
             ({"share": np.nan}, "`share` must be above 0"),
+            ({"scores": lambda _, weight: weight}, "`share` and `window` have no effect together with `scores`"),
             ({"excluded": {"x": [1]}}, None),
         ):
             with pytest.raises(UsageError if message else MaskError, match=message or "has no parameter 'x'"):
@@ -366,7 +425,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
 
 def test_a_state_of_the_optimizer_that_cannot_follow_is_refused() -> None:
     model, steps, masks = small()
-    message = r"the state 'state1' of Quantised is torch\.uint8 \[21\], not one number per delta"
+    message = r"the state 'state1' of Quantised is torch\.uint8 \[32\], not one number per delta"
     inputs, targets = steps[0][0]
     with sparse_finetune(model, masks) as tickets:
         optimizer = Quantised(tickets.parameters(), lr=0.1)
