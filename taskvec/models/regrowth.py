@@ -194,6 +194,8 @@ class Regrowth:
 
     def _change(self, leaf: Leaf) -> None:
         """Replace entries of a leaf. The moments of those without a known gradient become zero."""
+        if not leaf.delta.requires_grad:  # frozen by the caller
+            return
         before, values = leaf.indices, leaf.values.clone()
         found = self._candidates.get(leaf.name)
         if self._scores is not None:
@@ -285,13 +287,11 @@ class Regrowth:
         Raises:
             MaskError: The state is that of other tensors or of another number of entries.
         """
+        missing = {"done", "replaced"} - state.keys()
+        if missing:
+            raise MaskError(f"the state of a mask that changes is incomplete: it has no {min(missing)!r}")
         for name, leaf in self._leaves.items():
-            positions = state.get(f"{name}/positions")
-            if positions is None or positions.shape != leaf.indices.shape:
-                there = "none" if positions is None else f"{len(positions):,}"
-                raise MaskError(
-                    f"parameter {name!r} has {len(leaf.indices):,} entries, but the state contains {there} for it"
-                )
+            _check_positions(name, leaf, state.get(f"{name}/positions"))
         if any(key.endswith("/positions") and key.rpartition("/")[0] not in self._leaves for key in state):
             raise MaskError("the state contains entries of parameters that are not in the mask")
         self.done, self.replaced = int(state["done"]), int(state["replaced"])
@@ -305,6 +305,15 @@ class Regrowth:
                 held.squares += state[f"{name}/squares"].to(held.squares)
                 held.steps = int(state[f"{name}/steps"])
         self._watch()
+
+
+def _check_positions(name: str, leaf: Leaf, positions: torch.Tensor | None) -> None:
+    """Raise MaskError unless these may become the positions of a leaf."""
+    if positions is None or positions.shape != leaf.indices.shape:
+        found = "none" if positions is None else f"{len(positions):,}"
+        raise MaskError(f"parameter {name!r} has {len(leaf.indices):,} entries, but the state contains {found} for it")
+    if positions.min() < 0 or positions.max() >= leaf.weight.numel() or (positions.diff() <= 0).any():
+        raise MaskError(f"parameter {name!r}: the state must contain increasing positions below {leaf.weight.numel()}")
 
 
 def _candidates(positions: torch.Tensor) -> Candidates:

@@ -372,6 +372,11 @@ def test_a_state_of_another_mask_is_refused() -> None:
             regrowth.load_state_dict({**state, "0.weight/positions": torch.arange(31)})
         with pytest.raises(MaskError, match="entries of parameters that are not in the mask"):
             regrowth.load_state_dict({**state, "1.weight/positions": torch.arange(31)})
+        for wrong in (torch.arange(96 - 31, 97), torch.arange(31, -1, -1), torch.zeros(32, dtype=torch.int32)):
+            with pytest.raises(MaskError, match=r"'0\.weight': the state must contain increasing positions below 96"):
+                regrowth.load_state_dict({**state, "0.weight/positions": wrong})
+        with pytest.raises(MaskError, match="incomplete: it has no 'done'"):
+            regrowth.load_state_dict({k: v for k, v in state.items() if k != "done"})
         fixed = tickets.get_extra_state()[:32]
         regrowth.load_state_dict({**state, "0.weight/positions": torch.arange(32)})
         assert tickets.leaves["0.weight"].indices.tolist() == list(range(32))
