@@ -222,6 +222,9 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say(f"examples: {plan.examples:,}{held_out}")
     say(f"tokens per example: {plan.tokens_per_example:.1f} on average, {plan.longest:,} at most")
     for phase in plan.phases:
+        if not phase.steps:
+            say(f"{phase.name}: peak memory about {size(phase.memory)} ({plan.device})")
+            continue
         steps = f"{phase.steps:,} step{'' if phase.steps == 1 else 's'}"
         rate = "" if phase.lr is None else f" at a learning rate of {phase.lr:g}"
         say(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from taskvec.training.criteria import CRITERIA, MASKS
+
 from . import jobs
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
 from .flags import takes
@@ -48,11 +50,19 @@ class _Flags:
     mask: Annotated[
         str,
         typer.Option(
-            help="How calibration ranks the weights: by their change (magnitude), summed gradients (gradient) or "
-            "summed squared gradients (fisher). random: draw positions, without calibration.",
+            help=f"Which weights to train. {'; '.join(f'{row.name}: {row.mask}' for row in CRITERIA.values())}. "
+            f"{', '.join(row.name for row in CRITERIA.values() if not row.calibrates)} need no calibration.",
             rich_help_panel=_MASK,
         ),
-    ] = "magnitude"
+    ] = MASKS[0]
+    mask_rank: Annotated[
+        int,
+        typer.Option(
+            help="Rank r of the approximations of the weight matrices, with "
+            f"{' or '.join(f'--mask {row.name}' for row in CRITERIA.values() if 'mask_rank' in row.options)}.",
+            rich_help_panel=_MASK,
+        ),
+    ] = 128
     scope: Annotated[
         str,
         typer.Option(

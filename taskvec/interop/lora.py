@@ -28,10 +28,10 @@ from taskvec_formats.system.atomic import atomic_directory
 from ..applying.overlay import Patched
 from ..destination import appearing
 from ..errors import AdapterError
+from ..models.low_rank import Factors, low_rank
 from ..reporting.progress import Progress, silent
 from ..vectors.delta import as_bytes
 from ..vectors.vector import TaskVector
-from .low_rank import Factors, low_rank
 from .modules import Modules, Owner, modules_of
 from .names import CONFIG, PREFIX, WEIGHTS, name_of_base
 

@@ -1,8 +1,8 @@
-"""Calibration: brief fine-tuning of all eligible weights, which gives each of them a score.
+"""Calibration: brief fine-tuning of all eligible weights, in which what a criterion of the mask needs is observed.
 
-Algorithm 1 of arXiv 2406.16797 ranks weights by |w_T − w|, their change in T steps. Two other rankings come from the
-same pass: |Σ g|, the summed gradients (SHiRA, arXiv 2406.13175), and Σ g², the empirical Fisher information (FISH,
-arXiv 2111.09839). The base is not kept in memory: it is read from disk again, tensor by tensor.
+Algorithm 1 of arXiv 2406.16797 needs the changes of T steps, w_T − w. Other criteria (`training.criteria`) need Σ g or
+Σ g², sums of the gradients of the same steps. The base is not kept in memory: it is read from disk again, tensor by
+tensor.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from ..errors import DivergedError
 from ..models.sharding import own_part
 from ..vectors.topk import FloatArray
+from .criteria import GRADIENTS, Criterion
 from .lean import LeanRMSprop
 from .loop import Curve
 from .optimizers import make_optimizer
@@ -28,7 +29,7 @@ from .run import Run
 
 
 def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
-    """Fine-tune all eligible weights and score them.
+    """Fine-tune all eligible weights, and observe what the criterion of the run needs.
 
     The model keeps the calibrated weights; call `run.reset` to restore the start.
 
@@ -36,8 +37,9 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         run: The run.
 
     Returns:
-        A function that returns the scores of a tensor by name, f32 [size], of the elements that this process has, and
-        the losses of the phase. The function raises DivergedError, naming the tensor, if a score is not finite.
+        A function that returns what was observed of a tensor by name, `Criterion.observes`, f32 [size], of the elements
+        that this process has, and the losses of the phase. The array may not be changed. The function raises
+        DivergedError, naming the tensor, if a value is not finite.
     """
     options = run.options
     parameters = run.parameters()
@@ -60,12 +62,17 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         lr = find_rate(run, run.model, optimizer_of, lowest_rate("fft", options.optimizer), dense=dense)
         run.reset()
     assert lr is not None
-    with _observed(parameters, options.mask) as sums:
-        optimizer = optimizer_of(float(lr))
+    optimizer = optimizer_of(float(lr))
+
+    def counts() -> bool:
+        """Whether the gradients of this backward pass count; low memory computes those of each batch twice."""
+        return not (isinstance(optimizer, LeanRMSprop) and optimizer.measures)
+
+    with _summed(parameters, options.criterion, counts) as sums:
         curve = run.phase(run.model, optimizer, steps=run.calibration_steps, dense=dense, calibrates=True)
     run.model.zero_grad(set_to_none=True)
 
-    def scores(name: str) -> FloatArray:
+    def observed(name: str) -> FloatArray:
         if sums:
             values = run.part(name, sums[run.placed[name].parameter])
         else:
@@ -84,17 +91,15 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
         result: FloatArray = values.cpu().numpy()
         return result
 
-    if run.processes.count > 1:
-        with run.processes.agreeing():  # while the mask is chosen, no process can fail alone
-            for name in run.forms:
-                scores(name)
-    return scores, curve
+    return observed, curve
 
 
 @contextmanager
-def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Within the block, sum up the gradients of the steps, or their squares; nothing for "magnitude"."""
-    if criterion == "magnitude":
+def _summed(
+    parameters: dict[str, nn.Parameter], criterion: Criterion, counts: Callable[[], bool]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Within the block, sum up the gradients of the steps, or their squares, if the criterion needs such sums."""
+    if not criterion.sums:
         yield {}
         return
     sums = {name: torch.zeros_like(own_part(values), dtype=torch.float32) for name, values in parameters.items()}
@@ -103,11 +108,11 @@ def _observed(parameters: dict[str, nn.Parameter], criterion: str) -> Iterator[d
 
     def observe(weight: torch.Tensor, name: str) -> None:
         assert weight.grad is not None
-        if not accumulation.sync_gradients:
-            return  # later backward passes of the step add to this gradient
+        if not accumulation.sync_gradients or not counts():
+            return  # later backward passes of the step add to this gradient, or compute it again
         total = sums[name] = sums[name].to(weight.device)
         grad = own_part(weight.grad)
-        if criterion == "gradient":
+        if criterion.observes == GRADIENTS:
             total.add_(grad)
         else:
             total.addcmul_(grad.float(), grad.float())

@@ -6,9 +6,11 @@ from collections.abc import Collection
 from dataclasses import fields
 
 from ..errors import UsageError
+from .criteria import CRITERIA
 from .options import TrainingOptions
 
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
+_CRITERION = " ".join(dict.fromkeys(name for criterion in CRITERIA.values() for name in criterion.options))
 _WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
 _REGROWTH = "regrow_steps regrow_share regrow_window"
 _LEARNING = (
@@ -41,14 +43,16 @@ def check_effects(
     if given is None:
         given = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
     lota, trains = options.method == "lota", options.steps != 0
-    draws = lota and options.mask == "random" and not takes_mask
-    calibrates = lota and not draws and not takes_mask
+    criterion, chooses = options.criterion, lota and not takes_mask
+    calibrates, draws = chooses and criterion.calibrates, chooses and not criterion.ranks
     # settings, whether they have an effect, and the end of the message if they have none
     rules = (
         ("rank alpha", options.method == "lora", "without `method=lora`"),
-        (f"{_CALIBRATION} {_REGROWTH} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
-        (f"{_CALIBRATION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
-        (f"{_CALIBRATION} scope", options.mask != "random", "here: a random mask needs no calibration"),
+        (f"{_CALIBRATION} {_CRITERION} {_REGROWTH} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
+        (f"{_CALIBRATION} {_CRITERION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
+        (_CALIBRATION, criterion.calibrates, f"here: `mask={options.mask}` needs no calibration"),
+        ("scope", criterion.ranks, f"here: `mask={options.mask}` draws positions from all weights together"),
+        *((name, name in criterion.options, f"without {_takers(name)}") for name in _CRITERION.split()),
         ("calibration_steps", options.calibration_epochs is None, "together with `calibration_epochs`"),
         ("epochs", options.steps is None, "together with `steps`"),
         ("lr", trains, "here: `steps=0` does not train; `calibration_lr` is the learning rate of calibration"),
@@ -59,7 +63,7 @@ def check_effects(
         (
             "seed",
             trains or calibrates or draws,
-            "here: the mask is taken from another vector, and `steps=0` does not train",
+            "here: nothing is calibrated or drawn, and `steps=0` does not train",
         ),
         ("relative_to", starts_from, "without `start_from`"),
         (
@@ -77,3 +81,8 @@ def check_effects(
         for name in names.split():
             if name in given and not effective:
                 raise UsageError(f"`{name}` has no effect {why}")
+
+
+def _takers(option: str) -> str:
+    """The masks that an option is for, as in an error."""
+    return " or ".join(f"`mask={row.name}`" for row in CRITERIA.values() if option in row.options)

@@ -7,7 +7,8 @@ adam and adamw, 1 for rmsprop, 0 for sgd), in bytes:
 - model: 4·P, or 2·P if it is stored in bf16
 - gradients: 4·N; with low memory, those of one parameter
 - optimizer: 4·o·N; with low memory 2·N, and 2·N more if the model is in bf16
-- mask "gradient" or "fisher": 4·N
+- mask, if the criterion sums gradients: 4·N; if it approximates weight matrices, while the mask is chosen: 4 for each
+  number in the factors, and the arrays for the largest tensor (`Criterion.memory`)
 - ticket: (12 + 4·o)·k for delta, gradient, optimizer state and position, and the bytes of k base values
 - adapters: (8 + 4·o) for each of their weights
 - methods without a mask: 8 for each weight whose change is written at the end
@@ -165,6 +166,15 @@ class Footprint:
         backward = self.batch + one + (gradients if self.accumulates else 0)
         step = gradients + (gradients if self.wide_step else one)
         return self.process + self.width * self.weights + kept + max(backward, step)
+
+    def choosing(self, kept: int, scoring: int) -> int:
+        """Peak memory in bytes while a mask is chosen from weights that are read from disk.
+
+        Args:
+            kept: Bytes kept for all tensors.
+            scoring: Bytes of the tensor that takes most.
+        """
+        return self.process + self.width * self.weights + kept + scoring
 
 
 def lora_weights(run: Run) -> int:

@@ -30,6 +30,9 @@ class LeanRMSprop(Optimizer):
         alpha: α, decay of the second moments.
         eps: ε, added to the denominator.
         total: Adds up a number of all processes that share the model.
+
+    Attributes:
+        measures: Whether the norm of the gradients is being measured, inside `measuring`.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class LeanRMSprop(Optimizer):
         self._clip = clip
         self._squares: list[torch.Tensor] = []  # squared norm of each gradient
         self._scale: torch.Tensor | float = 1.0
-        self._measures = False
+        self.measures = False
         self._total = total
 
     @contextmanager
@@ -63,11 +66,11 @@ class LeanRMSprop(Optimizer):
     def measuring(self) -> Iterator[None]:
         """Within the block, only measure the norm of the gradients, which is used to clip the next ones."""
         self._squares.clear()
-        self._measures = True
+        self.measures = True
         try:
             yield
         finally:
-            self._measures = False
+            self.measures = False
         norm = self._total(torch.stack(self._squares).sum()).sqrt()
         self._scale = (self._clip / (norm + 1e-6)).clamp(max=1)  # as in torch's clip_grad_norm_
 
@@ -87,7 +90,7 @@ class LeanRMSprop(Optimizer):
     def _arrived(self, weight: torch.Tensor) -> None:
         assert weight.grad is not None
         grad, weight.grad = own_part(weight.grad), None
-        if self._measures:
+        if self.measures:
             self._squares.append(torch.linalg.vector_norm(grad, dtype=torch.float32).square())
             return
         (group,) = self.param_groups

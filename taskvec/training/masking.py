@@ -19,6 +19,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.topk import FloatArray, Parts, top_k
 from ..vectors.vector import TaskVector
 
+CHOOSING = "choosing the mask"
 Masks = dict[str, Indices]
 Kept = Callable[[str, Indices], Indices]  # those of a tensor's positions that this process has
 
@@ -50,7 +51,10 @@ def quotas(k: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def top_k_each(
-    deltas: Iterable[tuple[str, FloatArray]], wanted: Mapping[str, int], parts: Parts | None = None
+    deltas: Iterable[tuple[str, FloatArray]],
+    wanted: Mapping[str, int],
+    parts: Parts | None = None,
+    nonzero: str = "weights changed",
 ) -> Masks:
     """Select the largest magnitudes of each tensor separately.
 
@@ -58,6 +62,7 @@ def top_k_each(
         deltas: (tensor name, f32 [size]) pairs.
         wanted: Tensor name -> number of entries to select.
         parts: As in `top_k`.
+        nonzero: As in `top_k`.
 
     Raises:
         MaskError: A tensor has fewer nonzero values. The message names it.
@@ -65,7 +70,8 @@ def top_k_each(
     masks = {}
     for name, delta in deltas:
         try:
-            chosen = top_k(lambda: [(name, delta)], wanted[name], parts=parts) if wanted[name] else None  # noqa: B023 - used at once
+            values = [(name, delta)]
+            chosen = top_k(lambda: values, wanted[name], parts=parts, nonzero=nonzero) if wanted[name] else None  # noqa: B023 - used at once
         except MaskError as error:
             raise MaskError(f"tensor {name!r}: {error}") from None
         masks[name] = chosen.indices(name, delta) if chosen else np.empty(0, np.int64)
@@ -80,6 +86,7 @@ def largest(
     taken: Masks,
     progress: Progress = silent,
     parts: Parts | None = None,
+    nonzero: str = "weights changed",
 ) -> Masks:
     """Select the k positions with the largest scores that are not taken.
 
@@ -94,6 +101,7 @@ def largest(
         taken: Positions that may not be selected, among those that the scores are of.
         progress: Called with the stage, the tensors done, the tensors in all, and a note.
         parts: As in `top_k`.
+        nonzero: As in `top_k`.
 
     Raises:
         MaskError: Fewer than k positions are free and have a nonzero score.
@@ -103,17 +111,18 @@ def largest(
     def free_scores() -> Iterator[tuple[str, FloatArray]]:
         start = next(passes) * len(forms)
         for done, name in enumerate(forms, start):
-            progress("choosing the mask", done, in_all, "")
+            progress(CHOOSING, done, in_all, "")
             values = scores(name)
             values[taken.get(name, [])] = 0  # zeros are never selected
             yield name, values
 
     if scope == "global":
-        selection = top_k(free_scores, k, parts=parts)
+        selection = top_k(free_scores, k, parts=parts, nonzero=nonzero)
         masks = {name: selection.indices(name, values) for name, values in free_scores()}
     else:
-        masks = top_k_each(free_scores(), quotas(k, {name: form.size for name, form in forms.items()}), parts)
-    progress("choosing the mask", in_all, in_all, "")
+        wanted = quotas(k, {name: form.size for name, form in forms.items()})
+        masks = top_k_each(free_scores(), wanted, parts, nonzero)
+    progress(CHOOSING, in_all, in_all, "")
     return masks
 
 

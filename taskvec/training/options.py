@@ -14,9 +14,9 @@ from ..devices import check_device
 from ..errors import UsageError
 from ..evaluation.scoring import METRICS
 from ..packages import require
+from .criteria import CRITERIA, MASKS, Criterion
 
 METHODS = ("lota", "fft", "lora")
-MASKS = ("magnitude", "gradient", "fisher", "random")
 SCOPES = ("global", "tensor")
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 # schedules of transformers' get_scheduler that need no other argument than the number of steps
@@ -68,9 +68,9 @@ class TrainingOptions:
             2106.09685).
         sparsity: s, the share of eligible weights that keep their base value, in (0, 1). If None, the mask has all
             positions of `mask_from`. Must be None for the other methods.
-        mask: One of `MASKS`, which weights the mask contains: "magnitude", those with the largest changes in
-            calibration; "gradient", those with the largest sums of gradients; "fisher", those with the largest sums of
-            squared gradients; "random", weights drawn from `seed` without calibration.
+        mask: One of `MASKS`, the criterion that chooses the weights of the mask (`training.criteria`): "magnitude",
+            those with the largest changes in calibration, is that of LoTA.
+        mask_rank: Rank of the approximations of the weight matrices that `mask="lift"` compares.
         scope: One of `SCOPES`: "global" ranks the weights of all tensors together, "tensor" those of each tensor
             separately.
         via: A sparsity lower than `sparsity`. A ticket of this sparsity is trained first, and its entries of largest
@@ -132,7 +132,8 @@ class TrainingOptions:
 
     method: str = "lota"
     sparsity: float | None = 0.9
-    mask: str = "magnitude"
+    mask: str = MASKS[0]
+    mask_rank: int = 128
     scope: str = "global"
     via: float | None = None
     regrow_steps: int | None = None
@@ -184,6 +185,11 @@ class TrainingOptions:
             value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
             if value is not None or not optional:
                 object.__setattr__(self, field.name, _KINDS[kind](f"`{field.name}`", value))
+
+    @property
+    def criterion(self) -> Criterion:
+        """The criterion that chooses the mask. `mask` must be one of `MASKS`."""
+        return CRITERIA[self.mask]
 
     def steps_of(self, epochs: float, examples: int) -> int:
         """Number of optimizer steps of some passes over the data.
@@ -257,7 +263,7 @@ class TrainingOptions:
                 raise UsageError(f"`{name}` must be between 0 and 1, both excluded; found {said(share)}")
         positive = (
             "calibration_steps calibration_epochs epochs lr calibration_lr rank alpha batch_size accumulate max_length "
-            "clip eval_steps patience save_steps shards regrow_steps regrow_window"
+            "mask_rank clip eval_steps patience save_steps shards regrow_steps regrow_window"
         ).split()
         for name in positive:
             value = getattr(self, name)
@@ -307,9 +313,9 @@ class TrainingOptions:
                 )
             if self.steps == 0 or self.l1:
                 raise UsageError(f"`method={self.method}` does not support `steps=0` or `l1`")
-        if self.mask == "random" and (self.scope != "global" or self.via is not None):
+        if not self.criterion.ranks and (self.scope != SCOPES[0] or self.via is not None):
             raise UsageError(
-                "a random mask is drawn from all weights together: `scope` and `via` need a calibrated mask"
+                f"`mask={self.mask}` draws positions from all weights together: it takes no `scope` and no `via`"
             )
         if self.via is not None and self.sparsity is None:
             raise UsageError("`via` needs `sparsity`")

@@ -14,7 +14,8 @@ from ..reporting.progress import Progress, silent
 from ..reporting.resident import resident
 from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector
-from .masking import Masks, mask_of, quotas, random_mask
+from .criteria import Criterion
+from .masking import CHOOSING, Masks, mask_of, quotas
 from .options import AUTO, Rate, TrainingOptions
 from .request import Request
 
@@ -29,7 +30,7 @@ class Phase:
 
     Attributes:
         name: The stage, as passed to the progress callback.
-        steps: Number of optimizer steps.
+        steps: Number of optimizer steps; 0 if the mask is chosen from the weights alone.
         tokens: Approximate number of tokens seen in all steps, without padding.
         memory: Peak memory in bytes.
         lr: Learning rate at the start of the schedule; None if this phase finds one, or uses one that is found before
@@ -146,7 +147,7 @@ def plan(
         held_out=run.eval_counts.rows,
         tokens_per_example=run.counts.tokens / run.counts.rows,
         longest=min(run.counts.longest, run.counts.limit),
-        phases=_phases(run, calibrates=calibrates, dense=dense, entries=entries),
+        phases=_phases(run, mask_from=mask_from, calibrates=calibrates, dense=dense, entries=entries),
         weights=sum(parameter.numel() for parameter in run.model.parameters()),
         eligible=run.eligible,
         entries=entries,
@@ -157,13 +158,18 @@ def plan(
 
 
 def _by_tensor(run: Run, taken: Masks, mask_from: TaskVector | None, k: int | None) -> Mapping[str, int] | None:
-    """Number of entries per tensor; None if calibration, or a ticket that is trained first, decides."""
+    """Number of entries per tensor; None if calibration, a ticket that is trained first, or matrices that would have to
+    be approximated first decide.
+    """
     options = run.options
     if mask_from is not None:
         return {name: len(mask) for name, mask in mask_of(mask_from, run.forms, taken, k).items()}
     assert k is not None
-    if options.mask == "random":
-        return {name: len(mask) for name, mask in random_mask(k, run.forms, taken, options.seed).items()}
+    if options.via is None and not (options.criterion.calibrates or options.criterion.whole):
+        from .choice import choose_mask
+
+        masks, _ = choose_mask(run, taken, k)
+        return {name: len(mask) for name, mask in masks.items()}
     if options.scope == "tensor" and options.via is None:
         return quotas(k, {name: form.size for name, form in run.forms.items()})
     return None
@@ -180,7 +186,9 @@ def _layers(run: Run, by_tensor: Mapping[str, int] | None) -> list[Layer]:
     return [Layer(layer, eligible[layer], None if by_tensor is None else entries[layer]) for layer in ordered]
 
 
-def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> list[Phase]:
+def _phases(
+    run: Run, *, mask_from: TaskVector | None, calibrates: bool, dense: bool, entries: int | None
+) -> list[Phase]:
     from .footprint import STATE, WRITTEN, lora_weights
     from .range_test import STAGE, STEPS
 
@@ -219,7 +227,7 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
         label = "" if options.via is None else f"{options.via:.0%}: "
         if calibrates:
             n = run.eligible
-            sums = 0 if options.mask == "magnitude" else 4 * n
+            sums = 4 * n if options.criterion.sums else 0
             if options.low_memory:
                 kept = sums + (4 if run.bf16 else 2) * n
                 lean = replace(narrow, accumulates=False, wide_step=False)
@@ -227,6 +235,8 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
             else:
                 kept, gradients, held = sums + 4 * state * n, 4 * n, footprint
             add(f"{label}calibrating", run.calibration_steps, kept, gradients, held, options.calibration_lr)
+        if options.criterion.memory is not None and mask_from is None:
+            found.append(Phase(f"{label}{CHOOSING}", 0, 0, narrow.choosing(*_scoring(run, options.criterion)), None))
         if options.via is not None:
             ticket(entries_for(options.via, run.eligible), label)
         ticket(entries)
@@ -238,6 +248,14 @@ def _phases(run: Run, *, calibrates: bool, dense: bool, entries: int | None) -> 
         n = lora_weights(run)
         add("training", run.steps, (4 + 4 * state) * n + WRITTEN * run.eligible, 4 * n, narrow, options.lr)
     return found
+
+
+def _scoring(run: Run, criterion: Criterion) -> tuple[int, int]:
+    """Bytes that a criterion keeps for all tensors, and takes for the largest while it scores it."""
+    assert criterion.memory is not None
+    options = {name: getattr(run.options, name) for name in criterion.options}
+    kept, scoring = zip(*(criterion.memory(form.shape, **options) for form in run.forms.values()), strict=True)
+    return sum(kept), max(scoring)
 
 
 def _footprint(run: Run, *, dense: bool) -> Footprint:

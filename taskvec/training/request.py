@@ -65,7 +65,7 @@ class Request:
     @property
     def calibrates(self) -> bool:
         """Whether the run has a calibration phase that chooses the mask."""
-        return self.options.method == "lota" and self.mask_from is None and self.options.mask != "random"
+        return self.options.method == "lota" and self.mask_from is None and self.options.criterion.calibrates
 
     @property
     def evaluates(self) -> bool:

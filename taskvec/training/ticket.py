@@ -3,7 +3,7 @@
 arXiv 2406.16797, Algorithm 1:
 
 1. Calibrate: fine-tune all eligible weights for T steps.
-2. Mask: the k = round((1 − s)·N) largest |tuned − base| of all N eligible weights (or another mask of masking.py).
+2. Mask: the k = round((1 − s)·N) largest |tuned − base| of all N eligible weights, or another mask (criteria.py).
 3. Reset to the base.
 4. Sparse fine-tuning: train only the masked weights. With options.regrow_steps the mask changes meanwhile
    (`models.regrowth`).
@@ -24,12 +24,12 @@ from ..errors import MaskError
 from ..models.sharding import own_part
 from ..models.sparse_finetune import sparse_finetune
 from ..models.sparse_model import SparseModel
-from ..vectors.topk import FloatArray, entries_for
+from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector, vector_of
-from .calibration import calibrate
+from .choice import choose_mask
 from .folder import RunFolder
 from .loop import Curve
-from .masking import Masks, largest, mask_of, random_mask
+from .masking import Masks, mask_of
 from .optimizers import make_optimizer
 from .options import AUTO, TrainingOptions
 from .range_test import find_rate
@@ -82,12 +82,10 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         noted: dict[str, object] = {"calibration_losses": [], "calibration_lr": None, "unreached": None}
         if mask_from is not None:
             masks = mask_of(mask_from, run.forms, taken, k, run.kept)
-        elif options.mask == "random":
-            assert k is not None
-            masks = random_mask(k, run.forms, taken, options.seed, run.kept)
         else:
             assert k is not None
-            masks, noted = _calibrated(run, taken, k)
+            masks, found = choose_mask(run, taken, k)
+            noted |= found
         zeros = {name: _zeros(run.forms[name], indices) for name, indices in masks.items()}
         return vector_of(run.start, run.forms, zeros, noted)
 
@@ -146,33 +144,6 @@ def _regrow(run: Run, tickets: SparseModel, optimizer: Optimizer, taken: Masks) 
         window=options.regrow_window,
         excluded={name: np.concatenate(parts) for name, parts in excluded.items()},
     )
-
-
-def _calibrated(run: Run, taken: Masks, k: int) -> tuple[Masks, dict[str, object]]:
-    """Calibrate, choose a mask and reset the weights. Returns the mask, and what is noted about the calibration."""
-    scores, calibration = calibrate(run)
-    idle: set[str] = set()
-
-    def seen(name: str) -> FloatArray:
-        values = scores(name)
-        if not values.any():
-            idle.add(name)
-        return values
-
-    first = {name: run.owned(name)[0] for name in run.forms}
-    own = {name: held - first[name] for name, held in taken.items()}
-    found = largest(seen, run.forms, k, run.options.scope, own, run.progress, run.processes)
-    masks = {name: held + first[name] for name, held in found.items()}
-    run.reset()
-    untouched = run.processes.total(np.array([name in idle for name in run.forms], np.int64))
-    sizes = (form.size for form in run.forms.values())
-    unreached = sum(size for size, parts in zip(sizes, untouched, strict=True) if parts == run.processes.shards)
-    noted: dict[str, object] = {
-        "calibration_losses": calibration.losses,
-        "calibration_lr": calibration.lr,
-        "unreached": unreached / run.eligible,
-    }
-    return masks, noted
 
 
 def entries_wanted(options: TrainingOptions, eligible: int, taken: int) -> int | None:

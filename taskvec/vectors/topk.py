@@ -112,7 +112,9 @@ class _Alone:
         return [value]
 
 
-def top_k(deltas: Deltas, k: int, *, at_most: bool = False, parts: Parts | None = None) -> TopK:
+def top_k(
+    deltas: Deltas, k: int, *, at_most: bool = False, parts: Parts | None = None, nonzero: str = "weights changed"
+) -> TopK:
     """Select exactly the k entries of largest magnitude over all tensors.
 
     Memory: one tensor and 1 MiB.
@@ -125,6 +127,7 @@ def top_k(deltas: Deltas, k: int, *, at_most: bool = False, parts: Parts | None 
         at_most: Whether to select all non-zero entries if there are fewer than k.
         parts: The processes that have the entries together. Each calls this with the part that it has, under the same
             keys, and gets its part of the selection. None is this process alone.
+        nonzero: What the error says of the entries that are not zero, after their number.
 
     Raises:
         MaskError: Fewer than k deltas are non-zero.
@@ -140,7 +143,7 @@ def top_k(deltas: Deltas, k: int, *, at_most: bool = False, parts: Parts | None 
         if k == 0:
             return TopK(np.uint32(0xFFFF_FFFF), {})  # above every magnitude
     if high.sum() < k:
-        raise MaskError(f"{k:,} entries are wanted but only {high.sum():,} weights changed")
+        raise MaskError(f"{k:,} entries are wanted but only {high.sum():,} {nonzero}")
     bucket, above = _bucket(high, k)
 
     low = np.zeros(1 << 16, np.int64)

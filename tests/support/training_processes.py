@@ -38,6 +38,7 @@ _SHORT: dict[str, Any] = {
     "device": os.environ.get("TRAINING_DEVICE", "cpu"),
     "save_steps": 4,
 }
+_LEARNING = {"calibration_steps", "lr", "batch_size", "save_steps"}  # without effect where nothing trains
 
 # name -> base, and arguments of `train`
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +49,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "low-memory-bf16": ("bf16", {"low_memory": True, "dtype": "bfloat16"}),
     "fisher": ("llama", {"mask": "fisher", "scope": "tensor", "optimizer": "adam", "accumulate": 2}),
     "gradient": ("mixtral", {"mask": "gradient", "optimizer": "sgd", "lr": 0.1}),
+    "gallop": ("llama", {"mask": "gallop", "low_memory": True, "steps": 2}),
+    "saliency": ("mixtral", {"mask": "saliency", "optimizer": "sgd", "lr": 0.1, "accumulate": 2, "steps": 2}),
+    "lift": ("mixtral", {"mask": "lift", "mask_rank": 4, "steps": 0}),
+    "principal": ("gpt2", {"mask": "lift", "mask_rank": 4, "steps": 0, "scope": "tensor", "sparsity": 0.5}),
+    "low-magnitude": ("bf16", {"mask": "low-magnitude", "steps": 0}),
     "random": ("llama", {"mask": "random", "l1": 0.1, "weight_decay": 0.1}),
     "lotto": ("llama", {"disjoint_from": ["first.lota"], "start_from": "first.lota", "optimizer": "adam"}),
     "via": ("llama", {"via": 0.5, "optimizer": "adam"}),
@@ -112,7 +118,7 @@ def run(name: str, folder: Path, output: Path) -> TrainingResult:
     if name in ("random", "taken", "mask", "fft", "fft-bf16", "switch"):
         del options["calibration_steps"]
     if options["steps"] == 0:
-        options = {key: options[key] for key in ("device", "mask_from", "sparsity", "steps")}
+        options = {key: options[key] for key in options if key not in _LEARNING}
     for key in ("mask_from", "start_from"):
         if key in options:
             options[key] = folder / options[key]

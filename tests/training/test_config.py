@@ -95,7 +95,7 @@ def test_a_whole_run_stands_in_a_file_and_the_command_line_wins(llama: Path, dat
         ("steps: 2\nepochs: 3\n", "--epochs has no effect together with --steps"),
         ("rank: 64\n", "--rank has no effect without --method lora"),
         ("relative-to: base\n", "--relative-to has no effect without --start-from"),
-        ("mask: random\ncalibration-steps: 20\n", "--calibration-steps has no effect here: a random mask needs no"),
+        ("mask: random\ncalibration-steps: 20\n", "--calibration-steps has no effect here: --mask random needs no"),
     ],
 )
 def test_a_yaml_file_is_treated_as_the_command_line(

@@ -47,10 +47,13 @@ def by_layer(vector: TaskVector) -> dict[int | None, int]:
         replace(QUICK, via=0.5, accumulate=2),
         replace(QUICK, low_memory=True, dtype="bfloat16"),
         replace(QUICK, steps=0, lr=None),
+        replace(UNCALIBRATED, mask="low-magnitude"),
+        replace(UNCALIBRATED, mask="lift", mask_rank=4, via=0.5),
+        replace(UNCALIBRATED, mask="lift", scope="tensor"),
         replace(FFT, eval_split=0.3),
         LORA,
     ],
-    ids=["global", "tensor", "random", "via", "low memory", "mask", "fft", "lora"],
+    ids=["global", "tensor", "random", "via", "low memory", "mask", "weights", "lift", "principal", "fft", "lora"],
 )
 def test_a_plan_is_what_the_run_does(
     options: TrainingOptions, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -66,7 +69,8 @@ def test_a_plan_is_what_the_run_does(
 
     monkeypatch.setattr("taskvec.training.run.fit", counting)
     trained = train(base, data, options)
-    assert [(phase.steps, phase.steps) for phase in planned.phases] == seen
+    assert [(phase.steps, phase.steps) for phase in planned.phases if phase.steps] == seen
+    assert sum(not phase.steps for phase in planned.phases) == (options.mask == "lift")
     assert planned.examples == 7 - planned.held_out
     assert planned.held_out == (2 if options.eval_split else 0)
     assert planned.entries == (trained.entries if options.method == "lota" else None)
@@ -74,7 +78,7 @@ def test_a_plan_is_what_the_run_does(
     assert planned.eligible == sum(layer.eligible for layer in planned.layers)
     if options.method == "lota":
         assert planned.eligible == trained.vector.eligible
-        known = options.mask == "random" or options.scope == "tensor"
+        known = options.mask in ("random", "low-magnitude") or options.scope == "tensor"
         expected = by_layer(trained.vector) if known else dict.fromkeys((0, 1))
         assert {layer.layer: layer.entries for layer in planned.layers} == expected
     assert all(phase.memory > 0 for phase in planned.phases)
@@ -128,7 +132,15 @@ def test_memory_grows_with_what_is_kept(llama: Path, data: Path, monkeypatch: py
     assert planned(optimizer="adam")["calibrating"] - usual["calibrating"] == 4 * n
     assert planned(optimizer="adam")["training"] - usual["training"] == 4 * k
     assert planned(optimizer="sgd", calibration_lr=0.1)["calibrating"] - usual["calibrating"] == -4 * n
-    assert planned(mask="fisher")["calibrating"] - usual["calibrating"] == 4 * n
+    for mask in ("fisher", "gallop", "saliency"):
+        assert planned(mask=mask)["calibrating"] - usual["calibrating"] == 4 * n
+    assert "calibrating" not in planned(mask="low-magnitude", calibration_steps=20)
+    lift = {
+        rank: planned(mask="lift", mask_rank=rank, calibration_steps=20)["choosing the mask"] for rank in (4, 5, 99)
+    }
+    sides = [sum(info.shape) for name, info in base.tensors.items() if ".layers." in name and len(info.shape) == 2]
+    assert lift[5] - lift[4] == 4 * sum(sides) + 16 * 48
+    assert lift[99] < lift[4]  # no approximation
     assert planned(batch_size=4)["training"] > usual["training"]
     assert planned(gradient_checkpointing=True, batch_size=4)["training"] < planned(batch_size=4)["training"]
     assert planned(dtype="bfloat16")["training"] < usual["training"]

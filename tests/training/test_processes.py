@@ -176,9 +176,10 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     [
         (
             2,
-            "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed regrowing best mask switch",
+            "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed regrowing best mask switch "
+            "gallop principal low-magnitude",
         ),
-        (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas replicas taken t5 uneven"),
+        (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas replicas taken t5 uneven saliency lift"),
     ],
 )
 def test_several_processes_train_what_one_trains(inputs: Path, tmp_path: Path, count: int, names: str) -> None:
@@ -190,9 +191,9 @@ def test_several_processes_train_what_one_trains(inputs: Path, tmp_path: Path, c
     assert done.stdout.count("done") == count
     for name in runs:
         close(tmp_path / "one", tmp_path / "several", name)
-    if "mask" in runs:  # all values are zero
-        files = [(tmp_path / folder / "mask.lota").read_bytes() for folder in ("one", "several")]
-        assert files[0] == files[1]
+    for name in {"mask", "lift", "principal", "low-magnitude"}.intersection(runs):  # all values are zero
+        files = [(tmp_path / folder / f"{name}.lota").read_bytes() for folder in ("one", "several")]
+        assert files[0] == files[1], name
 
 
 ARGUMENTS = "--sparsity 0.9 --calibration-steps 2 --batch-size 5 --device cpu --lr 1e-3 --optimizer adam --json".split()

@@ -137,7 +137,7 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
         (replace(QUICK, mask="best"), "`mask` is one of magnitude, gradient"),
         (replace(QUICK, scope="layer"), "`scope` is one of global, tensor"),
         (replace(QUICK, optimizer="lion"), "`optimizer` is one of rmsprop, adam, adamw, sgd"),
-        (replace(QUICK, mask="random", scope="tensor"), "a random mask is drawn from all weights together"),
+        (replace(QUICK, mask="random", scope="tensor"), "`mask=random` draws positions from all weights together"),
         (replace(QUICK, via=0.95), "`via` must be lower than `sparsity`"),
         (replace(QUICK, method="fft"), "`method=fft` has no mask"),
         (replace(QUICK, method="lora", sparsity=None, l1=1.0), "does not support `steps=0` or `l1`"),

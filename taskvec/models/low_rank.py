@@ -40,6 +40,17 @@ class Factors:
         """The number of columns of `left`."""
         return int(self.left.shape[1])
 
+    def product(self) -> Matrix:
+        """The product of the factors, f32 [m, n], computed in f64 in blocks of rows."""
+        found = np.empty((self.left.shape[0], self.right.shape[1]), np.float32)
+        right = torch.from_numpy(self.right).double()
+        rows = max(1, _BLOCK // max(1, right.shape[1]))
+        with _one_thread():
+            for start in range(0, len(found), rows):
+                left = torch.from_numpy(self.left[start : start + rows]).double()
+                torch.from_numpy(found[start : start + rows]).copy_(left @ right)
+        return found
+
 
 def low_rank(matrix: Matrix, rank: int) -> Factors:
     """Approximate a matrix by factors of at most a rank.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskvec.interop.low_rank import low_rank
+from taskvec.models.low_rank import low_rank
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 40), st.integers(0, 30), st.integers(0, 2**32 - 1))

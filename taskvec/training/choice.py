@@ -1,0 +1,102 @@
+"""Choice of the mask of a ticket by the criterion of the run, with calibration if the criterion needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import MaskError
+from ..models.placement import values_of
+from ..vectors.topk import FloatArray
+from .calibration import calibrate
+from .criteria import CHANGES, WEIGHTS
+from .masking import Masks, largest, random_mask
+from .run import Run
+
+Scores = Callable[[str], FloatArray]
+
+
+def choose_mask(run: Run, taken: Masks, k: int) -> tuple[Masks, dict[str, object]]:
+    """Choose a mask. The weights are those of the start afterwards.
+
+    Args:
+        run: The run.
+        taken: Positions that stay out of the mask, of those that this process has.
+        k: Number of positions.
+
+    Returns:
+        The mask, of which each process has its part, and what is noted about the calibration; empty without one.
+
+    Raises:
+        MaskError: Fewer than k positions are free and have a score above zero, or a tensor cannot be scored.
+        StoppedError: Calibration was interrupted.
+        DivergedError: Calibration ended in numbers that are not finite.
+    """
+    criterion = run.options.criterion
+    if not criterion.ranks:
+        return random_mask(k, run.forms, taken, run.options.seed, run.kept), {}
+    if not criterion.calibrates:
+        return _ranked(run, _scores(run, None), taken, k), {}
+    observed, curve = calibrate(run)
+    scores = _scores(run, observed)
+    masks = _ranked(run, scores, taken, k)
+    noted: dict[str, object] = {
+        "calibration_losses": curve.losses,
+        "calibration_lr": curve.lr,
+        "unreached": _unreached(run, observed),
+    }
+    run.reset()
+    return masks, noted
+
+
+def _scores(run: Run, observed: Scores | None) -> Scores:
+    """Return a function that scores a tensor, f32 [owned], from what was observed and from the weights on disk."""
+    criterion = run.options.criterion
+    score, observes = criterion.score, criterion.observes
+    assert score is not None
+    options = {name: getattr(run.options, name) for name in criterion.options}
+    kept: dict[str, dict[Any, Any]] = {}
+
+    def scores(name: str) -> FloatArray:
+        given: dict[str, Any] = dict(options)
+        first, stop = run.owned(name)
+        if observed is not None and observes is not None:
+            given[observes] = observed(name)
+        form = run.start.tensors[name]
+        if criterion.whole:
+            given[WEIGHTS] = values_of(form.dtype, run.start.bits(name)).reshape(form.shape)
+            given["kept"] = kept.setdefault(name, {})
+        elif WEIGHTS in criterion.needs:
+            given[WEIGHTS] = values_of(form.dtype, run.start.bits(name, first, stop))
+        try:
+            found: FloatArray = score(**given)
+        except MaskError as error:
+            raise MaskError(f"tensor {name!r}: {error}") from None
+        if criterion.whole:
+            return found[first:stop]
+        if WEIGHTS in given:  # weights that are not numbers cannot be trained
+            found[~np.isfinite(given[WEIGHTS])] = 0
+        return found
+
+    return scores
+
+
+def _ranked(run: Run, scores: Scores, taken: Masks, k: int) -> Masks:
+    if run.processes.count > 1:
+        with run.processes.agreeing():  # while the mask is chosen, no process can fail alone
+            for name in run.forms:
+                scores(name)
+    first = {name: run.owned(name)[0] for name in run.forms}
+    own = {name: held - first[name] for name, held in taken.items()}
+    lacking = "weights changed" if run.options.criterion.observes == CHANGES else "have a score above zero"
+    found = largest(scores, run.forms, k, run.options.scope, own, run.progress, run.processes, lacking)
+    return {name: held + first[name] for name, held in found.items()}
+
+
+def _unreached(run: Run, observed: Scores) -> float:
+    """Share of the eligible weights in tensors of which calibration observed only zeros."""
+    idle = run.processes.total(np.array([not observed(name).any() for name in run.forms], np.int64))
+    sizes = (form.size for form in run.forms.values())
+    return sum(size for size, parts in zip(sizes, idle, strict=True) if parts == run.processes.shards) / run.eligible
