@@ -110,13 +110,21 @@ class _Flags:
     regrow_steps: Annotated[
         int | None,
         typer.Option(
-            help="Change the mask during training after every N steps: drop the entries with the smallest changes, and "
-            "grow as many where the summed gradients are largest.",
+            help="Change the mask during training, after every N steps.",
             metavar="N",
             show_default="the mask is fixed",
             rich_help_panel=_MASK,
         ),
     ] = None
+    regrow_rule: Annotated[
+        str,
+        typer.Option(
+            help="How --regrow-steps changes the mask. gradients: drop the entries with the smallest changes, and grow "
+            "as many where the summed gradients are largest. criterion: choose the whole mask again by --mask "
+            f"{' or '.join(row.name for row in CRITERIA.values() if row.weighs)}, from the current weights.",
+            rich_help_panel=_MASK,
+        ),
+    ] = "gradients"
     regrow_share: Annotated[
         float,
         typer.Option(

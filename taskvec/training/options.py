@@ -18,6 +18,7 @@ from .criteria import CRITERIA, MASKS, Criterion
 
 METHODS = ("lota", "fft", "lora")
 SCOPES = ("global", "tensor")
+REGROW_RULES = ("gradients", "criterion")
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 # schedules of transformers' get_scheduler that need no other argument than the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
@@ -75,10 +76,13 @@ class TrainingOptions:
             separately.
         via: A sparsity lower than `sparsity`. A ticket of this sparsity is trained first, and its entries of largest
             magnitude are the mask. None trains one ticket.
-        regrow_steps: Steps of training between changes of the mask, by SpIEL-AG (arXiv 2401.16405): the entries with
-            the smallest changes are dropped, and as many are grown where the summed gradients are largest
-            (`models.regrowth`). None keeps the mask.
-        regrow_share: Share of the entries to replace, at the start of training, in (0, 1]. It falls linearly to zero.
+        regrow_steps: Steps of training between changes of the mask (`models.regrowth`). None keeps the mask.
+        regrow_rule: One of `REGROW_RULES`, how the mask changes: "gradients" drops the entries with the smallest
+            changes, and grows as many where the summed gradients are largest, as SpIEL-AG (arXiv 2401.16405);
+            "criterion" chooses the mask of each parameter again by `mask`, from the weights at that time, as LIFT
+            (arXiv 2506.00772).
+        regrow_share: Share of the entries to replace by gradients, at the start of training, in (0, 1]. It falls
+            linearly to zero.
         regrow_window: Steps before each change over which gradients are summed. None is 5, or `regrow_steps` if that is
             less.
         include: Patterns of tensor names. If given, only matching tensors are eligible (`training.targets`).
@@ -137,6 +141,7 @@ class TrainingOptions:
     scope: str = "global"
     via: float | None = None
     regrow_steps: int | None = None
+    regrow_rule: str = REGROW_RULES[0]
     regrow_share: float = 0.2
     regrow_window: int | None = None
     include: tuple[str, ...] = ()
@@ -285,6 +290,7 @@ class TrainingOptions:
             "method": METHODS,
             "mask": MASKS,
             "scope": SCOPES,
+            "regrow_rule": REGROW_RULES,
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "dtype": DTYPES,
@@ -323,6 +329,14 @@ class TrainingOptions:
             raise UsageError(f"`via` must be lower than `sparsity`, found via {self.via}, sparsity {self.sparsity}")
         if self.via is not None and self.steps == 0:
             raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
+        if self.regrow_rule == "criterion" and not self.criterion.weighs:
+            able = " or ".join(name for name, row in CRITERIA.items() if row.weighs)
+            raise UsageError(
+                f"`regrow_rule=criterion` needs a `mask` that is chosen from the weights alone, {able}; "
+                f"found {self.mask}"
+            )
+        if self.regrow_rule == "criterion" and self.via is not None:
+            raise UsageError("`regrow_rule=criterion` cannot be combined with `via`, which chooses the mask otherwise")
         if self.regrow_window is not None and self.regrow_steps is not None and self.regrow_window > self.regrow_steps:
             raise UsageError(
                 f"`regrow_window` must be at most `regrow_steps`, found window {self.regrow_window}, "

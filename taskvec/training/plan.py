@@ -250,6 +250,18 @@ def _phases(
     return found
 
 
+def _regrowing(run: Run, k: int) -> int:
+    """Bytes that changes of a mask of k entries take during training."""
+    options = run.options
+    if options.regrow_steps is None:
+        return 0
+    if options.regrow_rule == "gradients":
+        return 16 * k  # of each candidate its position and three numbers
+    if options.criterion.memory is not None:
+        return _scoring(run, options.criterion)[1]
+    return 3 * 4 * max(form.size for form in run.forms.values())  # the weights, their scores and magnitudes of these
+
+
 def _scoring(run: Run, criterion: Criterion) -> tuple[int, int]:
     """Bytes that a criterion keeps for all tensors, and takes for the largest while it scores it."""
     assert criterion.memory is not None

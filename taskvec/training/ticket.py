@@ -26,7 +26,7 @@ from ..models.sparse_finetune import sparse_finetune
 from ..models.sparse_model import SparseModel
 from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector, vector_of
-from .choice import choose_mask
+from .choice import choose_mask, scores_again
 from .folder import RunFolder
 from .loop import Curve
 from .masking import Masks, mask_of
@@ -136,12 +136,14 @@ def _regrow(run: Run, tickets: SparseModel, optimizer: Optimizer, taken: Masks) 
     for name in sorted(taken, key=lambda name: run.placed[name].start):
         place = run.placed[name]
         excluded.setdefault(place.parameter, []).append(taken[name] + place.start)
+    by_gradients = options.regrow_rule == "gradients"
     tickets.regrow(
         optimizer,
         total_steps=run.steps,
         every=options.regrow_steps,
-        share=options.regrow_share,
-        window=options.regrow_window,
+        share=options.regrow_share if by_gradients else None,
+        window=options.regrow_window if by_gradients else None,
+        scores=None if by_gradients else scores_again(run),
         excluded={name: np.concatenate(parts) for name, parts in excluded.items()},
     )
 

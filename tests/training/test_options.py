@@ -137,6 +137,12 @@ def positions(vector: TaskVector) -> set[tuple[str, int]]:
         ({"relative_to": "start"}, {}, "`relative_to` has no effect without `start_from`"),
         ({"regrow_share": 0.5}, {}, "`regrow_share` has no effect without `regrow_steps`"),
         ({"regrow_window": 2}, {}, "`regrow_window` has no effect without `regrow_steps`"),
+        ({"regrow_rule": "criterion"}, {"mask": "lift"}, "`regrow_rule` has no effect without `regrow_steps`"),
+        (
+            {"regrow_share": 0.5},
+            {"mask": "lift", "regrow_steps": 5, "regrow_rule": "criterion"},
+            "`regrow_share` has no effect together with `regrow_rule=criterion`",
+        ),
         ({"regrow_steps": 5}, {"method": "fft"}, "`regrow_steps` has no effect here: `method=fft` has no mask"),
         ({"regrow_steps": 5}, {"steps": 0}, "`regrow_steps` has no effect here: `steps=0` does not train"),
         ({"eval_steps": 5}, {}, "it needs examples to evaluate on"),
@@ -240,6 +246,15 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
         ({"low_memory": True, "accumulate": 2}, "`accumulate` must be 1, found 2"),
         ({"low_memory": True, "optimizer": "adam"}, "`low_memory` needs `optimizer=rmsprop`, found adam"),
         ({"low_memory": True, "weight_decay": 0.1}, "`low_memory` does not support `l1` or `weight_decay`"),
+        ({"regrow_rule": "best"}, "`regrow_rule` is one of gradients, criterion, found 'best'"),
+        (
+            {"regrow_steps": 3, "regrow_rule": "criterion"},
+            "needs a `mask` that is chosen from the weights alone, lift or low-magnitude; found magnitude",
+        ),
+        (
+            {"regrow_steps": 3, "regrow_rule": "criterion", "mask": "lift", "via": 0.5},
+            "`regrow_rule=criterion` cannot be combined with `via`",
+        ),
         ({"regrow_steps": 0}, "`regrow_steps` must be greater than zero, found 0"),
         ({"regrow_steps": 3, "regrow_share": 1.5}, "`regrow_share` must be above 0 and at most 1, found 1.5"),
         ({"regrow_steps": 3, "regrow_window": 4}, "`regrow_window` must be at most `regrow_steps`, found window 4"),

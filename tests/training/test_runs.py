@@ -25,6 +25,7 @@ from taskvec.errors import BaseMismatchError, MaskError, ResumeError, TrainingEr
 from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.attach import attach
 from taskvec.models.loading import load_model
+from taskvec.models.placement import places
 from taskvec.training.lean import LeanRMSprop
 from taskvec.training.options import TrainingOptions
 from taskvec.training.rates import with_defaults
@@ -41,6 +42,7 @@ QUICK = TrainingOptions(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, dev
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
 REGROWING = replace(QUICK, regrow_steps=2, regrow_share=0.5)
+CHOSEN_AGAIN = replace(UNCALIBRATED, mask="lift", mask_rank=3, regrow_steps=2, regrow_rule="criterion")
 MEASURED = replace(QUICK, eval_split=0.3, eval_steps=1, eval_metric=("exact_match", "rouge1"))
 LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
@@ -111,6 +113,7 @@ def ask_to_stop() -> None:
             ask_to_stop,
             "via.lota checkpoints/checkpoint-5",
         ),
+        (CHOSEN_AGAIN, "training", 4, die, "checkpoints/checkpoint-2/mask.safetensors"),
         (MEASURED, "training", 4, die, "checkpoints/checkpoint-2"),
         (MEASURED, "training", 4, ask_to_stop, "checkpoints/checkpoint-5"),
         (FFT, "training", 3, die, "checkpoints/checkpoint-2"),
@@ -387,6 +390,44 @@ def test_a_mask_that_changes_keeps_k_and_avoids_earlier_masks(
     assert 0 < len(new) <= (after.replaced or 0)
     assert not positions(after.vector) & positions(earlier)
     assert not after.warnings
+
+
+@pytest.mark.parametrize("mask", ["lift", "low-magnitude"])
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_a_mask_is_chosen_again_from_the_weights_at_that_time(
+    mask: str, architecture: str, data: Path, tmp_path: Path
+) -> None:
+    """Beside a run with a fixed mask that ends when the mask changes: its weights, scored tensor by tensor."""
+    base = ModelFolder(make_architecture(architecture, tmp_path / "base", dtype="float32"))
+    earlier = train(base, data, TrainingOptions(mask="random", steps=0, device="cpu")).vector
+    options = replace(CHOSEN_AGAIN, mask=mask, mask_rank=3 if mask == "lift" else 128, lr=0.03, steps=5, regrow_steps=4)
+    fixed = replace(options, steps=4, regrow_steps=None, regrow_rule="gradients")
+    before, after = (train(base, data, each, disjoint_from=[earlier]).vector for each in (fixed, options))
+    apply(before, base, tmp_path / "before")
+    weights = ModelFolder(tmp_path / "before")
+    model, _ = load_model(base.path)
+    placed = places(model, {name: before.specs[name].form for name in before})
+    scores: dict[str, list[np.ndarray]] = {}
+    wanted: dict[str, list[np.ndarray]] = {}
+    for name in sorted(before, key=lambda name: placed[name].start):  # the parts of a parameter in their order
+        shape = before.specs[name].shape
+        matrix = weights.bits(name).view(np.float32).reshape(shape)
+        if mask == "lift":
+            left, values, right = np.linalg.svd(matrix.astype(np.float64))
+            score = np.abs(left[:, :3] * values[:3] @ right[:3]).reshape(-1)
+        else:
+            score = 1 / (1e-30 + np.abs(matrix.reshape(-1).astype(np.float64)))
+        score[earlier[name].indices] = 0
+        scores.setdefault(placed[name].parameter, []).append(score)
+        found = np.zeros(len(score), bool)
+        found[after[name].indices] = True
+        wanted.setdefault(placed[name].parameter, []).append(found)
+    for parameter, parts in scores.items():
+        score, found = np.concatenate(parts), np.concatenate(wanted[parameter])
+        best = np.argsort(-score, kind="stable")[: found.sum()]
+        assert np.array_equal(np.sort(best), np.flatnonzero(found)), parameter
+    assert positions(after) != positions(before)
+    assert len(positions(after)) == len(positions(before))
 
 
 def test_patience_restores_the_mask_of_the_best_weights(llama: Path, data: Path, tmp_path: Path) -> None:
