@@ -12,7 +12,7 @@ FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec bench-install on-paper clean
+.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks bench-merge bench-live bench-large bench-distributed bench-codec bench-masks bench-install on-paper clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -35,6 +35,7 @@ help:
 	@echo "make on-paper       what larger models would take, from the results of bench-large"
 	@echo "make bench-distributed   memory of training in one, two and four processes"
 	@echo "make bench-codec    time and size of the parts of an encoded block, for each level of pcodec"
+	@echo "make bench-masks    time of choosing a mask by low-rank approximations of the weights"
 	@echo "make bench-install  download, size and time of an installation, with and without the extra train"
 	@echo "make clean   remove what make made"
 
@@ -140,6 +141,9 @@ bench-distributed: $(RUNS)/base
 
 bench-codec: demo
 	$(BIN)/python benchmarks/codec.py $(DEMO)/sql.lota
+
+bench-masks: $(VENV)/installed
+	$(BIN)/python benchmarks/masks.py
 
 bench-install: $(VENV)/installed
 	$(BIN)/python benchmarks/installation.py

@@ -50,8 +50,9 @@ class _Flags:
     mask: Annotated[
         str,
         typer.Option(
-            help=f"Which weights to train. {'; '.join(f'{row.name}: {row.mask}' for row in CRITERIA.values())}. "
-            f"{', '.join(row.name for row in CRITERIA.values() if not row.calibrates)} need no calibration.",
+            help="Which k weights to train; w are the weights, g the gradients of calibration. "
+            f"{'; '.join(f'{row.name}: {row.mask}' for row in CRITERIA.values())}. "
+            f"Without calibration: {', '.join(row.name for row in CRITERIA.values() if not row.calibrates)}.",
             rich_help_panel=_MASK,
         ),
     ] = MASKS[0]

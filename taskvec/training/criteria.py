@@ -195,7 +195,7 @@ _ROWS = (
     Criterion("fisher", "the k largest Σ g²", "FISH mask, arXiv 2111.09839", (SQUARES,), _summed_squares),
     Criterion(
         "gallop",
-        "the k largest |Σ g| / (|w| + 10⁻⁸): large gradients on small weights",
+        "the k largest |Σ g| / (|w| + 10⁻⁸)",
         "GaLLoP, arXiv 2510.19778",
         (WEIGHTS, GRADIENTS),
         _gallop,

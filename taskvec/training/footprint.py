@@ -8,7 +8,7 @@ adam and adamw, 1 for rmsprop, 0 for sgd), in bytes:
 - gradients: 4·N; with low memory, those of one parameter
 - optimizer: 4·o·N; with low memory 2·N, and 2·N more if the model is in bf16
 - mask, if the criterion sums gradients: 4·N; if it approximates weight matrices, while the mask is chosen: 4 for each
-  number in the factors, and the arrays for the largest tensor (`Criterion.memory`)
+  number in the factors, the arrays for the largest tensor (`Criterion.memory`), and 8·k for the positions
 - ticket: (12 + 4·o)·k for delta, gradient, optimizer state and position, and the bytes of k base values
 - adapters: (8 + 4·o) for each of their weights
 - methods without a mask: 8 for each weight whose change is written at the end
@@ -34,6 +34,7 @@ from .run import Run
 
 STATE = {"rmsprop": 1, "adam": 2, "adamw": 2, "sgd": 0}  # numbers of optimizer state per trained weight
 WRITTEN = 8  # bytes per weight whose change is written
+POSITION = 8  # bytes per position of a mask
 _TOKENS = 61  # of the measured example; odd, so that it equals no width of a layer
 
 
@@ -167,11 +168,11 @@ class Footprint:
         step = gradients + (gradients if self.wide_step else one)
         return self.process + self.width * self.weights + kept + max(backward, step)
 
-    def choosing(self, kept: int, scoring: int) -> int:
+    def choosing(self, *, kept: int, scoring: int) -> int:
         """Peak memory in bytes while a mask is chosen from weights that are read from disk.
 
         Args:
-            kept: Bytes kept for all tensors.
+            kept: Bytes kept until the mask is chosen.
             scoring: Bytes of the tensor that takes most.
         """
         return self.process + self.width * self.weights + kept + scoring

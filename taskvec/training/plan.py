@@ -189,7 +189,7 @@ def _layers(run: Run, by_tensor: Mapping[str, int] | None) -> list[Layer]:
 def _phases(
     run: Run, *, mask_from: TaskVector | None, calibrates: bool, dense: bool, entries: int | None
 ) -> list[Phase]:
-    from .footprint import STATE, WRITTEN, lora_weights
+    from .footprint import POSITION, STATE, WRITTEN, lora_weights
     from .range_test import STAGE, STEPS
 
     options, found = run.options, []
@@ -236,7 +236,10 @@ def _phases(
                 kept, gradients, held = sums + 4 * state * n, 4 * n, footprint
             add(f"{label}calibrating", run.calibration_steps, kept, gradients, held, options.calibration_lr)
         if options.criterion.memory is not None and mask_from is None:
-            found.append(Phase(f"{label}{CHOOSING}", 0, 0, narrow.choosing(*_scoring(run, options.criterion)), None))
+            k = entries if options.via is None else entries_for(options.via, run.eligible)
+            kept, scoring = _scoring(run, options.criterion)
+            memory = narrow.choosing(kept=kept + POSITION * k, scoring=scoring)
+            found.append(Phase(f"{label}{CHOOSING}", 0, 0, memory, None))
         if options.via is not None:
             ticket(entries_for(options.via, run.eligible), label)
         ticket(entries)
