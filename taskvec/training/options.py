@@ -307,7 +307,8 @@ class TrainingOptions:
                 raise UsageError(f"`eval_metric` is one of {', '.join(METRICS[1:])}, found {metric!r}")
 
     def _check_taken_mask(self) -> None:
-        for name, default in (("mask", MASKS[0]), ("scope", SCOPES[0]), ("via", None)):
+        refused = {"mask": MASKS[0], "scope": SCOPES[0], "via": None, "regrow_rule": REGROW_RULES[0]}
+        for name, default in refused.items():
             if getattr(self, name) != default:
                 raise UsageError(f"`mask_from` takes the mask from another vector: it cannot be combined with `{name}`")
 

@@ -99,8 +99,6 @@ class Request:
             raise UsageError(f"`method={options.method}` has no mask: it takes no `mask_from` and no `disjoint_from`")
         if options.method == "lota" and self.mask_from is None and options.sparsity is None:
             raise UsageError("`sparsity` is required unless `mask_from` is given")
-        if options.regrow_rule == "criterion" and self.mask_from is not None:
-            raise UsageError("`mask_from` takes the mask from another vector: it has no `regrow_rule=criterion`")
         if self.start_from is not None:
             _check_forms(self.start_from)
         if self.eval_data is not None and options.eval_split:

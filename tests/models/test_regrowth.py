@@ -419,6 +419,9 @@ def test_what_cannot_be_meant_is_refused() -> None:
                 tickets.regrow(optimizer, **{**given, **change})
         with pytest.raises(UsageError, match="does not train all deltas"):
             tickets.regrow(torch.optim.SGD(list(tickets.parameters())[:1]), **given)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="or average its masked gradient"):
+            patch.setattr(torch.distributed, "is_initialized", lambda: True)
+            tickets.regrow(optimizer, **given)
         tickets.regrow(optimizer, **given, share=1)
         with pytest.raises(UsageError, match="changes already"):
             tickets.regrow(optimizer, **given)
