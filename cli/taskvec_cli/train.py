@@ -129,14 +129,14 @@ class _Flags:
     regrow_share: Annotated[
         float,
         typer.Option(
-            help="With --regrow-steps, the share of the entries to replace; it falls linearly to zero.",
+            help="With --regrow-rule gradients, the share of the entries to replace; it falls linearly to zero.",
             rich_help_panel=_MASK,
         ),
     ] = 0.2
     regrow_window: Annotated[
         int | None,
         typer.Option(
-            help="With --regrow-steps, the number of steps before each change over which gradients are summed.",
+            help="With --regrow-rule gradients, the number of steps before each change over which they are summed.",
             show_default="5",
             rich_help_panel=_MASK,
         ),

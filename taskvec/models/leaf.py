@@ -142,20 +142,17 @@ class Leaf:
         self._written = self._version()
 
     @torch.no_grad()
-    def remask(self, indices: torch.Tensor, base: torch.Tensor | None, values: torch.Tensor) -> None:
-        """Exchange the mask. Weights that leave it get the bits of the base.
+    def move(self, indices: torch.Tensor, base: torch.Tensor | None) -> None:
+        """Exchange the mask. The weight becomes that of the base, and the deltas have to be set and written anew.
 
         Args:
             indices: The new positions, as many as before, increasing.
             base: The base's values there. If None, those that the weight has without deltas.
-            values: The new deltas, f32 [n].
         """
         flat = self._flat(self.weight)
         flat.index_copy_(0, self.indices.long(), self.base.to(self.weight.dtype))
         self.indices = indices.to(self.indices)
         self.base = flat.index_select(0, self.indices) if base is None else base.to(self.weight.device)
-        self.values.copy_(values)
-        self.scatter()
 
     def changed(self) -> bool:
         """Whether an operation has changed the delta since the weight was written. Changes through .data are not

@@ -212,7 +212,7 @@ class Regrowth:
             return
         states = self._state(leaf)
         self.replaced += len(kept) - int(kept.sum())
-        leaf.remask(after, self._base(leaf.name, after), torch.where(kept, values[source], 0))
+        self._move(leaf, after, torch.where(kept, values[source], 0))
         seeds: dict[str, torch.Tensor] = {}
         if found is not None:  # what is grown is one of the candidates
             place, _ = _places(after, found.positions)
@@ -224,8 +224,15 @@ class Regrowth:
         excluded = self._excluded.get(leaf.name)
         return None if excluded is None else excluded.to(leaf.indices.device)
 
-    def _base(self, name: str, indices: torch.Tensor) -> torch.Tensor | None:
-        return None if self._origin is None else self._origin.values(name, indices.cpu().numpy().astype(np.int64))
+    def _move(self, leaf: Leaf, indices: torch.Tensor, values: torch.Tensor) -> None:
+        """Give a leaf another mask and these deltas. Raises BaseMismatchError if its weight is not that of the base."""
+        if self._origin is None:
+            leaf.move(indices, None)
+        else:
+            leaf.move(indices, self._origin.values(leaf.name, indices.cpu().numpy().astype(np.int64)))
+            self._origin.compare(leaf)
+        leaf.values.copy_(values)
+        leaf.scatter()
 
     def _state(self, leaf: Leaf) -> dict[str, torch.Tensor]:
         """What the optimizer has for each entry of a leaf, f32 [n] by name: views.
@@ -286,6 +293,7 @@ class Regrowth:
 
         Raises:
             MaskError: The state is that of other tensors or of another number of entries.
+            BaseMismatchError: The model does not have the base's values at the positions.
         """
         missing = {"done", "replaced"} - state.keys()
         if missing:
@@ -298,7 +306,7 @@ class Regrowth:
         self._candidates.clear()
         for name, leaf in self._leaves.items():
             positions = state[f"{name}/positions"].to(leaf.indices)
-            leaf.remask(positions, self._base(name, positions), torch.zeros_like(leaf.values))
+            self._move(leaf, positions, torch.zeros_like(leaf.values))
             if f"{name}/candidates" in state:
                 held = self._candidates[name] = _candidates(state[f"{name}/candidates"].to(leaf.indices, copy=True))
                 held.sums += state[f"{name}/sums"].to(held.sums)

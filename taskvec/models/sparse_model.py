@@ -268,6 +268,9 @@ class SparseModel(nn.Module):
             UsageError: An argument is out of range, the mask changes already, the optimizer does not train all deltas,
                 or processes share or average the gradients of parts of the model.
             MaskError: The model does not have a parameter of `excluded`.
+
+        The step of the optimizer that changes the mask raises UsageError if the state of the optimizer is not one
+        number per delta, and BaseMismatchError if the model does not have the base's values at the new positions.
         """
         self._check_open()
         if self.regrowth is not None:

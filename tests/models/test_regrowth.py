@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from taskvec import apply, sparse_finetune
-from taskvec.errors import MaskError, UsageError
+from taskvec.errors import BaseMismatchError, MaskError, UsageError
 from taskvec.models import regrowth as module
 from taskvec.models.loading import load_model
 from taskvec.models.placement import eligible_parameters
@@ -419,9 +419,10 @@ def test_what_cannot_be_meant_is_refused() -> None:
                 tickets.regrow(optimizer, **{**given, **change})
         with pytest.raises(UsageError, match="does not train all deltas"):
             tickets.regrow(torch.optim.SGD(list(tickets.parameters())[:1]), **given)
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="or average its masked gradient"):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.distributed, "is_initialized", lambda: True)
-            tickets.regrow(optimizer, **given)
+            with pytest.raises(UsageError, match="or average its masked gradient"):
+                tickets.regrow(optimizer, **given)
         tickets.regrow(optimizer, **given, share=1)
         with pytest.raises(UsageError, match="changes already"):
             tickets.regrow(optimizer, **given)
@@ -447,6 +448,27 @@ def test_a_state_of_the_optimizer_that_cannot_follow_is_refused() -> None:
             else:
                 optimizer.step()
             optimizer.zero_grad()
+
+
+@pytest.mark.slow
+def test_new_positions_have_to_have_the_values_of_the_base(llama: Path) -> None:
+    model, _ = load_model(llama)
+    name, parameter = next(iter(eligible_parameters(model).items()))
+    with torch.no_grad():
+        parameter.view(-1)[1::2] += 1
+    message = rf"tensor '{name}': \d+ of 100 masked weights of the model are not those of"
+    ids = torch.randint(0, model.config.vocab_size, (2, 9))
+    masks = {name: np.arange(0, 200, 2)}  # these have the values of the base
+
+    def train() -> None:
+        with sparse_finetune(model, masks, ModelFolder(llama)) as tickets:
+            optimizer = torch.optim.SGD(tickets.parameters(), lr=0.1)
+            tickets.regrow(optimizer, total_steps=3, every=1, share=1)
+            tickets(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+
+    with pytest.raises(BaseMismatchError, match=message):
+        train()
 
 
 def test_a_tied_weight_is_excluded_under_any_name() -> None:
