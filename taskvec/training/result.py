@@ -66,10 +66,7 @@ class TrainingResult:
         if self.curve.losses and 2 * self.survived < self.entries:
             found.append(f"{changes} are too small for the dtype of the base and were rounded away; try a higher `lr`")
         if self.replaced == 0:
-            found.append(
-                "no entry of the mask was replaced: `regrow_share` of the entries of a tensor is less than one, or "
-                "no other weights had larger gradients"
-            )
+            found.append("no entry of the mask was replaced during training: `regrow_steps` had no effect")
         if self.unreached:
             found.append(
                 f"{self.unreached:.1%} of the eligible weights are in tensors that got no gradient from the data "
