@@ -102,12 +102,12 @@ def _scores(run: Run, observed: Scores | None) -> Scores:
         first, stop = run.owned(name)
         if observed is not None and observes is not None:
             given[observes] = observed(name)
-        form = run.start.tensors[name]
+        info = run.start.tensors[name]
         if criterion.whole:
-            given[WEIGHTS] = values_of(form.dtype, run.start.bits(name)).reshape(form.shape)
+            given[WEIGHTS] = values_of(info.dtype, run.start.bits(name)).reshape(info.shape)
             given["kept"] = kept.setdefault(name, {})
         elif WEIGHTS in criterion.needs:
-            given[WEIGHTS] = values_of(form.dtype, run.start.bits(name, first, stop))
+            given[WEIGHTS] = values_of(info.dtype, run.start.bits(name, first, stop))
         found = _score(run, name, given)
         if criterion.whole:
             return found[first:stop]
@@ -121,7 +121,8 @@ def _scores(run: Run, observed: Scores | None) -> Scores:
 def _ranked(run: Run, scores: Scores, taken: Masks, k: int) -> Masks:
     if run.processes.count > 1:
         with run.processes.agreeing():  # while the mask is chosen, no process can fail alone
-            for name in run.forms:
+            for done, name in enumerate(run.forms):
+                run.progress("scoring weights", done, len(run.forms), name)
                 scores(name)
     first = {name: run.owned(name)[0] for name in run.forms}
     own = {name: held - first[name] for name, held in taken.items()}

@@ -89,10 +89,7 @@ def _largest_changes(*, changes: FloatArray) -> FloatArray:
 
 
 def _summed_gradients(*, gradients: FloatArray) -> FloatArray:
-    """|Σ g| (SHiRA-Grad, arXiv 2406.13175).
-
-    SHiRA sums the gradients at the weights of the base, and selects the same share of each matrix (`scope=tensor`).
-    """
+    """|Σ g| (SHiRA-Grad, arXiv 2406.13175). The paper takes the gradients at the weights of the base."""
     return np.abs(gradients)
 
 
@@ -118,22 +115,21 @@ def _saliency(*, weights: FloatArray, gradients: FloatArray) -> FloatArray:
     """|w · Σ g| (SNIP, arXiv 1810.02340; as a mask for fine-tuning "saliency" in SPEFT, arXiv 2412.13488).
 
     SPEFT takes the mean of the gradients of batches at the weights of the base, without training while it observes. A
-    mean instead of a sum ranks the same. The product is computed in f64, where it cannot vanish, and rounded to f32.
+    mean instead of a sum ranks the same.
     """
-    product: FloatArray = np.abs(weights.astype(np.float64) * gradients).astype(np.float32)
-    return product
+    return np.abs(weights.astype(np.float32) * gradients)
 
 
 def _lift(*, weights: FloatArray, mask_rank: int, kept: dict[int, Any]) -> FloatArray:
     """|W_r|, where W_r is the best approximation of a weight matrix W of rank r = `mask_rank` (LIFT, arXiv 2506.00772).
 
-    The "principal weights" of the paper. LIFT chooses them again every few hundred steps of training, from the weights
-    at that time, and selects the same number in each matrix of the same shape (`scope=tensor` selects the same share).
-    Here they are chosen once, from the weights at the start. The default of r is the rank that the authors recommend
-    in their code; they use 32 to 128.
+    The "principal weights" of the paper. In its code, zihanghliu/LIFT, they are chosen again every 10 to 400 steps of
+    training, from the weights at that time, and each matrix has as many as a LoRA adapter has weights. Here they are
+    chosen once, from the weights at the start, and from all matrices together unless `scope=tensor` is given. The
+    default of r is that of the code's documentation; its experiments use 32 to 128.
 
     Each matrix is approximated separately: a tensor with three axes has one matrix per index of the first axis. If r is
-    not below the number of rows and of columns, W_r is W. The factors are exact, and the same whatever the number of
+    at least the number of rows or of columns, W_r is W. The factors are exact, and the same whatever the number of
     threads (`models.low_rank`).
 
     Args:
@@ -173,10 +169,10 @@ def _lift_memory(shape: tuple[int, ...], *, mask_rank: int) -> tuple[int, int]:
 def _lowest_magnitudes(*, weights: FloatArray) -> FloatArray:
     """The weights of smallest magnitude: reinforcement learning moves them most (arXiv 2511.08567).
 
-    The paper compares the weights that reinforcement learning changes with the smallest |w| of each matrix, which
-    `scope=tensor` selects. The score is the f32 whose bits are those of infinity minus those of |w|. That is exactly
-    the reverse order of the magnitudes, equal for equal ones: the score of 0.0 and −0.0 is infinite, and that of the
-    largest finite weight is above zero. Weights that are infinite or not a number have the score 0.
+    The paper compares the weights that reinforcement learning changes with masks of the smallest |w|, and does not
+    train such masks by other methods. The score is the f32 whose bits are those of infinity minus those of |w|. That is
+    exactly the reverse order of the magnitudes, equal for equal ones: the score of 0.0 and −0.0 is infinite, and that
+    of the largest finite weight is above zero. Weights that are infinite or not a number have the score 0.
     """
     bits = weights.astype(np.float32).view(np.uint32) & _MAGNITUDE
     found: FloatArray = (_INFINITY - np.minimum(bits, _INFINITY)).view(np.float32)
