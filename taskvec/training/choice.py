@@ -102,12 +102,12 @@ def _scores(run: Run, observed: Scores | None) -> Scores:
         first, stop = run.owned(name)
         if observed is not None and observes is not None:
             given[observes] = observed(name)
-        info = run.start.tensors[name]
+        form = run.start.tensors[name]
         if criterion.whole:
-            given[WEIGHTS] = values_of(info.dtype, run.start.bits(name)).reshape(info.shape)
+            given[WEIGHTS] = values_of(form.dtype, run.start.bits(name)).reshape(form.shape)
             given["kept"] = kept.setdefault(name, {})
         elif WEIGHTS in criterion.needs:
-            given[WEIGHTS] = values_of(info.dtype, run.start.bits(name, first, stop))
+            given[WEIGHTS] = values_of(form.dtype, run.start.bits(name, first, stop))
         found = _score(run, name, given)
         if criterion.whole:
             return found[first:stop]
