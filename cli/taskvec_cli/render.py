@@ -234,6 +234,8 @@ def print_plan(plan: Plan, files: Sequence[str], folders: Sequence[str]) -> None
     say(f"weights: {plan.weights:,}, of which {plan.eligible:,} are eligible")
     if plan.entries is not None:
         say(f"entries: {plan.entries:,}")
+    if plan.changes:
+        say(f"changes of the mask during training: {plan.changes:,}")
     columns = ("layer", "eligible", "entries")[: 2 if plan.entries is None else 3]
     rows = [
         (
@@ -285,6 +287,8 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
             lines[f"highest_{name}"] = f"{most['value']:.3f} after step {most['step']}"
     if summary["steps"] and free:
         lines["entries_that_change_their_weight"] = f"{survived:,} ({survived / summary['trained']:.1%})"
+    if summary["replaced"] is not None:
+        lines["entries_replaced_during_training"] = f"{summary['replaced']:,}"
     if in_a_row:
         fullest = min(free, key=free.__getitem__)
         share = f"{summary['free_share']:.2%} of the eligible weights"

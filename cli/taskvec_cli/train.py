@@ -108,6 +108,39 @@ class _Flags:
             **PATH,
         ),
     ] = None
+    regrow_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Change the mask during training, after every N steps.",
+            metavar="N",
+            show_default="the mask is fixed",
+            rich_help_panel=_MASK,
+        ),
+    ] = None
+    regrow_rule: Annotated[
+        str,
+        typer.Option(
+            help="How --regrow-steps changes the mask. gradients: drop the entries with the smallest changes, and grow "
+            "as many where the summed gradients are largest. criterion: choose the whole mask again by --mask "
+            f"{' or '.join(row.name for row in CRITERIA.values() if row.weighs)}, from the current weights.",
+            rich_help_panel=_MASK,
+        ),
+    ] = "gradients"
+    regrow_share: Annotated[
+        float,
+        typer.Option(
+            help="With --regrow-rule gradients, the share of the entries to replace; it falls linearly to zero.",
+            rich_help_panel=_MASK,
+        ),
+    ] = 0.2
+    regrow_window: Annotated[
+        int | None,
+        typer.Option(
+            help="With --regrow-rule gradients, the number of steps before each change over which they are summed.",
+            show_default="5",
+            rich_help_panel=_MASK,
+        ),
+    ] = None
     include: Annotated[
         list[str] | None,
         typer.Option(

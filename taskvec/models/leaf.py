@@ -6,6 +6,8 @@ a DTensor of these. DTensors have parts of equal length, so the parts are filled
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import distributed, nn
@@ -16,6 +18,13 @@ from taskvec_formats.sparse import Indices
 
 from ..errors import UsageError
 from .sharding import like_parts, own_part, own_range
+
+
+class Watch(Protocol):
+    """Looks at the dense gradient of a backward pass, which is freed afterwards."""
+
+    def __call__(self, leaf: Leaf, dense: torch.Tensor, *, begins: bool) -> None:
+        """Look at a dense gradient. `begins`: whether it is the first since gradients were cleared."""
 
 
 class Leaf:
@@ -31,6 +40,8 @@ class Leaf:
         delta: The trainable nn.Parameter, f32 [n], initially zero. If processes share the weight, a DTensor whose parts
             have the length of the longest.
         arrived: Whether a gradient has reached it.
+        watch: Called with the leaf and each dense gradient, after `delta` has got its part of it; None if nobody needs
+            to see dense gradients.
 
     Args:
         name: Name of the parameter.
@@ -60,6 +71,7 @@ class Leaf:
         zeros = torch.zeros(length, dtype=torch.float32, device=weight.device)
         self.delta = nn.Parameter(like_parts(weight, zeros))
         self.arrived = False
+        self.watch: Watch | None = None
         self._written = self._version()  # version of the delta that was last written into the weight
         self._spent: int | None = None  # version of the gradient that an optimizer has used
 
@@ -113,7 +125,10 @@ class Leaf:
         elif distributed.is_initialized():
             # DistributedDataParallel relies on autograd, which does not see the leaves
             distributed.all_reduce(grad.div_(distributed.get_world_size()))
+        begins = self.delta.grad is None
         self.delta.grad = grad if self.delta.grad is None else self.delta.grad.add_(grad)
+        if self.watch is not None:
+            self.watch(self, own_part(weight.grad), begins=begins)
         weight.grad = None
 
     def spend(self) -> None:
@@ -125,6 +140,19 @@ class Leaf:
         """Write round(base + delta) into the weight."""
         self._flat(self.weight).index_copy_(0, self.indices.long(), self._tuned())
         self._written = self._version()
+
+    @torch.no_grad()
+    def move(self, indices: torch.Tensor, base: torch.Tensor | None) -> None:
+        """Exchange the mask. The weight becomes that of the base, and the deltas have to be set and written anew.
+
+        Args:
+            indices: The new positions, as many as before, increasing.
+            base: The base's values there. If None, those that the weight has without deltas.
+        """
+        flat = self._flat(self.weight)
+        flat.index_copy_(0, self.indices.long(), self.base.to(self.weight.dtype))
+        self.indices = indices.to(self.indices)
+        self.base = flat.index_select(0, self.indices) if base is None else base.to(self.weight.device)
 
     def changed(self) -> bool:
         """Whether an operation has changed the delta since the weight was written. Changes through .data are not

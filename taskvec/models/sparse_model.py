@@ -13,22 +13,28 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 import torch
+from safetensors.torch import load as parsed
+from safetensors.torch import save as serialised
 from safetensors.torch import save_file
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from taskvec_formats import SparseTensor
+from taskvec_formats.sparse import Indices
 
-from ..arguments import instance
+from ..arguments import instance, real, whole
 from ..errors import MaskError, TrainingError, UsageError
 from ..vectors.vector import TaskVector, vector_of
 from .leaf import Leaf
 from .origin import Origin
-from .sharding import agree, discard_copies, meshes_of, parts_of
+from .regrowth import SHARE, WINDOW, Regrowth, Scores
+from .sharding import agree, discard_copies, meshes_of, own_part, parts_of
 
+_DIGEST = 32  # bytes of SHA-256
 # ids of the parameters, and of the deltas, of all models inside a sparse_finetune block
 _held: set[int] = set()
 
@@ -54,6 +60,7 @@ class SparseModel(nn.Module):
         deltas: The trainable parameters, f32 [n] each, by parameter name with "/" instead of ".".
         model: The dense model with its current weights under their own names, for code that saves or moves it. It is
             not a submodule.
+        regrowth: What changes the mask during training; None if the mask is fixed.
     """
 
     def __init__(self, model: nn.Module, leaves: Mapping[str, Leaf], origin: Origin | None = None) -> None:
@@ -69,6 +76,7 @@ class SparseModel(nn.Module):
         self._meshes = meshes_of(leaf.weight for leaf in leaves.values())
         self._digest = self._digest_of_mask() if self._meshes else None  # needs all processes
         self._uses = {name: uses[id(leaf.weight)] for name, leaf in leaves.items()}
+        self.regrowth: Regrowth | None = None
         self._open = True  # inside the `with` block
         self._trained = False  # whether leaves were written after a gradient arrived
         self._given = False  # whether they were written without a gradient: loaded, or set by the caller
@@ -221,6 +229,101 @@ class SparseModel(nn.Module):
         held = {id(parameter) for parameter in _parameters(optimizer)}
         return [leaf for leaf in self.leaves.values() if id(leaf.delta) in held]
 
+    def regrow(
+        self,
+        optimizer: Optimizer,
+        *,
+        total_steps: int,
+        every: int,
+        share: float | None = None,
+        window: int | None = None,
+        excluded: Mapping[str, Indices] | None = None,
+        scores: Scores | None = None,
+    ) -> Regrowth:
+        """Let the mask change during training (SpIEL, arXiv 2401.16405): drop and regrow entries every few steps.
+
+        In each masked parameter, the entries with the smallest |delta| are dropped, and as many are grown at the
+        positions with the largest summed gradients (`models.regrowth`). The number of entries of each parameter stays
+        the same. Weights that leave the mask return to the base.
+
+        Hooks on the optimizer do this: the loop calls nothing else. The state_dict of the tickets then contains the
+        positions too. To continue a run, call this again, and load the state of the tickets and of the optimizer.
+
+        Args:
+            optimizer: The optimizer of all deltas.
+            total_steps: Steps of training. The share falls linearly to zero over them.
+            every: Steps between changes.
+            share: Share of the entries to replace, at the start, in (0, 1]. None is 0.2.
+            window: Steps before each change over which gradients are summed, at most `every`. None is 5, or `every` if
+                that is less.
+            excluded: Parameter name -> flat positions that never enter the mask, int64, increasing.
+            scores: Choose each mask by scores instead, as LIFT does (arXiv 2506.00772): takes the name of a parameter
+                and its current weights, and returns a tensor with a score of each. The mask then consists of the
+                positions with the largest |score|, as many as before.
+
+        Returns:
+            An object whose `replaced` is the number of entries that were replaced so far; also `tickets.regrowth`.
+
+        Raises:
+            UsageError: An argument is out of range, the mask changes already, the optimizer does not train all deltas,
+                or processes share or average the gradients of parts of the model.
+            MaskError: The model does not have a parameter of `excluded`.
+
+        The step of the optimizer that changes the mask raises UsageError if the state of the optimizer is not one
+        number per delta, and BaseMismatchError if the model does not have the base's values at the new positions.
+        """
+        self._check_open()
+        if self.regrowth is not None:
+            raise UsageError("the mask of these tickets changes already: call regrow once")
+        if scores is not None and (share is not None or window is not None):
+            raise UsageError("`share` and `window` have no effect together with `scores`")
+        share = SHARE if share is None else share
+        window = min(WINDOW, whole("`every`", every)) if window is None else window
+        for name, number in (("total_steps", total_steps), ("every", every), ("window", window)):
+            if whole(f"`{name}`", number) < 1:
+                raise UsageError(f"`{name}` must be greater than zero, found {number}")
+        if not 0 < real("`share`", share) <= 1:
+            raise UsageError(f"`share` must be above 0 and at most 1, found {share}")
+        if window > every:
+            raise UsageError(f"`window` must be at most `every`, found window {window}, every {every}")
+        if every >= total_steps:
+            raise UsageError(f"`every` must be below `total_steps`, found every {every}, total_steps {total_steps}")
+        if len(self._held_by(optimizer)) < len(self.leaves):
+            raise UsageError("the optimizer does not train all deltas: make it from tickets.parameters()")
+        for name, leaf in self.leaves.items():
+            divided = own_part(leaf.weight).numel() != leaf.weight.numel()
+            if divided or (distributed.is_initialized() and not isinstance(leaf.weight, DTensor)):
+                raise UsageError(
+                    f"processes share parameter {name!r} or average its masked gradient alone: a mask changes during "
+                    "training only if each process has whole parameters and their whole gradients"
+                )
+        self._digest = None  # changes from now on, and needs no other process
+        self.regrowth = Regrowth(
+            self.leaves,
+            self.origin,
+            optimizer,
+            total_steps=total_steps,
+            every=every,
+            share=share,
+            window=window,
+            excluded=self._excluded(excluded or {}),
+            scores=scores,
+        )
+        return self.regrowth
+
+    def _excluded(self, excluded: Mapping[str, Indices]) -> dict[str, torch.Tensor]:
+        """Positions by the names of the leaves, of which a tied parameter has another one."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        names = {id(leaf.weight): name for name, leaf in self.leaves.items()}
+        found: dict[str, torch.Tensor] = {}
+        for name, indices in excluded.items():
+            if name not in parameters:
+                raise MaskError(f"the model has no parameter {name!r}, which the excluded positions name")
+            if (leaf := names.get(id(parameters[name]))) is not None:
+                positions = torch.from_numpy(np.asarray(indices, np.int64)).to(parameters[name].device)
+                found[leaf] = torch.cat([found[leaf], positions]).unique() if leaf in found else positions
+        return found
+
     @contextmanager
     def block(self) -> Iterator[None]:
         """The block of `sparse_finetune`, within which gradients and steps of the model reach the leaves.
@@ -234,6 +337,8 @@ class SparseModel(nn.Module):
             self._verify()  # not reached if an exception leaves the block
         finally:
             self._open = False
+            if self.regrowth is not None:
+                self.regrowth.end()
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -365,10 +470,11 @@ class SparseModel(nn.Module):
         return vector_of(base, forms, deltas, {"made_by": "sparse_finetune", **(provenance or {})}, name="ticket")
 
     def get_extra_state(self) -> torch.Tensor:
-        """Digest of the mask, uint8 [32]. It is part of the state_dict because deltas are meaningless without their
-        mask.
+        """Digest of the mask, uint8 [32]; if the mask changes during training, followed by the state of `regrowth` as a
+        safetensors file. It is part of the state_dict because deltas are meaningless without their mask.
         """
-        return torch.tensor(list(self._digest or self._digest_of_mask()), dtype=torch.uint8)
+        state = b"" if self.regrowth is None else serialised(self.regrowth.state_dict())
+        return torch.frombuffer(bytearray((self._digest or self._digest_of_mask()) + state), dtype=torch.uint8)
 
     def _digest_of_mask(self) -> bytes:
         """SHA-256 of the mask. If processes share the model, it covers the digests of their parts."""
@@ -381,12 +487,16 @@ class SparseModel(nn.Module):
         return digest.digest()
 
     def set_extra_state(self, state: torch.Tensor) -> None:
-        """Check that a checkpoint has the same mask.
+        """Check that a checkpoint has the same mask. A mask that changes during training becomes that of the
+        checkpoint.
 
         Raises:
             MaskError: The digest is that of another mask.
         """
-        if not torch.equal(state.cpu(), self.get_extra_state()):
+        found = state.cpu().numpy().tobytes()
+        if self.regrowth is not None and len(found) > _DIGEST:
+            self.regrowth.load_state_dict(parsed(found[_DIGEST:]))
+        if found[:_DIGEST] != (self._digest or self._digest_of_mask()):
             raise MaskError("the checkpoint was trained with another mask")
 
 

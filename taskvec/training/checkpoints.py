@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -25,6 +25,7 @@ from ..models.sparse_model import SparseModel
 from .processes import Processes
 
 _FILES = "part-*-of-*.safetensors"
+_MASK = "mask.safetensors"
 _ABOUT = "taskvec.checkpoint"  # key of the metadata
 _VALUES = "values"  # beside the names of the optimizer's state
 
@@ -112,6 +113,37 @@ def save_part(folder: Path, pieces: list[Piece], optimizer: Optimizer, processes
         )
     except SafetensorError as error:
         raise TrainingError(f"{file} cannot be written: {error}") from None
+
+
+def save_mask(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write the state of a mask that changes during training.
+
+    Args:
+        folder: The folder of the checkpoint.
+        state: Its `Regrowth.state_dict`.
+
+    Raises:
+        TrainingError: The file cannot be written.
+    """
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / _MASK)
+    except SafetensorError as error:
+        raise TrainingError(f"{folder / _MASK} cannot be written: {error}") from None
+
+
+def load_mask(folder: Path) -> dict[str, torch.Tensor]:
+    """Read what `save_mask` wrote.
+
+    Args:
+        folder: The folder of the checkpoint.
+
+    Raises:
+        ResumeError: The file is missing or damaged.
+    """
+    try:
+        return load_file(folder / _MASK)
+    except (SafetensorError, OSError) as error:
+        raise ResumeError(f"{folder} is damaged: {error}") from None
 
 
 def remove_parts(folder: Path) -> None:

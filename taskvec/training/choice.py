@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import MaskError
+from ..models import regrowth
 from ..models.placement import values_of
 from ..vectors.topk import FloatArray
 from .calibration import calibrate
 from .criteria import CHANGES, WEIGHTS
-from .masking import Masks, largest, random_mask
+from .masking import CHOOSING, Masks, largest, random_mask
 from .run import Run
 
 Scores = Callable[[str], FloatArray]
@@ -51,16 +53,52 @@ def choose_mask(run: Run, taken: Masks, k: int) -> tuple[Masks, dict[str, object
     return masks, noted
 
 
+def scores_again(run: Run) -> regrowth.Scores:
+    """Return a function that scores the current weights of a parameter, by a criterion that needs no more than these.
+
+    Each tensor on disk is scored separately, as when the mask was chosen.
+
+    Args:
+        run: The run.
+
+    Raises:
+        MaskError: The function cannot score a tensor. The message names it.
+    """
+    parameters = list(dict.fromkeys(run.placed[name].parameter for name in run.forms))
+    criterion = run.options.criterion
+
+    def scores(parameter: str, weight: torch.Tensor) -> torch.Tensor:
+        run.progress(CHOOSING, parameters.index(parameter), len(parameters), "")
+        found = torch.empty(weight.numel())
+        for name, form in run.forms.items():
+            if run.placed[name].parameter != parameter:
+                continue
+            weights = run.part(name, weight).float().cpu().numpy()
+            given = {WEIGHTS: weights.reshape(form.shape), "kept": {}} if criterion.whole else {WEIGHTS: weights}
+            run.part(name, found).copy_(torch.from_numpy(_score(run, name, given)))
+        return found
+
+    return scores
+
+
+def _score(run: Run, name: str, given: Mapping[str, Any]) -> FloatArray:
+    """Score a tensor by the criterion of the run. Raises MaskError, naming the tensor, if that is not possible."""
+    criterion = run.options.criterion
+    assert criterion.score is not None
+    try:
+        return criterion.score(**given, **{option: getattr(run.options, option) for option in criterion.options})
+    except MaskError as error:
+        raise MaskError(f"tensor {name!r}: {error}") from None
+
+
 def _scores(run: Run, observed: Scores | None) -> Scores:
     """Return a function that scores a tensor, f32 [owned], from what was observed and from the weights on disk."""
     criterion = run.options.criterion
-    score, observes = criterion.score, criterion.observes
-    assert score is not None
-    options = {name: getattr(run.options, name) for name in criterion.options}
+    observes = criterion.observes
     kept: dict[str, dict[Any, Any]] = {}
 
     def scores(name: str) -> FloatArray:
-        given: dict[str, Any] = dict(options)
+        given: dict[str, Any] = {}
         first, stop = run.owned(name)
         if observed is not None and observes is not None:
             given[observes] = observed(name)
@@ -70,10 +108,7 @@ def _scores(run: Run, observed: Scores | None) -> Scores:
             given["kept"] = kept.setdefault(name, {})
         elif WEIGHTS in criterion.needs:
             given[WEIGHTS] = values_of(form.dtype, run.start.bits(name, first, stop))
-        try:
-            found: FloatArray = score(**given)
-        except MaskError as error:
-            raise MaskError(f"tensor {name!r}: {error}") from None
+        found = _score(run, name, given)
         if criterion.whole:
             return found[first:stop]
         if WEIGHTS in given:  # weights that are not numbers cannot be trained

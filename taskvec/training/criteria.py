@@ -73,6 +73,11 @@ class Criterion:
         return self.observes in (GRADIENTS, SQUARES)
 
     @property
+    def weighs(self) -> bool:
+        """Whether the criterion ranks by the weights alone."""
+        return self.needs == (WEIGHTS,)
+
+    @property
     def ranks(self) -> bool:
         """Whether the criterion ranks weights; if not, it draws positions by the seed."""
         return bool(self.needs)

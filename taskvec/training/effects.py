@@ -12,6 +12,7 @@ from .options import TrainingOptions
 _CALIBRATION = "calibration_steps calibration_epochs calibration_lr low_memory"
 _CRITERION = " ".join(dict.fromkeys(name for criterion in CRITERIA.values() for name in criterion.options))
 _WATCHING = "eval_split eval_steps eval_metric patience save_steps report_to"
+_REGROWTH = "regrow_steps regrow_rule regrow_share regrow_window"
 _LEARNING = (
     "optimizer l1 weight_decay batch_size accumulate clip schedule warmup_steps max_length turns pack dtype "
     "gradient_checkpointing"
@@ -44,10 +45,12 @@ def check_effects(
     lota, trains = options.method == "lota", options.steps != 0
     criterion, chooses = options.criterion, lota and not takes_mask
     calibrates, draws = chooses and criterion.calibrates, chooses and not criterion.ranks
+    by_gradients = options.regrow_rule == "gradients"
     # settings, whether they have an effect, and the end of the message if they have none
     rules = (
         ("rank alpha", options.method == "lora", "without `method=lora`"),
         (f"{_CALIBRATION} {_CRITERION} mask scope l1", lota, f"here: `method={options.method}` has no mask"),
+        (_REGROWTH, lota, f"here: `method={options.method}` has no mask"),
         (f"{_CALIBRATION} {_CRITERION} mask scope", not takes_mask, "here: the mask is taken from another vector"),
         (_CALIBRATION, criterion.calibrates, f"here: `mask={options.mask}` needs no calibration"),
         ("scope", criterion.ranks, f"here: `mask={options.mask}` draws positions from all weights together"),
@@ -55,6 +58,9 @@ def check_effects(
         ("calibration_steps", options.calibration_epochs is None, "together with `calibration_epochs`"),
         ("epochs", options.steps is None, "together with `steps`"),
         ("lr", trains, "here: `steps=0` does not train; `calibration_lr` is the learning rate of calibration"),
+        (_REGROWTH, trains, "here: `steps=0` does not train"),
+        ("regrow_rule regrow_share regrow_window", options.regrow_steps is not None, "without `regrow_steps`"),
+        ("regrow_share regrow_window", by_gradients, f"together with `regrow_rule={options.regrow_rule}`"),
         (_WATCHING, trains, "here: `steps=0` does not train"),
         (f"{_LEARNING} plot", trains or calibrates, "here: nothing is calibrated, and `steps=0` does not train"),
         (

@@ -10,6 +10,7 @@ adam and adamw, 1 for rmsprop, 0 for sgd), in bytes:
 - mask, if the criterion sums gradients: 4·N; if it approximates weight matrices, while the mask is chosen: 4 for each
   number in the factors, the arrays for the largest tensor (`Criterion.memory`), and 8·k for the positions
 - ticket: (12 + 4·o)·k for delta, gradient, optimizer state and position, and the bytes of k base values
+- mask that changes during training: 16·k for the candidates; if it is chosen again, the arrays for the largest tensor
 - adapters: (8 + 4·o) for each of their weights
 - methods without a mask: 8 for each weight whose change is written at the end
 - activations: what one short example stores for the backward pass, scaled to the tokens of the largest batch; the

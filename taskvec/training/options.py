@@ -18,6 +18,7 @@ from .criteria import CRITERIA, MASKS, Criterion
 
 METHODS = ("lota", "fft", "lora")
 SCOPES = ("global", "tensor")
+REGROW_RULES = ("gradients", "criterion")
 OPTIMIZERS = ("rmsprop", "adam", "adamw", "sgd")
 # schedules of transformers' get_scheduler that need no other argument than the number of steps
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
@@ -75,6 +76,15 @@ class TrainingOptions:
             separately.
         via: A sparsity lower than `sparsity`. A ticket of this sparsity is trained first, and its entries of largest
             magnitude are the mask. None trains one ticket.
+        regrow_steps: Steps of training between changes of the mask (`models.regrowth`). None keeps the mask.
+        regrow_rule: One of `REGROW_RULES`, how the mask changes: "gradients" drops the entries with the smallest
+            changes, and grows as many where the summed gradients are largest, as SpIEL-AG (arXiv 2401.16405);
+            "criterion" chooses the mask of each parameter again by `mask`, from the weights at that time, as LIFT
+            (arXiv 2506.00772).
+        regrow_share: Share of the entries to replace by gradients, at the start of training, in (0, 1]. It falls
+            linearly to zero.
+        regrow_window: Steps before each change over which gradients are summed. None is 5, or `regrow_steps` if that is
+            less.
         include: Patterns of tensor names. If given, only matching tensors are eligible (`training.targets`).
         exclude: Patterns of tensor names. Matching tensors are not eligible.
         calibration_steps: T, optimizer steps of calibration.
@@ -130,6 +140,10 @@ class TrainingOptions:
     mask_rank: int = 128
     scope: str = "global"
     via: float | None = None
+    regrow_steps: int | None = None
+    regrow_rule: str = REGROW_RULES[0]
+    regrow_share: float = 0.2
+    regrow_window: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration_steps: int = 20
@@ -216,6 +230,22 @@ class TrainingOptions:
                     f"{phase} takes {steps} steps: `warmup_steps` must be fewer, found {self.warmup_steps}"
                 )
 
+    def check_regrowth(self, rows: int, *, packed: bool = False) -> None:
+        """Check that the mask changes before training ends.
+
+        Args:
+            rows: Rows to train on.
+            packed: As in `check_warmup`.
+
+        Raises:
+            UsageError: Training has no more steps than `regrow_steps`.
+        """
+        if self.regrow_steps is None or (self.pack and not packed):
+            return
+        steps = self.steps_of(self.epochs, rows) if self.steps is None else self.steps
+        if 0 < steps <= self.regrow_steps:
+            raise UsageError(f"training takes {steps} steps: `regrow_steps` must be fewer, found {self.regrow_steps}")
+
     def check(self, *, takes_mask: bool = False) -> None:
         """Check the values of all options and their combinations.
 
@@ -238,12 +268,14 @@ class TrainingOptions:
                 raise UsageError(f"`{name}` must be between 0 and 1, both excluded; found {said(share)}")
         positive = (
             "calibration_steps calibration_epochs epochs lr calibration_lr rank alpha batch_size accumulate max_length "
-            "mask_rank clip eval_steps patience save_steps shards"
+            "mask_rank clip eval_steps patience save_steps shards regrow_steps regrow_window"
         ).split()
         for name in positive:
             value = getattr(self, name)
             if value not in (None, AUTO) and not 0 < value < math.inf:
                 raise UsageError(f"`{name}` must be greater than zero, found {value}")
+        if not 0 < self.regrow_share <= 1:
+            raise UsageError(f"`regrow_share` must be above 0 and at most 1, found {said(self.regrow_share)}")
         for name in ("steps", "l1", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -258,6 +290,7 @@ class TrainingOptions:
             "method": METHODS,
             "mask": MASKS,
             "scope": SCOPES,
+            "regrow_rule": REGROW_RULES,
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "dtype": DTYPES,
@@ -274,7 +307,8 @@ class TrainingOptions:
                 raise UsageError(f"`eval_metric` is one of {', '.join(METRICS[1:])}, found {metric!r}")
 
     def _check_taken_mask(self) -> None:
-        for name, default in (("mask", MASKS[0]), ("scope", SCOPES[0]), ("via", None)):
+        refused = {"mask": MASKS[0], "scope": SCOPES[0], "via": None, "regrow_rule": REGROW_RULES[0]}
+        for name, default in refused.items():
             if getattr(self, name) != default:
                 raise UsageError(f"`mask_from` takes the mask from another vector: it cannot be combined with `{name}`")
 
@@ -296,6 +330,19 @@ class TrainingOptions:
             raise UsageError(f"`via` must be lower than `sparsity`, found via {self.via}, sparsity {self.sparsity}")
         if self.via is not None and self.steps == 0:
             raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
+        if self.regrow_rule == "criterion" and not self.criterion.weighs:
+            able = " or ".join(name for name, row in CRITERIA.items() if row.weighs)
+            raise UsageError(
+                f"`regrow_rule=criterion` needs a `mask` that is chosen from the weights alone, {able}; "
+                f"found {self.mask}"
+            )
+        if self.regrow_rule == "criterion" and self.via is not None:
+            raise UsageError("`regrow_rule=criterion` cannot be combined with `via`, which chooses the mask otherwise")
+        if self.regrow_window is not None and self.regrow_steps is not None and self.regrow_window > self.regrow_steps:
+            raise UsageError(
+                f"`regrow_window` must be at most `regrow_steps`, found window {self.regrow_window}, "
+                f"steps {self.regrow_steps}"
+            )
         self._check_schedule()
         self._check_low_memory()
 

@@ -74,6 +74,7 @@ class Plan:
         entries: k, number of entries; None for methods without a mask.
         layers: Eligible weights and entries per block.
         device: Type of the device that would be used, and whose memory is estimated.
+        changes: How often the mask changes during training.
     """
 
     examples: int
@@ -86,6 +87,7 @@ class Plan:
     entries: int | None
     layers: list[Layer]
     device: str
+    changes: int = 0
 
 
 def plan(
@@ -151,6 +153,7 @@ def plan(
         entries=entries,
         layers=_layers(run, by_tensor),
         device=device_of(options.device).type,
+        changes=0 if options.regrow_steps is None else (run.steps - 1) // options.regrow_steps,
     )
 
 
@@ -208,7 +211,16 @@ def _phases(
         )
 
     def ticket(k: int, label: str = "") -> None:
-        add(f"{label}training", run.steps, (12 + 4 * state + base_width) * k, 4 * narrow.largest, narrow, options.lr)
+        # the candidates: a position and three sums each
+        regrows = 0 if options.regrow_steps is None else 16
+        add(
+            f"{label}training",
+            run.steps,
+            (12 + 4 * state + base_width + regrows) * k,
+            4 * narrow.largest,
+            narrow,
+            options.lr,
+        )
 
     if options.method == "lota":
         assert entries is not None
@@ -239,6 +251,18 @@ def _phases(
         n = lora_weights(run)
         add("training", run.steps, (4 + 4 * state) * n + WRITTEN * run.eligible, 4 * n, narrow, options.lr)
     return found
+
+
+def _regrowing(run: Run, k: int) -> int:
+    """Bytes that changes of a mask of k entries take during training."""
+    options = run.options
+    if options.regrow_steps is None:
+        return 0
+    if options.regrow_rule == "gradients":
+        return 16 * k  # of each candidate its position and three numbers
+    if options.criterion.memory is not None:
+        return _scoring(run, options.criterion)[1]
+    return 3 * 4 * max(form.size for form in run.forms.values())  # the weights, their scores and magnitudes of these
 
 
 def _scoring(run: Run, criterion: Criterion) -> tuple[int, int]:

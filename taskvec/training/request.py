@@ -151,6 +151,7 @@ class Request:
             self.data, mix=self.mix, eval_data=self.eval_data, eval_split=options.eval_split, seed=options.seed
         )
         options.check_warmup(len(corpus.train), calibrates=self.calibrates)
+        options.check_regrowth(len(corpus.train))
         from ..models.loading import load_tokenizer
 
         device_of(options.device)
@@ -179,6 +180,10 @@ class Request:
             raise UsageError(f"{count} processes need `folder`, a folder that all of them can read and write")
         if options.method == "lora":
             raise UsageError("`method=lora` trains in one process; lota and fft train in several")
+        if options.regrow_steps is not None and processes.shards > 1:
+            raise UsageError(
+                "`regrow_steps` compares all gradients of a tensor, but the processes divide its rows: use `shards=1`"
+            )
         if options.batch_size < count:
             raise UsageError(
                 f"`batch_size` counts the examples of all {count} processes, so it must be at least {count}, "
@@ -205,6 +210,7 @@ class Request:
         with processes.agreeing():
             run = Run(start, changed, corpus, self.options, progress, processes, dense=dense)
         self.options.check_warmup(len(run.rows), calibrates=self.calibrates, packed=True)
+        self.options.check_regrowth(len(run.rows), packed=True)
         return run
 
     def agreed_record(self, corpus: Corpus, processes: Processes, progress: Progress = silent) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class TrainingResult:
         rows: Counts of the training examples.
         eval_rows: Counts of the evaluation examples.
         unreached: Share of eligible weights in tensors that got no gradient in calibration; None without calibration.
+        replaced: Number of entries that drop-and-regrow replaced during training; None if the mask was fixed.
     """
 
     vector: TaskVector
@@ -46,6 +47,7 @@ class TrainingResult:
     rows: RowCounts
     eval_rows: RowCounts
     unreached: float | None
+    replaced: int | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -63,6 +65,8 @@ class TrainingResult:
             )
         if self.curve.losses and 2 * self.survived < self.entries:
             found.append(f"{changes} are too small for the dtype of the base and were rounded away; try a higher `lr`")
+        if self.replaced == 0:
+            found.append("no entry of the mask was replaced during training: `regrow_steps` had no effect")
         if self.unreached:
             found.append(
                 f"{self.unreached:.1%} of the eligible weights are in tensors that got no gradient from the data "
@@ -93,6 +97,7 @@ class TrainingResult:
             "eval_rows": asdict(self.eval_rows) if self.eval_rows.rows else None,
             "trained": self.entries,
             "survived": self.survived,
+            "replaced": self.replaced,
             "unreached": self.unreached,
             "free_share": self.free_share,
             "free": self.free,

@@ -5,17 +5,16 @@ arXiv 2406.16797, Algorithm 1:
 1. Calibrate: fine-tune all eligible weights for T steps.
 2. Mask: the k = round((1 − s)·N) largest |tuned − base| of all N eligible weights, or another mask (criteria.py).
 3. Reset to the base.
-4. Sparse fine-tuning: train only the masked weights.
+4. Sparse fine-tuning: train only the masked weights. With options.regrow_steps the mask changes meanwhile
+   (`models.regrowth`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from torch import nn
 from torch.optim import Optimizer
 
 from taskvec_formats import Form, SparseTensor
@@ -24,9 +23,10 @@ from taskvec_formats.sparse import Indices
 from ..errors import MaskError
 from ..models.sharding import own_part
 from ..models.sparse_finetune import sparse_finetune
+from ..models.sparse_model import SparseModel
 from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector, vector_of
-from .choice import choose_mask
+from .choice import choose_mask, scores_again
 from .folder import RunFolder
 from .loop import Curve
 from .masking import Masks, mask_of
@@ -49,6 +49,7 @@ class Ticket:
         survived: Number of entries that change the bits of their weight. The others are rounded away in the dtype of
             the start.
         unreached: Share of eligible weights in tensors that calibration did not change; None without calibration.
+        replaced: Number of entries that were replaced during training; None if the mask was fixed.
     """
 
     vector: TaskVector
@@ -57,6 +58,7 @@ class Ticket:
     curve: Curve
     survived: int
     unreached: float | None
+    replaced: int | None = None
 
 
 def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector | None) -> Ticket:
@@ -97,8 +99,10 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         return Ticket(vector, calibration_losses, calibration_lr, Curve([], [], 0.0), 0, unreached)
     run.narrow()
 
-    def optimizer_of(deltas: Iterable[nn.Parameter], lr: float) -> Optimizer:
-        optimizer = make_optimizer(options.optimizer, deltas, lr)
+    def optimizer_of(tickets: SparseModel, lr: float, *, regrows: bool = False) -> Optimizer:
+        optimizer = make_optimizer(options.optimizer, tickets.parameters(), lr)
+        if regrows and options.regrow_steps is not None:
+            _regrow(run, tickets, optimizer, taken)  # its hook sees the gradients before that of `pull` changes them
         run.pull(optimizer, own_part)
         return optimizer
 
@@ -106,7 +110,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         assert chosen is not None
         lowest = lowest_rate(options.method, options.optimizer)
         with sparse_finetune(run.model, chosen, run.start) as trial:
-            found = find_rate(run, trial, partial(optimizer_of, list(trial.parameters())), lowest, dense=False)
+            found = find_rate(run, trial, partial(optimizer_of, trial), lowest, dense=False)
         run.reset()
         return found
 
@@ -115,12 +119,33 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
     sparse = sparse_finetune(run.model, chosen, run.start)
     chosen = None  # frees the positions: the leaves store them in half the memory
     with sparse as tickets:
-        optimizer = optimizer_of(tickets.parameters(), float(lr))
+        optimizer = optimizer_of(tickets, float(lr), regrows=True)
         curve = run.phase(tickets, optimizer, steps=run.steps, dense=False, folder=keep.below("checkpoints"))
         deltas = tickets.entries_by_tensor()
+        replaced = None if tickets.regrowth is None else tickets.regrowth.replaced
     survived = run.check(deltas)
     vector = vector_of(run.start, run.forms, deltas, {}, run.progress)
-    return Ticket(vector, calibration_losses, calibration_lr, curve, survived, unreached)
+    return Ticket(vector, calibration_losses, calibration_lr, curve, survived, unreached, replaced)
+
+
+def _regrow(run: Run, tickets: SparseModel, optimizer: Optimizer, taken: Masks) -> None:
+    """Let the mask change during training, by the options of the run. Taken positions stay out of it."""
+    options = run.options
+    assert options.regrow_steps is not None
+    excluded: dict[str, list[Indices]] = {}
+    for name in sorted(taken, key=lambda name: run.placed[name].start):
+        place = run.placed[name]
+        excluded.setdefault(place.parameter, []).append(taken[name] + place.start)
+    by_gradients = options.regrow_rule == "gradients"
+    tickets.regrow(
+        optimizer,
+        total_steps=run.steps,
+        every=options.regrow_steps,
+        share=options.regrow_share if by_gradients else None,
+        window=options.regrow_window if by_gradients else None,
+        scores=None if by_gradients else scores_again(run),
+        excluded={name: np.concatenate(parts) for name, parts in excluded.items()},
+    )
 
 
 def entries_wanted(options: TrainingOptions, eligible: int, taken: int) -> int | None:

@@ -153,6 +153,7 @@ def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | No
         survived=ticket.survived,
         rows=run.counts,
         eval_rows=run.eval_counts,
+        replaced=ticket.replaced,
         **found,
     )
 
@@ -183,6 +184,7 @@ def _provenance(request: Request, result: TrainingResult) -> dict[str, Any]:
         "eval_loss": curve.eval_loss,
         **{f"eval_{name}": dict(points).get(curve.kept) for name, points in curve.eval_metrics.items()},
         "survived": result.survived,
+        "replaced": result.replaced,
         "unreached": result.unreached,
         "mask_from": _name(request.mask_from),
         "disjoint_from": [shortened(earlier.name) for earlier in request.disjoint_from],

@@ -25,7 +25,7 @@ from ..data.rows import IGNORED, Row
 from ..models.kinds import is_encoder_decoder, is_masked
 from ..models.sharding import discard_copies
 from ..models.sparse_model import SparseModel
-from .checkpoints import load_parts, pieces_of, remove_parts, save_part
+from .checkpoints import load_mask, load_parts, pieces_of, remove_parts, save_mask, save_part
 from .processes import Processes
 
 # returns metric -> value for the current weights
@@ -156,6 +156,9 @@ class PhaseTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self._processes.first(lambda: remove_parts(Path(output_dir)))
         save_part(Path(output_dir), pieces_of(self._trained, self._processes), self._plain_optimizer, self._processes)
+        if isinstance(self._trained, SparseModel) and self._trained.regrowth is not None:
+            state = self._trained.regrowth.state_dict()
+            self._processes.first(lambda: save_mask(Path(output_dir), state))
         if self._processes.is_first:
             assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -178,6 +181,8 @@ class PhaseTrainer(Trainer):
         discard_copies(model.model if isinstance(model, SparseModel) else model)
         pieces = pieces_of(model, self._processes)
         with self._processes.agreeing():
+            if isinstance(model, SparseModel) and model.regrowth is not None:
+                model.regrowth.load_state_dict(load_mask(checkpoint))
             load_parts(checkpoint, pieces, self._plain_optimizer if with_optimizer else None)
         if isinstance(model, SparseModel):
             model.scatter()

@@ -119,10 +119,19 @@ def steps(rank: int, folder: Path) -> None:
     assert equal()
 
 
-def train(model: nn.Module, masks: dict[str, Any], rows: torch.Tensor, optimizer: type[Optimizer], base: Path) -> Any:
+def train(
+    model: nn.Module,
+    masks: dict[str, Any],
+    rows: torch.Tensor,
+    optimizer: type[Optimizer],
+    base: Path,
+    *,
+    regrows: bool = False,
+) -> Any:
     """Three clipped steps of two backward passes each, with an evaluation after each. Returns the vector."""
     with sparse_finetune(model, masks, ModelFolder(base)) as tickets:
         steps = optimizer(tickets.parameters(), lr=1e-3)
+        regrowth = tickets.regrow(steps, total_steps=3, every=2, window=1, share=0.9) if regrows else None
         for step in rows:
             for ids in step:
                 tickets(input_ids=ids, labels=ids).loss.backward()
@@ -131,6 +140,7 @@ def train(model: nn.Module, masks: dict[str, Any], rows: torch.Tensor, optimizer
             steps.zero_grad()
             with torch.no_grad():
                 tickets(input_ids=rows[0, 0])
+        assert regrowth is None or regrowth.replaced > 0
         vector = tickets.vector()
         state = tickets.state_dict()
         if optimizer is AdamW:  # a state of another mask is refused by all
@@ -149,12 +159,18 @@ def leaves(rank: int, world: int, base: Path) -> None:
     masks[names[0]] = np.arange(7)  # the second process has none of them
     replicas = init_device_mesh("cpu", (world, 1), mesh_dim_names=("replicate", "shard"))
     for optimizer, mesh in ((RMSprop, None), (AdamW, None), (AdamW, replicas)):
-        vector = train(sharded(base, mesh), masks, own, optimizer, base)
+        regrows = mesh is replicas
+        vector = train(sharded(base, mesh), masks, own, optimizer, base, regrows=regrows)
         with mock.patch("torch.distributed.is_initialized", return_value=False):  # one process trains on all rows
-            expected = train(loaded(base), masks, rows, optimizer, base)
+            expected = train(loaded(base), masks, rows, optimizer, base, regrows=regrows)
         for name in expected:
             assert np.array_equal(vector[name].indices, expected[name].indices)
             np.testing.assert_allclose(vector[name].values, expected[name].values, rtol=1e-3, atol=1e-5)
+    with (
+        pytest.raises(UsageError, match="processes share parameter"),
+        sparse_finetune(sharded(base), masks) as tickets,
+    ):
+        tickets.regrow(AdamW(tickets.parameters()), total_steps=3, every=2)
 
 
 def main() -> None:

@@ -59,6 +59,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "via": ("llama", {"via": 0.5, "optimizer": "adam"}),
     "fft": ("llama", {"method": "fft", "sparsity": None, "weight_decay": 0.1, "optimizer": "adam"}),
     "replicas": ("llama", {"optimizer": "adam", "shards": 1}),
+    "regrowing": ("llama", {"optimizer": "adam", "shards": 1, "regrow_steps": 2, "regrow_share": 0.5}),
     "divided-replicas": ("mixtral", {"optimizer": "adamw", "lr": 0.01, "shards": 2, "low_memory": False}),
     "fft-bf16": ("bf16", {"method": "fft", "sparsity": None, "dtype": "bfloat16", "optimizer": "adam", "clip": 0.1}),
     "recomputed": (

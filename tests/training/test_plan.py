@@ -204,6 +204,8 @@ def test_dry_run_prints_a_plan_and_writes_nothing(llama: Path, data: Path, tmp_p
     assert report["entries"] == sum(layer["entries"] for layer in report["layers"]) == 1536
     assert report["files"] == [str(tmp_path / "x.lota")]
     assert not list(tmp_path.iterdir())
+    assert report["changes"] == 0
+    assert "\nchanges of the mask during training: 2\n" in ok(*arguments, "--regrow-steps", "1")
     dense = ok(*arguments, "--method", "fft")
     assert "entries" not in dense
     (tmp_path / "x.lota").write_bytes(b"")

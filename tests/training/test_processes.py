@@ -177,7 +177,7 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
         (
             2,
             "loading inputs adamw rmsprop-bf16 low-memory fisher lotto via fft recomputed replicas best mask switch "
-            "gallop principal low-magnitude",
+            "gallop principal low-magnitude regrowing",
         ),
         (4, "adamw-bf16 low-memory-bf16 gradient random divided-replicas taken t5 uneven saliency lift"),
     ],
@@ -265,6 +265,7 @@ def test_what_one_process_lacks_is_said_once(request_: list[str], tmp_path: Path
     [
         ({"method": "lora", "sparsity": None}, "run", "`method=lora` trains in one process"),
         ({"batch_size": 1}, "run", "`batch_size` counts the examples of all 2 processes, so it must be at least 2"),
+        ({"regrow_steps": 5}, "run", "the processes divide its rows: use `shards=1`"),
         ({}, None, "2 processes need `folder`, a folder that all of them can read and write"),
     ],
 )
@@ -272,8 +273,10 @@ def test_what_several_processes_cannot_do_is_refused(
     changed: dict[str, Any], folder: str | None, message: str, llama: Path, tmp_path: Path
 ) -> None:
     request = Request(ModelFolder(llama), tmp_path / "rows.jsonl", TrainingOptions(**changed))
+    processes = Processes(0, 2)
+    processes.shards = 2
     with pytest.raises(UsageError, match=message):
-        request.check_processes(Processes(0, 2), None if folder is None else tmp_path / folder)
+        request.check_processes(processes, None if folder is None else tmp_path / folder)
 
 
 def test_models_that_skip_blocks_at_random_are_refused(llama: Path) -> None:

@@ -25,6 +25,7 @@ from taskvec.errors import BaseMismatchError, MaskError, ResumeError, TrainingEr
 from taskvec.evaluation.evaluate import evaluate
 from taskvec.models.attach import attach
 from taskvec.models.loading import load_model
+from taskvec.models.placement import places
 from taskvec.training.lean import LeanRMSprop
 from taskvec.training.options import TrainingOptions
 from taskvec.training.rates import with_defaults
@@ -40,6 +41,8 @@ pytestmark = pytest.mark.slow
 QUICK = TrainingOptions(calibration_steps=2, steps=6, batch_size=2, lr=1e-3, device="cpu", save_steps=2)
 UNCALIBRATED = replace(QUICK, calibration_steps=TrainingOptions.calibration_steps)  # where a setting of it is refused
 FFT = replace(UNCALIBRATED, method="fft", sparsity=None)
+REGROWING = replace(QUICK, regrow_steps=2, regrow_share=0.5)
+CHOSEN_AGAIN = replace(UNCALIBRATED, mask="lift", mask_rank=3, regrow_steps=2, regrow_rule="criterion")
 MEASURED = replace(QUICK, eval_split=0.3, eval_steps=1, eval_metric=("exact_match", "rouge1"))
 LORA = replace(UNCALIBRATED, method="lora", sparsity=None, rank=2)
 
@@ -102,6 +105,15 @@ def ask_to_stop() -> None:
             die,
             "checkpoints/checkpoint-3",
         ),
+        (REGROWING, "training", 3, die, "checkpoints/checkpoint-2/mask.safetensors"),
+        (
+            replace(REGROWING, optimizer="adamw", regrow_steps=3, accumulate=2, schedule="linear", via=0.5),
+            "training",
+            4,
+            ask_to_stop,
+            "via.lota checkpoints/checkpoint-5",
+        ),
+        (CHOSEN_AGAIN, "training", 4, die, "checkpoints/checkpoint-2/mask.safetensors"),
         (MEASURED, "training", 4, die, "checkpoints/checkpoint-2"),
         (MEASURED, "training", 4, ask_to_stop, "checkpoints/checkpoint-5"),
         (FFT, "training", 3, die, "checkpoints/checkpoint-2"),
@@ -356,6 +368,84 @@ def test_patience_ends_training_and_takes_the_best_weights(llama: Path, data: Pa
     kept = {"steps": best + 3, "kept_step": best + 1, "eval_loss": losses[best]}
     assert training.vector.provenance.items() >= kept.items()
     assert training.vector.provenance["final_loss"] == shorter.curve.losses[-1] == training.curve.losses[best]
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw", "sgd"])
+@pytest.mark.parametrize("fixture", ["llama", "llama_bf16"])
+def test_a_mask_that_changes_keeps_k_and_avoids_earlier_masks(
+    fixture: str, optimizer: str, data: Path, request: pytest.FixtureRequest
+) -> None:
+    """`train` itself checks that the weights outside the mask have the bits of the base."""
+    base = ModelFolder(request.getfixturevalue(fixture))
+    earlier = train(base, data, replace(QUICK, sparsity=0.6, steps=0, lr=None, save_steps=100)).vector
+    options = replace(REGROWING, optimizer=optimizer, lr=1e-2, l1=0.1, weight_decay=0.1, sparsity=0.8)
+    fixed = replace(options, regrow_steps=None, regrow_share=0.2)
+    before, after = (train(base, data, each, disjoint_from=[earlier]) for each in (fixed, options))
+    assert before.replaced is before.vector.provenance["replaced"] is before.summary()["replaced"] is None
+    assert after.replaced == after.vector.provenance["replaced"] == after.summary()["replaced"]
+    assert before.entries == after.entries == len(positions(after.vector)) == round(0.2 * after.vector.eligible)
+    for name in before.vector:
+        assert len(before.vector[name]) == len(after.vector[name])
+    new = positions(after.vector) - positions(before.vector)
+    assert 0 < len(new) <= (after.replaced or 0)
+    assert not positions(after.vector) & positions(earlier)
+    assert not after.warnings
+
+
+@pytest.mark.parametrize("mask", ["lift", "low-magnitude"])
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_a_mask_is_chosen_again_from_the_weights_at_that_time(
+    mask: str, architecture: str, data: Path, tmp_path: Path
+) -> None:
+    """Beside a run with a fixed mask that ends when the mask changes: its weights, scored tensor by tensor."""
+    base = ModelFolder(make_architecture(architecture, tmp_path / "base", dtype="float32"))
+    earlier = train(base, data, TrainingOptions(mask="random", steps=0, device="cpu")).vector
+    options = replace(CHOSEN_AGAIN, mask=mask, mask_rank=3 if mask == "lift" else 128, lr=0.03, steps=5, regrow_steps=4)
+    fixed = replace(options, steps=4, regrow_steps=None, regrow_rule="gradients")
+    before, after = (train(base, data, each, disjoint_from=[earlier]).vector for each in (fixed, options))
+    apply(before, base, tmp_path / "before")
+    weights = ModelFolder(tmp_path / "before")
+    model, _ = load_model(base.path)
+    placed = places(model, {name: before.specs[name].form for name in before})
+    scores: dict[str, list[np.ndarray]] = {}
+    wanted: dict[str, list[np.ndarray]] = {}
+    for name in sorted(before, key=lambda name: placed[name].start):  # the parts of a parameter in their order
+        shape = before.specs[name].shape
+        matrix = weights.bits(name).view(np.float32).reshape(shape)
+        if mask == "lift":
+            left, values, right = np.linalg.svd(matrix.astype(np.float64))
+            score = np.abs(left[:, :3] * values[:3] @ right[:3]).reshape(-1)
+        else:
+            score = 1 / (1e-30 + np.abs(matrix.reshape(-1).astype(np.float64)))
+        score[earlier[name].indices] = 0
+        scores.setdefault(placed[name].parameter, []).append(score)
+        found = np.zeros(len(score), bool)
+        found[after[name].indices] = True
+        wanted.setdefault(placed[name].parameter, []).append(found)
+    for parameter, parts in scores.items():
+        score, found = np.concatenate(parts), np.concatenate(wanted[parameter])
+        best = np.argsort(-score, kind="stable")[: found.sum()]
+        assert np.array_equal(np.sort(best), np.flatnonzero(found)), parameter
+    assert positions(after) != positions(before)
+    assert len(positions(after)) == len(positions(before))
+
+
+def test_patience_restores_the_mask_of_the_best_weights(llama: Path, data: Path, tmp_path: Path) -> None:
+    options = replace(REGROWING, steps=40, eval_steps=1, patience=5, lr=0.3, calibration_lr=1e-3, save_steps=100)
+    options = replace(options, batch_size=len(ROWS))  # so that the loss of an evaluation is that of a single batch
+    training = train(ModelFolder(llama), data, options, eval_data=data)
+    best = min(loss for _, loss in training.curve.eval_losses)
+    assert 2 < training.curve.kept < len(training.curve.losses) < 40
+    base = ModelFolder(llama)
+    apply(training.vector, base, tmp_path / "out")
+    scored = evaluate(*load_model(tmp_path / "out"), read_examples(data))  # type: ignore[arg-type]
+    assert scored.metrics["loss"].value == pytest.approx(best, rel=1e-5)
+
+
+def test_a_mask_of_which_nothing_can_be_replaced_is_reported(llama: Path, data: Path) -> None:
+    training = train(ModelFolder(llama), data, replace(REGROWING, regrow_share=1e-4))
+    assert training.replaced == 0
+    assert "no entry of the mask was replaced" in " ".join(training.warnings)
 
 
 @pytest.mark.parametrize("fixture", ["llama", "gpt2"])

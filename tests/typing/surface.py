@@ -56,6 +56,7 @@ assert_type(taskvec.attached(module), list[taskvec.Attachment])
 with taskvec.sparse_finetune(module, {"weight": torch.tensor([0, 3])}) as tickets:
     torch.optim.SGD(tickets.parameters(), lr=0.1).step()
     tickets.scatter()
+    assert_type(tickets.regrow(torch.optim.SGD(tickets.parameters()), total_steps=9, every=3).replaced, int)
 try:
     taskvec.apply(vector, "base", "out")
 except taskvec.errors.AlreadyAppliedError as error:
