@@ -56,8 +56,8 @@ class World:
         grid: All learning rates that may be tried.
         answer: Maximum number of tokens of an answer; None derives it from the data.
         pretraining_seed: Seed of the small model; None if the base is not pretrained here.
-        known: Method -> learning rate, which is not tuned again: that of runs on the base of full fine-tuning, of LoRA,
-            and of masks that are 90 % sparse.
+        known: Method -> learning rate, which is not tuned again: that of full fine-tuning, of LoRA, and of masks that
+            are 90 % sparse and random or LoTA's.
     """
 
     name: str
@@ -81,7 +81,8 @@ class World:
 
     def known_rate(self, run: Run) -> float | None:
         """The learning rate of a run that is not tuned again."""
-        return self.known.get(run.method) if run.option("sparsity") in (None, 0.9) else None
+        usual = run.option("mask", "magnitude") in ("magnitude", "random") and run.option("scope") is None
+        return self.known.get(run.method) if run.option("sparsity") in (None, 0.9) and usual else None
 
 
 SMALL = World(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paper import check, tables
+from paper import check, document, tables
 from paper.compute import Lab
 from paper.language import DIGITS, LETTERS, PROBES, SKILLS, TASKS, TOKENS, distinct_items, item
 from paper.refusals import REFUSAL
@@ -299,3 +299,15 @@ def test_a_table_is_computed_resumed_and_reported(tmp_path: Path, monkeypatch: p
     lab.path(cell).unlink()
     assert sequence.spec is not None
     assert lab.vector(sequence.spec, lab.choose(sequence.spec), 0).read_bytes() == first
+
+
+@pytest.mark.parametrize("world", [world for name, world in WORLDS.items() if (COMMITTED / f"{name}.jsonl").exists()])
+def test_no_committed_setting_was_chosen_on_a_test_part(world: World) -> None:
+    store = Store(COMMITTED / f"{world.name}.jsonl")
+    assert store.tests
+    assert check.chosen_on_tests(world, store) == []
+
+
+def test_the_page_has_the_committed_results() -> None:
+    page = (document.DOCS / "paper.md").read_text(encoding="utf-8")
+    assert document.updated(page) == page
