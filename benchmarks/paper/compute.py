@@ -58,10 +58,11 @@ class Lab:
                 "key": cell[0],
                 "setting": setting,
                 "seed": seed,
-                "spec": described(spec),
                 "head": self.head,
                 "validation": None,
             }
+            if not self.store.knows(cell[0]):
+                record["spec"] = described(spec)  # once per key
             try:
                 record |= self._make(spec, setting, seed)
                 tasks = {part.task for part in spec.parts if isinstance(part, Run)} if isinstance(spec, Merge) else None

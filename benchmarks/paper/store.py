@@ -56,7 +56,7 @@ class Store:
     def add(self, record: Record) -> None:
         """Append a record."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(record, allow_nan=False) + "\n"
+        line = json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -93,6 +93,10 @@ class Store:
     def test(self, cell: Cell, task: str) -> Record | None:
         """The scores of a cell on the test part of a task."""
         return self._tests.get((cell, task))
+
+    def knows(self, key: str) -> bool:
+        """Whether any cell of a spec is in the results."""
+        return any(known == key for known, _, _ in self._cells)
 
     @property
     def cells(self) -> dict[Cell, Record]:
