@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -68,9 +70,7 @@ class Lab:
                 tasks = {part.task for part in spec.parts if isinstance(part, Run)} if isinstance(spec, Merge) else None
                 vector = self.path(cell)
                 scores = [self.score(vector, self.place.validation(task)) for task in sorted(tasks or {task_of(spec)})]
-                record["validation"] = {
-                    name: (_rounded(fmean(each[name][0] for each in scores)), scores[0][name][1]) for name in scores[0]
-                }
+                record["validation"] = {name: _mean([each[name] for each in scores]) for name in scores[0]}
             except (DivergedError, _NotFiniteError) as error:
                 record["diverged"] = str(error)
             self.store.add(record)
@@ -222,6 +222,13 @@ def _name(cell: Cell) -> str:
     key, setting, seed = cell
     plain = "".join(character if character.isalnum() or character in ".-" else "_" for character in setting)
     return f"{key}-{plain}-{seed}"
+
+
+def _mean(scores: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
+    """The mean of scores on several tasks, and its standard error."""
+    errors = [error for _, error in scores if error is not None]
+    error = _rounded(math.hypot(*errors) / len(scores)) if len(errors) == len(scores) else None
+    return _rounded(fmean(value for value, _ in scores)), error
 
 
 def _rounded(value: float) -> float:

@@ -11,6 +11,7 @@ from taskvec.training.criteria import CRITERIA, MASKS
 
 from . import jobs
 from .config import RATE, ConfigFile, Rate, compare, rate_of, settle
+from .failure import with_flags
 from .flags import takes
 from .inputs import DATA, DATA_PATH, DEVICE, MODEL, PATH, data_path
 from .interrupts import resumable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from taskvec_formats import Checkpoint
 
 _MASK = "Mask (--method lota)"
+_NAMED = ("mask_rank", "seed")  # options that criteria of the mask mention
 _TENSORS = "Tensors"
 _LENGTH = "Optimization"
 _EARLIER = "Sequences of tasks"
@@ -51,7 +53,7 @@ class _Flags:
         str,
         typer.Option(
             help="Which k weights to train; w are the weights, g the gradients of calibration. "
-            f"{'; '.join(f'{row.name}: {row.mask}' for row in CRITERIA.values())}. "
+            f"{'; '.join(f'{row.name}: {with_flags(row.mask, _NAMED)}' for row in CRITERIA.values())}. "
             f"Without calibration: {', '.join(row.name for row in CRITERIA.values() if not row.calibrates)}.",
             rich_help_panel=_MASK,
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,12 +42,19 @@ def choose_mask(run: Run, taken: Masks, k: int) -> tuple[Masks, dict[str, object
     if not criterion.calibrates:
         return _ranked(run, _scores(run, None), taken, k), {}
     observed, curve = calibrate(run)
-    scores = _scores(run, observed)
-    masks = _ranked(run, scores, taken, k)
+    idle: set[str] = set()  # tensors of which this process observed only zeros
+
+    def seen(name: str) -> FloatArray:
+        values = observed(name)
+        if not values.any():
+            idle.add(name)
+        return values
+
+    masks = _ranked(run, _scores(run, seen), taken, k)
     noted: dict[str, object] = {
         "calibration_losses": curve.losses,
         "calibration_lr": curve.lr,
-        "unreached": _unreached(run, observed),
+        "unreached": _unreached(run, idle),
     }
     run.reset()
     return masks, noted
@@ -131,8 +138,8 @@ def _ranked(run: Run, scores: Scores, taken: Masks, k: int) -> Masks:
     return {name: held + first[name] for name, held in found.items()}
 
 
-def _unreached(run: Run, observed: Scores) -> float:
-    """Share of the eligible weights in tensors of which calibration observed only zeros."""
-    idle = run.processes.total(np.array([not observed(name).any() for name in run.forms], np.int64))
+def _unreached(run: Run, idle: Collection[str]) -> float:
+    """Share of the eligible weights in tensors of which calibration observed only zeros, in all processes."""
+    counts = run.processes.total(np.array([name in idle for name in run.forms], np.int64))
     sizes = (form.size for form in run.forms.values())
-    return sum(size for size, parts in zip(sizes, idle, strict=True) if parts == run.processes.shards) / run.eligible
+    return sum(size for size, parts in zip(sizes, counts, strict=True) if parts == run.processes.shards) / run.eligible

@@ -36,7 +36,7 @@ class Criterion:
     Attributes:
         name: The value of the option `mask`.
         mask: Which weights the mask contains, as a formula in words. w are the weights at the start, g the gradients of
-            the steps of calibration.
+            the steps of calibration. Names of options are in backticks.
         source: Where the criterion is from: the number on arXiv and the part of the paper, and the name of the method.
         needs: What `score` takes as keyword arguments: WEIGHTS, and one of CHANGES, GRADIENTS and SQUARES. If it is
             empty, the mask is drawn at random.
@@ -201,7 +201,7 @@ _ROWS = (
     ),
     Criterion(
         "lift",
-        "the k largest |W_r|, where W_r is the best approximation of a weight matrix of rank r, --mask-rank",
+        "the k largest |W_r|, where W_r is the best approximation of a weight matrix of rank r, `mask_rank`",
         "LIFT, arXiv 2506.00772",
         (WEIGHTS,),
         _lift,
@@ -210,7 +210,7 @@ _ROWS = (
         memory=_lift_memory,
     ),
     Criterion("low-magnitude", "the k smallest |w|", "arXiv 2511.08567", (WEIGHTS,), _lowest_magnitudes),
-    Criterion("random", "k positions drawn uniformly by --seed", "a baseline for comparison", (), None),
+    Criterion("random", "k positions drawn uniformly by `seed`", "a baseline for comparison", (), None),
 )
 CRITERIA = {row.name: row for row in _ROWS}
 MASKS = tuple(CRITERIA)

@@ -211,16 +211,8 @@ def _phases(
         )
 
     def ticket(k: int, label: str = "") -> None:
-        # the candidates: a position and three sums each
-        regrows = 0 if options.regrow_steps is None else 16
-        add(
-            f"{label}training",
-            run.steps,
-            (12 + 4 * state + base_width + regrows) * k,
-            4 * narrow.largest,
-            narrow,
-            options.lr,
-        )
+        kept = (12 + 4 * state + base_width) * k + _regrowing(run, k)
+        add(f"{label}training", run.steps, kept, 4 * narrow.largest, narrow, options.lr)
 
     if options.method == "lota":
         assert entries is not None

@@ -141,6 +141,10 @@ def test_memory_grows_with_what_is_kept(llama: Path, data: Path, monkeypatch: py
     sides = [sum(info.shape) for name, info in base.tensors.items() if ".layers." in name and len(info.shape) == 2]
     assert lift[5] - lift[4] == 4 * sum(sides) + 16 * 48
     assert lift[99] < lift[4]  # no approximation
+    assert planned(regrow_steps=1)["training"] - usual["training"] == 16 * k
+    fixed = {"mask": "low-magnitude", "calibration_steps": 20}
+    changing = planned(**fixed, regrow_steps=1, regrow_rule="criterion")["training"]
+    assert changing - planned(**fixed)["training"] == 3 * 4 * 32 * 48  # the largest matrix, three times
     assert planned(batch_size=4)["training"] > usual["training"]
     assert planned(gradient_checkpointing=True, batch_size=4)["training"] < planned(batch_size=4)["training"]
     assert planned(dtype="bfloat16")["training"] < usual["training"]
