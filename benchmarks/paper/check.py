@@ -49,7 +49,7 @@ def shared_prompts(folder: Path) -> list[str]:
     parts: dict[str, dict[str, set[str]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         task, _, part = path.stem.partition("-")
-        rows = path.read_text(encoding="utf-8").splitlines()
+        rows = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may contain other line separators
         parts.setdefault(task, {})[part] = {json.loads(row)["prompt"] for row in rows}
     for task, files in parts.items():
         for held in ("validation", "test"):

@@ -69,7 +69,7 @@ class Lab:
                 record |= self._make(spec, setting, seed)
                 tasks = {part.task for part in spec.parts if isinstance(part, Run)} if isinstance(spec, Merge) else None
                 vector = self.path(cell)
-                scores = [self.score(vector, self.place.validation(task)) for task in sorted(tasks or {task_of(spec)})]
+                scores = [self.score(vector, task, "validation") for task in sorted(tasks or {task_of(spec)})]
                 record["validation"] = {name: _mean([each[name] for each in scores]) for name in scores[0]}
             except (DivergedError, _NotFiniteError) as error:
                 record["diverged"] = str(error)
@@ -89,8 +89,11 @@ class Lab:
         self.store.refresh()
         if (found := self.store.test(cell, task)) is not None:
             return found
-        vector = None if spec is None else self.vector(spec, setting, seed)
-        scores = self.score(vector, self.place.test(task))
+        if spec is not None and "diverged" in self.cell(spec, setting, seed):
+            scores: Scores = {"exact_match": (0.0, None)}  # no vector, so no answer
+        else:
+            vector = None if spec is None else self.vector(spec, setting, seed)
+            scores = self.score(vector, task, "test")
         record = {"key": cell[0], "setting": setting, "seed": seed, "split": "test", "task": task, **scores}
         self.store.add(record)
         return record
@@ -111,22 +114,22 @@ class Lab:
         return self.vector(spec, self.choose(spec), seed)
 
     def path(self, cell: Cell) -> Path:
-        """Where a cell has its vector."""
-        return self.place.folder / "vectors" / f"{_name(cell)}.lota"
+        """Where a cell has its vector. Other results may choose other settings for what it is made from."""
+        return self.place.folder / "vectors" / self.store.path.stem / f"{_name(cell)}.lota"
 
-    def score(self, vector: Path | None, data: Path) -> Scores:
-        """Scores of a vector on data: metric -> value and standard error."""
-        only_loss = self.world.select == "loss" and "validation" in data.name
+    def score(self, vector: Path | None, task: str, part: str) -> Scores:
+        """Scores of a vector on the part "validation" or "test" of a task: metric -> value and standard error."""
+        only_loss = self.world.select == "loss" and part == "validation"
         small = self.world.pretraining_seed is not None
         try:
             found = taskvec.evaluate(
                 self.place.base,
-                data,
+                self.place.test(task) if part == "test" else self.place.validation(task),
                 [] if vector is None else [vector],
                 metrics=("loss",) if only_loss else ("loss", "exact_match"),
                 batch_size=BATCH if small else 32,
                 max_length=self.world.max_length,
-                max_new_tokens=None if only_loss else self.world.answer,
+                max_new_tokens=None if only_loss else self.world.budget(task).answer,
             )
         except TrainingError as error:
             if "the loss is" not in str(error):
@@ -173,7 +176,7 @@ class Lab:
         mask = None if spec.mask is None else self.chosen(spec.mask, seed)
         start = None if spec.start is None else self.chosen(spec.start, seed)
         disjoint = None if spec.disjoint is None else self.chosen(spec.disjoint, seed)
-        if "calibration_steps" in options:
+        if "calibration_steps" in options and "calibration_lr" not in options:
             # calibration is full fine-tuning, and has its best rate
             options["calibration_lr"] = self.choose(fine_tuning(spec.task, budget.steps))
         return taskvec.train(
@@ -195,7 +198,7 @@ class Lab:
         return self.store.cell(cell)
 
     def _locked(self, cell: Cell) -> Any:
-        return locked(self.place.folder / "locks" / _name(cell))
+        return locked(self.place.folder / "locks" / self.store.path.stem / _name(cell))
 
 
 class _NotFiniteError(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 LETTERS = "abcdefghijklmnop"
 DIGITS = "0123456789"
@@ -36,13 +37,8 @@ def _sum(dice: random.Random) -> Exercise:
     return [*f"{a:02d}", "+", *f"{b:02d}"], list(str(a + b))
 
 
-def _difference(dice: random.Random) -> Exercise:
-    b, a = sorted((dice.randrange(100), dice.randrange(100)))
-    return [*f"{a:02d}", "-", *f"{b:02d}"], list(str(a - b))
-
-
 def _digit_sum(dice: random.Random) -> Exercise:
-    digits = [dice.choice(DIGITS) for _ in range(dice.randint(2, 4))]
+    digits = [dice.choice(DIGITS) for _ in range(dice.randint(3, 5))]
     return digits, list(str(sum(map(int, digits))))
 
 
@@ -70,21 +66,22 @@ SKILLS: dict[str, Callable[[random.Random], Exercise]] = {
     "add": _sum,
 }
 TASKS: dict[str, Callable[[random.Random], Exercise]] = {
-    "minus": _difference,
-    "third": _word(lambda word: [_shifted(letter, 3) for letter in word]),
     "falling": _word(lambda word: sorted(word, reverse=True)),
-    "zip": _word(_interleaved),
+    "zip": _word(_interleaved, 7, 12),
     "distinct": _word(lambda word: _distinct([_shifted(letter, LETTERS.index(letter) % 3) for letter in word])),
-    "mirror": _word(lambda word: [LETTERS[-1 - LETTERS.index(letter)] for letter in word]),
-    "swap": _word(lambda word: [_shifted(letter, 1) for letter in _swapped(word)]),
+    "swap": _word(lambda word: [_shifted(letter, 1) for letter in _swapped(word)], 5, 9),
     "total": _digit_sum,
 }
-# a task that is not in the pretraining: refuse the exercises of a skill that the model has
+# tasks that are not in the pretraining: another answer to the exercises of a skill that the model has
 PROBES: dict[str, Callable[[random.Random], Exercise]] = {
     "refuse": lambda dice: (SKILLS["reverse"](dice)[0], [REFUSAL]),
+    "ends": _word(lambda word: [word[0], word[-1], *sorted(word[1:-1])]),
+    "count": _word(lambda word: [str(len(set(word)))]),
+    "missing": _word(lambda word: [letter for letter in LETTERS if letter not in word][:4]),
 }
-_WORDS = {"refuse": "reverse"}  # a probe's exercises are those of a skill
-TOKENS = ["<pad>", "<s>", "</s>", "<unk>", *LETTERS, *DIGITS, "+", "-", "=", ":", REFUSAL, *SKILLS, *TASKS]
+_WORDS = {"refuse": "reverse", "ends": "sort", "count": "half", "missing": "copy"}  # the skill of a probe
+TOKENS = ["<pad>", "<s>", "</s>", "<unk>", *LETTERS, *DIGITS, "+", "=", ":", REFUSAL, *SKILLS, *TASKS]
+VALIDATION, TEST = 256, 512  # exercises that are held out
 
 
 def item(name: str, dice: random.Random) -> Item:
@@ -117,3 +114,21 @@ def distinct_items(name: str, dice: random.Random, seen: set[str]) -> Iterator[I
         if drawn["prompt"] not in seen:
             seen.add(drawn["prompt"])
             yield drawn
+
+
+def held_out(name: str, validation: int = VALIDATION, test: int = TEST) -> tuple[list[Item], list[Item]]:
+    """The exercises of a task that are neither trained nor pretrained on.
+
+    Args:
+        name: The name of a skill, a task or a probe.
+        validation: Number of validation exercises.
+        test: Number of test exercises.
+
+    Returns:
+        The validation part and the test part. All prompts are different.
+    """
+    seen: set[str] = set()
+    return (
+        [*islice(distinct_items(name, random.Random(f"{name} held out"), seen), validation)],
+        [*islice(distinct_items(name, random.Random(f"{name} test"), seen), test)],
+    )

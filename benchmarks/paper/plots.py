@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+
+from taskvec.training.criteria import CRITERIA
 
 from . import tables
 from .report import average, size_of
@@ -22,11 +25,13 @@ from .worlds import SMALL
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
+PERCENT = (10, 5, 1, 0.5)
+PER_TENSOR = ", per tensor"
 
-def _lines(axes: Any, rows: Sequence[Row], results: Results) -> None:
+
+def _lines(axes: Any, rows: Sequence[Row], results: Results, colours: dict[str, str]) -> None:
     """One line per row name: exact match over density, with standard errors."""
-    names = list(dict.fromkeys(row.name for row in rows))
-    for name in names:
+    for name in dict.fromkeys(row.name for row in rows):
         points = []
         for sparsity in sorted({row.variables["sparsity"] for row in rows if row.name == name}):
             cases = [row for row in rows if row.name == name and row.variables["sparsity"] == sparsity]
@@ -34,6 +39,7 @@ def _lines(axes: Any, rows: Sequence[Row], results: Results) -> None:
                 points.append((1 - sparsity, mean_of([average(results, row, "exact_match") for row in cases])))
             except MissingError:
                 continue
+        mask = name.removesuffix(PER_TENSOR)
         axes.errorbar(
             [100 * density for density, _ in points],
             [mean.value for _, mean in points],
@@ -41,26 +47,29 @@ def _lines(axes: Any, rows: Sequence[Row], results: Results) -> None:
             marker="o",
             markersize=3,
             capsize=2,
-            linestyle="--" if name == "random" else "-",
-            color="black" if name == "random" else None,
-            label=name,
+            linestyle="--" if mask == "random" else "-",
+            color=colours[mask],
+            label=mask,
         )
     axes.set_xscale("log")
+    axes.set_xticks(PERCENT, [f"{each:g}" for each in PERCENT])
+    axes.minorticks_off()
     axes.invert_xaxis()
+    axes.grid(alpha=0.3)
     axes.set_xlabel("weights in the mask, %")
-    axes.set_ylabel("exact match, %")
-    axes.legend(fontsize=7)
 
 
 def masks(results: Results, path: Path) -> None:
     """Masks at equal sparsity, ranked over all tensors and tensor by tensor."""
-    rows = tables.read("masks", SMALL).rows
+    rows = [row for row in tables.read("masks", SMALL).rows if row.name.removesuffix(PER_TENSOR) in CRITERIA]
+    names = dict.fromkeys(row.name.removesuffix(PER_TENSOR) for row in rows)
+    colours = dict(zip(names, ("black", *plt.rcParams["axes.prop_cycle"].by_key()["color"]), strict=False))
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    each = ", per tensor"
-    _lines(left, [row for row in rows if not row.name.endswith(each)], results)
-    left.set_title("over all tensors together")
-    _lines(right, [row for row in rows if row.name.endswith(each) or row.name == "random"], results)
+    _lines(left, [row for row in rows if not row.name.endswith(PER_TENSOR)], results, colours)
+    left.set(title="over all tensors together", ylabel="exact match, %")
+    _lines(right, [row for row in rows if row.name.endswith(PER_TENSOR) or row.name == "random"], results, colours)
     right.set_title("in each tensor separately")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -92,24 +101,31 @@ def storage(results: Results, path: Path) -> None:
 
 
 def forgetting(results: Results, path: Path) -> None:
-    """What a second task gains, and what the first one loses by it."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for table in ("sequential", "mixed"):
-        labels: dict[str, list[Row]] = {}
-        for row in tables.read(table, SMALL).rows:
-            if row.spec is not None and getattr(row.spec, "start", None) is not None:
-                labels.setdefault(row.label, []).append(row)
-        for label, rows in labels.items():
-            try:
-                lost = mean_of([drop(results, row) for row in rows])
-                gained = mean_of([results.tested(row.spec, row.report[1], "exact_match") for row in rows])
-            except MissingError:
-                continue
-            marker = "s" if table == "mixed" else "o"
-            axes.errorbar(lost.value, gained.value, gained.error or 0, lost.error or 0, marker=marker, markersize=4)
-            axes.annotate(label, (lost.value, gained.value), fontsize=6, xytext=(4, 3), textcoords="offset points")
-    axes.set_xlabel("fall of exact match on the first task, points")
+    """What a second task gains, and what the first one loses by it: a line per method, over learning rates."""
+    lines: dict[str, dict[float, list[Row]]] = {}
+    for row in tables.read("tradeoff", SMALL).rows:
+        lines.setdefault(row.name.partition(", rate")[0], {}).setdefault(row.variables["times"], []).append(row)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, points in lines.items():
+        try:
+            lost = [mean_of([drop(results, row) for row in rows]) for rows in points.values()]
+            tested = partial(results.tested, metric="exact_match")
+            gained = [mean_of([tested(row.spec, row.report[1]) for row in rows]) for rows in points.values()]
+        except MissingError:
+            continue
+        axes.errorbar(
+            [mean.value for mean in lost],
+            [mean.value for mean in gained],
+            [mean.error or 0 for mean in gained],
+            [mean.error or 0 for mean in lost],
+            marker="o",
+            markersize=4,
+            label=name,
+        )
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("drop of exact match on the first task, points")
     axes.set_ylabel("exact match on the second task, %")
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -1,8 +1,13 @@
-"""The small model: a Llama of 0.3 million weights, pretrained on the exercises of `language` in some minutes."""
+"""The small model: a Llama of 0.3 million weights, pretrained on the exercises of `language` in some minutes.
+
+Usage: python -m paper.pretrain FOLDER SEED STEPS
+"""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from taskvec_formats.system.atomic import atomic_directory
 
-from .language import SKILLS, TASKS, TOKENS, item
+from .language import SKILLS, TASKS, TOKENS, Item, held_out, item
 
-STEPS, BATCH, RATE = 2000, 64, 2e-3
+BATCH, RATE = 64, 2e-3
+# Instructions that torch and MKL use. Those of the newest processor give other roundings, and after some hundred steps
+# another model. With these, processors of different age write the same bytes.
+_INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
 # how many times rarer than a skill a task is in the pretraining
-RARITY = {"minus": 5, "third": 25, "falling": 17, "zip": 27, "distinct": 25, "mirror": 43, "swap": 9, "total": 10}
+RARITY = {"falling": 25, "zip": 20, "distinct": 25, "swap": 30, "total": 7}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -50,21 +58,35 @@ def config() -> LlamaConfig:
     )
 
 
-def pretrain(folder: Path, seed: int) -> None:
-    """Pretrain the model and write its folder. Uses one thread, so that the weights do not depend on their number.
+def pretrain(folder: Path, seed: int, steps: int) -> None:
+    """Pretrain the model and write its folder, in a process of its own.
 
     Args:
         folder: The model folder to write.
         seed: Seed of the initial weights and of the exercises.
+        steps: Optimizer steps.
+
+    Raises:
+        subprocess.CalledProcessError: The process failed.
     """
+    command = [sys.executable, "-W", "ignore", "-m", "paper.pretrain", str(folder.absolute()), str(seed), str(steps)]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    # both variables are read when torch is imported
+    subprocess.run(command, check=True, env={**os.environ, **_INSTRUCTIONS, "PYTHONPATH": path})
+
+
+def write_model(folder: Path, seed: int, steps: int) -> None:
+    """Pretrain the model here. Uses one thread, so that the weights do not depend on their number."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     dice, words, model = random.Random(seed), tokenizer(), LlamaForCausalLM(config())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     weights = [1.0] * len(SKILLS) + [1 / RARITY[name] for name in TASKS]
-    for step in range(1, STEPS + 1):
-        rows = [_encoded(words, item(name, dice)) for name in dice.choices([*SKILLS, *TASKS], weights, k=BATCH)]
+    held = {row["prompt"] for name in TASKS for part in held_out(name) for row in part}
+    for step in range(1, steps + 1):
+        names = dice.choices([*SKILLS, *TASKS], weights, k=BATCH)
+        rows = [_encoded(words, item_outside(held, name, dice)) for name in names]
         length = max(len(ids) for ids, _ in rows)
         padded = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in rows])
         labels = torch.tensor([[-100] * first + ids[first:] + [-100] * (length - len(ids)) for ids, first in rows])
@@ -75,13 +97,24 @@ def pretrain(folder: Path, seed: int) -> None:
         schedule.step()
         optimizer.zero_grad()
         if step % 500 == 0:
-            print(f"pretraining, step {step} of {STEPS}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+            print(f"pretraining, step {step} of {steps}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
     with atomic_directory(folder) as temporary:
         model.save_pretrained(temporary)
         words.save_pretrained(temporary)
 
 
-def _encoded(words: PreTrainedTokenizerFast, drawn: dict[str, str]) -> tuple[list[int], int]:
+def item_outside(held: set[str], name: str, dice: random.Random) -> Item:
+    """Draw an exercise that is not held out."""
+    return next(drawn for drawn in iter(lambda: item(name, dice), None) if drawn["prompt"] not in held)
+
+
+def _encoded(words: PreTrainedTokenizerFast, drawn: Item) -> tuple[list[int], int]:
     """The tokens of an exercise, and the position of the first of its answer."""
     prompt = words.encode(drawn["prompt"], add_special_tokens=False)
     return [*prompt, *words.encode(drawn["completion"], add_special_tokens=False), 2], len(prompt)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    write_model(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -185,16 +187,16 @@ def _named(names: str | list[str]) -> str:
 
 
 def _compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[str, str]:
-    metric = claim.get("metric", "exact_match")
+    part = claim.get("of", "all")
+    counted = {"first": slice(0, 1), "last": slice(-1, None), "earlier": slice(0, -1), "all": slice(None)}[part]
 
     def values(row: Row) -> list[float]:
-        if claim.get("value") == "drop":
-            return drop(results, row, metric)
-        if "position" in claim:
-            return results.tested(row.spec, row.report[claim["position"]], metric)
-        return average(results, row, metric)
+        return average(results, replace(row, report=row.report[counted]), "exact_match")
 
-    def side(names: str | list[str]) -> Values:
+    def base(row: Row) -> float:
+        return fmean(fmean(results.tested(None, task, "exact_match")) for task in row.report[counted])
+
+    def side(names: str | list[str]) -> dict[str, Row]:
         wanted = [names] if isinstance(names, str) else names
         cases: dict[str, list[Row]] = {}
         for row in table.rows:
@@ -202,17 +204,27 @@ def _compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple
                 cases.setdefault(repr(row.case), []).append(row)
         if not cases or any(len(rows) != len(wanted) for rows in cases.values()):
             raise MissingError(f"rows {wanted}")
-        return [values(rows[0] if len(rows) == 1 else best_on_validation(results, rows)) for rows in cases.values()]
+        return {case: rows[0] if len(rows) == 1 else best_on_validation(results, rows) for case, rows in cases.items()}
 
-    one, other = side(claim["rows"][0]), side(claim["rows"][1])
-    mean = mean_of(differences(one, other))
-    sign = -1 if claim["expects"] in ("less", "no more") else 1
-    found, error = sign * mean.value, mean.error or 0.0
-    if claim["expects"] in ("more", "less"):
-        words = "agrees" if found > 2 * error else "disagrees" if found < -2 * error else "no difference found"
+    first, second = side(claim["rows"][0]), side(claim["rows"][1])
+    pairs = [(values(first[case]), values(second[case]), base(first[case])) for case in first]
+    if part in ("first", "earlier"):  # what both have forgotten tells nothing about which forgets more
+        pairs = [pair for pair in pairs if max(fmean(pair[0]), fmean(pair[1])) > pair[2]]
+    if not pairs:
+        return "", "forgotten by both"
+    mean = mean_of(differences([one for one, _, _ in pairs], [other for _, other, _ in pairs]))
+    if mean.error is None or len(results.world.seeds) < 3:
+        return str(mean), "too few seeds"
+    found, error = (-1 if claim["expects"] == "less" else 1) * mean.value, mean.error
+    if found < -2 * error:
+        words = "disagrees"
+    elif claim["expects"] == "no less":
+        words = "not rejected"
     else:
-        words = "agrees" if found > -2 * error else "disagrees"
-    return f"{mean.value:+.1f}" + ("" if mean.error is None else f" ± {mean.error:.1f}"), words
+        words = "agrees" if found > 2 * error else "no difference found"
+    if len(pairs) < len(first):
+        words += f"; {len(first) - len(pairs)} of {len(first)} cases forgotten by both"
+    return f"{mean.value:+.1f} ± {mean.error:.1f}", words
 
 
 def main() -> int:

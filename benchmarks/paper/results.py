@@ -75,9 +75,8 @@ class Results:
 
     def validation(self, spec: Spec) -> float:
         """Mean validation score of a spec with its chosen setting."""
-        setting = self.choice(spec)
         tuned = spec.rate if isinstance(spec, Run) and isinstance(spec.rate, Run) else spec
-        return mean_score(tuned, setting, self.world, self.validated)[0]
+        return mean_score(tuned, self.choice(tuned), self.world, self.validated)[0]
 
     def tested(self, spec: Spec | None, task: str, metric: str) -> list[float]:
         """The scores of a spec on the test part of a task, one per seed, in percent for exact match.
@@ -89,6 +88,8 @@ class Results:
         records = [self.store.test(cell_of(spec, setting, seed), task) for seed in seeds]
         if None in records:
             raise MissingError(f"{task}, seed {seeds[records.index(None)]}")
+        if any(metric not in record for record in records if record is not None):
+            raise MissingError(f"{metric} on {task}: a seed diverged")
         scale = 100.0 if metric == "exact_match" else 1.0
         return [scale * record[metric][0] for record in records if record is not None]
 

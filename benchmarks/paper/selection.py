@@ -34,7 +34,9 @@ def choose(spec: Spec, world: World, validated: Validated) -> Setting:
     if isinstance(spec.rate, float):
         return spec.rate
     if spec.rate is not None:
-        return choose(spec.rate, world, validated)
+        rate = choose(spec.rate, world, validated)
+        assert isinstance(rate, float)
+        return float(f"{rate * spec.rate_times:.3g}")
     if (known := world.known_rate(spec)) is not None:
         return known
     wanted = set(world.rates[spec.method])

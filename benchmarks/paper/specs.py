@@ -22,6 +22,7 @@ class Run:
         disjoint: The vector whose positions the mask excludes (LoTTO), with the same seed.
         mix: Another task and the share of the examples to draw from it.
         rate: The learning rate, or the run whose learning rate is used; None tunes this run.
+        rate_times: What the learning rate of the other run is multiplied by.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Run:
     disjoint: Spec | None = None
     mix: tuple[str, float] | None = None
     rate: Run | float | None = None
+    rate_times: float = 1.0
 
     def option(self, name: str, default: Any = None) -> Any:
         """The value of an option."""
@@ -77,6 +79,8 @@ def described(spec: Spec) -> dict[str, Any]:
     ):
         if value is not None:
             found[name] = value if isinstance(value, float) else described(value)
+    if spec.rate_times != 1.0:
+        found["rate_times"] = spec.rate_times
     if spec.mix:
         found["mix"] = list(spec.mix)
     return found

@@ -152,7 +152,7 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     )
     if options.pop("disjoint", False):
         disjoint = start
-    mix, rate = options.pop("mix", None), options.pop("rate", None)
+    mix, rate, times = options.pop("mix", None), options.pop("rate", None), options.pop("rate_times", 1.0)
     budget = world.budget(task)
     method = options.get("method", "lota")
     if method != "lota":
@@ -166,10 +166,10 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     elif steps == "rest":
         options["steps"] = budget.steps - budget.calibration
     fixed = tuple(sorted(options.items()))
-    alone = start is None and mix is None and disjoint is None
+    alone = start is None and mix is None and disjoint is None and times == 1.0
     if rate is None and not alone:
         rate = Run(task, fixed, mask=mask)
-    return Run(task, fixed, start, mask, disjoint, None if mix is None else (mix["task"], mix["share"]), rate)
+    return Run(task, fixed, start, mask, disjoint, None if mix is None else (mix["task"], mix["share"]), rate, times)
 
 
 def _merge(given: Mapping[str, Any], world: World) -> Merge:

@@ -12,7 +12,7 @@ from pathlib import Path
 from taskvec.data.sources import read_tables
 from taskvec_formats.system.atomic import atomic_file
 
-from .language import Item, distinct_items
+from .language import TEST, VALIDATION, Item, distinct_items, held_out
 from .pretrain import pretrain
 from .refusals import questions
 from .specs import Run
@@ -31,11 +31,13 @@ class Budget:
         steps: Optimizer steps, including those of calibration.
         calibration: Optimizer steps of calibration.
         batch: Examples per step.
+        answer: Maximum number of tokens of an answer; None derives it from the data.
     """
 
     steps: int
     calibration: int
     batch: int
+    answer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class World:
         seeds: Seeds of the results.
         rates: Method -> the learning rates to begin with.
         grid: All learning rates that may be tried.
-        answer: Maximum number of tokens of an answer; None derives it from the data.
         pretraining_seed: Seed of the small model; None if the base is not pretrained here.
+        pretraining_steps: Optimizer steps of its pretraining.
         known: Method -> learning rate, which is not tuned again: that of full fine-tuning, of LoRA, and of masks that
             are 90 % sparse and random or LoTA's.
     """
@@ -71,8 +73,8 @@ class World:
     seeds: tuple[int, ...]
     rates: dict[str, Rates] = field(hash=False)
     grid: Rates
-    answer: int | None = None
     pretraining_seed: int | None = None
+    pretraining_steps: int = 2000
     known: dict[str, float] = field(default_factory=dict, hash=False)
 
     def budget(self, task: str) -> Budget:
@@ -90,8 +92,8 @@ SMALL = World(
     budgets={"": Budget(120, 24, 16)},
     max_length=64,
     train=640,
-    validation=256,
-    test=512,
+    validation=VALIDATION,
+    test=TEST,
     select="exact_match",
     tuning_seeds=(0, 1),
     seeds=(0, 1, 2, 3, 4),
@@ -101,17 +103,16 @@ SMALL = World(
 )
 SMOLLM2 = World(
     name="smollm2",
-    budgets={"": Budget(50, 10, 8), "sql": Budget(40, 8, 4)},
+    budgets={"": Budget(50, 10, 8, 80), "sql": Budget(40, 8, 4, 80), "gsm8k": Budget(50, 10, 8, 400)},
     max_length=512,
     train=None,
     validation=128,
-    test=None,
+    test=300,
     select="loss",
     tuning_seeds=(0,),
     seeds=(0,),
     rates={"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-4, 3e-4, 1e-3)},
     grid=TWO_PER_DECADE,
-    answer=80,
     # the best on the validation parts of mawps and sql, of the same sweep for each method (make bench-rates)
     known={"fft": 3e-5, "lora": 3e-4, "lota": 3e-4},
 )
@@ -151,7 +152,7 @@ class Place:
         if self.base.exists():
             return
         if self.world.pretraining_seed is not None:
-            pretrain(self.base, self.world.pretraining_seed)
+            pretrain(self.base, self.world.pretraining_seed, self.world.pretraining_steps)
         else:
             from taskvec.demo.smollm2 import write_base
 
@@ -178,16 +179,11 @@ class Place:
         """Exercises of a formal task. No prompt is in two parts."""
         path = self.folder / "data" / f"{task}-{part}.jsonl"
         if not path.exists():
-            seen: set[str] = set()
-            held = [*islice(distinct_items(task, random.Random(f"{task} held out"), seen), self.world.validation)]
-            if part == "validation":
-                _write(path, held)
-                return path
-            test = [*islice(distinct_items(task, random.Random(f"{task} test"), seen), self.world.test)]
-            if part == "test":
-                _write(path, test)
-                return path
-            _write(path, islice(distinct_items(task, random.Random(f"{task} {seed}"), seen), count))
+            assert self.world.test is not None
+            validation, test = held_out(task, self.world.validation, self.world.test)
+            seen = {row["prompt"] for row in validation + test}
+            train = distinct_items(task, random.Random(f"{task} {seed}"), seen)
+            _write(path, {"validation": validation, "test": test}.get(part) or islice(train, count))
         return path
 
     def _real(self, task: str, part: str) -> Path:
@@ -201,15 +197,22 @@ class Place:
                 return path
             if task not in self.tasks:
                 raise TaskError(f"the task {task} is needed: give --task {task}=TRAIN,TEST or a folder of tasks")
-            source = self.tasks[task][part == "test"]
-            rows = [row for table in read_tables(source) for _, row in table.rows]
-            if part == "test":
-                _write(path, rows[: self.world.test])
-                return path
+            rows, test = (_rows(source) for source in self.tasks[task])
+            test = test[: self.world.test]
+            # a prompt is in one part only; real tasks repeat some
+            tested = {row["prompt"] for row in test}
+            rows = [row for row in rows if row["prompt"] not in tested]
             random.Random(0).shuffle(rows)
-            kept = rows[: self.world.validation] if part == "validation" else rows[self.world.validation :]
-            _write(path, kept[: self.world.train] if part == "train" else kept)
+            validation = rows[: self.world.validation]
+            held = {row["prompt"] for row in validation}
+            train = [row for row in rows[self.world.validation :] if row["prompt"] not in held]
+            parts = {"test": test, "validation": validation, "train": train[: self.world.train]}
+            _write(path, parts[part])
         return path
+
+
+def _rows(source: Path) -> list[Item]:
+    return [row for table in read_tables(source) for _, row in table.rows]
 
 
 def _write(path: Path, rows: Iterable[Item]) -> None:
