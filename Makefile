@@ -136,6 +136,7 @@ bench-tasks: $(RUNS)/base
 
 # each line of PAPER/*.jsonl is a cell, which is not computed again; the small model needs no TASKS
 paper: $(VENV)/smollm2
+	@test -d "$(TASKS)" || { echo "TASKS=$(TASKS) is not a folder of tasks" >&2; exit 2; }
 	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper small $(PAPER)/small $(PAPER)/small.jsonl
 	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper smollm2 $(PAPER)/smollm2 $(PAPER)/smollm2.jsonl --tasks $(TASKS)
 	for world in small smollm2; do \

@@ -25,8 +25,8 @@ from taskvec.data.sources import data_path
 from taskvec.hub import open_checkpoint
 
 from . import tables, workers
-from .store import Store
-from .worlds import WORLDS, Place
+from .store import Store, StoreError
+from .worlds import WORLDS, Place, TaskError
 
 
 def main() -> int:
@@ -43,10 +43,14 @@ def main() -> int:
     given = parser.parse_intermixed_args()
     world = tables.sized(WORLDS[given.world], quick=given.quick)
     place = Place(world, given.folder.absolute(), _tasks(given.tasks, given.task))
-    place.prepare()
-    store = Store(given.results)
-    head = store.begin(_head(place))
     rows = [row for name in given.tables or tables.names() for row in tables.read(name, world, quick=given.quick).rows]
+    store = Store(given.results)
+    try:
+        place.check({task for row in rows for task in row.report})
+        place.prepare()
+        head = store.begin(_head(place))
+    except (StoreError, TaskError) as fault:
+        sys.exit(str(fault))
     failed = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too
     # a fresh process per worker: torch's threads do not survive a fork
@@ -61,6 +65,8 @@ def _tasks(folder: Path | None, given: list[str]) -> dict[str, tuple[Path, Path]
     """Real tasks by name, from a folder of them and from the option --task."""
     found = {}
     if folder is not None:
+        if not folder.is_dir():
+            sys.exit(f"--tasks: {folder} is not a folder")
         for path in sorted(folder.iterdir()):
             files = path / "train.jsonl", path / "test.jsonl"
             if all(file.exists() for file in files):

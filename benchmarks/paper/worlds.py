@@ -146,6 +146,16 @@ class Place:
         """The model folder."""
         return self.folder / "base"
 
+    def check(self, tasks: Iterable[str]) -> None:
+        """Check that the data of tasks are given.
+
+        Raises:
+            TaskError: Those of a task are not.
+        """
+        for task in sorted(tasks):
+            if not self._is_formal(task) and task != PROBE and task not in self.tasks:
+                raise TaskError(f"the task {task} is needed: give --task {task}=TRAIN,TEST or a folder of tasks")
+
     def prepare(self) -> None:
         """Make the base if it is missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,8 +205,7 @@ class Place:
                 cut = len(rows) // 4
                 _write(path, {"test": rows[:cut], "validation": rows[cut : 2 * cut], "train": rows[2 * cut :]}[part])
                 return path
-            if task not in self.tasks:
-                raise TaskError(f"the task {task} is needed: give --task {task}=TRAIN,TEST or a folder of tasks")
+            self.check([task])
             rows, test = (_rows(source) for source in self.tasks[task])
             test = test[: self.world.test]
             # a prompt is in one part only; real tasks repeat some

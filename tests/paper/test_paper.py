@@ -107,6 +107,21 @@ def test_a_real_task_that_is_not_given_is_named(tmp_path: Path) -> None:
         Place(WORLDS["smollm2"], tmp_path).test("mawps")
 
 
+def test_real_tasks_that_repeat_prompts_have_them_in_one_part_only(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {number % 200}", "completion": "a\u2028b"} for number in range(400)]
+    files = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    files[0].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files[1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:20]))
+    place = Place(replace(WORLDS["smollm2"], validation=30), tmp_path, {"mawps": files})
+    counts = [
+        path.read_text().count("\n")
+        for path in (place.test("mawps"), place.validation("mawps"), place.train("mawps", 0))
+    ]
+    assert counts[:2] == [20, 30]
+    assert 290 <= counts[2] <= 330
+    assert check.shared_prompts(tmp_path / "data") == []
+
+
 def test_real_tasks_are_split_with_a_fixed_seed(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {number}", "completion": "answer"} for number in range(300)]
     files = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
