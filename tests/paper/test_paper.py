@@ -212,7 +212,7 @@ def test_a_rate_that_diverges_is_not_chosen() -> None:
 
 def test_a_sequence_uses_the_rate_of_the_task_alone() -> None:
     rows = {
-        row.name: row.spec for row in tables.read("sequential", SMALL).rows if row.case == {"a": "zip", "b": "falling"}
+        row.name: row.spec for row in tables.read("sequential", SMALL).rows if row.case == {"a": "ends", "b": "falling"}
     }
     alone = next(
         row.spec
