@@ -174,7 +174,7 @@ def verdicts(world: World, results: Results, *, quick: bool = False) -> str:
     for claim in yaml.safe_load(CLAIMS.read_text(encoding="utf-8")):
         table = tables.read(claim["table"], world, quick=quick)
         try:
-            difference, words = _compared(claim, table, results)
+            difference, words = compared(claim, table, results)
         except MissingError:
             difference, words = "", "not computed"
         shown = f"{_named(claim['rows'][0])} − {_named(claim['rows'][1])}"
@@ -186,7 +186,20 @@ def _named(names: str | list[str]) -> str:
     return names if isinstance(names, str) else f"best of ({'; '.join(names)})"
 
 
-def _compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[str, str]:
+def compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[str, str]:
+    """Test a claim.
+
+    Args:
+        claim: An entry of claims.yaml.
+        table: Its table.
+        results: The results of the world of the table.
+
+    Returns:
+        The difference of its rows with the standard error, and the verdict.
+
+    Raises:
+        MissingError: A row has not been computed.
+    """
     part = claim.get("of", "all")
     counted = {"first": slice(0, 1), "last": slice(-1, None), "earlier": slice(0, -1), "all": slice(None)}[part]
 

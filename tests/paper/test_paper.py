@@ -266,6 +266,43 @@ def test_means_and_their_errors() -> None:
     assert differences([[3.0, 4.0]], [[1.0, 1.0]]) == [[2.0, 3.0]]
 
 
+FIXED = {"full fine-tuning": 0.0003, "LoRA, r=16": 0.001}  # rows of the table heldout that are not tuned
+
+
+def _with_scores(path: Path, scores: dict[str, list[float]]) -> Store:
+    """Results of the rows of FIXED, the same on all tasks of the table, and of the base, which scores 0.2."""
+    store = Store(path)
+    for row in tables.read("heldout", SMALL).rows:
+        test = {"split": "test", "task": row.report[0]}
+        if row.spec is None:
+            store.add({"key": "base", "setting": None, "seed": 0, **test, "exact_match": [0.2, 0.0]})
+        for seed, score in enumerate(scores.get(row.name, [])):
+            cell = {"key": key_of(row.spec), "setting": FIXED[row.name], "seed": seed} if row.spec else {}
+            store.add({**cell, **test, "exact_match": [score, 0.0]})
+    return store
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expects", "of", "verdict"),
+    [
+        ([0.6, 0.7, 0.6, 0.7, 0.6], [0.4, 0.5, 0.4, 0.4, 0.4], "more", "all", "agrees"),
+        ([0.6, 0.7, 0.6, 0.7, 0.6], [0.4, 0.5, 0.4, 0.4, 0.4], "less", "all", "disagrees"),
+        ([0.6, 0.7, 0.6, 0.7, 0.6], [0.4, 0.5, 0.4, 0.4, 0.4], "no less", "all", "not rejected"),
+        ([0.4, 0.5, 0.4, 0.4, 0.4], [0.6, 0.7, 0.6, 0.7, 0.6], "no less", "all", "disagrees"),
+        ([0.5, 0.3, 0.5, 0.3, 0.5], [0.4, 0.4, 0.5, 0.4, 0.4], "more", "all", "no difference found"),
+        ([0.1, 0.2, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.0, 0.0], "more", "first", "forgotten by both"),
+        ([0.1, 0.2, 0.1, 0.2, 0.1], [0.0, 0.0, 0.0, 0.0, 0.0], "more", "last", "agrees"),
+    ],
+)
+def test_verdicts(tmp_path: Path, first: list[float], second: list[float], expects: str, of: str, verdict: str) -> None:
+    store = _with_scores(tmp_path / "results.jsonl", dict(zip(FIXED, (first, second), strict=True)))
+    claim = {"rows": list(FIXED), "expects": expects, "of": of}
+    table = tables.read("heldout", SMALL)
+    assert report.compared(claim, table, Results(SMALL, store))[1] == verdict
+    few = replace(SMALL, seeds=(0, 1))
+    assert report.compared(claim, table, Results(few, store))[1] in ("too few seeds", "forgotten by both")
+
+
 def test_a_test_score_of_another_setting_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path / "results.jsonl")
     row = next(row for row in tables.read("single", SMALL).rows if row.name == "full fine-tuning")
