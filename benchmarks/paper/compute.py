@@ -120,14 +120,13 @@ class Lab:
     def score(self, vector: Path | None, task: str, part: str) -> Scores:
         """Scores of a vector on the part "validation" or "test" of a task: metric -> value and standard error."""
         only_loss = self.world.select == "loss" and part == "validation"
-        small = self.world.pretraining_seed is not None
         try:
             found = taskvec.evaluate(
                 self.place.base,
                 self.place.test(task) if part == "test" else self.place.validation(task),
                 [] if vector is None else [vector],
                 metrics=("loss",) if only_loss else ("loss", "exact_match"),
-                batch_size=BATCH if small else 32,
+                batch_size=BATCH if self.world.formal else 32,
                 max_length=self.world.max_length,
                 max_new_tokens=None if only_loss else self.world.budget(task).answer,
             )

@@ -1,6 +1,7 @@
-"""The small model: a Llama of 0.3 million weights, pretrained on the exercises of `language` in some minutes.
+"""The small model: a Llama of 0.3 million weights, pretrained on the exercises of `language` in three minutes.
 
-Usage: python -m paper.pretrain FOLDER SEED STEPS
+Usage: python -m paper.pretrain FOLDER SEED STEPS. SMALL_MODEL has seed 0 and 2000 steps. It is committed, so that the
+results of all machines are about the same base.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from taskvec_formats.system.atomic import atomic_directory
 
 from .language import SKILLS, TASKS, TOKENS, Item, held_out, item
 
+SMALL_MODEL = Path(__file__).parent / "base"
 BATCH, RATE = 64, 2e-3
-# Instructions that torch and MKL use. Those of the newest processor give other roundings, and after some hundred steps
-# another model. With these, processors of different age write the same bytes.
+# Instructions that torch and MKL use. Other ones round differently, which after some hundred steps gives another model;
+# the newest are left out, so that the bytes depend less on the processor.
 _INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
 # how many times rarer than a skill a task is in the pretraining
 RARITY = {"falling": 25, "zip": 20, "distinct": 25, "swap": 30, "total": 7}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from taskvec.data.sources import read_tables
-from taskvec_formats.system.atomic import atomic_file
+from taskvec_formats.system.atomic import atomic_directory, atomic_file
 
 from .language import TEST, VALIDATION, Item, distinct_items, held_out
-from .pretrain import pretrain
+from .pretrain import SMALL_MODEL
 from .refusals import questions
 from .specs import Run
 
@@ -56,8 +57,7 @@ class World:
         seeds: Seeds of the results.
         rates: Method -> the learning rates to begin with.
         grid: All learning rates that may be tried.
-        pretraining_seed: Seed of the small model; None if the base is not pretrained here.
-        pretraining_steps: Optimizer steps of its pretraining.
+        formal: Whether the tasks are those of `language`, and the base is the small model, which is committed.
         known: Method -> learning rate, which is not tuned again: that of full fine-tuning, of LoRA, and of masks that
             are 90 % sparse and random or LoTA's.
     """
@@ -73,8 +73,7 @@ class World:
     seeds: tuple[int, ...]
     rates: dict[str, Rates] = field(hash=False)
     grid: Rates
-    pretraining_seed: int | None = None
-    pretraining_steps: int = 2000
+    formal: bool = False
     known: dict[str, float] = field(default_factory=dict, hash=False)
 
     def budget(self, task: str) -> Budget:
@@ -99,7 +98,7 @@ SMALL = World(
     seeds=(0, 1, 2, 3, 4),
     rates={"fft": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2), "lota": (1e-3, 3e-3, 1e-2)},
     grid=FOUR_PER_DECADE,
-    pretraining_seed=0,
+    formal=True,
 )
 SMOLLM2 = World(
     name="smollm2",
@@ -153,7 +152,7 @@ class Place:
             TaskError: Those of a task are not.
         """
         for task in sorted(tasks):
-            if not self._is_formal(task) and task != PROBE and task not in self.tasks:
+            if not self.world.formal and task != PROBE and task not in self.tasks:
                 raise TaskError(f"the task {task} is needed: give --task {task}=TRAIN,TEST or a folder of tasks")
 
     def prepare(self) -> None:
@@ -161,8 +160,9 @@ class Place:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.base.exists():
             return
-        if self.world.pretraining_seed is not None:
-            pretrain(self.base, self.world.pretraining_seed, self.world.pretraining_steps)
+        if self.world.formal:
+            with atomic_directory(self.base) as temporary:
+                shutil.copytree(SMALL_MODEL, temporary, dirs_exist_ok=True)
         else:
             from taskvec.demo.smollm2 import write_base
 
@@ -170,20 +170,17 @@ class Place:
 
     def train(self, task: str, seed: int) -> Path:
         """The file to train on. In the small world each seed has other examples."""
-        if self._is_formal(task):
+        if self.world.formal:
             return self._formal(task, f"train-{seed}", seed, self.world.train)
         return self._real(task, "train")
 
     def validation(self, task: str) -> Path:
         """The file on which settings are chosen."""
-        return self._formal(task, "validation", 0, None) if self._is_formal(task) else self._real(task, "validation")
+        return self._formal(task, "validation", 0, None) if self.world.formal else self._real(task, "validation")
 
     def test(self, task: str) -> Path:
         """The file on which nothing is chosen."""
-        return self._formal(task, "test", 0, None) if self._is_formal(task) else self._real(task, "test")
-
-    def _is_formal(self, task: str) -> bool:
-        return self.world.pretraining_seed is not None
+        return self._formal(task, "test", 0, None) if self.world.formal else self._real(task, "test")
 
     def _formal(self, task: str, part: str, seed: int, count: int | None) -> Path:
         """Exercises of a formal task. No prompt is in two parts."""

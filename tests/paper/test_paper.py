@@ -26,7 +26,7 @@ from paper.language import (
     held_out,
     item,
 )
-from paper.pretrain import item_outside, pretrain
+from paper.pretrain import SMALL_MODEL, item_outside, pretrain
 from paper.refusals import REFUSAL
 from paper.results import Results, differences, mean_of
 from paper.selection import Setting, cell_of, choose
@@ -85,6 +85,12 @@ def test_every_word_of_the_language_is_a_token() -> None:
             assert set(drawn["prompt"].split()) | set(drawn["completion"].split()) <= set(TOKENS)
     assert item("refuse", dice)["prompt"].startswith("reverse :")
     assert len(set(TOKENS)) == len(TOKENS)
+
+
+def test_the_committed_model_knows_the_words_of_the_language() -> None:
+    words = json.loads((SMALL_MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    assert sorted(words, key=words.__getitem__) == TOKENS
+    assert json.loads((SMALL_MODEL / "config.json").read_text(encoding="utf-8"))["vocab_size"] == len(TOKENS)
 
 
 def test_distinct_items_repeat_no_prompt() -> None:
@@ -367,7 +373,6 @@ def test_a_table_is_computed_resumed_and_reported(tmp_path: Path) -> None:
         tuning_seeds=(0,),
         seeds=(0, 1),
         grid=(1e-4, 1e-3, 1e-2),
-        pretraining_steps=3,
     )
     place = Place(replace(world, rates=dict.fromkeys(world.rates, (1e-3,))), tmp_path / "small")
     place.prepare()
