@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from taskvec.training.criteria import CRITERIA
 
 from . import tables
 from .report import average, size_of
-from .results import MissingError, Results, drop, mean_of
+from .results import MissingError, Results, mean_of
 from .store import Store
 from .tables import Row
 from .worlds import SMALL
@@ -101,29 +100,33 @@ def storage(results: Results, path: Path) -> None:
 
 
 def forgetting(results: Results, path: Path) -> None:
-    """What a second task gains, and what the first one loses by it: a line per method, over learning rates."""
+    """The first task against the second after both: a line per method, over learning rates of the second."""
     lines: dict[str, dict[float, list[Row]]] = {}
     for row in tables.read("tradeoff", SMALL).rows:
         lines.setdefault(row.name.partition(", rate")[0], {}).setdefault(row.variables["times"], []).append(row)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, points in lines.items():
         try:
-            lost = [mean_of([drop(results, row) for row in rows]) for rows in points.values()]
-            tested = partial(results.tested, metric="exact_match")
-            gained = [mean_of([tested(row.spec, row.report[1]) for row in rows]) for rows in points.values()]
+            first, second = (
+                [
+                    mean_of([results.tested(row.spec, row.report[at], "exact_match") for row in rows])
+                    for rows in points.values()
+                ]
+                for at in (0, 1)
+            )
         except MissingError:
             continue
         axes.errorbar(
-            [mean.value for mean in lost],
-            [mean.value for mean in gained],
-            [mean.error or 0 for mean in gained],
-            [mean.error or 0 for mean in lost],
+            [mean.value for mean in first],
+            [mean.value for mean in second],
+            [mean.error or 0 for mean in second],
+            [mean.error or 0 for mean in first],
             marker="o",
             markersize=4,
             label=name,
         )
     axes.grid(alpha=0.3)
-    axes.set_xlabel("drop of exact match on the first task, points")
+    axes.set_xlabel("exact match on the first task, %")
     axes.set_ylabel("exact match on the second task, %")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
