@@ -164,7 +164,7 @@ def test_every_row_of_every_table_is_a_valid_run(world: World, quick: bool) -> N
                 check_spec(part)
             return
         TrainingOptions(**dict(spec.options), lr=1e-3).check(takes_mask=spec.mask is not None)
-        assert spec.option("steps") + spec.option("calibration_steps", 0) <= 2 * world.budget(spec.task).steps
+        assert spec.option("steps") + spec.option("calibration_steps", 0) <= 3 * world.budget(spec.task).steps
         for other in (spec.start, spec.mask, spec.disjoint):
             if other is not None:
                 check_spec(other)
