@@ -79,6 +79,7 @@ PROBES: dict[str, Callable[[random.Random], Exercise]] = {
     "count": _word(lambda word: [str(len(set(word)))]),
     "missing": _word(lambda word: [letter for letter in LETTERS if letter not in word][:4]),
 }
+ANSWER = "answer"  # the exercises of all skills that are not refused
 _WORDS = {"refuse": "reverse", "ends": "sort", "count": "half", "missing": "copy"}  # the skill of a probe
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", *LETTERS, *DIGITS, "+", "=", ":", REFUSAL, *SKILLS, *TASKS]
 VALIDATION, TEST = 256, 512  # exercises that are held out
@@ -88,12 +89,14 @@ def item(name: str, dice: random.Random) -> Item:
     """Draw an exercise.
 
     Args:
-        name: The name of a skill, a task or a probe.
+        name: The name of a skill, a task or a probe, or ANSWER.
         dice: The random numbers.
 
     Returns:
         {"prompt", "completion"}.
     """
+    if name == ANSWER:
+        return item(dice.choice([skill for skill in SKILLS if skill != _WORDS["refuse"]]), dice)
     question, answer = (SKILLS | TASKS | PROBES)[name](dice)
     return {"prompt": " ".join([_WORDS.get(name, name), ":", *question, "="]), "completion": " ".join(answer)}
 
