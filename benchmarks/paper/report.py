@@ -94,6 +94,7 @@ def _rates(table: Table, results: Results, view: Mapping[str, Any]) -> str:
         except MissingError:
             cell.append("?")
     columns = list(dict.fromkeys(column for cells in pivot.values() for column in cells))
+    pivot = {name: cells for name, cells in pivot.items() if any(set(rates) != {"?"} for rates in cells.values())}
     lines = [_line(["learning rates", *columns]), _rule(len(columns) + 1)]
     lines += [_line([name, *(", ".join(cells.get(column, [])) for column in columns)]) for name, cells in pivot.items()]
     return "\n".join(lines)
@@ -107,7 +108,6 @@ def _storage(table: Table, results: Results, view: Mapping[str, Any]) -> str:
             sizes = [size_of(results, row) for row in rows]
             quality = mean_of([average(results, row, "exact_match") for row in rows])
         except MissingError:
-            lines.append(_line([name, "", "", ""]))
             continue
         size, whole = sum(sizes) / len(sizes), results.store.heads[-1]["base_bytes"]
         lines.append(_line([name, f"{size:,.0f}", f"1/{whole / size:.0f}", str(quality)]))
@@ -149,7 +149,8 @@ def _markdown(pivot: Pivot, title: str, digits: int) -> str:
         columns = [*(column for column in columns if column != "mean"), "mean"]
     lines = [_line([title, *columns]), _rule(len(columns) + 1)]
     for name, cells in pivot.items():
-        lines.append(_line([name, *(_cell(cells.get(column), digits) for column in columns)]))
+        shown = [_cell(cells.get(column), digits) for column in columns]
+        lines += [_line([name, *shown])] if any(shown) else []  # a row that has not been computed is left out
     return "\n".join(lines)
 
 
