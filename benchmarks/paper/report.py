@@ -145,8 +145,7 @@ def _put(pivot: Pivot, name: str, column: str, values: Callable[[], list[float]]
 
 def _markdown(pivot: Pivot, title: str, digits: int) -> str:
     columns = list(dict.fromkeys(column for cells in pivot.values() for column in cells))
-    if "mean" in columns:
-        columns = [*(column for column in columns if column != "mean"), "mean"]
+    columns.sort(key=lambda column: (column.startswith("drop"), column == "mean"))  # these are last
     lines = [_line([title, *columns]), _rule(len(columns) + 1)]
     for name, cells in pivot.items():
         shown = [_cell(cells.get(column), digits) for column in columns]
