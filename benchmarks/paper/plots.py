@@ -87,11 +87,13 @@ def storage(results: Results, path: Path) -> None:
             continue
         name = label.partition(",")[0]
         if "then" in label:
-            name = "LoTA, from denser tickets"
+            name = "LoTA, masks of denser tickets"
         families.setdefault(name, []).append((size, mean.value, mean.error or 0))
     for name, points in families.items():
         sizes, values, errors = zip(*sorted(points), strict=True)
-        axes.errorbar(sizes, values, errors, marker="o", markersize=3, capsize=2, label=name)
+        marker, size = ("o", 3) if len(points) > 1 else ("*", 9)
+        axes.errorbar(sizes, values, errors, marker=marker, markersize=size, capsize=2, label=name, zorder=2 + size)
+    axes.grid(alpha=0.3)
     axes.set_xscale("log")
     axes.set_xlabel("bytes on disk")
     axes.set_ylabel("exact match, %")
