@@ -470,8 +470,13 @@ def test_a_loss_that_rises_is_said(losses: list[float], kept: int, *, rises: boo
 
 def test_the_command_warns_of_training_for_nothing(llama: Path, llama_bf16: Path, ten: Path, tmp_path: Path) -> None:
     common = [str(ten), "-o", str(tmp_path / "x.lota"), "--steps", "12", "--batch-size", "4", "--device", "cpu"]
-    wild = CliRunner().invoke(app, ["train", str(llama), *common, "--method", "fft", "--lr", "0.3"])
-    assert "warning: the training loss is higher in the last tenth of the steps than in the first" in wild.stderr
+    # which of the rates makes the loss rise depends on the roundings of the processor
+    wild = [
+        CliRunner().invoke(app, ["train", str(llama), *common, "--method", "fft", "--lr", rate, "--force"]).stderr
+        for rate in ("0.3", "30", "100")
+    ]
+    warning = "warning: the training loss is higher in the last tenth of the steps than in the first"
+    assert any(warning in stderr for stderr in wild)
     lost = CliRunner().invoke(
         app, ["train", str(llama_bf16), *common, "--mask", "random", "--lr", "1e-8", "--force", "--json"]
     )
