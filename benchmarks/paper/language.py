@@ -1,8 +1,7 @@
 """A formal language of short exercises: what the small model is pretrained on, and tasks that it is fine-tuned on.
 
 An exercise is a line such as `reverse : a c f =`, whose answer `f c a` can be verified. Spaces separate the tokens. The
-small model is pretrained on SKILLS, and sees few exercises of TASKS, so that it begins a task neither at zero nor at
-the ceiling.
+small model is pretrained on SKILLS and on few exercises of TASKS.
 """
 
 from __future__ import annotations
