@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -228,8 +229,9 @@ def test_numbers_of_any_kind_are_numbers(number: Any, case: Case, tmp_path: Path
     assert sparse_vector.provenance["sparsity"] == 0.5
     assert type(sparse_vector.provenance["sparsity"]) is float
     sparse_vector.save(tmp_path / "x.lota")
-    options = TrainingOptions(sparsity=number, lr=number, via=None, epochs=number)
-    assert [type(each) for each in (options.sparsity, options.lr, options.epochs)] == [float] * 3
+    options = TrainingOptions(sparsity=number, lr=number, via=[number], epochs=number)  # type: ignore[arg-type]
+    assert [type(each) for each in (options.sparsity, options.lr, options.epochs, *options.via)] == [float] * 4
+    assert options == replace(options, via=number)
     assert real("x", number) == 0.5
 
 

@@ -48,7 +48,7 @@ def _kind(hint: Any) -> str:
     """Return the kind of value that a file may give for a parameter with this type hint; paths are given as text."""
     kinds = [hint] if get_origin(hint) is list else [each for each in get_args(hint) or (hint,) if each is not NoneType]
     if get_origin(kinds[0]) is list:
-        return "list"
+        return "numbers" if get_args(kinds[0]) == (float,) else "list"
     return {bool: "bool", int: "int", float: "float", Rate: "rate"}.get(kinds[0], "str")
 
 

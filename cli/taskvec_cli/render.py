@@ -269,7 +269,8 @@ def training_lines(summary: dict[str, Any], *, in_a_row: bool) -> dict[str, Any]
     if summary["calibration_lr"] is not None:
         lines["calibration_learning_rate"] = f"{summary['calibration_lr']:g}"
     if summary["steps"]:
-        lines["learning_rate"] = f"{summary['lr']:g}"
+        rates = [f"{lr:g}" for lr in (*summary["via_lr"], summary["lr"])]
+        lines["learning_rates" if len(rates) > 1 else "learning_rate"] = ", then ".join(rates)
         lines["examples"] = _rows_line(summary["rows"])
         if summary["eval_rows"]:
             lines["examples_held_out"] = _rows_line(summary["eval_rows"])

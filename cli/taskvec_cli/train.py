@@ -95,9 +95,10 @@ class _Flags:
         ),
     ] = None
     via: Annotated[
-        float | None,
+        list[float] | None,
         typer.Option(
-            help="Train a ticket of this lower sparsity first, and use its largest entries as the mask.",
+            help="Train a ticket of this lower sparsity first, and use its largest entries as the mask; may be "
+            "repeated, with increasing sparsities.",
             show_default=False,
             rich_help_panel=_MASK,
         ),
@@ -472,7 +473,7 @@ def _options(flags: dict[str, Any], was_set: set[str]) -> "TrainingOptions":
     values = {field.name: flags[field.name] for field in fields(TrainingOptions)}
     if values["sparsity"] is None and not takes_mask and values["method"] == "lota":
         values["sparsity"] = 0.9
-    values |= {name: values[name] or () for name in ("include", "exclude", "eval_metric")}
+    values |= {name: values[name] or () for name in ("via", "include", "exclude", "eval_metric")}
     options = TrainingOptions(**values)
     options.check(takes_mask=takes_mask)
     check_packages(options)

@@ -39,6 +39,10 @@ def _of(kind: type) -> Callable[[object], object]:
     return check
 
 
+def _numbers(value: object) -> object:
+    return [_number(each) for each in (value if isinstance(value, list) else [value])]
+
+
 def _texts(value: object) -> object:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str) for each in values):
@@ -54,6 +58,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
     "bool": ("true or false", _of(bool)),
     "str": ("text", _of(str)),
     "list": ("a list of texts", _texts),
+    "numbers": ("a list of numbers", _numbers),
 }
 
 
@@ -78,7 +83,7 @@ class Config:
 
         Args:
             path: The file.
-            kinds: Option -> "int", "float", "rate", "bool", "str" or "list" (of strings).
+            kinds: Option -> "int", "float", "rate", "bool", "str", "list" (of strings) or "numbers".
             apart: Options that can only be given on the command line. They are ignored in a record and refused in YAML.
 
         Raises:

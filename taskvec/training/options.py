@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Literal
 
 from ..arguments import instance, instances, real, said, truth, whole
@@ -48,6 +49,11 @@ def _texts(what: str, value: object) -> tuple[str, ...]:
     return tuple(value)  # type: ignore[arg-type]  # checked above: a sequence of strings
 
 
+def _numbers(what: str, value: object) -> tuple[object, ...]:
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(_number(what, each) for each in several)
+
+
 # annotation of a field -> what checks and converts its value
 _KINDS: dict[str, Callable[[str, Any], object]] = {
     "int": whole,
@@ -56,6 +62,7 @@ _KINDS: dict[str, Callable[[str, Any], object]] = {
     "str": _text,
     "bool": truth,
     "tuple[str, ...]": _texts,
+    "tuple[float, ...]": _numbers,
 }
 
 
@@ -74,8 +81,9 @@ class TrainingOptions:
         mask_rank: Rank of the approximations of the weight matrices that `mask="lift"` compares.
         scope: One of `SCOPES`: "global" ranks the weights of all tensors together, "tensor" those of each tensor
             separately.
-        via: A sparsity lower than `sparsity`. A ticket of this sparsity is trained first, and its entries of largest
-            magnitude are the mask. None trains one ticket.
+        via: Increasing sparsities below `sparsity`; a number is one of them. A ticket of each is trained first, in this
+            order. The mask of each ticket but the first contains the entries of largest magnitude of the one before.
+            Their learning rates follow from `lr` (`training.chain.denser`).
         regrow_steps: Steps of training between changes of the mask (`models.regrowth`). None keeps the mask.
         regrow_rule: One of `REGROW_RULES`, how the mask changes: "gradients" drops the entries with the smallest
             changes, and grows as many where the summed gradients are largest, as SpIEL-AG (arXiv 2401.16405);
@@ -139,7 +147,7 @@ class TrainingOptions:
     mask: str = MASKS[0]
     mask_rank: int = 128
     scope: str = "global"
-    via: float | None = None
+    via: tuple[float, ...] = ()
     regrow_steps: int | None = None
     regrow_rule: str = REGROW_RULES[0]
     regrow_share: float = 0.2
@@ -262,8 +270,7 @@ class TrainingOptions:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        for name in ("sparsity", "via"):
-            share = getattr(self, name)
+        for name, share in [("sparsity", self.sparsity), *(("via", each) for each in self.via)]:
             if share is not None and not 0 < share < 1:
                 raise UsageError(f"`{name}` must be between 0 and 1, both excluded; found {said(share)}")
         positive = (
@@ -307,28 +314,34 @@ class TrainingOptions:
                 raise UsageError(f"`eval_metric` is one of {', '.join(METRICS[1:])}, found {metric!r}")
 
     def _check_taken_mask(self) -> None:
-        refused = {"mask": MASKS[0], "scope": SCOPES[0], "via": None, "regrow_rule": REGROW_RULES[0]}
+        refused = {"mask": MASKS[0], "scope": SCOPES[0], "via": (), "regrow_rule": REGROW_RULES[0]}
         for name, default in refused.items():
             if getattr(self, name) != default:
                 raise UsageError(f"`mask_from` takes the mask from another vector: it cannot be combined with `{name}`")
 
     def _check_combinations(self) -> None:
         if self.method != "lota":
-            if self.sparsity is not None or self.via is not None or self.mask != MASKS[0] or self.scope != SCOPES[0]:
+            if self.sparsity is not None or self.via or self.mask != MASKS[0] or self.scope != SCOPES[0]:
                 raise UsageError(
                     f"`method={self.method}` has no mask: it takes no `sparsity`, `via`, `mask` or `scope`"
                 )
             if self.steps == 0 or self.l1:
                 raise UsageError(f"`method={self.method}` does not support `steps=0` or `l1`")
-        if not self.criterion.ranks and (self.scope != SCOPES[0] or self.via is not None):
+        if not self.criterion.ranks and (self.scope != SCOPES[0] or self.via):
             raise UsageError(
                 f"`mask={self.mask}` draws positions from all weights together: it takes no `scope` and no `via`"
             )
-        if self.via is not None and self.sparsity is None:
+        if self.via and self.sparsity is None:
             raise UsageError("`via` needs `sparsity`")
-        if self.via is not None and self.sparsity is not None and self.via >= self.sparsity:
-            raise UsageError(f"`via` must be lower than `sparsity`, found via {self.via}, sparsity {self.sparsity}")
-        if self.via is not None and self.steps == 0:
+        if self.via and self.sparsity is not None:
+            chain = (*self.via, self.sparsity)
+            if any(later <= earlier for earlier, later in pairwise(chain)):
+                found = ", ".join(map(str, self.via))
+                raise UsageError(
+                    f"`via` must be lower than `sparsity`, and several must increase; found via {found}, "
+                    f"sparsity {self.sparsity}"
+                )
+        if self.via and self.steps == 0:
             raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
         if self.regrow_rule == "criterion" and not self.criterion.weighs:
             able = " or ".join(name for name, row in CRITERIA.items() if row.weighs)
@@ -336,7 +349,7 @@ class TrainingOptions:
                 f"`regrow_rule=criterion` needs a `mask` that is chosen from the weights alone, {able}; "
                 f"found {self.mask}"
             )
-        if self.regrow_rule == "criterion" and self.via is not None:
+        if self.regrow_rule == "criterion" and self.via:
             raise UsageError("`regrow_rule=criterion` cannot be combined with `via`, which chooses the mask otherwise")
         if self.regrow_window is not None and self.regrow_steps is not None and self.regrow_window > self.regrow_steps:
             raise UsageError(

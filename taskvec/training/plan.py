@@ -14,6 +14,7 @@ from ..reporting.progress import Progress, silent
 from ..reporting.resident import resident
 from ..vectors.topk import entries_for
 from ..vectors.vector import TaskVector
+from .chain import chain, label
 from .criteria import Criterion
 from .masking import CHOOSING, Masks, mask_of, quotas
 from .options import AUTO, Rate, TrainingOptions
@@ -135,9 +136,8 @@ def plan(
     excluded = sum(map(len, taken.values()))
     entries, by_tensor = None, None
     if options.method == "lota":
-        if options.via is not None:
-            entries_wanted(replace(options, sparsity=options.via), run.eligible, excluded)
-        entries = entries_wanted(options, run.eligible, excluded)
+        # of the first ticket, the densest, first: the others need less
+        entries = [entries_wanted(ticket, run.eligible, excluded) for ticket in chain(options)][-1]
         by_tensor = _by_tensor(run, taken, mask_from, entries)
         if entries is None:
             assert by_tensor is not None
@@ -165,12 +165,12 @@ def _by_tensor(run: Run, taken: Masks, mask_from: TaskVector | None, k: int | No
     if mask_from is not None:
         return {name: len(mask) for name, mask in mask_of(mask_from, run.forms, taken, k).items()}
     assert k is not None
-    if options.via is None and not (options.criterion.calibrates or options.criterion.whole):
+    if not options.via and not (options.criterion.calibrates or options.criterion.whole):
         from .choice import choose_mask
 
         masks, _ = choose_mask(run, taken, k)
         return {name: len(mask) for name, mask in masks.items()}
-    if options.scope == "tensor" and options.via is None:
+    if options.scope == "tensor" and not options.via:
         return quotas(k, {name: form.size for name, form in run.forms.items()})
     return None
 
@@ -210,13 +210,11 @@ def _phases(
             Phase(name, steps, round(steps * run.tokens_a_step), memory, None if lr in (None, AUTO) else float(lr))
         )
 
-    def ticket(k: int, label: str = "") -> None:
-        kept = (12 + 4 * state + base_width) * k + _regrowing(run, k)
-        add(f"{label}training", run.steps, kept, 4 * narrow.largest, narrow, options.lr)
-
     if options.method == "lota":
         assert entries is not None
-        label = "" if options.via is None else f"{options.via:.0%}: "
+        tickets = chain(options)
+        labels = [*map(label, tickets[:-1]), ""]
+        sizes = [*(entries_for(ticket.sparsity or 0, run.eligible) for ticket in tickets[:-1]), entries]
         if calibrates:
             n = run.eligible
             sums = 4 * n if options.criterion.sums else 0
@@ -226,15 +224,14 @@ def _phases(
                 gradients, held = 4 * lean.largest, lean
             else:
                 kept, gradients, held = sums + 4 * state * n, 4 * n, footprint
-            add(f"{label}calibrating", run.calibration_steps, kept, gradients, held, options.calibration_lr)
+            add(f"{labels[0]}calibrating", run.calibration_steps, kept, gradients, held, options.calibration_lr)
         if options.criterion.memory is not None and mask_from is None:
-            k = entries if options.via is None else entries_for(options.via, run.eligible)
             kept, scoring = _scoring(run, options.criterion)
-            memory = narrow.choosing(kept=kept + POSITION * k, scoring=scoring)
-            found.append(Phase(f"{label}{CHOOSING}", 0, 0, memory, None))
-        if options.via is not None:
-            ticket(entries_for(options.via, run.eligible), label)
-        ticket(entries)
+            memory = narrow.choosing(kept=kept + POSITION * sizes[0], scoring=scoring)
+            found.append(Phase(f"{labels[0]}{CHOOSING}", 0, 0, memory, None))
+        for ticket, name, k in zip(tickets, labels, sizes, strict=True):
+            kept = (12 + 4 * state + base_width) * k + _regrowing(run, k)
+            add(f"{name}training", run.steps, kept, 4 * narrow.largest, narrow, ticket.lr)
     elif options.method == "fft":
         wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
         n = sum(parameter.numel() for name, parameter in run.model.named_parameters() if name in wanted)

@@ -9,38 +9,62 @@ from .options import TrainingOptions
 # Optimizer -> method -> learning rate; calibration uses that of "fft". The rates are the best of grids on a validation
 # part of the training data (benchmarks/rates.py; docs/training.md has the tables). AdamW uses those of Adam.
 _DEFAULTS = {
-    "rmsprop": {"fft": 3e-5, "lora": 3e-4, "lota": 3e-4},
-    "adam": {"fft": 1e-4, "lora": 3e-3, "lota": 1e-3},
-    "sgd": {"fft": 1e-1, "lora": 1.0, "lota": 1e-1},
+    "rmsprop": {"fft": 3e-5, "lora": 3e-4},
+    "adam": {"fft": 1e-4, "lora": 3e-3},
+    "sgd": {"fft": 1e-1, "lora": 1.0},
 }
 _DEFAULTS["adamw"] = _DEFAULTS["adam"]
+_LOWEST_DENSITY = 0.005  # the rates of sparser masks are not higher (docs/paper.md has the measurements)
 
 
-def default_rate(method: str, optimizer: str) -> float:
+def default_rate(method: str, optimizer: str, density: float = 1.0) -> float:
     """Default learning rate of a method (options.METHODS) with an optimizer (options.OPTIMIZERS).
+
+    That of a mask is that of full fine-tuning divided by the density: RMSprop and Adam change each weight by about the
+    learning rate, so the fewer weights are trained, the more each may change. Updates of SGD are proportional to the
+    gradients, and its rate is the same for every density.
 
     Args:
         method: What trains; "fft" for calibration.
         optimizer: The optimizer.
+        density: Share of the eligible weights that the mask of "lota" contains, in (0, 1]. Below 0.005 the rate is that
+            of 0.005. Other methods ignore it.
     """
-    return _DEFAULTS[optimizer][method]
+    rates = _DEFAULTS[optimizer]
+    if method != "lota":
+        return rates[method]
+    return rates["fft"] if optimizer == "sgd" else rounded(rates["fft"] / max(density, _LOWEST_DENSITY))
 
 
-def lowest_rate(method: str, optimizer: str) -> float:
-    """The rate at which a search for a learning rate begins: a hundredth of the default."""
-    return _DEFAULTS[optimizer][method] / 100
+def rounded(rate: float) -> float:
+    """A learning rate in three digits: 3e-05 / (1 - 0.9) is 0.00030000000000000003."""
+    return float(f"{rate:.3g}")
 
 
-def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOptions:
+def lowest_rate(method: str, optimizer: str, density: float = 1.0) -> float:
+    """The rate at which a search for a learning rate begins: a hundredth of the default.
+
+    Args:
+        method: As in `default_rate`.
+        optimizer: As in `default_rate`.
+        density: As in `default_rate`.
+    """
+    return default_rate(method, optimizer, density) / 100
+
+
+def with_defaults(options: TrainingOptions, *, calibrates: bool, density: float | None = None) -> TrainingOptions:
     """Fill in the default learning rates of the phases that the run has.
 
     Args:
         options: The options as given.
         calibrates: Whether the run calibrates.
+        density: Share of the eligible weights that the mask contains. None is 1 - options.sparsity.
     """
     lr, calibration_lr = options.lr, options.calibration_lr
+    if density is None:
+        density = 1 - (options.sparsity or 0)
     if lr is None and options.steps != 0:
-        lr = default_rate(options.method, options.optimizer)
+        lr = default_rate(options.method, options.optimizer, density)
     if calibration_lr is None and calibrates:
         calibration_lr = default_rate("fft", options.optimizer)
     return replace(options, lr=lr, calibration_lr=calibration_lr)

@@ -34,6 +34,7 @@ class TrainingResult:
         eval_rows: Counts of the evaluation examples.
         unreached: Share of eligible weights in tensors that got no gradient in calibration; None without calibration.
         replaced: Number of entries that drop-and-regrow replaced during training; None if the mask was fixed.
+        via_lr: Learning rates of the tickets that were trained first, in their order.
     """
 
     vector: TaskVector
@@ -48,6 +49,7 @@ class TrainingResult:
     eval_rows: RowCounts
     unreached: float | None
     replaced: int | None = None
+    via_lr: tuple[float, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -83,6 +85,7 @@ class TrainingResult:
             "steps": len(curve.losses),
             "kept_step": curve.kept,
             "lr": curve.lr,
+            "via_lr": list(self.via_lr),
             "calibration_lr": self.calibration_lr,
             "calibration_losses": self.calibration_losses,
             "eval_loss": curve.eval_loss,

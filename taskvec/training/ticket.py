@@ -108,7 +108,8 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
     def find() -> float:
         assert chosen is not None
-        lowest = lowest_rate(options.method, options.optimizer)
+        entries = k or sum(len(chosen[name].indices) for name in chosen)
+        lowest = lowest_rate(options.method, options.optimizer, entries / run.eligible)
         with sparse_finetune(run.model, chosen, run.start) as trial:
             found = find_rate(run, trial, partial(optimizer_of, trial), lowest, dense=False)
         run.reset()

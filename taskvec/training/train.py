@@ -16,6 +16,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.lineage import shortened
 from ..vectors.vector import TaskVector
+from .chain import denser, label
 from .masking import free_share
 from .options import TrainingOptions
 from .request import Request
@@ -89,13 +90,23 @@ def train(
 
 
 def _train(
-    request: Request, progress: Progress, folder: Path | None, processes: Processes, *, resume: bool = True
+    request: Request,
+    progress: Progress,
+    folder: Path | None,
+    processes: Processes,
+    *,
+    resume: bool = True,
+    prefix: str = "",
 ) -> TrainingResult:
+    """Train, and show `prefix` in front of each stage."""
     from .folder import RunFolder
+
+    def shown(stage: str, done: int, total: int, note: str) -> None:
+        progress(prefix + stage, done, total, note)
 
     with processes.agreeing():
         corpus = request.prepare()
-    record = request.agreed_record(corpus, processes, progress)
+    record = request.agreed_record(corpus, processes, shown)
     options = request.options
 
     def described(vector: TaskVector, result: TrainingResult) -> TaskVector:
@@ -106,43 +117,43 @@ def _train(
         return vector
 
     with RunFolder(folder, record, resume=resume, processes=processes) as keep:
-        denser = None if options.via is None else _denser(request, keep, progress, processes)
-        dense = options.method == "fft" or (request.calibrates and denser is None and not options.low_memory)
-        run = request.open(corpus, progress, processes, dense=dense)
-        result = _ticket(request, run, keep, denser) if options.method == "lota" else _dense(run, keep)
+        earlier = _earlier(request, keep, progress, processes) if options.via else None
+        dense = options.method == "fft" or (request.calibrates and earlier is None and not options.low_memory)
+        run = request.open(corpus, shown, processes, dense=dense)
+        result = _ticket(request, run, keep, earlier) if options.method == "lota" else _dense(run, keep)
         vector = described(result.vector, result)
         if processes.count > 1:
-            vector = keep.vector("trained", lambda: vector, run.owned, progress)
+            vector = keep.vector("trained", lambda: vector, run.owned, shown)
         if request.start_from is not None and options.relative_to == "base":
-            vector = described(diff(request.base, Patched(run.start, vector), progress=progress), result)
+            vector = described(diff(request.base, Patched(run.start, vector), progress=shown), result)
     return replace(result, vector=vector)
 
 
-def _denser(request: Request, keep: RunFolder, progress: Progress, processes: Processes) -> TaskVector:
-    """Train the denser ticket whose largest entries are the mask (arXiv 2406.16797, 99 %*)."""
+def _earlier(request: Request, keep: RunFolder, progress: Progress, processes: Processes) -> TaskVector:
+    """Train the ticket whose largest entries are the mask."""
     start = "base" if request.start_from is None else "start"
-    options = replace(request.options, sparsity=request.options.via, via=None, relative_to=start)
+    options = replace(denser(request.options), relative_to=start)
 
-    def labelled(stage: str, done: int, total: int, note: str) -> None:
-        progress(f"{options.sparsity:.0%}: {stage}", done, total, note)
+    def ticket() -> TaskVector:
+        wanted = replace(request, options=options)
+        return _train(wanted, progress, keep.below("via"), processes, prefix=label(options)).vector
 
-    return keep.vector(
-        "via", lambda: _train(replace(request, options=options), labelled, keep.below("via"), processes).vector
-    )
+    return keep.vector("via", ticket)
 
 
-def _ticket(request: Request, run: Run, keep: RunFolder, denser: TaskVector | None) -> TrainingResult:
-    """Train a ticket; its mask is the largest entries of `denser` if given."""
+def _ticket(request: Request, run: Run, keep: RunFolder, earlier: TaskVector | None) -> TrainingResult:
+    """Train a ticket; its mask is the largest entries of `earlier` if given."""
     from .ticket import train_ticket
 
     taken = run.taken(request.disjoint_from)
-    ticket = train_ticket(run, keep, taken, request.mask_from or denser)
+    ticket = train_ticket(run, keep, taken, request.mask_from or earlier)
     counts = run.count({name: ticket.vector[name].indices for name in ticket.vector}), run.count(taken)
     entries = sum(counts[0].values())
     # the record of the calibration that chose the mask
     found: dict[str, Any] = {"unreached": ticket.unreached, "calibration_lr": ticket.calibration_lr}
-    if denser is not None:
-        found = {name: denser.provenance[name] for name in found}
+    if earlier is not None:
+        found = {name: earlier.provenance[name] for name in found}
+        found["via_lr"] = (*earlier.provenance["via_lr"], earlier.provenance["lr"])
     return TrainingResult(
         vector=ticket.vector,
         calibration_losses=ticket.calibration_losses,
@@ -177,6 +188,7 @@ def _provenance(request: Request, result: TrainingResult) -> dict[str, Any]:
         "data": shortened(request.data.name),
         "sparsity": options.sparsity,
         "lr": curve.lr,
+        "via_lr": list(result.via_lr),
         "calibration_lr": result.calibration_lr,
         "steps": len(curve.losses),
         "kept_step": curve.kept,

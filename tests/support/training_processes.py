@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "low-magnitude": ("bf16", {"mask": "low-magnitude", "steps": 0}),
     "random": ("llama", {"mask": "random", "l1": 0.1, "weight_decay": 0.1}),
     "lotto": ("llama", {"disjoint_from": ["first.lota"], "start_from": "first.lota", "optimizer": "adam"}),
-    "via": ("llama", {"via": 0.5, "optimizer": "adam"}),
+    "via": ("llama", {"via": (0.5,), "optimizer": "adam"}),
     "fft": ("llama", {"method": "fft", "sparsity": None, "weight_decay": 0.1, "optimizer": "adam"}),
     "replicas": ("llama", {"optimizer": "adam", "shards": 1}),
     "regrowing": ("llama", {"optimizer": "adam", "shards": 1, "regrow_steps": 2, "regrow_share": 0.5}),

@@ -269,12 +269,12 @@ def test_the_weights_of_the_start_are_ranked(llama: Path, data: Path) -> None:
 @pytest.mark.parametrize("mask", ["lift", "low-magnitude", "gallop", "saliency"])
 def test_masks_are_trained_through_a_denser_ticket(mask: str, llama: Path, data: Path) -> None:
     options = TrainingOptions(
-        mask=mask, sparsity=0.95, via=0.5, steps=2, lr=1e-3, device="cpu", mask_rank=4 if mask == "lift" else 128
+        mask=mask, sparsity=0.95, via=(0.5,), steps=2, lr=1e-3, device="cpu", mask_rank=4 if mask == "lift" else 128
     )
     if CRITERIA[mask].calibrates:
         options = replace(options, calibration_steps=2)
     sparse = train(ModelFolder(llama), data, options)
-    denser = train(ModelFolder(llama), data, replace(options, sparsity=0.5, via=None, steps=0, lr=None)).vector
+    denser = train(ModelFolder(llama), data, replace(options, sparsity=0.5, via=(), steps=0, lr=None)).vector
     assert sparse.entries == round(0.05 * sparse.vector.eligible)
     assert all(set(places) <= set(positions(denser)[name]) for name, places in positions(sparse.vector).items())
     assert (sparse.unreached is None) == (not CRITERIA[mask].calibrates)
@@ -375,7 +375,7 @@ def test_options_that_have_no_effect_are_refused() -> None:
             with pytest.raises(UsageError, match=f"`mask={mask}` draws positions from all weights together"):
                 TrainingOptions(mask=mask, scope="tensor").check()
         else:
-            TrainingOptions(mask=mask, scope="tensor", via=0.5).check()
+            TrainingOptions(mask=mask, scope="tensor", via=(0.5,)).check()
             check_effects(TrainingOptions(mask=mask, scope="tensor"))
     check_effects(TrainingOptions(mask="lift", mask_rank=64), ["mask_rank"])
     with pytest.raises(UsageError, match="`mask_rank` has no effect here: the mask is taken from another vector"):

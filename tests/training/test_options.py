@@ -241,8 +241,8 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
     [
         ({"schedule": "constant_with_warmup"}, "`schedule=constant_with_warmup` needs `warmup_steps`"),
         ({"warmup_steps": 3}, "`warmup_steps` needs `schedule=constant_with_warmup`, linear or cosine"),
-        ({"via": 0.5, "sparsity": None}, "`via` needs `sparsity`"),
-        ({"via": 0.5, "steps": 0}, "cannot be used with `steps=0`"),
+        ({"via": (0.5,), "sparsity": None}, "`via` needs `sparsity`"),
+        ({"via": (0.5,), "steps": 0}, "cannot be used with `steps=0`"),
         ({"low_memory": True, "accumulate": 2}, "`accumulate` must be 1, found 2"),
         ({"low_memory": True, "optimizer": "adam"}, "`low_memory` needs `optimizer=rmsprop`, found adam"),
         ({"low_memory": True, "weight_decay": 0.1}, "`low_memory` does not support `l1` or `weight_decay`"),
@@ -252,7 +252,7 @@ def test_the_command_knows_what_was_given(llama: Path, ten: Path, tmp_path: Path
             "needs a `mask` that is chosen from the weights alone, lift or low-magnitude; found magnitude",
         ),
         (
-            {"regrow_steps": 3, "regrow_rule": "criterion", "mask": "lift", "via": 0.5},
+            {"regrow_steps": 3, "regrow_rule": "criterion", "mask": "lift", "via": (0.5,)},
             "`regrow_rule=criterion` cannot be combined with `via`",
         ),
         ({"regrow_steps": 0}, "`regrow_steps` must be greater than zero, found 0"),

@@ -44,16 +44,30 @@ def by_layer(vector: TaskVector) -> dict[int | None, int]:
         QUICK,
         replace(UNCALIBRATED, scope="tensor", calibration_epochs=2.5, steps=None, epochs=1.5),
         replace(UNCALIBRATED, mask="random", sparsity=0.97),
-        replace(QUICK, via=0.5, accumulate=2),
+        replace(QUICK, via=(0.5,), accumulate=2),
+        replace(QUICK, via=(0.3, 0.6)),
         replace(QUICK, low_memory=True, dtype="bfloat16"),
         replace(QUICK, steps=0, lr=None),
         replace(UNCALIBRATED, mask="low-magnitude"),
-        replace(UNCALIBRATED, mask="lift", mask_rank=4, via=0.5),
+        replace(UNCALIBRATED, mask="lift", mask_rank=4, via=(0.5,)),
         replace(UNCALIBRATED, mask="lift", scope="tensor"),
         replace(FFT, eval_split=0.3),
         LORA,
     ],
-    ids=["global", "tensor", "random", "via", "low memory", "mask", "weights", "lift", "principal", "fft", "lora"],
+    ids=[
+        "global",
+        "tensor",
+        "random",
+        "via",
+        "via two",
+        "low memory",
+        "mask",
+        "weights",
+        "lift",
+        "principal",
+        "fft",
+        "lora",
+    ],
 )
 def test_a_plan_is_what_the_run_does(
     options: TrainingOptions, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,7 +200,7 @@ def test_what_a_run_would_refuse_is_refused(llama: Path, data: Path, tmp_path: P
     with pytest.raises(MaskError, match="earlier masks leave"):
         plan(base, data, replace(QUICK, sparsity=0.3), disjoint_from=[wide])
     with pytest.raises(MaskError, match="earlier masks leave"):
-        plan(base, data, replace(QUICK, via=0.3), disjoint_from=[wide])
+        plan(base, data, replace(QUICK, via=(0.3,)), disjoint_from=[wide])
     with pytest.raises(UsageError, match="`patience` has no effect here: it needs examples"):
         plan(base, data, replace(QUICK, patience=2))
 

@@ -44,16 +44,34 @@ def test_the_defaults_are_the_best_rates_of_the_sweep() -> None:
             best[key] = min(best.get(key, (math.inf, 0.0)), (cell["loss"]["value"], cell["rate"]))
     assert len(best) == 2 * 3 + 3 * 2  # two tasks with RMSprop, one with two other optimizers
     for (_, method, optimizer), (_, rate) in best.items():
-        assert default_rate(method, optimizer) == rate
+        assert default_rate(method, optimizer, 0.1) == rate
     for method in METHODS:
         assert default_rate(method, "adamw") == default_rate(method, "adam")
         for optimizer in OPTIMIZERS:
             assert 0 < lowest_rate(method, optimizer) < default_rate(method, optimizer)
 
 
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "adamw"])
+def test_the_rate_of_a_mask_is_inversely_proportional_to_its_density(optimizer: str) -> None:
+    dense = default_rate("fft", optimizer)
+    for sparsity, ratio in ((0.5, 2), (0.75, 4), (0.9, 10), (0.95, 20), (0.99, 100), (0.995, 200), (0.999, 200)):
+        assert default_rate("lota", optimizer, 1 - sparsity) == float(f"{ratio * dense:g}")
+        filled = with_defaults(TrainingOptions(optimizer=optimizer, sparsity=sparsity), calibrates=True)
+        assert filled.lr == float(f"{ratio * dense:g}")
+        assert filled.calibration_lr == dense
+    assert default_rate("lota", "sgd", 0.01) == default_rate("fft", "sgd")
+
+
+def test_a_mask_that_is_given_has_the_rate_of_its_density(llama: Path, rows: Path, tmp_path: Path) -> None:
+    base = ModelFolder(llama)
+    mask = train(base, rows, replace(QUICK, sparsity=0.75, steps=0, lr=None)).vector
+    options = TrainingOptions(sparsity=None, steps=3, batch_size=2, device="cpu")
+    assert train(base, rows, options, mask_from=mask).curve.lr == pytest.approx(4 * 3e-5, rel=0.01)
+
+
 def test_each_phase_has_the_default_of_what_it_trains() -> None:
     filled = with_defaults(TrainingOptions(optimizer="adamw"), calibrates=True)
-    assert filled.lr == default_rate("lota", "adamw")
+    assert filled.lr == default_rate("lota", "adamw", 0.1)
     assert filled.calibration_lr == default_rate("fft", "adamw")
     assert with_defaults(TrainingOptions(mask="random"), calibrates=False).calibration_lr is None
     assert with_defaults(TrainingOptions(steps=0), calibrates=True).lr is None
@@ -161,7 +179,7 @@ def test_a_run_goes_on_with_the_rate_that_it_found(llama: Path, rows: Path, tmp_
 def test_no_rate_in_the_range_is_an_error(llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from taskvec.training import rates
 
-    monkeypatch.setitem(rates._DEFAULTS["sgd"], "lota", 1e30)
+    monkeypatch.setitem(rates._DEFAULTS["sgd"], "fft", 1e30)
     options = replace(QUICK, lr="auto", optimizer="sgd", mask="random", calibration_steps=20)
     with pytest.raises(TrainingError, match=r"the loss rises at all learning rates from 1e\+28 to .*: give `lr`"):
         train(ModelFolder(llama), rows, options)

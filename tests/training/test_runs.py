@@ -64,7 +64,7 @@ def test_the_command_s_defaults_are_the_library_s() -> None:
     parameters = inspect.signature(train_command).parameters
     for field in fields(TrainingOptions):
         # 0.9 where no other mask is given; options that may be given several times
-        expected = None if field.name in {"sparsity", "include", "exclude", "eval_metric"} else field.default
+        expected = None if field.name in {"sparsity", "via", "include", "exclude", "eval_metric"} else field.default
         assert parameters[field.name].default == expected, field.name
 
 
@@ -96,8 +96,8 @@ def ask_to_stop() -> None:
         (replace(QUICK, optimizer="adamw", schedule="cosine"), "training", 5, die, "checkpoints/checkpoint-4"),
         (QUICK, "calibrating", 2, die, ""),
         (replace(QUICK, calibration_steps=4), "calibrating", 2, ask_to_stop, ""),
-        (replace(QUICK, via=0.5), "50%: training", 4, ask_to_stop, "via/mask.lota via/checkpoints/checkpoint-5"),
-        (replace(QUICK, via=0.5), "training", 4, die, "via.lota mask.lota checkpoints/checkpoint-2"),
+        (replace(QUICK, via=(0.5,)), "50%: training", 4, ask_to_stop, "via/mask.lota via/checkpoints/checkpoint-5"),
+        (replace(QUICK, via=(0.5,)), "training", 4, die, "via.lota mask.lota checkpoints/checkpoint-2"),
         (
             replace(QUICK, eval_split=0.3, eval_steps=1, patience=9, save_steps=100),
             "training",
@@ -107,7 +107,7 @@ def ask_to_stop() -> None:
         ),
         (REGROWING, "training", 3, die, "checkpoints/checkpoint-2/mask.safetensors"),
         (
-            replace(REGROWING, optimizer="adamw", regrow_steps=3, accumulate=2, schedule="linear", via=0.5),
+            replace(REGROWING, optimizer="adamw", regrow_steps=3, accumulate=2, schedule="linear", via=(0.5,)),
             "training",
             4,
             ask_to_stop,
@@ -211,14 +211,42 @@ def test_a_mask_without_values_is_used_again(llama: Path, data: Path, tmp_path: 
 def test_a_ticket_may_go_via_a_denser_one(llama: Path, data: Path, tmp_path: Path) -> None:
     """The paper's 99 %*: in one command what --mask-from does in two."""
     base = ModelFolder(llama)
-    dense = saved(train(base, data, QUICK), tmp_path / "dense.lota")
+    dense = saved(train(base, data, replace(QUICK, lr=1e-4)), tmp_path / "dense.lota")
     two = train(base, data, replace(UNCALIBRATED, sparsity=0.99), mask_from=dense)
-    one = train(base, data, replace(QUICK, sparsity=0.99, via=0.9))
+    one = train(base, data, replace(QUICK, sparsity=0.99, via=(0.9,)))
     assert positions(one.vector) == positions(two.vector)
     for name in one.vector:
         assert np.array_equal(one.vector[name].values, two.vector[name].values)
     direct = train(base, data, replace(QUICK, sparsity=0.99))
     assert positions(direct.vector) != positions(one.vector)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "sgd"])
+def test_a_ticket_may_go_via_several(optimizer: str, llama: Path, data: Path, tmp_path: Path) -> None:
+    """Each takes its mask from the one before, and has the learning rate of its density."""
+    base, stages = ModelFolder(llama), []
+    quick, taken = (replace(each, optimizer=optimizer) for each in (QUICK, UNCALIBRATED))
+    ratios = (1, 2, 8) if optimizer == "rmsprop" else (1, 1, 1)
+    rates = [ratio * 1e-4 for ratio in ratios]
+    first = saved(train(base, data, replace(quick, sparsity=0.6, lr=rates[0])), tmp_path / "first.lota")
+    second = train(base, data, replace(taken, sparsity=0.8, lr=rates[1]), mask_from=first)
+    third = train(
+        base, data, replace(taken, sparsity=0.95, lr=rates[2]), mask_from=saved(second, tmp_path / "second.lota")
+    )
+    options = replace(quick, sparsity=0.95, via=(0.6, 0.8), lr=rates[2])
+    one = train(base, data, options, lambda stage, *_: stages.append(stage))
+    for name in one.vector:
+        assert np.array_equal(one.vector[name].indices, third.vector[name].indices)
+        assert np.array_equal(one.vector[name].values, third.vector[name].values)
+    assert one.via_lr == pytest.approx(rates[:2])
+    assert one.vector.provenance["via_lr"] == list(one.via_lr)
+    assert [stage for stage in dict.fromkeys(stages) if "training" in stage] == [
+        "60%: training",
+        "80%: training",
+        "training",
+    ]
+    with pytest.raises(UsageError, match=r"several must increase; found via 0\.8, 0\.6, sparsity 0\.95"):
+        train(base, data, replace(options, via=(0.8, 0.6)))
 
 
 @pytest.mark.parametrize("fixture", ["llama", "llama_bf16", "gpt2"])

@@ -138,7 +138,7 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
         (replace(QUICK, scope="layer"), "`scope` is one of global, tensor"),
         (replace(QUICK, optimizer="lion"), "`optimizer` is one of rmsprop, adam, adamw, sgd"),
         (replace(QUICK, mask="random", scope="tensor"), "`mask=random` draws positions from all weights together"),
-        (replace(QUICK, via=0.95), "`via` must be lower than `sparsity`"),
+        (replace(QUICK, via=(0.95,)), "`via` must be lower than `sparsity`"),
         (replace(QUICK, method="fft"), "`method=fft` has no mask"),
         (replace(QUICK, method="lora", sparsity=None, l1=1.0), "does not support `steps=0` or `l1`"),
         (replace(QUICK, relative_to="start"), "`relative_to` has no effect without `start_from`"),
@@ -148,7 +148,7 @@ def test_masks_that_cannot_be_meant_are_refused(llama: Path, data: Path, tmp_pat
     ):
         with pytest.raises(UsageError, match=message):
             train(base, data, options)
-    for name, value in (("mask", "random"), ("scope", "tensor"), ("via", 0.5)):
+    for name, value in (("mask", "random"), ("scope", "tensor"), ("via", (0.5,))):
         for sparsity in (0.9, None):
             with pytest.raises(UsageError, match=f"`mask_from` takes .*: it cannot be combined with `{name}`"):
                 train(base, data, replace(QUICK, sparsity=sparsity, **{name: value}), mask_from=vector)
@@ -329,7 +329,7 @@ def test_a_template_s_refusal_names_the_line(tmp_path: Path) -> None:
         ({"pack": "yes"}, "`pack` must be True or False"),
         ({"dtype": "float8"}, "dtype"),
         ({"eval_split": 1.0}, "`eval_split` must be at least 0"),
-        ({"via": 1.5}, "`via` must be between 0 and 1, both excluded; found 1.5"),
+        ({"via": (1.5,)}, "`via` must be between 0 and 1, both excluded; found 1.5"),
         ({"report_to": "nowhere"}, "`report_to=nowhere`"),
     ],
 )

@@ -1,0 +1,44 @@
+"""Tickets trained one after another, each on the largest entries of the one before (arXiv 2406.16797, 99 %*)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .options import AUTO, TrainingOptions
+from .rates import default_rate, rounded
+
+
+def denser(options: TrainingOptions) -> TrainingOptions:
+    """Options of the ticket that is trained before that of `options`, whose mask are its largest entries.
+
+    The ratio of the two learning rates is that of the defaults for the two densities.
+
+    Args:
+        options: Options with `via` and learning rates.
+    """
+    *earlier, sparsity = options.via
+    assert options.sparsity is not None
+    lr = options.lr
+    if lr is not None and lr != AUTO:
+        before, after = (default_rate("lota", options.optimizer, 1 - s) for s in (sparsity, options.sparsity))
+        lr = rounded(float(lr) * before / after)
+    return replace(options, sparsity=sparsity, via=tuple(earlier), lr=lr)
+
+
+def chain(options: TrainingOptions) -> list[TrainingOptions]:
+    """Options of all tickets of a run, in the order in which they are trained.
+
+    Args:
+        options: The options of the run, with learning rates.
+    """
+    return [*(chain(denser(options)) if options.via else []), options]
+
+
+def label(options: TrainingOptions) -> str:
+    """What the stages of a ticket that is not the last one are shown with.
+
+    Args:
+        options: The options of the ticket.
+    """
+    assert options.sparsity is not None
+    return f"{100 * options.sparsity:.6g}%: "
