@@ -19,6 +19,7 @@ from .refusals import questions
 from .specs import Run
 
 Rates = tuple[float, ...]
+Parts = dict[str, list[Item]]  # "train", "validation" or "test" -> examples
 # grids of learning rates
 TWO_PER_DECADE: Rates = tuple(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 3))
 FOUR_PER_DECADE: Rates = tuple(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 1.8, 3, 5.6))
@@ -170,51 +171,49 @@ class Place:
 
     def train(self, task: str, seed: int) -> Path:
         """The file to train on. In the small world each seed has other examples."""
-        if self.world.formal:
-            return self._formal(task, f"train-{seed}", seed, self.world.train)
-        return self._real(task, "train")
+        return self._file(task, "train", seed)
 
     def validation(self, task: str) -> Path:
         """The file on which settings are chosen."""
-        return self._formal(task, "validation", 0, None) if self.world.formal else self._real(task, "validation")
+        return self._file(task, "validation")
 
     def test(self, task: str) -> Path:
         """The file on which nothing is chosen."""
-        return self._formal(task, "test", 0, None) if self.world.formal else self._real(task, "test")
+        return self._file(task, "test")
 
-    def _formal(self, task: str, part: str, seed: int, count: int | None) -> Path:
-        """Exercises of a formal task. No prompt is in two parts."""
-        path = self.folder / "data" / f"{task}-{part}.jsonl"
+    def _file(self, task: str, part: str, seed: int = 0) -> Path:
+        """A part of a task. It is written if it is missing."""
+        name = f"{task}-{part}-{seed}" if self.world.formal and part == "train" else f"{task}-{part}"
+        path = self.folder / "data" / f"{name}.jsonl"
         if not path.exists():
-            assert self.world.test is not None
-            validation, test = held_out(task, self.world.validation, self.world.test)
-            seen = {row["prompt"] for row in validation + test}
-            train = distinct_items(task, random.Random(f"{task} {seed}"), seen)
-            _write(path, {"validation": validation, "test": test}.get(part) or islice(train, count))
-        return path
-
-    def _real(self, task: str, part: str) -> Path:
-        """A part of a real task, or of the probe: the validation part is split off with a fixed seed."""
-        path = self.folder / "data" / f"{task}-{part}.jsonl"
-        if not path.exists():
-            if task == PROBE:
-                rows = [*questions(random.Random(0))]
-                cut = len(rows) // 4
-                _write(path, {"test": rows[:cut], "validation": rows[cut : 2 * cut], "train": rows[2 * cut :]}[part])
-                return path
-            self.check([task])
-            rows, test = (_rows(source) for source in self.tasks[task])
-            test = test[: self.world.test]
-            # a prompt is in one part only; real tasks repeat some
-            tested = {row["prompt"] for row in test}
-            rows = [row for row in rows if row["prompt"] not in tested]
-            random.Random(0).shuffle(rows)
-            validation = rows[: self.world.validation]
-            held = {row["prompt"] for row in validation}
-            train = [row for row in rows[self.world.validation :] if row["prompt"] not in held]
-            parts = {"test": test, "validation": validation, "train": train[: self.world.train]}
+            parts = self._formal(task, seed) if self.world.formal else self._real(task)
             _write(path, parts[part])
         return path
+
+    def _formal(self, task: str, seed: int) -> Parts:
+        """Exercises of a formal task. No prompt is in two parts."""
+        assert self.world.test is not None
+        validation, test = held_out(task, self.world.validation, self.world.test)
+        seen = {row["prompt"] for row in validation + test}
+        train = distinct_items(task, random.Random(f"{task} {seed}"), seen)
+        return {"train": [*islice(train, self.world.train)], "validation": validation, "test": test}
+
+    def _real(self, task: str) -> Parts:
+        """A real task, or the probe. The validation part is split off with a fixed seed; no prompt is in two parts."""
+        if task == PROBE:
+            rows = [*questions(random.Random(0))]
+            cut = len(rows) // 4
+            return {"train": rows[2 * cut :], "validation": rows[cut : 2 * cut], "test": rows[:cut]}
+        self.check([task])
+        rows, test = (_rows(source) for source in self.tasks[task])
+        test = test[: self.world.test]
+        tested = {row["prompt"] for row in test}
+        rows = [row for row in rows if row["prompt"] not in tested]
+        random.Random(0).shuffle(rows)
+        validation = rows[: self.world.validation]
+        held = {row["prompt"] for row in validation}
+        train = [row for row in rows[self.world.validation :] if row["prompt"] not in held]
+        return {"train": train[: self.world.train], "validation": validation, "test": test}
 
 
 def _rows(source: Path) -> list[Item]:
