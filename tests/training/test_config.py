@@ -17,7 +17,7 @@ from taskvec_formats import ModelFolder
 
 pytestmark = pytest.mark.slow
 
-KINDS = {"steps": "int", "lr": "float", "low_memory": "bool", "mask": "str", "mix": "list"}
+KINDS = {"steps": "int", "lr": "float", "low_memory": "bool", "mask": "str", "mix": "list", "via": "numbers"}
 RECIPE = "--calibration-steps 2 --steps 4 --batch-size 2 --lr 1e-3 --device cpu --seed 3".split()
 
 
@@ -39,6 +39,8 @@ def test_values_have_the_types_of_the_options(tmp_path: Path) -> None:
     assert config.record is None
     one = Config.read(written(tmp_path / "c.yaml", "mix: a:0.1\nsteps: null\nlr: 1\nlow_memory: false"), KINDS)
     assert one.settings == {"mix": ["a:0.1"], "lr": 1, "low_memory": False}
+    for text, numbers in (("0.9", [0.9]), ("[9e-1, 0.99]", [0.9, 0.99])):
+        assert Config.read(written(tmp_path / "c.yaml", f"via: {text}"), KINDS).settings == {"via": numbers}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def test_values_have_the_types_of_the_options(tmp_path: Path) -> None:
         ("low-memory: 1", "low-memory must be true or false, found 1"),
         ("mask: 3", "mask must be text, found 3"),
         ("mix: [a, 3]", "mix must be a list of texts, found ['a', 3]"),
+        ("via: [0.9, most]", "via must be a list of numbers, found [0.9, 'most']"),
         ("low-memory: true\nlow_memory: true", "'low_memory' is given twice, with a hyphen and with an underscore"),
         ("force: true", "'force' cannot be set in a file: give `force` on the command line"),
         ("- steps", "expected a mapping of options, such as lr: 0.001, found ['steps']"),
@@ -138,6 +141,23 @@ def test_a_run_is_repeated_from_its_record(llama: Path, data: Path, tmp_path: Pa
     longer = tmp_path / "c.lota"
     ok("train", llama, data, *files, "--config", first, "--device", "cpu", "-o", longer, "--steps", "5")
     assert recorded(longer) == {**recorded(first), "steps": 5}
+
+
+def test_a_run_via_several_tickets_is_repeated_from_its_record(llama: Path, data: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "a.lota", tmp_path / "b.lota"
+    recipe = "--calibration-steps 2 --steps 4 --batch-size 2 --device cpu".split()
+    said = ok("train", llama, data, *recipe, "--via", "0.5", "--via", "0.8", "--sparsity", "0.9", "-o", first)
+    assert "\nlearning rates: 6e-05, then 0.00015, then 0.0003\n" in said
+    assert recorded(first)["via"] == [0.5, 0.8]
+    ok("train", llama, data, "--config", first, "--device", "cpu", "-o", again)
+    assert again.read_bytes() == first.read_bytes()
+    planned = json.loads(ok("train", llama, data, "--config", first, "-o", tmp_path / "c.lota", "--dry-run", "--json"))
+    assert [(phase["name"], phase["lr"]) for phase in planned["phases"]] == [
+        ("50%: calibrating", 3e-5),
+        ("50%: training", 6e-5),
+        ("80%: training", 1.5e-4),
+        ("training", 3e-4),
+    ]
 
 
 def test_a_record_of_files_that_are_not_given_again_is_refused(llama: Path, data: Path, tmp_path: Path) -> None:
