@@ -101,6 +101,40 @@ def storage(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def rates(results: Results, path: Path) -> None:
+    """The learning rates chosen for masks, as multiples of that of full fine-tuning on the same task, over density."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    dense: dict[str, float] = {}
+    for row in tables.read("sparsity", SMALL).rows:
+        (task,) = row.report
+        if row.name not in ("full fine-tuning", "LoTA", "random mask"):
+            continue
+        try:
+            rate = results.choice(row.spec)
+        except MissingError:
+            continue
+        assert isinstance(rate, float)
+        if row.name == "full fine-tuning":
+            dense[task] = rate
+        else:
+            found.setdefault(row.name, []).append((1 - row.variables["sparsity"], rate / dense[task]))
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, points), shift in zip(found.items(), (1.06, 1 / 1.06), strict=True):
+        densities, ratios = zip(*points, strict=True)
+        axes.plot([100 * shift * each for each in densities], ratios, "o", markersize=5, alpha=0.6, label=name)
+    line = [100, 0.1]
+    axes.plot(line, [100 / each for each in line], color="black", linewidth=1, label="1 / density")
+    axes.plot([0.5, 0.1], [200, 200], color="black", linestyle="--", linewidth=1, label="default below 0.5 %")
+    axes.set(xscale="log", yscale="log", xlabel="weights in the mask, %")
+    axes.set_ylabel("best learning rate / that of full fine-tuning")
+    axes.set_xticks((*PERCENT, 50, 25, 0.1), [f"{each:g}" for each in (*PERCENT, 50, 25, 0.1)])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def forgetting(results: Results, path: Path) -> None:
     """The first task against the second after both: a line per method, over learning rates of the second."""
     lines: dict[str, dict[float, list[Row]]] = {}
@@ -138,7 +172,7 @@ def draw_all(results: Path, folder: Path) -> None:
     """Draw all plots."""
     found = Results(SMALL, Store(results))
     folder.mkdir(parents=True, exist_ok=True)
-    for draw in (masks, storage, forgetting):
+    for draw in (masks, rates, storage, forgetting):
         draw(found, folder / f"{draw.__name__}.png")
 
 

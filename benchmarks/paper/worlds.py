@@ -103,7 +103,7 @@ SMALL = World(
 )
 SMOLLM2 = World(
     name="smollm2",
-    budgets={"": Budget(50, 10, 8, 80), "sql": Budget(40, 8, 4, 80), "gsm8k": Budget(50, 10, 8, 400)},
+    budgets={"": Budget(50, 10, 8, 80), "sql": Budget(40, 8, 4, 80)},
     max_length=512,
     train=None,
     validation=128,
