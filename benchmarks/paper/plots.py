@@ -119,7 +119,7 @@ def rates(results: Results, path: Path) -> None:
         else:
             found.setdefault(row.name, []).append((1 - row.variables["sparsity"], rate / dense[task]))
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (name, points), shift in zip(found.items(), (1.06, 1 / 1.06), strict=True):
+    for (name, points), shift in zip(found.items(), (1.06, 1 / 1.06), strict=False):
         densities, ratios = zip(*points, strict=True)
         axes.plot([100 * shift * each for each in densities], ratios, "o", markersize=5, alpha=0.6, label=name)
     line = [100, 0.1]

@@ -181,8 +181,8 @@ class _Flags:
             "--lr",
             metavar=RATE,
             parser=rate_of,
-            help="Learning rate of training; auto searches for one on the data.",
-            show_default="depends on method and optimizer",
+            help="Learning rate of training, with --via of the last ticket; auto searches for one on the data.",
+            show_default="depends on method, optimizer and density",
             rich_help_panel=_LENGTH,
         ),
     ] = None

@@ -8,10 +8,10 @@ from .options import AUTO, TrainingOptions
 from .rates import default_rate, rounded
 
 
-def denser(options: TrainingOptions) -> TrainingOptions:
-    """Options of the ticket that is trained before that of `options`, whose mask are its largest entries.
+def previous(options: TrainingOptions) -> TrainingOptions:
+    """Options of the ticket that is trained before the one of `options`, and that its mask is taken from.
 
-    The ratio of the two learning rates is that of the defaults for the two densities.
+    The ratio of the two learning rates is that of the defaults for the two densities. With "auto" each finds its own.
 
     Args:
         options: Options with `via` and learning rates.
@@ -31,7 +31,7 @@ def chain(options: TrainingOptions) -> list[TrainingOptions]:
     Args:
         options: The options of the run, with learning rates.
     """
-    return [*(chain(denser(options)) if options.via else []), options]
+    return [*(chain(previous(options)) if options.via else []), options]
 
 
 def label(options: TrainingOptions) -> str:

@@ -81,9 +81,9 @@ class TrainingOptions:
         mask_rank: Rank of the approximations of the weight matrices that `mask="lift"` compares.
         scope: One of `SCOPES`: "global" ranks the weights of all tensors together, "tensor" those of each tensor
             separately.
-        via: Increasing sparsities below `sparsity`; a number is one of them. A ticket of each is trained first, in this
-            order. The mask of each ticket but the first contains the entries of largest magnitude of the one before.
-            Their learning rates follow from `lr` (`training.chain.denser`).
+        via: Increasing sparsities below `sparsity`, or one such number. A ticket of each is trained first, in this
+            order, and the mask of the next one contains its entries of largest magnitude. Their learning rates follow
+            from `lr` (`training.chain.previous`).
         regrow_steps: Steps of training between changes of the mask (`models.regrowth`). None keeps the mask.
         regrow_rule: One of `REGROW_RULES`, how the mask changes: "gradients" drops the entries with the smallest
             changes, and grows as many where the summed gradients are largest, as SpIEL-AG (arXiv 2401.16405);
@@ -101,8 +101,8 @@ class TrainingOptions:
         low_memory: Calibrate with RMSprop in half the memory and twice the time (`training.lean.LeanRMSprop`).
         steps: Optimizer steps of training. None trains for `epochs`; 0 stores the mask without values.
         epochs: Passes of training over the data. A fraction of a pass is rounded up to whole steps.
-        lr: Learning rate of training. None uses the default of the method and the optimizer (`training.rates`); "auto"
-            finds one on the data (`training.range_test`).
+        lr: Learning rate of training, with `via` of the last ticket. None uses the default of the method, the optimizer
+            and the density (`training.rates`); "auto" finds one on the data (`training.range_test`).
         calibration_lr: Learning rate of calibration. None uses the default of full fine-tuning with the optimizer;
             "auto" finds one on the data.
         l1: λ, strength of the penalty λ/N · Σ|w − w0| on changes from the start w0, as in LT-SFT (arXiv 2110.07560).
@@ -331,18 +331,8 @@ class TrainingOptions:
             raise UsageError(
                 f"`mask={self.mask}` draws positions from all weights together: it takes no `scope` and no `via`"
             )
-        if self.via and self.sparsity is None:
-            raise UsageError("`via` needs `sparsity`")
-        if self.via and self.sparsity is not None:
-            chain = (*self.via, self.sparsity)
-            if any(later <= earlier for earlier, later in pairwise(chain)):
-                found = ", ".join(map(str, self.via))
-                raise UsageError(
-                    f"`via` must be lower than `sparsity`, and several must increase; found via {found}, "
-                    f"sparsity {self.sparsity}"
-                )
-        if self.via and self.steps == 0:
-            raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
+        if self.via:
+            self._check_via()
         if self.regrow_rule == "criterion" and not self.criterion.weighs:
             able = " or ".join(name for name, row in CRITERIA.items() if row.weighs)
             raise UsageError(
@@ -358,6 +348,17 @@ class TrainingOptions:
             )
         self._check_schedule()
         self._check_low_memory()
+
+    def _check_via(self) -> None:
+        if self.sparsity is None:
+            raise UsageError("`via` needs `sparsity`")
+        if any(later <= earlier for earlier, later in pairwise((*self.via, self.sparsity))):
+            raise UsageError(
+                "`via` must be lower than `sparsity`, and several must increase; "
+                f"found via {', '.join(map(str, self.via))}, sparsity {self.sparsity}"
+            )
+        if self.steps == 0:
+            raise UsageError("`via` trains a ticket first and cannot be used with `steps=0`")
 
     def _check_schedule(self) -> None:
         if self.schedule == "constant" and self.warmup_steps:

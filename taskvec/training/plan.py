@@ -18,6 +18,7 @@ from .chain import chain, label
 from .criteria import Criterion
 from .masking import CHOOSING, Masks, mask_of, quotas
 from .options import AUTO, Rate, TrainingOptions
+from .rates import default_rate
 from .request import Request
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def _phases(
         assert entries is not None
         tickets = chain(options)
         labels = [*map(label, tickets[:-1]), ""]
-        sizes = [*(entries_for(ticket.sparsity or 0, run.eligible) for ticket in tickets[:-1]), entries]
+        sizes = [*(entries_for(sparsity, run.eligible) for sparsity in options.via), entries]
         if calibrates:
             n = run.eligible
             sums = 4 * n if options.criterion.sums else 0
@@ -231,7 +232,8 @@ def _phases(
             found.append(Phase(f"{labels[0]}{CHOOSING}", 0, 0, memory, None))
         for ticket, name, k in zip(tickets, labels, sizes, strict=True):
             kept = (12 + 4 * state + base_width) * k + _regrowing(run, k)
-            add(f"{name}training", run.steps, kept, 4 * narrow.largest, narrow, ticket.lr)
+            lr = default_rate("lota", options.optimizer, k / run.eligible) if ticket.lr is None else ticket.lr
+            add(f"{name}training", run.steps, kept, 4 * narrow.largest, narrow, lr)
     elif options.method == "fft":
         wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
         n = sum(parameter.numel() for name, parameter in run.model.named_parameters() if name in wanted)

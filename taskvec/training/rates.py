@@ -52,19 +52,18 @@ def lowest_rate(method: str, optimizer: str, density: float = 1.0) -> float:
     return default_rate(method, optimizer, density) / 100
 
 
-def with_defaults(options: TrainingOptions, *, calibrates: bool, density: float | None = None) -> TrainingOptions:
+def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOptions:
     """Fill in the default learning rates of the phases that the run has.
+
+    That of training remains None if the sparsity is that of a given mask, which is known when the model is loaded.
 
     Args:
         options: The options as given.
         calibrates: Whether the run calibrates.
-        density: Share of the eligible weights that the mask contains. None is 1 - options.sparsity.
     """
-    lr, calibration_lr = options.lr, options.calibration_lr
-    if density is None:
-        density = 1 - (options.sparsity or 0)
-    if lr is None and options.steps != 0:
-        lr = default_rate(options.method, options.optimizer, density)
+    lr, calibration_lr, sparsity = options.lr, options.calibration_lr, options.sparsity
+    if lr is None and options.steps != 0 and (options.method != "lota" or sparsity is not None):
+        lr = default_rate(options.method, options.optimizer, 1 - (sparsity or 0))
     if calibration_lr is None and calibrates:
         calibration_lr = default_rate("fft", options.optimizer)
     return replace(options, lr=lr, calibration_lr=calibration_lr)

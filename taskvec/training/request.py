@@ -130,11 +130,8 @@ class Request:
         ]
 
     def with_defaults(self) -> Request:
-        """The same request with a learning rate for each of its phases."""
-        density = None
-        if self.mask_from is not None and self.options.sparsity is None and self.mask_from.eligible:
-            density = sum(len(self.mask_from[name].indices) for name in self.mask_from) / self.mask_from.eligible
-        return replace(self, options=with_defaults(self.options, calibrates=self.calibrates, density=density))
+        """The same request with the default learning rates of its phases (`rates.with_defaults`)."""
+        return replace(self, options=with_defaults(self.options, calibrates=self.calibrates))
 
     def prepare(self) -> Corpus:
         """Read the data, and check everything that can be checked before the model is loaded.

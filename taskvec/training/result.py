@@ -35,6 +35,7 @@ class TrainingResult:
         unreached: Share of eligible weights in tensors that got no gradient in calibration; None without calibration.
         replaced: Number of entries that drop-and-regrow replaced during training; None if the mask was fixed.
         via_lr: Learning rates of the tickets that were trained first, in their order.
+        via_warnings: Their warnings.
     """
 
     vector: TaskVector
@@ -50,11 +51,12 @@ class TrainingResult:
     unreached: float | None
     replaced: int | None = None
     via_lr: tuple[float, ...] = ()
+    via_warnings: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
         """One sentence for each sign that training did not work as intended."""
-        found = []
+        found = [*self.via_warnings]
         losses, changes = self.calibration_losses, f"{self.entries - self.survived:,} of {self.entries:,} changes"
         if len(losses) > 1 and (later := fmean(losses[len(losses) // 2 :])) > _RISEN * losses[0]:
             found.append(

@@ -33,7 +33,7 @@ from .masking import Masks, mask_of
 from .optimizers import make_optimizer
 from .options import AUTO, TrainingOptions
 from .range_test import find_rate
-from .rates import lowest_rate
+from .rates import default_rate, lowest_rate
 from .run import Run
 
 
@@ -106,17 +106,19 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         run.pull(optimizer, own_part)
         return optimizer
 
+    density = (k or sum(len(chosen[name].indices) for name in chosen)) / run.eligible
+
     def find() -> float:
         assert chosen is not None
-        entries = k or sum(len(chosen[name].indices) for name in chosen)
-        lowest = lowest_rate(options.method, options.optimizer, entries / run.eligible)
+        lowest = lowest_rate(options.method, options.optimizer, density)
         with sparse_finetune(run.model, chosen, run.start) as trial:
             found = find_rate(run, trial, partial(optimizer_of, trial), lowest, dense=False)
         run.reset()
         return found
 
     lr = keep.number("lr", find) if options.lr == AUTO else options.lr
-    assert lr is not None
+    if lr is None:
+        lr = default_rate(options.method, options.optimizer, density)
     sparse = sparse_finetune(run.model, chosen, run.start)
     chosen = None  # frees the positions: the leaves store them in half the memory
     with sparse as tickets:

@@ -16,7 +16,7 @@ from ..reporting.progress import Progress, silent
 from ..vectors.diff import diff
 from ..vectors.lineage import shortened
 from ..vectors.vector import TaskVector
-from .chain import denser, label
+from .chain import label, previous
 from .masking import free_share
 from .options import TrainingOptions
 from .request import Request
@@ -132,11 +132,14 @@ def _train(
 def _earlier(request: Request, keep: RunFolder, progress: Progress, processes: Processes) -> TaskVector:
     """Train the ticket whose largest entries are the mask."""
     start = "base" if request.start_from is None else "start"
-    options = replace(denser(request.options), relative_to=start)
+    options = replace(previous(request.options), relative_to=start)
 
     def ticket() -> TaskVector:
-        wanted = replace(request, options=options)
-        return _train(wanted, progress, keep.below("via"), processes, prefix=label(options)).vector
+        wanted, prefix = replace(request, options=options), label(options)
+        result = _train(wanted, progress, keep.below("via"), processes, prefix=prefix)
+        warnings = [prefix + warning for warning in result.warnings[len(result.via_warnings) :]]
+        result.vector.header.provenance["warnings"] = [*result.via_warnings, *warnings]
+        return result.vector
 
     return keep.vector("via", ticket)
 
@@ -154,6 +157,7 @@ def _ticket(request: Request, run: Run, keep: RunFolder, earlier: TaskVector | N
     if earlier is not None:
         found = {name: earlier.provenance[name] for name in found}
         found["via_lr"] = (*earlier.provenance["via_lr"], earlier.provenance["lr"])
+        found["via_warnings"] = tuple(earlier.provenance["warnings"])
     return TrainingResult(
         vector=ticket.vector,
         calibration_losses=ticket.calibration_losses,

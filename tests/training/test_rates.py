@@ -16,6 +16,7 @@ from support.paths import ROOT
 from taskvec import TaskVector
 from taskvec.errors import TrainingError, UsageError
 from taskvec.training.options import METHODS, OPTIMIZERS, TrainingOptions
+from taskvec.training.plan import plan
 from taskvec.training.range_test import STEPS
 from taskvec.training.rates import default_rate, lowest_rate, with_defaults
 from taskvec.training.result import TrainingResult
@@ -64,9 +65,18 @@ def test_the_rate_of_a_mask_is_inversely_proportional_to_its_density(optimizer: 
 
 def test_a_mask_that_is_given_has_the_rate_of_its_density(llama: Path, rows: Path, tmp_path: Path) -> None:
     base = ModelFolder(llama)
-    mask = train(base, rows, replace(QUICK, sparsity=0.75, steps=0, lr=None)).vector
+    """Of the weights that are eligible in the run, not in the one that made the mask."""
+    include, attention = ("*self_attn*",), ("*layers.0.self_attn.q_proj*",)
+    mask = train(base, rows, replace(QUICK, sparsity=0.75, steps=0, include=attention)).vector
     options = TrainingOptions(sparsity=None, steps=3, batch_size=2, device="cpu")
-    assert train(base, rows, options, mask_from=mask).curve.lr == pytest.approx(4 * 3e-5, rel=0.01)
+    for wanted in (options, replace(options, include=include)):
+        trained, planned = (
+            train(base, rows, wanted, mask_from=mask),
+            plan(base, rows, wanted, mask_from=mask),
+        )
+        expected = float(f"{3e-5 * trained.vector.eligible / trained.entries:.3g}")
+        assert trained.curve.lr == planned.phases[-1].lr == trained.vector.provenance["lr"] == expected
+        assert trained.vector.provenance["run"]["options"]["lr"] is None
 
 
 def test_each_phase_has_the_default_of_what_it_trains() -> None:

@@ -240,6 +240,7 @@ def test_a_ticket_may_go_via_several(optimizer: str, llama: Path, data: Path, tm
         assert np.array_equal(one.vector[name].values, third.vector[name].values)
     assert one.via_lr == pytest.approx(rates[:2])
     assert one.vector.provenance["via_lr"] == list(one.via_lr)
+    assert one.warnings == [] == list(one.via_warnings)
     assert [stage for stage in dict.fromkeys(stages) if "training" in stage] == [
         "60%: training",
         "80%: training",
@@ -247,6 +248,19 @@ def test_a_ticket_may_go_via_several(optimizer: str, llama: Path, data: Path, tm
     ]
     with pytest.raises(UsageError, match=r"several must increase; found via 0\.8, 0\.6, sparsity 0\.95"):
         train(base, data, replace(options, via=(0.8, 0.6)))
+
+
+def test_the_warnings_of_all_tickets_are_said(llama_bf16: Path, data: Path, tmp_path: Path) -> None:
+    """Once each, also those of tickets that were finished before the run was resumed."""
+    options = replace(QUICK, sparsity=0.95, via=(0.5, 0.8), lr=1e-8)
+    folder = tmp_path / "x.lota.run"
+    found = train(ModelFolder(llama_bf16), data, options, folder=folder).warnings
+    assert len(found) == 3
+    assert [warning.partition(" changes ")[2] for warning in found] == [found[2].partition(" changes ")[2]] * 3
+    assert found[0].startswith("50%: ")
+    assert found[1].startswith("80%: ")
+    assert "rounded away" in found[2]
+    assert train(ModelFolder(llama_bf16), data, options, folder=folder).warnings == found
 
 
 @pytest.mark.parametrize("fixture", ["llama", "llama_bf16", "gpt2"])
