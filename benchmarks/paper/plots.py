@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 from taskvec.training.criteria import CRITERIA
+from taskvec.training.rates import default_rate
 
 from . import tables
 from .report import average, size_of
@@ -124,7 +125,9 @@ def rates(results: Results, path: Path) -> None:
         axes.plot([100 * shift * each for each in densities], ratios, "o", markersize=5, alpha=0.6, label=name)
     line = [100, 0.1]
     axes.plot(line, [100 / each for each in line], color="black", linewidth=1, label="1 / density")
-    axes.plot([0.5, 0.1], [200, 200], color="black", linestyle="--", linewidth=1, label="default below 0.5 %")
+    sparse = [0.5, 0.1]
+    default = [default_rate("lota", "rmsprop", each / 100) / default_rate("fft", "rmsprop") for each in sparse]
+    axes.plot(sparse, default, color="black", linestyle="--", linewidth=1, label="default below 0.5 %")
     axes.set(xscale="log", yscale="log", xlabel="weights in the mask, %")
     axes.set_ylabel("best learning rate / that of full fine-tuning")
     axes.set_xticks((*PERCENT, 50, 25, 0.1), [f"{each:g}" for each in (*PERCENT, 50, 25, 0.1)])
