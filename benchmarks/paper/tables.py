@@ -16,12 +16,14 @@ from typing import Any
 import yaml
 
 from taskvec.training.criteria import CRITERIA
+from taskvec.training.options import TrainingOptions
 
 from .specs import Merge, Options, Run, Spec
 from .worlds import World
 
 TABLES = Path(__file__).parent / "tables"
 QUICK_SEEDS = (0, 1)
+DEFAULT_MASK = TrainingOptions().mask
 
 
 class TableError(Exception):
@@ -155,9 +157,11 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     mix, rate, times = options.pop("mix", None), options.pop("rate", None), options.pop("rate_times", 1.0)
     budget = world.budget(task)
     method = options.get("method", "lota")
+    if options.get("mask") == DEFAULT_MASK:  # rows that name the default share results with those that do not
+        del options["mask"]
     if method != "lota":
         options["sparsity"] = None
-    calibrates = method == "lota" and mask is None and CRITERIA[options.get("mask", "magnitude")].calibrates
+    calibrates = method == "lota" and mask is None and CRITERIA[options.get("mask", DEFAULT_MASK)].calibrates
     if calibrates:
         options.setdefault("calibration_steps", budget.calibration)
     steps = options.get("steps", "all")

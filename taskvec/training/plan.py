@@ -18,7 +18,7 @@ from .chain import chain, label
 from .criteria import Criterion
 from .masking import CHOOSING, Masks, mask_of, quotas
 from .options import AUTO, Rate, TrainingOptions
-from .rates import default_rate
+from .rates import rate_of
 from .request import Request
 
 if TYPE_CHECKING:
@@ -232,8 +232,7 @@ def _phases(
             found.append(Phase(f"{labels[0]}{CHOOSING}", 0, 0, memory, None))
         for ticket, name, k in zip(tickets, labels, sizes, strict=True):
             kept = (12 + 4 * state + base_width) * k + _regrowing(run, k)
-            lr = default_rate("lota", options.optimizer, k / run.eligible) if ticket.lr is None else ticket.lr
-            add(f"{name}training", run.steps, kept, 4 * narrow.largest, narrow, lr)
+            add(f"{name}training", run.steps, kept, 4 * narrow.largest, narrow, rate_of(ticket, k / run.eligible))
     elif options.method == "fft":
         wanted = {run.placed[name].parameter for name in run.chosen(run.placed)}
         n = sum(parameter.numel() for name, parameter in run.model.named_parameters() if name in wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .options import TrainingOptions
+from .options import Rate, TrainingOptions
 
 # Optimizer -> method -> learning rate; calibration uses that of "fft". The rates are the best of grids on a validation
 # part of the training data (benchmarks/rates.py; docs/training.md has the tables). AdamW uses those of Adam.
@@ -52,6 +52,16 @@ def lowest_rate(method: str, optimizer: str, density: float = 1.0) -> float:
     return default_rate(method, optimizer, density) / 100
 
 
+def rate_of(options: TrainingOptions, density: float) -> Rate:
+    """The learning rate of training: the one given, or the default.
+
+    Args:
+        options: The options of the run.
+        density: As in `default_rate`.
+    """
+    return default_rate(options.method, options.optimizer, density) if options.lr is None else options.lr
+
+
 def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOptions:
     """Fill in the default learning rates of the phases that the run has.
 
@@ -62,8 +72,8 @@ def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOpti
         calibrates: Whether the run calibrates.
     """
     lr, calibration_lr, sparsity = options.lr, options.calibration_lr, options.sparsity
-    if lr is None and options.steps != 0 and (options.method != "lota" or sparsity is not None):
-        lr = default_rate(options.method, options.optimizer, 1 - (sparsity or 0))
+    if options.steps != 0 and (options.method != "lota" or sparsity is not None):
+        lr = rate_of(options, 1 - (sparsity or 0))
     if calibration_lr is None and calibrates:
         calibration_lr = default_rate("fft", options.optimizer)
     return replace(options, lr=lr, calibration_lr=calibration_lr)

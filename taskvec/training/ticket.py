@@ -33,7 +33,7 @@ from .masking import Masks, mask_of
 from .optimizers import make_optimizer
 from .options import AUTO, TrainingOptions
 from .range_test import find_rate
-from .rates import default_rate, lowest_rate
+from .rates import lowest_rate, rate_of
 from .run import Run
 
 
@@ -116,9 +116,7 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
         run.reset()
         return found
 
-    lr = keep.number("lr", find) if options.lr == AUTO else options.lr
-    if lr is None:
-        lr = default_rate(options.method, options.optimizer, density)
+    lr = keep.number("lr", find) if options.lr == AUTO else rate_of(options, density)
     sparse = sparse_finetune(run.model, chosen, run.start)
     chosen = None  # frees the positions: the leaves store them in half the memory
     with sparse as tickets:

@@ -155,16 +155,20 @@ def test_the_parts_of_a_task_share_no_prompt(tmp_path: Path) -> None:
     assert check.shared_prompts(tmp_path / "data") == ["total: 512 prompts are both in test and in train-2"]
 
 
+# what the name of a row says if it has more steps than the budget -> how many times as many it may have
+MORE_STEPS = {"twice the steps": 2, "three times the steps": 3, "calibration steps": 1.25}
+
+
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize("quick", [False, True], ids=["full", "quick"])
 def test_every_row_of_every_table_is_a_valid_run(world: World, quick: bool) -> None:
-    def check_spec(spec: Spec) -> None:
+    def check_spec(spec: Spec, budgets: float = 1) -> None:
         if isinstance(spec, Merge):
             for part in spec.parts:
                 check_spec(part)
             return
         TrainingOptions(**dict(spec.options), lr=1e-3).check(takes_mask=spec.mask is not None)
-        assert spec.option("steps") + spec.option("calibration_steps", 0) <= 3 * world.budget(spec.task).steps
+        assert spec.option("steps") + spec.option("calibration_steps", 0) <= budgets * world.budget(spec.task).steps
         for other in (spec.start, spec.mask, spec.disjoint):
             if other is not None:
                 check_spec(other)
@@ -176,7 +180,7 @@ def test_every_row_of_every_table_is_a_valid_run(world: World, quick: bool) -> N
         for row in table.rows:
             assert row.report
             if row.spec is not None:
-                check_spec(row.spec)
+                check_spec(row.spec, max((times for name, times in MORE_STEPS.items() if name in row.name), default=1))
 
 
 def test_methods_have_the_same_budget() -> None:
@@ -186,6 +190,14 @@ def test_methods_have_the_same_budget() -> None:
         if isinstance(row.spec, Run)
     }
     assert steps == {SMALL.budget("zip").steps}
+
+
+def test_rows_of_several_tables_share_results() -> None:
+    def keys(table: str, name: str) -> list[str]:
+        return [key_of(row.spec) for row in tables.read(table, SMALL).rows if row.spec and row.name == name]
+
+    assert {*keys("masks", "magnitude")} <= {*keys("sparsity", "LoTA")}
+    assert {*keys("masks", "random")} <= {*keys("sparsity", "random mask")}
 
 
 def test_order_names_every_table() -> None:
