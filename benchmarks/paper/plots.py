@@ -87,7 +87,7 @@ def storage(results: Results, path: Path) -> None:
         except MissingError:
             continue
         name = label.partition(",")[0]
-        if "then" in label:
+        if " via " in label:
             name = "LoTA, masks of denser tickets"
         families.setdefault(name, []).append((size, mean.value, mean.error or 0))
     for name, points in families.items():

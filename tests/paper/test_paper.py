@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -422,3 +423,12 @@ def test_no_committed_setting_was_chosen_on_a_test_part(world: World) -> None:
 def test_the_page_has_the_committed_results() -> None:
     page = (document.DOCS / "paper.md").read_text(encoding="utf-8")
     assert document.updated(page) == page
+
+
+def test_figures_of_the_text_are_in_a_table() -> None:
+    page = (document.DOCS / "paper.md").read_text(encoding="utf-8")
+    tabled = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    text = " ".join(line for line in page.splitlines() if not line.startswith("|"))
+    figures = re.findall(r"[\d.]+ ± [\d.]*\d", text)
+    assert figures
+    assert [figure for figure in figures if figure not in tabled] == []
