@@ -104,38 +104,41 @@ def storage(results: Results, path: Path) -> None:
 
 def rates(results: Results, path: Path) -> None:
     """The learning rates chosen for masks, as multiples of that of full fine-tuning on the same task, over density."""
+    rows = [*tables.read("sparsity", SMALL).rows, *tables.read("masks", SMALL).rows]
+    dense = {row.report[0]: _rate(results, row) for row in rows if row.name == "full fine-tuning"}
+    names = {"LoTA": "magnitude", "random mask": "random"}  # the table of sparsities has more densities of these
     found: dict[str, list[tuple[float, float]]] = {}
-    dense: dict[str, float] = {}
-    for row in tables.read("sparsity", SMALL).rows:
-        (task,) = row.report
-        if row.name not in ("full fine-tuning", "LoTA", "random mask"):
-            continue
-        try:
-            rate = results.choice(row.spec)
-        except MissingError:
-            continue
-        assert isinstance(rate, float)
-        if row.name == "full fine-tuning":
-            dense[task] = rate
-        else:
-            found.setdefault(row.name, []).append((1 - row.variables["sparsity"], rate / dense[task]))
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (name, points), shift in zip(found.items(), (1.06, 1 / 1.06), strict=False):
-        densities, ratios = zip(*points, strict=True)
-        axes.plot([100 * shift * each for each in densities], ratios, "o", markersize=5, alpha=0.6, label=name)
-    line = [100, 0.1]
-    axes.plot(line, [100 / each for each in line], color="black", linewidth=1, label="1 / density")
-    sparse = [0.5, 0.1]
-    default = [default_rate("lota", "rmsprop", each / 100) / default_rate("fft", "rmsprop") for each in sparse]
-    axes.plot(sparse, default, color="black", linestyle="--", linewidth=1, label="default below 0.5 %")
-    axes.set(xscale="log", yscale="log", xlabel="weights in the mask, %")
-    axes.set_ylabel("best learning rate / that of full fine-tuning")
-    axes.set_xticks((*PERCENT, 50, 25, 0.1), [f"{each:g}" for each in (*PERCENT, 50, 25, 0.1)])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    for row in rows:
+        mask = names.get(row.name, row.name)
+        if mask in CRITERIA:
+            point = (1 - row.variables["sparsity"], _rate(results, row) / dense[row.report[0]])
+            found.setdefault(mask, []).append(point)
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
+    for axes, sums, title in zip(panels, (False, True), ("masks without gradients", "masks by gradients"), strict=True):
+        shown = [mask for mask in found if CRITERIA[mask].sums == sums]
+        for number, mask in enumerate(shown):
+            shift = 1.05 ** (number - (len(shown) - 1) / 2)
+            densities, ratios = zip(*dict.fromkeys(found[mask]), strict=True)  # both tables have some
+            axes.plot([100 * shift * each for each in densities], ratios, "o", markersize=5, alpha=0.6, label=mask)
+        line = [100, 0.5, 0.1]
+        power = CRITERIA[shown[0]].rate_power
+        default = [default_rate("lota", "rmsprop", each / 100, power) / default_rate("fft", "rmsprop") for each in line]
+        axes.plot(line, default, color="black", linewidth=1, label="default")
+        axes.set(xscale="log", yscale="log", xlabel="weights in the mask, %", title=title)
+        axes.set_xticks((*PERCENT, 50, 25, 0.1), [f"{each:g}" for each in (*PERCENT, 50, 25, 0.1)])
+        axes.minorticks_off()
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    panels[0].set_ylabel("best learning rate / that of full fine-tuning")
     figure.savefig(path, dpi=120)
+
+
+def _rate(results: Results, row: Row) -> float:
+    """The learning rate that was chosen for a row."""
+    rate = results.choice(row.spec)
+    assert isinstance(rate, float)
+    return rate
 
 
 def forgetting(results: Results, path: Path) -> None:

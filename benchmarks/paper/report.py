@@ -37,6 +37,7 @@ def _view(table: Table, results: Results, view: Mapping[str, Any]) -> str:
     kinds: dict[str, Callable[[Table, Results, Mapping[str, Any]], str]] = {
         "tasks": _by_task,
         "positions": _by_position,
+        "cases": _by_case,
         "variable": _by_variable,
         "rates": _rates,
         "storage": _storage,
@@ -69,6 +70,16 @@ def _by_position(table: Table, results: Results, view: Mapping[str, Any]) -> str
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
+def _by_case(table: Table, results: Results, view: Mapping[str, Any]) -> str:
+    """The first reported task, with one column per case, which is named by its first two tasks."""
+    metric = view["metric"]
+    pivot: Pivot = {}
+    for row in table.rows:
+        first, second = row.report[:2]
+        _put(pivot, row.label, f"{first}, then {second}", partial(results.tested, row.spec, first, metric))
+    return _markdown(pivot, f"{view['column']}: {UNITS[metric]}", digits=1 if metric == "exact_match" else 3)
+
+
 def _by_variable(table: Table, results: Results, view: Mapping[str, Any]) -> str:
     """One column per value of a variable; means over the cases."""
     metric, by = view["metric"], view["by"]
@@ -81,13 +92,14 @@ def _by_variable(table: Table, results: Results, view: Mapping[str, Any]) -> str
 
 
 def _rates(table: Table, results: Results, view: Mapping[str, Any]) -> str:
-    """The learning rates that were chosen, one per case."""
+    """The learning rates that were chosen, one per case, in the order of their tasks."""
     by = view.get("by")
+    tasks = ", ".join(dict.fromkeys(task for row in table.rows for task in row.report))
     pivot: dict[str, dict[str, list[str]]] = {}
     for row in table.rows:
         if row.spec is None or (by is not None and by not in row.variables):
             continue
-        label = "learning rates" if by is None else f"{100 * row.variables[by]:g} %"
+        label = tasks if by is None else f"{100 * row.variables[by]:g} %"
         cell = pivot.setdefault(row.name, {}).setdefault(label, [])
         try:
             cell.append(f"{results.choice(row.spec):g}")
@@ -95,7 +107,8 @@ def _rates(table: Table, results: Results, view: Mapping[str, Any]) -> str:
             cell.append("?")
     columns = list(dict.fromkeys(column for cells in pivot.values() for column in cells))
     pivot = {name: cells for name, cells in pivot.items() if any(set(rates) != {"?"} for rates in cells.values())}
-    lines = [_line(["learning rates", *columns]), _rule(len(columns) + 1)]
+    title = "learning rates" if by is None else f"learning rates for {tasks}"
+    lines = [_line([title, *columns]), _rule(len(columns) + 1)]
     lines += [_line([name, *(", ".join(cells.get(column, [])) for column in columns)]) for name, cells in pivot.items()]
     return "\n".join(lines)
 

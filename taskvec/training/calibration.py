@@ -24,7 +24,7 @@ from .loop import Curve
 from .optimizers import make_optimizer
 from .options import AUTO
 from .range_test import find_rate
-from .rates import lowest_rate
+from .rates import default_rate
 from .run import Run
 
 
@@ -59,7 +59,7 @@ def calibrate(run: Run) -> tuple[Callable[[str], FloatArray], Curve]:
 
     lr = options.calibration_lr
     if lr == AUTO:
-        lr = find_rate(run, run.model, optimizer_of, lowest_rate("fft", options.optimizer), dense=dense)
+        lr = find_rate(run, run.model, optimizer_of, default_rate("fft", options.optimizer), dense=dense)
         run.reset()
     assert lr is not None
     optimizer = optimizer_of(float(lr))

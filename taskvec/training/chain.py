@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .options import AUTO, TrainingOptions
-from .rates import default_rate, rounded
+from .rates import default_of, rounded
 
 
 def previous(options: TrainingOptions) -> TrainingOptions:
@@ -17,12 +17,12 @@ def previous(options: TrainingOptions) -> TrainingOptions:
         options: Options with `via` and learning rates.
     """
     *earlier, sparsity = options.via
+    found = replace(options, sparsity=sparsity, via=tuple(earlier))
+    if options.lr is None or options.lr == AUTO:
+        return found
     assert options.sparsity is not None
-    lr = options.lr
-    if lr is not None and lr != AUTO:
-        before, after = (default_rate("lota", options.optimizer, 1 - s) for s in (sparsity, options.sparsity))
-        lr = rounded(float(lr) * before / after)
-    return replace(options, sparsity=sparsity, via=tuple(earlier), lr=lr)
+    before, after = default_of(found, 1 - sparsity), default_of(options, 1 - options.sparsity)
+    return replace(found, lr=rounded(float(options.lr) * before / after))
 
 
 def chain(options: TrainingOptions) -> list[TrainingOptions]:

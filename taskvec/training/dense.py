@@ -28,7 +28,7 @@ from .loop import Curve
 from .optimizers import make_optimizer
 from .options import AUTO
 from .range_test import find_rate
-from .rates import lowest_rate
+from .rates import default_of
 from .run import Run
 
 
@@ -120,7 +120,7 @@ def _train(
         return optimizer
 
     def find() -> float:
-        found = find_rate(run, model, optimizer_of, lowest_rate(options.method, options.optimizer), dense=dense)
+        found = find_rate(run, model, optimizer_of, default_of(options), dense=dense)
         reset()
         return found
 

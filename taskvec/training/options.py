@@ -102,7 +102,7 @@ class TrainingOptions:
         steps: Optimizer steps of training. None trains for `epochs`; 0 stores the mask without values.
         epochs: Passes of training over the data. A fraction of a pass is rounded up to whole steps.
         lr: Learning rate of training, with `via` of the last ticket. None uses the default of the method, the optimizer
-            and the density (`training.rates`); "auto" finds one on the data (`training.range_test`).
+            and the mask (`training.rates`); "auto" finds one on the data (`training.range_test`).
         calibration_lr: Learning rate of calibration. None uses the default of full fine-tuning with the optimizer;
             "auto" finds one on the data.
         l1: λ, strength of the penalty λ/N · Σ|w − w0| on changes from the start w0, as in LT-SFT (arXiv 2110.07560).

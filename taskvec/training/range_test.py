@@ -24,6 +24,7 @@ from .run import Run
 
 STAGE = "finding a learning rate"
 STEPS = 64  # maximum: the test ends when the loss has risen
+_BELOW = 100  # the test starts at the default divided by this
 _FACTOR = 10 ** (1 / 8)  # ratio of the rates of successive steps
 _NOISE = 4  # steps before the test may end
 _EXAMPLES = 16  # number of evaluated examples
@@ -54,7 +55,7 @@ class _Stop(TrainerCallback):
 
 
 def find_rate(
-    run: Run, model: nn.Module, optimizer_of: Callable[[float], Optimizer], lowest: float, *, dense: bool
+    run: Run, model: nn.Module, optimizer_of: Callable[[float], Optimizer], default: float, *, dense: bool
 ) -> float:
     """Train `model` at increasing learning rates and return the learning rate found.
 
@@ -64,13 +65,14 @@ def find_rate(
         run: The run whose data and options are used.
         model: The run's model, or a module that contains it.
         optimizer_of: Creates the optimizer for a learning rate.
-        lowest: The first learning rate, which is far too low (`rates.lowest_rate`).
+        default: The default learning rate of what trains (`rates`).
         dense: Whether weights are stored in f32 while the arithmetic may be bf16.
 
     Raises:
         NotFiniteAtStartError: The loss is not finite before the first update.
         TrainingError: The loss falls at all learning rates of the range, or at none.
     """
+    lowest = default / _BELOW
     optimizer = optimizer_of(lowest)
     watched, rows = _parts(run)
     stop = _Stop()

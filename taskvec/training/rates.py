@@ -17,23 +17,24 @@ _DEFAULTS["adamw"] = _DEFAULTS["adam"]
 _LOWEST_DENSITY = 0.005  # the rates of sparser masks are not higher (docs/paper.md has the measurements)
 
 
-def default_rate(method: str, optimizer: str, density: float = 1.0) -> float:
+def default_rate(method: str, optimizer: str, density: float = 1.0, power: float = 1.0) -> float:
     """Default learning rate of a method (options.METHODS) with an optimizer (options.OPTIMIZERS).
 
-    That of a mask is that of full fine-tuning divided by the density: RMSprop and Adam change each weight by about the
-    learning rate, so the fewer weights are trained, the more each may change. Updates of SGD are proportional to the
-    gradients, and its rate is the same for every density.
+    That of a mask is that of full fine-tuning divided by a power of the density: RMSprop and Adam change each weight by
+    about the learning rate, so the fewer weights are trained, the more each may change. Updates of SGD are proportional
+    to the gradients, and its rate is the same for every density.
 
     Args:
         method: What trains; "fft" for calibration.
         optimizer: The optimizer.
         density: Share of the eligible weights that the mask of "lota" contains, in (0, 1]. Below 0.005 the rate is that
             of 0.005. Other methods ignore it.
+        power: The power of the density (`criteria.Criterion.rate_power`).
     """
     rates = _DEFAULTS[optimizer]
     if method != "lota":
         return rates[method]
-    return rates["fft"] if optimizer == "sgd" else rounded(rates["fft"] / max(density, _LOWEST_DENSITY))
+    return rates["fft"] if optimizer == "sgd" else rounded(rates["fft"] / max(density, _LOWEST_DENSITY) ** power)
 
 
 def rounded(rate: float) -> float:
@@ -41,25 +42,26 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def lowest_rate(method: str, optimizer: str, density: float = 1.0) -> float:
-    """The rate at which a search for a learning rate begins: a hundredth of the default.
+def default_of(options: TrainingOptions, density: float = 1.0) -> float:
+    """The default learning rate of training.
 
     Args:
-        method: As in `default_rate`.
-        optimizer: As in `default_rate`.
+        options: The options of the run. With `via` the mask contains the largest changes of a trained ticket, as it
+            does with `mask_from`, whatever criterion chose the mask of the first ticket.
         density: As in `default_rate`.
     """
-    return default_rate(method, optimizer, density) / 100
+    power = 1.0 if options.via else options.criterion.rate_power
+    return default_rate(options.method, options.optimizer, density, power)
 
 
-def rate_of(options: TrainingOptions, density: float) -> Rate:
+def rate_of(options: TrainingOptions, density: float = 1.0) -> Rate:
     """The learning rate of training: the one given, or the default.
 
     Args:
         options: The options of the run.
         density: As in `default_rate`.
     """
-    return default_rate(options.method, options.optimizer, density) if options.lr is None else options.lr
+    return default_of(options, density) if options.lr is None else options.lr
 
 
 def with_defaults(options: TrainingOptions, *, calibrates: bool) -> TrainingOptions:

@@ -33,7 +33,7 @@ from .masking import Masks, mask_of
 from .optimizers import make_optimizer
 from .options import AUTO, TrainingOptions
 from .range_test import find_rate
-from .rates import lowest_rate, rate_of
+from .rates import default_of, rate_of
 from .run import Run
 
 
@@ -110,9 +110,9 @@ def train_ticket(run: Run, keep: RunFolder, taken: Masks, mask_from: TaskVector 
 
     def find() -> float:
         assert chosen is not None
-        lowest = lowest_rate(options.method, options.optimizer, density)
+        default = default_of(options, density)
         with sparse_finetune(run.model, chosen, run.start) as trial:
-            found = find_rate(run, trial, partial(optimizer_of, trial), lowest, dense=False)
+            found = find_rate(run, trial, partial(optimizer_of, trial), default, dense=False)
         run.reset()
         return found
 
