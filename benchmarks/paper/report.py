@@ -219,8 +219,9 @@ def compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[
     def values(row: Row) -> list[float]:
         return average(results, replace(row, report=row.report[counted]), "exact_match")
 
-    def base(row: Row) -> float:
-        return fmean(fmean(results.tested(None, task, "exact_match")) for task in row.report[counted])
+    def is_left(row: Row, *scores: list[float]) -> bool:
+        base = fmean(fmean(results.tested(None, task, "exact_match")) for task in row.report[counted])
+        return max(map(fmean, scores)) > base
 
     def side(names: str | list[str]) -> dict[str, Row]:
         wanted = [names] if isinstance(names, str) else names
@@ -233,12 +234,12 @@ def compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[
         return {case: rows[0] if len(rows) == 1 else best_on_validation(results, rows) for case, rows in cases.items()}
 
     first, second = side(claim["rows"][0]), side(claim["rows"][1])
-    pairs = [(values(first[case]), values(second[case]), base(first[case])) for case in first]
+    pairs = [(values(first[case]), values(second[case])) for case in first]
     if part in ("first", "earlier"):  # what both have forgotten tells nothing about which forgets more
-        pairs = [pair for pair in pairs if max(fmean(pair[0]), fmean(pair[1])) > pair[2]]
+        pairs = [pair for row, pair in zip(first.values(), pairs, strict=True) if is_left(row, *pair)]
     if not pairs:
         return "", "forgotten by both"
-    mean = mean_of(differences([one for one, _, _ in pairs], [other for _, other, _ in pairs]))
+    mean = mean_of(differences([one for one, _ in pairs], [other for _, other in pairs]))
     if mean.error is None or len(results.world.seeds) < 3:
         return str(mean), "too few seeds"
     found, error = (-1 if claim["expects"] == "less" else 1) * mean.value, mean.error
