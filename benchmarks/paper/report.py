@@ -24,8 +24,8 @@ from .worlds import WORLDS, World
 
 CLAIMS = Path(__file__).parent / "claims.yaml"
 UNITS = {"exact_match": "exact match, %", "loss": "loss, nats per token"}
-Values = list[list[float]]  # case, seed
-Pivot = dict[str, dict[str, Values]]  # row, column -> values
+Scores = tuple[list[float], float | None]  # one value per seed, and the standard error of the first over test examples
+Pivot = dict[str, dict[str, list[Scores]]]  # row, column -> one per case
 
 
 def rendered(table: Table, results: Results) -> str:
@@ -51,8 +51,8 @@ def _by_task(table: Table, results: Results, view: Mapping[str, Any]) -> str:
     pivot: Pivot = {}
     for row in table.rows:
         (task,) = row.report
-        _put(pivot, row.name, task, partial(results.tested, row.spec, task, metric))
-        _put(pivot, row.name, "mean", partial(results.tested, row.spec, task, metric))
+        _put(pivot, row.name, task, partial(scored, results, row, metric))
+        _put(pivot, row.name, "mean", partial(scored, results, row, metric))
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
@@ -62,11 +62,11 @@ def _by_position(table: Table, results: Results, view: Mapping[str, Any]) -> str
     pivot: Pivot = {}
     for row in table.rows:
         for label, task in zip(labels, row.report, strict=False):
-            _put(pivot, row.label, label, partial(results.tested, row.spec, task, metric))
+            _put(pivot, row.label, label, partial(scored, results, replace(row, report=(task,)), metric))
         if view.get("mean"):
-            _put(pivot, row.label, "mean", partial(average, results, row, metric))
+            _put(pivot, row.label, "mean", partial(scored, results, row, metric))
         if view.get("drop") and row.spec is not None and getattr(row.spec, "start", None) is not None:
-            _put(pivot, row.label, f"drop of {labels[0]}", partial(drop, results, row, metric))
+            _put(pivot, row.label, f"drop of {labels[0]}", partial(_dropped, results, row, metric))
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
@@ -76,7 +76,9 @@ def _by_case(table: Table, results: Results, view: Mapping[str, Any]) -> str:
     pivot: Pivot = {}
     for row in table.rows:
         first, second = row.report[:2]
-        _put(pivot, row.label, f"{first}, then {second}", partial(results.tested, row.spec, first, metric))
+        _put(
+            pivot, row.label, f"{first}, then {second}", partial(scored, results, replace(row, report=(first,)), metric)
+        )
     return _markdown(pivot, f"{view['column']}: {UNITS[metric]}", digits=1 if metric == "exact_match" else 3)
 
 
@@ -87,7 +89,7 @@ def _by_variable(table: Table, results: Results, view: Mapping[str, Any]) -> str
     for row in table.rows:
         if by in row.variables:
             label = f"{100 * row.variables[by]:g} %"
-            _put(pivot, row.name, label, partial(average, results, row, metric))
+            _put(pivot, row.name, label, partial(scored, results, row, metric))
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
@@ -140,6 +142,17 @@ def average(results: Results, row: Row, metric: str) -> list[float]:
     return [sum(seed) / len(seed) for seed in zip(*tested, strict=True)]
 
 
+def scored(results: Results, row: Row, metric: str) -> Scores:
+    """The mean over the reported tasks of a row, and its standard error over test examples."""
+    values = average(results, row, metric)
+    errors = [results.sampled(row.spec, task, metric) for task in row.report]
+    return values, mean_of([[0.0]] * len(errors), errors).error
+
+
+def _dropped(results: Results, row: Row, metric: str) -> Scores:
+    return drop(results, row, metric), None
+
+
 def _groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows of all cases by their names, with the values of variables that are not in the name."""
     found: dict[str, list[Row]] = {}
@@ -148,12 +161,12 @@ def _groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _put(pivot: Pivot, name: str, column: str, values: Callable[[], list[float]]) -> None:
+def _put(pivot: Pivot, name: str, column: str, scores: Callable[[], Scores]) -> None:
     cell = pivot.setdefault(name, {}).setdefault(column, [])
     try:
-        cell.append(values())
+        cell.append(scores())
     except MissingError:
-        cell.append([])
+        cell.append(([], None))
 
 
 def _markdown(pivot: Pivot, title: str, digits: int) -> str:
@@ -166,10 +179,10 @@ def _markdown(pivot: Pivot, title: str, digits: int) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: Values | None, digits: int) -> str:
-    if not values or not all(values):
+def _cell(scores: list[Scores] | None, digits: int) -> str:
+    if not scores or not all(values for values, _ in scores):
         return ""
-    mean = mean_of(values)
+    mean = mean_of(*zip(*scores, strict=True))
     return f"{mean.value:.{digits}f}" + ("" if mean.error is None else f" ± {mean.error:.{digits}f}")
 
 

@@ -22,7 +22,7 @@ class MissingError(Exception):
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over cases and seeds, and its standard error; None if there is one seed only."""
+    """A mean over cases and seeds, and its standard error; None if it is not known."""
 
     value: float
     error: float | None
@@ -31,18 +31,20 @@ class Mean:
         return f"{self.value:.1f}" + ("" if self.error is None else f" ± {self.error:.1f}")
 
 
-def mean_of(cases: Sequence[Sequence[float]]) -> Mean:
+def mean_of(cases: Sequence[Sequence[float]], errors: Sequence[float | None] = ()) -> Mean:
     """The mean over cases of the means over seeds.
 
     The standard error is that of the seeds: √(Σ s² / n) / C for C cases of n seeds with variance s². The cases are
-    fixed, so their differences are not part of it.
+    fixed, so their differences are not part of it. With one seed it is √(Σ e²) / C, with the errors e of the cases.
 
     Args:
         cases: For each case, one value per seed.
+        errors: For each case, the standard error over test examples.
     """
     value = fmean(fmean(seeds) for seeds in cases)
     if min(map(len, cases)) < 2:
-        return Mean(value, None)
+        known = [error for error in errors if error is not None]
+        return Mean(value, math.hypot(*known) / len(cases) if len(known) == len(cases) else None)
     return Mean(value, math.sqrt(sum(variance(seeds) / len(seeds) for seeds in cases)) / len(cases))
 
 
@@ -90,13 +92,22 @@ class Results:
             raise MissingError(f"{task}, seed {seeds[records.index(None)]}")
         if any(metric not in record for record in records if record is not None):
             raise MissingError(f"{metric} on {task}: a seed diverged")
-        scale = 100.0 if metric == "exact_match" else 1.0
-        return [scale * record[metric][0] for record in records if record is not None]
+        return [_scale(metric) * record[metric][0] for record in records if record is not None]
+
+    def sampled(self, spec: Spec | None, task: str, metric: str) -> float | None:
+        """The standard error of the score over the test examples, in a world with one seed; else None."""
+        (seed, *others) = self.world.seeds
+        record = None if others else self.store.test(cell_of(spec, self.choice(spec), seed), task)
+        return None if record is None or record[metric][1] is None else _scale(metric) * record[metric][1]
 
     def trained(self, spec: Spec, name: str) -> float:
         """Mean over the seeds of a figure of the training records, such as "bytes"."""
         setting = self.choice(spec)
         return fmean(self.validated(spec, setting, seed)[name] for seed in self.world.seeds)
+
+
+def _scale(metric: str) -> float:
+    return 100.0 if metric == "exact_match" else 1.0
 
 
 def root(spec: Spec) -> Spec:

@@ -282,6 +282,8 @@ def test_means_and_their_errors() -> None:
     assert mean.value == 3.5
     assert mean.error == pytest.approx((2 / 2) ** 0.5 / 2)
     assert mean_of([[1.0], [2.0, 3.0]]).error is None
+    assert mean_of([[1.0], [3.0]], [3.0, 4.0]).error == 2.5
+    assert mean_of([[1.0], [3.0]], [3.0, None]).error is None
     assert differences([[3.0, 4.0]], [[1.0, 1.0]]) == [[2.0, 3.0]]
 
 
