@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from . import tables
-from .results import MissingError, Results, best_on_validation, differences, drop, mean_of
+from .results import MissingError, Results, best_on_validation, differences, drop, error_of_mean, mean_of
 from .store import Store
 from .tables import Row, Table
 from .worlds import WORLDS, World
@@ -76,9 +76,8 @@ def _by_case(table: Table, results: Results, view: Mapping[str, Any]) -> str:
     pivot: Pivot = {}
     for row in table.rows:
         first, second = row.report[:2]
-        _put(
-            pivot, row.label, f"{first}, then {second}", partial(scored, results, replace(row, report=(first,)), metric)
-        )
+        scores = partial(scored, results, replace(row, report=(first,)), metric)
+        _put(pivot, row.label, f"{first}, then {second}", scores)
     return _markdown(pivot, f"{view['column']}: {UNITS[metric]}", digits=1 if metric == "exact_match" else 3)
 
 
@@ -146,7 +145,7 @@ def scored(results: Results, row: Row, metric: str) -> Scores:
     """The mean over the reported tasks of a row, and its standard error over test examples."""
     values = average(results, row, metric)
     errors = [results.sampled(row.spec, task, metric) for task in row.report]
-    return values, mean_of([[0.0]] * len(errors), errors).error
+    return values, error_of_mean(errors)
 
 
 def _dropped(results: Results, row: Row, metric: str) -> Scores:

@@ -35,7 +35,7 @@ def mean_of(cases: Sequence[Sequence[float]], errors: Sequence[float | None] = (
     """The mean over cases of the means over seeds.
 
     The standard error is that of the seeds: √(Σ s² / n) / C for C cases of n seeds with variance s². The cases are
-    fixed, so their differences are not part of it. With one seed it is √(Σ e²) / C, with the errors e of the cases.
+    fixed, so their differences are not part of it. With one seed it is that of the errors of the cases.
 
     Args:
         cases: For each case, one value per seed.
@@ -43,8 +43,7 @@ def mean_of(cases: Sequence[Sequence[float]], errors: Sequence[float | None] = (
     """
     value = fmean(fmean(seeds) for seeds in cases)
     if min(map(len, cases)) < 2:
-        known = [error for error in errors if error is not None]
-        return Mean(value, math.hypot(*known) / len(cases) if len(known) == len(cases) else None)
+        return Mean(value, error_of_mean(errors))
     return Mean(value, math.sqrt(sum(variance(seeds) / len(seeds) for seeds in cases)) / len(cases))
 
 
@@ -104,6 +103,12 @@ class Results:
         """Mean over the seeds of a figure of the training records, such as "bytes"."""
         setting = self.choice(spec)
         return fmean(self.validated(spec, setting, seed)[name] for seed in self.world.seeds)
+
+
+def error_of_mean(errors: Sequence[float | None]) -> float | None:
+    """The standard error of the mean of independent scores: √(Σ e²) / C for C errors e; None if one is not known."""
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) / len(known) if known and len(known) == len(errors) else None
 
 
 def _scale(metric: str) -> float:
