@@ -2,11 +2,11 @@
 
 Usage: python -m paper WORLD FOLDER RESULTS [TABLE ...] [--tasks FOLDER] [--task NAME=TRAIN,TEST] [--quick]
 
-WORLD is small or smollm2. FOLDER keeps the base, the data and the vectors. RESULTS is the file of the results, one JSON
-line per cell; cells that it contains are not computed again. The tables and plots are made from it by `paper.report`
-and `paper.plots`.
+WORLD is small, smollm2 or smollm2-long, which needs an accelerator. FOLDER keeps the base, the data and the vectors.
+RESULTS is the file of the results, one JSON line per cell; cells that it contains are not computed again. The tables
+and plots are made from it by `paper.report` and `paper.plots`.
 
-The real tasks of smollm2 are in the folder of --tasks, as NAME/train.jsonl and NAME/test.jsonl with the columns prompt
+The real tasks of SmolLM2 are in the folder of --tasks, as NAME/train.jsonl and NAME/test.jsonl with the columns prompt
 and completion, or each is given by --task as two files, folders or Hub ids.
 """
 
@@ -21,7 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from platform import machine, python_version
 
+import torch
+
 from taskvec.data.sources import data_path
+from taskvec.devices import device_of
 from taskvec.hub import open_checkpoint
 
 from . import tables, workers
@@ -81,12 +84,14 @@ def _tasks(folder: Path | None, given: list[str]) -> dict[str, tuple[Path, Path]
 
 
 def _head(place: Place) -> dict[str, object]:
+    device = device_of("auto")
     packages = ("taskvec", "torch", "transformers", "numpy")
     return {
         "base": open_checkpoint(place.base).fingerprint,
         "base_bytes": sum(file.stat().st_size for file in place.base.glob("*.safetensors")),
         "world": place.world.name,
         "machine": machine(),
+        **({} if device.type == "cpu" else {"device": torch.get_device_module(device).get_device_name(device)}),
         "versions": {"python": python_version(), **{name: version(name) for name in packages}},
     }
 

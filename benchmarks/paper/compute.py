@@ -20,7 +20,6 @@ from .store import Cell, Record, Store, locked
 from .worlds import Place
 
 Scores = dict[str, tuple[float, float | None]]  # metric -> value and standard error
-BATCH = 256  # examples of an evaluation at a time in the small world
 
 
 class Lab:
@@ -126,7 +125,7 @@ class Lab:
                 self.place.test(task) if part == "test" else self.place.validation(task),
                 [] if vector is None else [vector],
                 metrics=("loss",) if only_loss else ("loss", "exact_match"),
-                batch_size=BATCH if self.world.formal else 32,
+                batch_size=self.world.evaluation_batch,
                 max_length=self.world.max_length,
                 max_new_tokens=None if only_loss else self.world.budget(task).answer,
             )

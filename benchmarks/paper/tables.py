@@ -113,6 +113,9 @@ def _rows(
     table: str, template: Mapping[str, Any], case: Mapping[str, Any], report: list[str], world: World, *, quick: bool
 ) -> Iterator[Row]:
     ranges = template.get("for", {})
+    worlds = template.get("worlds")
+    if isinstance(worlds, dict):
+        ranges = {**ranges, **(worlds[world.name] or {})}
     if quick and isinstance(template["quick"], dict):
         ranges = {**ranges, **template["quick"]}
     for values in itertools.product(*ranges.values()):
@@ -155,7 +158,7 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
     if options.pop("disjoint", False):
         disjoint = start
     mix, rate, times = options.pop("mix", None), options.pop("rate", None), options.pop("rate_times", 1.0)
-    budget = world.budget(task)
+    budget, multiple = world.budget(task), options.pop("budget", 1)
     method = options.get("method", "lota")
     if options.get("mask") == DEFAULT_MASK:  # rows that name the default share results with those that do not
         del options["mask"]
@@ -166,7 +169,7 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
         options.setdefault("calibration_steps", budget.calibration)
     steps = options.get("steps", "all")
     if steps == "all":  # those of calibration are part of the budget
-        options["steps"] = budget.steps - (options["calibration_steps"] if calibrates else 0)
+        options["steps"] = multiple * budget.steps - (options["calibration_steps"] if calibrates else 0)
     elif steps == "rest":
         options["steps"] = budget.steps - budget.calibration
     fixed = tuple(sorted(options.items()))

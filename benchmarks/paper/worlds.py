@@ -1,4 +1,4 @@
-"""The two settings in which everything is measured: a small model on formal tasks, and SmolLM2-135M on real ones."""
+"""The settings in which everything is measured: a small model on formal tasks, and SmolLM2-135M on real ones."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class World:
         seeds: Seeds of the results.
         rates: Method -> the learning rates to begin with.
         grid: All learning rates that may be tried.
+        evaluation_batch: Examples of an evaluation at a time.
         formal: Whether the tasks are those of `language`, and the base is the small model, which is committed.
         known: Method -> learning rate, which is not tuned again: that of full fine-tuning, of LoRA, and of masks that
             are 90 % sparse and random or LoTA's.
@@ -74,6 +75,7 @@ class World:
     seeds: tuple[int, ...]
     rates: dict[str, Rates] = field(hash=False)
     grid: Rates
+    evaluation_batch: int = 32
     formal: bool = False
     known: dict[str, float] = field(default_factory=dict, hash=False)
 
@@ -99,8 +101,10 @@ SMALL = World(
     seeds=(0, 1, 2, 3, 4),
     rates={"fft": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2), "lota": (1e-3, 3e-3, 1e-2)},
     grid=FOUR_PER_DECADE,
+    evaluation_batch=256,
     formal=True,
 )
+SMOLLM2_RATES: dict[str, Rates] = {"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-3, 3e-3, 1e-2)}
 SMOLLM2 = World(
     name="smollm2",
     budgets={"": Budget(50, 10, 8, 80), "sql": Budget(40, 8, 4, 80)},
@@ -111,13 +115,26 @@ SMOLLM2 = World(
     select="loss",
     tuning_seeds=(0,),
     seeds=(0,),
-    rates={"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-3, 3e-3, 1e-2)},
+    rates=SMOLLM2_RATES,
     grid=TWO_PER_DECADE,  # only masks that are 99 % sparse are tuned here
     # the best on the validation parts of mawps and sql, of the same sweep for each method (make bench-rates)
     known={"fft": 3e-5, "lora": 3e-4, "lota": 3e-4},
 )
-WORLDS = {world.name: world for world in (SMALL, SMOLLM2)}
-
+SMOLLM2_LONG = World(
+    name="smollm2-long",
+    budgets={"": Budget(200, 40, 8, 80)},
+    max_length=512,
+    train=None,
+    validation=128,
+    test=300,
+    select="loss",
+    tuning_seeds=(0,),
+    seeds=(0, 1, 2),
+    rates={**SMOLLM2_RATES, "lota": (3e-4, 1e-3, 3e-3)},
+    grid=TWO_PER_DECADE,
+    evaluation_batch=64,
+)
+WORLDS = {world.name: world for world in (SMALL, SMOLLM2, SMOLLM2_LONG)}
 
 PROBE = "refuse"  # a task of both worlds that is generated
 
