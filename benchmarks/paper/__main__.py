@@ -84,14 +84,19 @@ def _tasks(folder: Path | None, given: list[str]) -> dict[str, tuple[Path, Path]
 
 
 def _head(place: Place) -> dict[str, object]:
-    device = device_of("auto")
+    device, accelerator = device_of("auto"), {}
+    if device.type != "cpu":
+        accelerator = {
+            "device": torch.get_device_module(device).get_device_name(device),
+            "matmul_precision": workers.MATMUL_PRECISION,
+        }
     packages = ("taskvec", "torch", "transformers", "numpy")
     return {
         "base": open_checkpoint(place.base).fingerprint,
         "base_bytes": sum(file.stat().st_size for file in place.base.glob("*.safetensors")),
         "world": place.world.name,
         "machine": machine(),
-        **({} if device.type == "cpu" else {"device": torch.get_device_module(device).get_device_name(device)}),
+        **accelerator,
         "versions": {"python": python_version(), **{name: version(name) for name in packages}},
     }
 
