@@ -172,6 +172,8 @@ def _run(given: Mapping[str, Any], world: World) -> Run:
         options["steps"] = multiple * budget.steps - (options["calibration_steps"] if calibrates else 0)
     elif steps == "rest":
         options["steps"] = budget.steps - budget.calibration
+    if rate == "single":  # that of the same training within one budget
+        rate = _run({name: given[name] for name in given if name not in ("budget", "rate")}, world)
     fixed = tuple(sorted(options.items()))
     alone = start is None and mix is None and disjoint is None and times == 1.0
     if rate is None and not alone:
