@@ -9,11 +9,12 @@ PAIRS ?= bench-pairs
 RUNS ?= bench-runs
 PAPER ?= $(RUNS)/paper
 TASKS ?= tasks
+WORKERS ?= 2
 FUZZ ?= 100000 0
 CASES ?= 6000 0
 RECIPES ?= 200 0
 
-.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks paper paper-quick paper-report bench-merge bench-live bench-large bench-distributed bench-codec bench-masks bench-install on-paper clean
+.PHONY: help demo test test-fast docs fuzz attack conformance accelerator check format bench families bench-format bench-train bench-rates bench-tasks paper paper-long paper-quick paper-report bench-merge bench-live bench-large bench-distributed bench-codec bench-masks bench-install on-paper clean
 help:
 	@echo "make demo    train two sparse task vectors on a real model, merge them, show the result ($(DEMO)/)"
 	@echo "make test    run the tests"
@@ -31,6 +32,7 @@ help:
 	@echo "make bench-rates    learning rates on real tasks, TASKS=folder (many hours; results are kept)"
 	@echo "make bench-tasks    train and evaluate on real tasks, TASKS=folder (some hours)"
 	@echo "make paper          rerun the tables of the LoTA paper and compare masks, TASKS=folder (about a day; results are kept)"
+	@echo "make paper-long     a part of them on SmolLM2 with a larger budget, TASKS=folder (half an hour on one H200)"
 	@echo "make paper-quick    a reduced set of each table on the small model (at most 30 minutes)"
 	@echo "make paper-report   write docs/paper.md and its plots from the committed results"
 	@echo "make bench-merge    time and memory of merging beside mergekit, and how they grow"
@@ -144,6 +146,13 @@ paper: $(VENV)/smollm2
 	  PYTHONPATH=benchmarks $(BIN)/python -m paper.report $$world $(PAPER)/$$world.jsonl || exit 1; \
 	done
 	PYTHONPATH=benchmarks $(BIN)/python -m paper.plots $(PAPER)/small.jsonl $(PAPER)
+
+# WORKERS is the number of trainings at a time, each of which takes some 9 GB of the accelerator
+paper-long: $(VENV)/smollm2
+	@test -d "$(TASKS)" || { echo "TASKS=$(TASKS) is not a folder of tasks" >&2; exit 2; }
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper smollm2-long $(PAPER)/smollm2-long $(PAPER)/smollm2-long.jsonl --tasks $(TASKS) --workers $(WORKERS)
+	PYTHONPATH=benchmarks $(BIN)/python -m paper.check smollm2-long $(PAPER)/smollm2-long.jsonl $(PAPER)/smollm2-long
+	PYTHONPATH=benchmarks $(BIN)/python -m paper.report smollm2-long $(PAPER)/smollm2-long.jsonl
 
 paper-quick: $(VENV)/installed
 	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper small $(PAPER)/small $(PAPER)/quick.jsonl --quick

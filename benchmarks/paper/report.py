@@ -29,8 +29,8 @@ Pivot = dict[str, dict[str, list[Scores]]]  # row, column -> one per case
 
 
 def rendered(table: Table, results: Results) -> str:
-    """All views of a table."""
-    return "\n\n".join(_view(table, results, view) for view in table.views)
+    """All views of a table that have something to show."""
+    return "\n\n".join(filter(None, (_view(table, results, view) for view in table.views)))
 
 
 def _view(table: Table, results: Results, view: Mapping[str, Any]) -> str:
@@ -46,13 +46,14 @@ def _view(table: Table, results: Results, view: Mapping[str, Any]) -> str:
 
 
 def _by_task(table: Table, results: Results, view: Mapping[str, Any]) -> str:
-    """One column per case, and their mean."""
-    metric = view["metric"]
+    """One column per case, and the mean of several."""
+    metric, several = view["metric"], len({row.report for row in table.rows}) > 1
     pivot: Pivot = {}
     for row in table.rows:
         (task,) = row.report
         _put(pivot, row.name, task, partial(scored, results, row, metric))
-        _put(pivot, row.name, "mean", partial(scored, results, row, metric))
+        if several:
+            _put(pivot, row.name, "mean", partial(scored, results, row, metric))
     return _markdown(pivot, UNITS[metric], digits=1 if metric == "exact_match" else 3)
 
 
@@ -71,8 +72,10 @@ def _by_position(table: Table, results: Results, view: Mapping[str, Any]) -> str
 
 
 def _by_case(table: Table, results: Results, view: Mapping[str, Any]) -> str:
-    """The first reported task, with one column per case, which is named by its first two tasks."""
+    """The first reported task, with one column per case, which is named by its first two tasks. Empty for one case."""
     metric = view["metric"]
+    if len({row.report for row in table.rows}) == 1:
+        return ""
     pivot: Pivot = {}
     for row in table.rows:
         first, second = row.report[:2]
@@ -194,21 +197,30 @@ def _rule(columns: int) -> str:
 
 
 def verdicts(world: World, results: Results, *, quick: bool = False) -> str:
-    """The claims of the paper, the rows that test each, and the verdict."""
+    """The claims of the paper, the rows that test each, and the verdict. Claims without rows are left out."""
     lines = [_line(["claim", "rows", "difference", "verdict"]), _rule(4)]
     for claim in yaml.safe_load(CLAIMS.read_text(encoding="utf-8")):
         table = tables.read(claim["table"], world, quick=quick)
+        sides = [_known(names, table) for names in claim["rows"]]
+        if not all(sides):
+            continue
         try:
             difference, words = compared(claim, table, results)
         except MissingError:
             difference, words = "", "not computed"
-        shown = f"{_named(claim['rows'][0])} − {_named(claim['rows'][1])}"
+        shown = " − ".join(map(_named, sides))
         lines.append(_line([f"{claim['claim']} ({claim['source']})", f"{claim['table']}: {shown}", difference, words]))
     return "\n".join(lines)
 
 
-def _named(names: str | list[str]) -> str:
-    return names if isinstance(names, str) else f"best of ({'; '.join(names)})"
+def _known(names: str | list[str], table: Table) -> list[str]:
+    """Those rows of a side of a claim that a table has in its world."""
+    labels = {row.label for row in table.rows}
+    return [name for name in ([names] if isinstance(names, str) else names) if name in labels]
+
+
+def _named(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"best of ({'; '.join(names)})"
 
 
 def compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[str, str]:
@@ -236,13 +248,13 @@ def compared(claim: Mapping[str, Any], table: Table, results: Results) -> tuple[
         return max(map(fmean, scores)) > base
 
     def side(names: str | list[str]) -> dict[str, Row]:
-        wanted = [names] if isinstance(names, str) else names
+        wanted = _known(names, table)
         cases: dict[str, list[Row]] = {}
         for row in table.rows:
             if row.label in wanted:
                 cases.setdefault(repr(row.case), []).append(row)
         if not cases or any(len(rows) != len(wanted) for rows in cases.values()):
-            raise MissingError(f"rows {wanted}")
+            raise MissingError(f"rows {names}")
         return {case: rows[0] if len(rows) == 1 else best_on_validation(results, rows) for case, rows in cases.items()}
 
     first, second = side(claim["rows"][0]), side(claim["rows"][1])
