@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from . import tables
-from .results import MissingError, Results
+from .scores import MissingError, Results
 from .selection import cell_of
 from .store import Store
 from .tables import sized

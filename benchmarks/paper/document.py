@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import tables
 from .report import rendered, verdicts
-from .results import Results
+from .scores import Results
 from .store import Store
 from .worlds import WORLDS
 

@@ -17,7 +17,7 @@ from taskvec.training.rates import default_rate
 
 from . import tables
 from .report import average, size_of
-from .results import MissingError, Results, mean_of
+from .scores import MissingError, Results, mean_of
 from .store import Store
 from .tables import Row
 from .worlds import SMALL

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from . import tables
-from .results import MissingError, Results, best_on_validation, differences, drop, error_of_mean, mean_of
+from .scores import MissingError, Results, best_on_validation, differences, drop, error_of_mean, mean_of
 from .store import Store
 from .tables import Row, Table
 from .worlds import WORLDS, World

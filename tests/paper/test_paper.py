@@ -29,7 +29,7 @@ from paper.language import (
 )
 from paper.pretrain import SMALL_MODEL, item_outside, pretrain
 from paper.refusals import REFUSAL
-from paper.results import Results, differences, mean_of
+from paper.scores import Results, differences, mean_of
 from paper.selection import Setting, cell_of, choose
 from paper.specs import Merge, Run, Spec, described, key_of
 from paper.store import Store, StoreError
