@@ -2,7 +2,9 @@
 
 A table has `cases`, sets of variables per world, and `rows`. `$name` in a row stands for a variable. A row with `for`
 stands for one row per combination of the values of its variables. A row describes a vector: `train` or `merge`, or
-nothing for the base. `report` lists the tasks whose test parts are scored.
+nothing for the base. `report` lists the tasks whose test parts are scored. `worlds` lists the worlds of a row, and as a
+mapping it replaces values of `for` in each. `budget: 2` is twice the steps, and `rate: single` takes the learning rate
+that is best for one budget.
 """
 
 from __future__ import annotations

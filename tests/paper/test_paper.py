@@ -193,6 +193,16 @@ def test_methods_have_the_same_budget() -> None:
     assert steps == {SMALL.budget("zip").steps}
 
 
+def test_worlds_and_budgets_of_rows() -> None:
+    rows = [row for row in tables.read("sparsity", WORLDS["smollm2-long"]).rows if row.case == {"task": "mawps"}]
+    specs = {row.label: row.spec for row in rows}
+    assert {label for label in specs if label.startswith("LoTA, ")} == {"LoTA, 90 %", "LoTA, 99 %"}
+    once, twice = specs["LoTA, 99 %"], specs["LoTA with twice the steps, 99 %"]
+    assert isinstance(once, Run) and isinstance(twice, Run)
+    assert (once.option("steps"), twice.option("steps")) == (160, 360)
+    assert (once.rate, twice.rate) == (None, once)
+
+
 def test_rows_of_several_tables_share_results() -> None:
     def keys(table: str, name: str) -> list[str]:
         return [key_of(row.spec) for row in tables.read(table, SMALL).rows if row.spec and row.name == name]
