@@ -198,7 +198,8 @@ def test_worlds_and_budgets_of_rows() -> None:
     specs = {row.label: row.spec for row in rows}
     assert {label for label in specs if label.startswith("LoTA, ")} == {"LoTA, 90 %", "LoTA, 99 %"}
     once, twice = specs["LoTA, 99 %"], specs["LoTA with twice the steps, 99 %"]
-    assert isinstance(once, Run) and isinstance(twice, Run)
+    assert isinstance(once, Run)
+    assert isinstance(twice, Run)
     assert (once.option("steps"), twice.option("steps")) == (160, 360)
     assert (once.rate, twice.rate) == (None, once)
 
