@@ -62,12 +62,13 @@ $(VENV)/smollm2: $(VENV)/installed
 demo: $(VENV)/smollm2
 	$(BIN)/taskvec demo $(DEMO)
 
+# three workers on two cores, because many tests wait for processes that they start
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # without the modules that take seconds per test
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
 
 fuzz: $(VENV)/installed
 	PYTHONPATH=tests $(BIN)/python -m support.fuzz $(FUZZ)
