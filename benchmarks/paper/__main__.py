@@ -17,7 +17,7 @@ import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from platform import machine, python_version
 
@@ -57,10 +57,17 @@ def main() -> int:
     failed = 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the workers too
     # a fresh process per worker: torch's threads do not survive a fork
-    with ProcessPoolExecutor(given.workers, get_context("spawn"), workers.set_up, (place, given.results, head)) as pool:
+    pool = ProcessPoolExecutor(given.workers, get_context("spawn"), workers.set_up, (place, given.results, head))
+    try:
         for done, (row, error) in enumerate(zip(rows, pool.map(workers.compute, rows), strict=True), 1):
             failed += error is not None
             print(f"{done}/{len(rows)} {row.table}: {row.name} {error or ''}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        for process in active_children():
+            process.kill()
+        sys.exit("interrupted: the same command computes the rest")
+    finally:
+        pool.shutdown(cancel_futures=True)
     return 1 if failed else 0
 
 
