@@ -136,7 +136,7 @@ SMOLLM2_LONG = World(
 )
 WORLDS = {world.name: world for world in (SMALL, SMOLLM2, SMOLLM2_LONG)}
 
-PROBE = "refuse"  # a task of both worlds that is generated
+PROBE = "refuse"  # a task that is generated
 
 
 class TaskError(Exception):
