@@ -9,6 +9,7 @@ PAIRS ?= bench-pairs
 RUNS ?= bench-runs
 PAPER ?= $(RUNS)/paper
 TASKS ?= tasks
+NEEDS_TASKS = @test -d "$(TASKS)" || { echo "TASKS=$(TASKS) is not a folder of tasks" >&2; exit 2; }
 WORKERS ?= 2
 FUZZ ?= 100000 0
 CASES ?= 6000 0
@@ -139,7 +140,7 @@ bench-tasks: $(RUNS)/base
 
 # each line of PAPER/*.jsonl is a cell, which is not computed again; the small model needs no TASKS
 paper: $(VENV)/smollm2
-	@test -d "$(TASKS)" || { echo "TASKS=$(TASKS) is not a folder of tasks" >&2; exit 2; }
+	$(NEEDS_TASKS)
 	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper small $(PAPER)/small $(PAPER)/small.jsonl
 	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper smollm2 $(PAPER)/smollm2 $(PAPER)/smollm2.jsonl --tasks $(TASKS)
 	for world in small smollm2; do \
@@ -150,7 +151,7 @@ paper: $(VENV)/smollm2
 
 # WORKERS is the number of trainings at a time, each of which takes some 9 GB of the accelerator
 paper-long: $(VENV)/smollm2
-	@test -d "$(TASKS)" || { echo "TASKS=$(TASKS) is not a folder of tasks" >&2; exit 2; }
+	$(NEEDS_TASKS)
 	PYTHONPATH=benchmarks $(BIN)/python -W ignore -m paper smollm2-long $(PAPER)/smollm2-long $(PAPER)/smollm2-long.jsonl --tasks $(TASKS) --workers $(WORKERS)
 	PYTHONPATH=benchmarks $(BIN)/python -m paper.check smollm2-long $(PAPER)/smollm2-long.jsonl $(PAPER)/smollm2-long
 	PYTHONPATH=benchmarks $(BIN)/python -m paper.report smollm2-long $(PAPER)/smollm2-long.jsonl

@@ -17,7 +17,7 @@ from .tables import Row
 from .worlds import Place
 
 _HEAVY = ("peft", "taskvec.training.dense", "taskvec.training.ticket", "taskvec.evaluation.evaluate")
-MATMUL_PRECISION = "high"  # of f32 on an accelerator: TF32, which is several times as fast there
+MATMUL_PRECISION = "high"  # of f32 on an accelerator: TF32
 _labs: list[Lab] = []  # of this worker
 
 

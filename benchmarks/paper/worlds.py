@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -104,7 +104,6 @@ SMALL = World(
     evaluation_batch=256,
     formal=True,
 )
-SMOLLM2_RATES: dict[str, Rates] = {"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-3, 3e-3, 1e-2)}
 SMOLLM2 = World(
     name="smollm2",
     budgets={"": Budget(50, 10, 8, 80), "sql": Budget(40, 8, 4, 80)},
@@ -115,23 +114,18 @@ SMOLLM2 = World(
     select="loss",
     tuning_seeds=(0,),
     seeds=(0,),
-    rates=SMOLLM2_RATES,
+    rates={"fft": (1e-5, 3e-5, 1e-4), "lora": (1e-4, 3e-4, 1e-3), "lota": (1e-3, 3e-3, 1e-2)},
     grid=TWO_PER_DECADE,  # only masks that are 99 % sparse are tuned here
     # the best on the validation parts of mawps and sql, of the same sweep for each method (make bench-rates)
     known={"fft": 3e-5, "lora": 3e-4, "lota": 3e-4},
 )
-SMOLLM2_LONG = World(
+SMOLLM2_LONG = replace(
+    SMOLLM2,
     name="smollm2-long",
     budgets={"": Budget(200, 40, 8, 80)},
-    max_length=512,
-    train=None,
-    validation=128,
-    test=300,
-    select="loss",
-    tuning_seeds=(0,),
     seeds=(0, 1, 2),
-    rates={**SMOLLM2_RATES, "lota": (3e-4, 1e-3, 3e-3)},
-    grid=TWO_PER_DECADE,
+    rates={**SMOLLM2.rates, "lota": (3e-4, 1e-3, 3e-3)},
+    known={},
     evaluation_batch=64,
 )
 WORLDS = {world.name: world for world in (SMALL, SMOLLM2, SMOLLM2_LONG)}

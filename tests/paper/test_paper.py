@@ -193,6 +193,13 @@ def test_methods_have_the_same_budget() -> None:
     assert steps == {SMALL.budget("zip").steps}
 
 
+def test_every_row_of_a_claim_is_in_its_table() -> None:
+    for claim in yaml.safe_load(report.CLAIMS.read_text(encoding="utf-8")):
+        labels = {row.label for world in WORLDS.values() for row in tables.read(claim["table"], world).rows}
+        named = {name for side in claim["rows"] for name in ([side] if isinstance(side, str) else side)}
+        assert named <= labels, claim["claim"]
+
+
 def test_worlds_and_budgets_of_rows() -> None:
     rows = [row for row in tables.read("sparsity", WORLDS["smollm2-long"]).rows if row.case == {"task": "mawps"}]
     specs = {row.label: row.spec for row in rows}
